@@ -91,7 +91,8 @@ class ModelSection:
             raise ValueError(f"model.filter_seq_len ({self.filter_seq_len}) must be at least model.max_seq_len "
                              f"({self.max_seq_len}): the filter is defined on filter_seq_len lags only")
         if set(self.layer_pattern) - set("HA"):
-            raise ValueError(f"model.layer_pattern may hold only H (Hyena) and A (attention), got {self.layer_pattern!r}")
+            raise ValueError("model.layer_pattern may hold only H (Hyena) and A (attention), "
+                             f"got {self.layer_pattern!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +156,7 @@ class TrainSection:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimSection:
-    """AdamW with linear warm-up and cosine decay. Filter weights have no weight decay, everything else has, as published."""
+    """AdamW with linear warm-up and cosine decay. As published, all but the filters' weights decay."""
 
     lr: float = 6e-4
     """Peak learning rate."""

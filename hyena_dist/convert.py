@@ -1,0 +1,232 @@
+"""Published HyenaDNA checkpoints, to and from a HyenaModel.
+
+`config` is the published config.json as a dict; `state_dict` has the published keys. Accepted on the way in: a `model.`
+prefix (Lightning), `.layer` keys (models trained with the published checkpointing), a tied or absent `lm_head.weight`,
+the one sine frequency stored three times, stored or absent position buffers, torchmetrics' counters.
+"""
+
+import pickle
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hyena_dist.config.schema import ModelSection
+from hyena_dist.model.config import VOCAB_MULTIPLE, hyena_config
+from hyena_dist.model.initial import initialize
+from hyena_dist.model.model import HyenaModel
+from hyena_dist.ops.implicit_filter import FilterShape, decay_rates, positional_features, time
+
+
+class ConversionError(ValueError):
+    """A checkpoint or configuration that is not a HyenaDNA model; the message names the key and the remedy."""
+
+
+def from_published(config: Mapping[str, Any], state_dict: Mapping[str, Tensor] | None) -> HyenaModel:
+    """Build the model of a published configuration, in eval mode, on the CPU, in the weights' own dtype.
+
+    Args:
+        config: the published config.json. `layer.shift` (0.05 if absent, as in the published inference code) is the
+            constant of the decay window, `layer.order` the order of the operator (2 if absent).
+        state_dict: weights by published name; None: initial values in float32.
+
+    Raises:
+        ConversionError: an unsupported option, a missing or unknown key, a shape that does not fit.
+    """
+    section = model_section(config)
+    weights = None if state_dict is None else _canonical(state_dict)
+    dtype = torch.float32 if weights is None else next(iter(weights.values())).dtype
+    model = HyenaModel(hyena_config(section, params_dtype=dtype))
+    if weights is None:
+        initialize(model, model.config, seed=0)
+        return model.eval()
+    names = _published_names(model)
+    expected = {published for published, _ in names.values()}
+    for key, kind in ((expected - weights.keys(), "lacks"), (weights.keys() - expected, "has the unknown")):
+        if key:
+            raise ConversionError(f"the state dict {kind} key {sorted(key)[0]} ({len(key)} in all): "
+                                  "is it of a HyenaDNA model of this config?")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            published, shape = names[name]
+            if weights[published].shape != shape:
+                raise ConversionError(f"{published} has shape {list(weights[published].shape)}, the config asks for "
+                                      f"{list(shape)}: use the config.json that belongs to these weights")
+            parameter.copy_(weights[published].reshape(parameter.shape))
+    return model.eval()
+
+
+def to_published(model: HyenaModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The published config and state dict of a model, position buffers and aliases included; the inverse of
+    `from_published`, bit for bit. Tensors are copies on the CPU."""
+    c = model.config
+    layer = {"_name_": "hyena", "emb_dim": c.filter_emb_dim, "filter_order": c.filter_order,
+             "short_filter_order": c.short_conv_kernel, "l_max": c.filter_seq_len, "modulate": True,
+             "w": c.filter_sine_freq, "lr_pos_emb": 0.0, "order": c.hyena_order,
+             "num_inner_mlps": c.filter_num_inner_mlps, "shift": c.filter_shift}
+    config = {"d_model": c.hidden_size, "n_layer": c.num_layers, "d_inner": c.ffn_hidden_size,
+              "vocab_size": c.padded_vocab_size, "embed_dropout": c.embed_dropout, "resid_dropout": c.resid_dropout,
+              "residual_in_fp32": True, "pad_vocab_size_multiple": VOCAB_MULTIPLE, "layer": layer}
+    state: dict[str, Tensor] = {}
+    names = _published_names(model)
+    for name, parameter in model.named_parameters():
+        published, shape = names[name]
+        state[published] = parameter.detach().cpu().clone().reshape(shape)
+    for i in range(c.num_layers):
+        state |= _derived(f"backbone.layers.{i}.mixer.filter_fn.", state, c.filter_shape, c.filter_num_inner_mlps,
+                          c.hidden_size * c.num_filters)
+    state["lm_head.weight"] = state["backbone.embeddings.word_embeddings.weight"]
+    return config, state
+
+
+def model_section(config: Mapping[str, Any]) -> ModelSection:
+    """The `model` section of a published config.json.
+
+    Raises:
+        ConversionError: a missing key, or an option whose published meaning this model does not have.
+    """
+    try:
+        layer = config["layer"]
+        order, width = layer.get("order", 2), config["d_model"]
+        unsupported = {key: value for key, value, supported in (
+            ("layer.modulate", layer.get("modulate", True), True),
+            ("layer.bidirectional", layer.get("bidirectional", False), False),
+            ("layer.normalized", layer.get("normalized", False), False),
+            ("layer.num_heads", layer.get("num_heads", 1), 1),
+            ("layer.num_blocks", layer.get("num_blocks", 1), 1),
+            ("layer.inner_factor", layer.get("inner_factor", 1), 1),
+            ("pad_vocab_size_multiple", config.get("pad_vocab_size_multiple", VOCAB_MULTIPLE), VOCAB_MULTIPLE),
+        ) if value != supported}
+        if unsupported:
+            raise ConversionError(f"unsupported published options: {unsupported}")
+        return ModelSection(
+            num_layers=config["n_layer"], hidden_size=width, ffn_hidden_size=config.get("d_inner", 4 * width),
+            max_seq_len=layer["l_max"], filter_seq_len=layer["l_max"], hyena_order=order,
+            filter_order=layer.get("filter_order", 64), filter_emb_dim=layer.get("emb_dim", 3),
+            filter_sine_freq=float(layer.get("w", 1)), filter_num_inner_mlps=layer.get("num_inner_mlps", 2),
+            filter_shift=layer.get("shift", 0.05),
+            short_conv_kernel=layer.get("short_filter_order", layer.get("local_order", 3)),
+            vocab_size=config["vocab_size"], embed_dropout=config.get("embed_dropout", 0.1),
+            resid_dropout=config.get("resid_dropout", 0.0))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ConversionError(f"not a published HyenaDNA config.json: {error!r}") from error
+
+
+def load_lightning(path: str | Path) -> dict[str, Tensor]:
+    """The state dict of a published Lightning checkpoint (weights.ckpt), read without running anything in it.
+
+    The pickle may name any class (OmegaConf objects, loop states); all but tensors and plain containers become inert
+    placeholders and are thrown away.
+
+    Raises:
+        ConversionError: unreadable, not a checkpoint, or without a `state_dict` of tensors.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_TENSORS_ONLY)
+        state = dict(content["state_dict"])
+    except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError, AttributeError,
+            IndexError) as error:
+        raise ConversionError(f"{path}: not a readable Lightning checkpoint with a state_dict: {error}") from error
+    if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
+        raise ConversionError(f"{path}: its state_dict holds more than tensors")
+    return state
+
+
+def _canonical(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Published keys without prefixes, aliases, buffers and counters."""
+    weights: dict[str, Tensor] = {}
+    for key, value in state_dict.items():
+        key = key.removeprefix("model.").replace(".mixer.layer.", ".mixer.").replace(".mlp.layer.", ".mlp.")
+        if "torchmetrics" in key or key.endswith((".pos_emb.z", ".pos_emb.t", ".modulation.deltas")):
+            continue
+        if key == "lm_head.weight":
+            key = "backbone.embeddings.word_embeddings.weight"
+        elif key.endswith(".freq"):
+            key = key[: key.rindex("implicit_filter.")] + "implicit_filter.1.freq"
+        if key in weights and not torch.equal(value, weights[key]):
+            raise ConversionError(f"two tensors of the state dict that are one weight of HyenaDNA differ: {key}")
+        weights[key] = value
+    if not weights:
+        raise ConversionError("the state dict is empty")
+    return weights
+
+
+def _published_names(model: HyenaModel) -> dict[str, tuple[str, torch.Size]]:
+    """Our parameter name -> (published key, published shape)."""
+    names = {}
+    for name, parameter in model.named_parameters():
+        key, shape = "backbone." + name, parameter.shape
+        for ours, theirs in (("embedding.word", "embeddings.word"), ("input_norm", "norm1"), ("mlp_norm", "norm2"),
+                             ("final_norm", "ln_f"), ("short_conv", "short_filter"), ("conv_bias", "filter_fn.bias")):
+            key = key.replace(ours, theirs)
+        if ".filter." in key:
+            prefix, leaf = key.split(".filter.")
+            key = f"{prefix}.filter_fn.implicit_filter.{_published_filter_leaf(leaf, model)}"
+        if name.endswith(".short_conv.weight"):
+            shape = torch.Size((shape[0], 1, shape[1]))
+        elif name.endswith(".filter.freq"):
+            shape = torch.Size((1, *shape))
+        names[name] = (key, shape)
+    return names
+
+
+def _published_filter_leaf(leaf: str, model: HyenaModel) -> str:
+    if leaf == "freq":
+        return "1.freq"
+    if leaf == "last_weight":
+        return f"{2 * (model.config.filter_num_inner_mlps + 1)}.weight"
+    _, kind, index = leaf.split("_")
+    return f"{2 * int(index)}.{kind}"
+
+
+def _derived(prefix: str, state: Mapping[str, Tensor], shape: FilterShape, inner_mlps: int,
+             channels: int) -> dict[str, Tensor]:
+    """What a published state dict stores besides weights: aliases of the frequency, positions, decay rates."""
+    freq = state[prefix + "implicit_filter.1.freq"]
+    device, every_lag = torch.device("cpu"), slice(0, shape.seq_len)
+    return {
+        **{f"{prefix}implicit_filter.{2 * i + 1}.freq": freq for i in range(1, inner_mlps + 1)},
+        prefix + "pos_emb.z": positional_features(shape, every_lag, freq.dtype, device)[None],
+        prefix + "pos_emb.t": time(shape, every_lag, freq.dtype, device)[None, :, None],
+        prefix + "modulation.deltas": decay_rates(channels, freq.dtype, device)[None, None],
+    }
+
+
+class _Inert:
+    """Stands for any object of a pickle that is neither a tensor nor a plain container."""
+
+    def __new__(cls, *_args: Any, **_kwargs: Any) -> "_Inert":
+        return super().__new__(cls)
+
+    def __init__(self, *_args: Any, **_kwargs: Any) -> None: ...
+
+    def __setstate__(self, _state: Any) -> None: ...
+
+    def __setitem__(self, _key: Any, _value: Any) -> None: ...
+
+    def append(self, _item: Any) -> None: ...
+
+    def __call__(self, *_args: Any, **_kwargs: Any) -> "_Inert":
+        return self
+
+
+class _TensorUnpickler(pickle.Unpickler):
+    _allowed = {("collections", "OrderedDict"): OrderedDict,
+                ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+                ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter}
+
+    def find_class(self, module: str, name: str) -> Any:
+        # Storage types are handled by torch.load before it asks here.
+        return self._allowed.get((module, name), _Inert)
+
+
+def _no_legacy_format(*_args: Any, **_kwargs: Any) -> None:
+    raise pickle.UnpicklingError("torch's format from before 1.6 is not read")
+
+
+_TENSORS_ONLY = SimpleNamespace(__name__="tensors_only", Unpickler=_TensorUnpickler, load=_no_legacy_format)
+"""What torch.load needs of a pickle module."""

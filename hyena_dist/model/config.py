@@ -1,0 +1,77 @@
+"""HyenaConfig: the Megatron configuration of a Hyena model, derived from the run's `model` section and never saved."""
+
+from dataclasses import dataclass
+
+import torch
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from hyena_dist.config.schema import ModelSection
+from hyena_dist.ops.implicit_filter import FilterShape
+
+AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+VOCAB_MULTIPLE = 8
+"""The published models pad the vocabulary to a multiple of this."""
+
+
+@dataclass
+class HyenaConfig(TransformerConfig):
+    """A TransformerConfig with what Hyena needs besides; fields have the meaning of the `model` section's keys."""
+
+    hyena_order: int = 2
+    filter_order: int = 64
+    filter_emb_dim: int = 5
+    filter_sine_freq: float = 10.0
+    filter_num_inner_mlps: int = 2
+    filter_shift: float = 0.05
+    filter_seq_len: int = 1024
+    max_seq_len: int = 1024
+    short_conv_kernel: int = 3
+    padded_vocab_size: int = 16
+    embed_dropout: float = 0.0
+    resid_dropout: float = 0.0
+    autocast_dtype: torch.dtype | None = None
+    """Dtype of the matrix products, by autocast inside the model's forward; None: that of the parameters."""
+    recompute_blocks: bool = False
+    """Recompute each block in the backward pass."""
+
+    @property
+    def filter_shape(self) -> FilterShape:
+        return FilterShape(self.filter_seq_len, self.filter_emb_dim, self.filter_shift)
+
+    @property
+    def num_filters(self) -> int:
+        """Long convolutions of a mixer."""
+        return self.hyena_order - 1
+
+
+def hyena_config(model: ModelSection, *, precision: str = "fp32", activation_checkpointing: str = "none",
+                 params_dtype: torch.dtype = torch.float32) -> HyenaConfig:
+    """Derive the Megatron configuration of a `model` section."""
+    return HyenaConfig(
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        ffn_hidden_size=model.ffn_hidden_size or 4 * model.hidden_size,
+        num_attention_heads=model.num_attention_heads,
+        hidden_dropout=0.0,  # dropout is ours: a hash of the element's place
+        attention_dropout=0.0,
+        params_dtype=params_dtype,
+        use_cpu_initialization=True,
+        perform_initialization=False,  # initial values are ours: a function of seed and name, not of the topology
+        gradient_accumulation_fusion=False,
+        cuda_graph_scope=[],
+        hyena_order=model.hyena_order,
+        filter_order=model.filter_order,
+        filter_emb_dim=model.filter_emb_dim,
+        filter_sine_freq=model.filter_sine_freq,
+        filter_num_inner_mlps=model.filter_num_inner_mlps,
+        filter_shift=model.filter_shift,
+        filter_seq_len=model.filter_seq_len or model.max_seq_len,
+        max_seq_len=model.max_seq_len,
+        short_conv_kernel=model.short_conv_kernel,
+        padded_vocab_size=-(-model.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE,
+        embed_dropout=model.embed_dropout,
+        resid_dropout=model.resid_dropout,
+        autocast_dtype=AUTOCAST_DTYPES[precision],
+        recompute_blocks=activation_checkpointing == "full",
+    )

@@ -1,0 +1,44 @@
+"""Initial values, as published, from a generator per weight: a function of (seed, name) at the weight's global shape.
+
+    embedding, every linear and the filter's linears    N(0, 0.02); biases 0
+    out_proj and fc2                                    N(0, 0.02 / sqrt(2 num_layers)); biases 0
+    short convolution                                   torch's Conv1d default: U(-1/sqrt(K), 1/sqrt(K)), bias too
+    conv_bias (the direct term)                         N(0, 1)
+    sine frequency                                      filter_sine_freq
+    norms                                               weight 1, bias 0
+"""
+
+import hashlib
+import math
+import re
+
+import torch
+from torch import Tensor, nn
+
+from hyena_dist.model.config import HyenaConfig
+
+STD = 0.02
+
+
+def initialize(model: nn.Module, config: HyenaConfig, seed: int) -> None:
+    """Fill every parameter of a HyenaModel of this configuration."""
+    rules = [
+        (r".*norm\.weight", lambda w, _: w.fill_(1)),
+        (r".*mixer\.short_conv\.(weight|bias)", lambda w, g: w.uniform_(-1, 1, generator=g)
+         .div_(math.sqrt(config.short_conv_kernel))),
+        (r".*mixer\.conv_bias", lambda w, g: w.normal_(0, 1, generator=g)),
+        (r".*filter\.freq", lambda w, _: w.fill_(config.filter_sine_freq)),
+        (r".*(out_proj|fc2)\.weight", lambda w, g: w.normal_(0, STD / math.sqrt(2 * config.num_layers), generator=g)),
+        (r".*(bias|trunk_bias_\d+)", lambda w, _: w.zero_()),
+        (r".*(weight|trunk_weight_\d+)", lambda w, g: w.normal_(0, STD, generator=g)),
+    ]
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            fill = next(rule for pattern, rule in rules if re.fullmatch(pattern, name))
+            value: Tensor = fill(torch.empty(parameter.shape, dtype=torch.float32), _generator(seed, name))
+            parameter.copy_(value)
+
+
+def _generator(seed: int, name: str) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

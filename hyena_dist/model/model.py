@@ -1,0 +1,88 @@
+"""HyenaModel: token ids [B, L] -> logits [B, L, V], a causal language model with a tied head."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.nn.functional as F
+from megatron.core.process_groups_config import ProcessGroupCollection
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from hyena_dist.config.schema import Config
+from hyena_dist.model.block import HyenaBlock, hyena_mixer_spec
+from hyena_dist.model.config import HyenaConfig, hyena_config
+from hyena_dist.model.initial import initialize
+from hyena_dist.model.layers import Embedding, Norm
+from hyena_dist.model.placement import Placement, placement_table
+from hyena_dist.ops.dropout import DropoutKey, dropout
+from hyena_dist.parallel.groups import Groups
+
+
+class HyenaModel(nn.Module):
+    """Embedding, blocks, final norm and tied head, as published (HyenaDNA, Nguyen et al. 2023).
+
+    The same model in plain python and under every engine: autocast is entered inside `forward`, parameters keep their
+    own dtype. Parameters are uninitialised until `model.initial.initialize` or a load fills them.
+    """
+
+    def __init__(self, config: HyenaConfig, pg_collection: ProcessGroupCollection | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = Embedding(config, pg_collection)
+        self.layers = nn.ModuleList(HyenaBlock(config, hyena_mixer_spec(), i + 1, pg_collection)
+                                    for i in range(config.num_layers))
+        self.final_norm = Norm(config)
+
+    def forward(self, input_ids: Tensor, dropout_key: DropoutKey | None = None) -> Tensor:
+        """int64 [B, L] -> [B, L, V], V padded as published.
+
+        Args:
+            dropout_key: what the dropout masks depend on; needed in training mode when a dropout probability is not 0.
+
+        Raises:
+            ValueError: L exceeds max_seq_len, or the key is missing.
+        """
+        hidden = self.hidden_states(input_ids, dropout_key)
+        with self._autocast(hidden):
+            return F.linear(hidden, self.embedding.word_embeddings.weight).transpose(0, 1)
+
+    def hidden_states(self, input_ids: Tensor, dropout_key: DropoutKey | None = None) -> Tensor:
+        """int64 [B, L] -> the final norm's output in Megatron's layout, [L, B, D]."""
+        config = self.config
+        if input_ids.shape[1] > config.max_seq_len:
+            raise ValueError(f"the input has {input_ids.shape[1]} tokens, but this model takes at most max_seq_len = "
+                             f"{config.max_seq_len}: shorten the input or use a model of a longer context")
+        key = self._active_key(dropout_key)
+        with self._autocast(input_ids):
+            x = self.embedding(input_ids)
+            if key is not None:
+                x = dropout(x, config.embed_dropout, key, site=0)
+            for layer in self.layers:
+                recompute = config.recompute_blocks and torch.is_grad_enabled()
+                x = checkpoint(layer, x, key, use_reentrant=False) if recompute else layer(x, key)
+            return self.final_norm(x)
+
+    def placement(self) -> dict[str, Placement]:
+        """The placement table of this model's parameters, by name."""
+        return placement_table((name for name, _ in self.named_parameters()), self.config.hyena_order)
+
+    def _active_key(self, key: DropoutKey | None) -> DropoutKey | None:
+        if not self.training or self.config.embed_dropout == self.config.resid_dropout == 0:
+            return None
+        if key is None:
+            raise ValueError("training with dropout needs a dropout_key (seed, step and the windows' numbers); "
+                             "call model.eval() for inference")
+        return key
+
+    def _autocast(self, tensor: Tensor) -> AbstractContextManager:
+        dtype = self.config.autocast_dtype
+        return nullcontext() if dtype is None else torch.autocast(tensor.device.type, dtype=dtype)
+
+
+def build_model(config: Config, groups: Groups) -> HyenaModel:
+    """The run's model with its initial values: a function of (train.seed, weight name), the same at every topology."""
+    model_config = hyena_config(config.model, precision=config.train.precision,
+                                activation_checkpointing=config.train.activation_checkpointing)
+    model = HyenaModel(model_config, groups.collection())
+    initialize(model, model_config, seed=config.train.seed)
+    return model

@@ -1,0 +1,69 @@
+"""Where each weight lives and how it is treated: one table, by name.
+
+The table is the only source of: the tensor-parallel axis of a weight, the parts that a fused weight is made of, its
+weight decay, and its initial distribution. Engines, optimizer groups, checkpoints and gradient norms read it; nothing
+is hung on a Parameter. A parameter that matches no pattern or two is an error, and so is a pattern without parameter.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How one weight is split, decayed and saved."""
+
+    tp_dim: int | None = None
+    """Dimension split over the tensor ranks; None: every tensor rank holds the whole weight."""
+    parts: tuple[str, ...] = ()
+    """Names of the equal blocks along dimension 0 of a fused weight; each is split over the tensor ranks on its own,
+    and is a tensor of its own in checkpoints, so that a file does not depend on the number of ranks."""
+    weight_decay: bool = True
+    """False for the implicit filter, as published: its optimizer group has no decay."""
+
+
+def gate_names(order: int) -> tuple[str, ...]:
+    """The blocks of a Hyena projection of order N, in the published order: x0 | x1 | ... | v."""
+    return (*(f"x{i}" for i in range(order)), "v")
+
+
+def _patterns(order: int) -> dict[str, Placement]:
+    gates = gate_names(order)
+    filters = tuple(f"h{i}" for i in range(order - 1))
+    layer = r"layers\.\d+\."
+    return {
+        r"embedding\.word_embeddings\.weight": Placement(tp_dim=0),
+        layer + r"(input_norm|mlp_norm)\.(weight|bias)": Placement(),
+        layer + r"mixer\.in_proj\.(weight|bias)": Placement(tp_dim=0, parts=gates),
+        layer + r"mixer\.short_conv\.(weight|bias)": Placement(tp_dim=0, parts=gates),
+        layer + r"mixer\.conv_bias": Placement(tp_dim=0, parts=filters),
+        layer + r"mixer\.filter\.(freq|trunk_(weight|bias)_\d+)": Placement(weight_decay=False),
+        layer + r"mixer\.filter\.last_weight": Placement(tp_dim=0, parts=filters, weight_decay=False),
+        layer + r"mixer\.out_proj\.weight": Placement(tp_dim=1),
+        layer + r"mixer\.out_proj\.bias": Placement(),
+        layer + r"mlp\.fc1\.(weight|bias)": Placement(tp_dim=0),
+        layer + r"mlp\.fc2\.weight": Placement(tp_dim=1),
+        layer + r"mlp\.fc2\.bias": Placement(),
+        r"final_norm\.(weight|bias)": Placement(),
+    }
+
+
+def placement_table(names: Iterable[str], order: int) -> dict[str, Placement]:
+    """Map every parameter name of a HyenaModel of this order to its Placement.
+
+    Raises:
+        ValueError: a name matches no pattern or more than one, or a pattern matches no name.
+    """
+    patterns = _patterns(order)
+    table: dict[str, Placement] = {}
+    unused = set(patterns)
+    for name in names:
+        matches = [pattern for pattern in patterns if re.fullmatch(pattern, name)]
+        if len(matches) != 1:
+            raise ValueError(f"parameter {name} must match one pattern of the placement table, matches {matches}")
+        table[name] = patterns[matches[0]]
+        unused -= set(matches)
+    if unused:
+        raise ValueError(f"patterns of the placement table without a parameter: {sorted(unused)}")
+    return table

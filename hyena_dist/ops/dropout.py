@@ -1,0 +1,68 @@
+"""Dropout whose mask is a pure function of where an element stands, not of a generator's state.
+
+An element is kept or dropped by a hash of (seed, step, site, window, token, channel), so the mask is the same however
+the model is split over ranks, in recomputation, and after a resume; nothing of it is stored.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from hyena_dist.ops.chunking import chunks
+
+_MASK = 0xFFFFFFFF
+
+
+@dataclass(frozen=True)
+class DropoutKey:
+    """What the masks of one forward pass depend on."""
+
+    seed: int
+    step: int
+    windows: Tensor
+    """int64 [B]: the global number of each row's window."""
+
+
+def dropout(x: Tensor, p: float, key: DropoutKey, site: int) -> Tensor:
+    """Zero elements of x [L, B, D] with probability p and scale the others by 1 / (1 - p).
+
+    Args:
+        site: number of the place in the model that drops; each draws its own mask.
+    """
+    if p == 0:
+        return x
+    rows = _mix(_mix(_mix(key.windows & _MASK, key.windows >> 32), key.step), key.seed * 1024 + site)
+    return _Dropout.apply(x, p, rows)
+
+
+class _Dropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, p: float, rows: Tensor) -> Tensor:
+        ctx.p, ctx.rows = p, rows
+        return _apply_mask(x, p, rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
+        return _apply_mask(dy, ctx.p, ctx.rows), None, None
+
+
+def _apply_mask(x: Tensor, p: float, rows: Tensor) -> Tensor:
+    length, batch, channels = x.shape
+    y = torch.empty_like(x)
+    columns = torch.arange(channels, device=x.device)
+    for part in chunks(length, batch * channels):
+        tokens = torch.arange(part.start, part.stop, device=x.device)[:, None]
+        keep = _mix(_mix(rows, tokens)[..., None], columns) >= int(p * 2**32)
+        torch.mul(x[part] * (1 / (1 - p)), keep, out=y[part])
+    return y
+
+
+def _mix(state: Tensor, value: Tensor | int) -> Tensor:
+    """Fold 32 bits of a value into a 32-bit state held in int64 (multipliers of the hash `lowbias32`, C. Wellons)."""
+    x = (state * 0x9E3779B1 + value + 0x85EBCA6B) & _MASK
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & _MASK
+    return x ^ (x >> 16)

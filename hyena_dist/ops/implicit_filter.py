@@ -1,0 +1,129 @@
+"""HyenaDNA's implicit filter: a small sine MLP of the position, under an exponential window (Poli et al. 2023, eq. 7).
+
+    h[c, n] = (W_last sin(w (... W_1 sin(w (W_0 z_n + b_0)) + b_1 ...)))[c] * (exp(-t_n |delta_c|) + shift)
+
+One function gives any channel rows at any range of lags. Legend: E positional features, F trunk width, R rows.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from hyena_dist.ops.precision import without_autocast
+
+LAGS_PER_CHUNK = 8192
+"""Lags whose [lags, F] trunk activations live at one time: 2 MB each at F = 64 in float32."""
+
+FAST_DECAY, SLOW_DECAY, DECAY_TARGET = 0.3, 1.5, 1e-2
+
+
+@dataclass(frozen=True)
+class FilterShape:
+    """What the filter is a function of besides its weights."""
+
+    seq_len: int
+    """Lags over which positions are normalised; the filter is defined on these lags only."""
+    emb_dim: int
+    """Positional features: time, and (emb_dim - 1) / 2 cosines and sines."""
+    shift: float
+    """Constant added to the decay window."""
+
+
+@lru_cache(maxsize=2)
+def _grids(seq_len: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(t in [0, 1], position in [0, seq_len - 1]), each [seq_len] float32: slices of them are those of the whole."""
+    return torch.linspace(0, 1, seq_len, device=device), torch.linspace(0, seq_len - 1, seq_len, device=device)
+
+
+def time(shape: FilterShape, lags: slice, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """t at a range of lags: [n]. From float32, then cast, as published: float64 positions change logits by 1e-7."""
+    return _grids(shape.seq_len, device)[0][lags].to(dtype)
+
+
+def positional_features(shape: FilterShape, lags: slice, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """z at a range of lags: [n, E] = time, cosines, negative sines; a slice equals that of the whole bit for bit."""
+    bands = (shape.emb_dim - 1) // 2
+    t, position = (grid[lags, None] for grid in _grids(shape.seq_len, device))
+    frequencies = torch.linspace(1e-4, bands - 1, bands, device=device)
+    phase = torch.exp(-1j * frequencies * (2 * math.pi * position / shape.seq_len))
+    return torch.cat([t, phase.real, phase.imag], dim=1).to(dtype)
+
+
+def decay_rates(num_channels: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """delta of every channel of a filter: [D], from ln(target) / slow to ln(target) / fast."""
+    log_target = math.log(DECAY_TARGET)
+    return torch.linspace(log_target / SLOW_DECAY, log_target / FAST_DECAY, num_channels, device=device).to(dtype)
+
+
+def implicit_filter(trunk: list[tuple[Tensor, Tensor]], freq: Tensor, last_weight: Tensor, decay: Tensor,
+                    shape: FilterShape, lags: slice) -> Tensor:
+    """The filter's rows at a range of lags: [R, lags.stop - lags.start], contiguous.
+
+    The backward pass recomputes the trunk in chunks of lags, so that no [L, F] tensor outlives a chunk.
+
+    Args:
+        trunk: (weight [F, E or F], bias [F]) of every layer before the last.
+        freq: [F], the sine activations' frequency, shared by all layers.
+        last_weight: [R, F], the rows wanted of the last layer.
+        decay: [R], their decay rates.
+        lags: start and stop within [0, shape.seq_len].
+    """
+    flat = [tensor for pair in trunk for tensor in pair]
+    return _ImplicitFilter.apply(shape, lags, decay, freq, last_weight, *flat)
+
+
+def implicit_filter_reference(trunk: list[tuple[Tensor, Tensor]], freq: Tensor, last_weight: Tensor, decay: Tensor,
+                              shape: FilterShape, lags: slice) -> Tensor:
+    """The same function in one piece, through autograd."""
+    with without_autocast(freq):
+        activation = positional_features(shape, lags, freq.dtype, freq.device)
+        for weight, bias in trunk:
+            activation = torch.sin(freq * F.linear(activation, weight, bias))
+        t = time(shape, lags, freq.dtype, freq.device)
+        window = torch.exp(-decay.abs()[:, None] * t) + shape.shift
+        return last_weight.mm(activation.t()) * window
+
+
+class _ImplicitFilter(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, shape: FilterShape, lags: slice, decay: Tensor, *weights: Tensor) -> Tensor:
+        ctx.save_for_backward(decay, *weights)
+        ctx.shape, ctx.lags = shape, lags
+        h = torch.empty(len(decay), lags.stop - lags.start, dtype=decay.dtype, device=decay.device)
+        for part in _parts(lags):
+            h[:, part.start - lags.start : part.stop - lags.start] = _rows(decay, weights, shape, part)
+        return h
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dh: Tensor) -> tuple[Tensor | None, ...]:
+        decay, *weights = ctx.saved_tensors
+        leaves = [weight.detach().requires_grad_() for weight in weights]
+        grads = [torch.zeros_like(weight) for weight in weights]
+        for part in _parts(ctx.lags):
+            with torch.enable_grad():
+                h = _rows(decay, leaves, ctx.shape, part)
+            piece = dh[:, part.start - ctx.lags.start : part.stop - ctx.lags.start]
+            for total, grad in zip(grads, torch.autograd.grad(h, leaves, piece), strict=True):
+                total.add_(grad)
+        return None, None, None, *grads
+
+
+def _parts(lags: slice) -> list[slice]:
+    # Chunks start at multiples of their length, so that a lag's value does not depend on the range it is asked in.
+    first = (lags.start // LAGS_PER_CHUNK + 1) * LAGS_PER_CHUNK
+    edges = [lags.start, *range(first, lags.stop, LAGS_PER_CHUNK), lags.stop]
+    return [slice(start, stop) for start, stop in pairwise(edges)]
+
+
+def _rows(decay: Tensor, weights: Sequence[Tensor], shape: FilterShape, lags: slice) -> Tensor:
+    freq, last_weight, *flat = weights
+    trunk = list(zip(flat[::2], flat[1::2], strict=True))
+    return implicit_filter_reference(trunk, freq, last_weight, decay, shape, lags)
