@@ -8,7 +8,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from hyena_dist.config.schema import ModelSection
 from hyena_dist.ops.implicit_filter import FilterShape
 
-AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+COMPUTE_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 VOCAB_MULTIPLE = 8
 """The published models pad the vocabulary to a multiple of this."""
@@ -30,7 +30,7 @@ class HyenaConfig(TransformerConfig):
     padded_vocab_size: int = 16
     embed_dropout: float = 0.0
     resid_dropout: float = 0.0
-    autocast_dtype: torch.dtype | None = None
+    compute_dtype: torch.dtype | None = None
     """Dtype of the matrix products, by autocast inside the model's forward; None: that of the parameters."""
     recompute_blocks: bool = False
     """Recompute each block in the backward pass."""
@@ -72,6 +72,6 @@ def hyena_config(model: ModelSection, *, precision: str = "fp32", activation_che
         padded_vocab_size=-(-model.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE,
         embed_dropout=model.embed_dropout,
         resid_dropout=model.resid_dropout,
-        autocast_dtype=AUTOCAST_DTYPES[precision],
+        compute_dtype=COMPUTE_DTYPES[precision],
         recompute_blocks=activation_checkpointing == "full",
     )

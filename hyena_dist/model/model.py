@@ -75,7 +75,7 @@ class HyenaModel(nn.Module):
         return key
 
     def _autocast(self, tensor: Tensor) -> AbstractContextManager:
-        dtype = self.config.autocast_dtype
+        dtype = self.config.compute_dtype
         return nullcontext() if dtype is None else torch.autocast(tensor.device.type, dtype=dtype)
 
 

@@ -1,0 +1,27 @@
+"""What makes two configurations the same run: everything but topology, cadence and places on disk."""
+
+from dataclasses import asdict
+from typing import Any
+
+from hyena_dist.config.schema import Config
+
+FREE_KEYS = frozenset({
+    # Topology and its engine: a checkpoint does not depend on them.
+    "train.micro_batch_size", "train.activation_checkpointing", "data.num_workers",
+    # Cadence and places. The shards are compared by their content, not by their path.
+    "train.run_dir", "train.resume", "train.eval_every", "train.save_every", "data.shards",
+})
+FREE_SECTIONS = frozenset({"parallel", "engine"})
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """The keys of a run that a resume may not change, as {"section.key": value}; plain JSON."""
+    return {f"{section}.{key}": list(value) if isinstance(value, tuple) else value
+            for section, keys in asdict(config).items() if section not in FREE_SECTIONS
+            for key, value in keys.items() if f"{section}.{key}" not in FREE_KEYS}
+
+
+def differences(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
+    """One phrase per key that differs."""
+    return [f"{key}: saved {saved.get(key)!r}, now {current.get(key)!r}"
+            for key in sorted(saved.keys() | current.keys()) if saved.get(key) != current.get(key)]

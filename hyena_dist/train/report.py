@@ -1,0 +1,42 @@
+"""report.png: the loss curves of a run, from its metrics.jsonl."""
+
+import logging
+from pathlib import Path
+
+from hyena_dist.train.metrics import read_rows
+
+logger = logging.getLogger(__name__)
+
+
+def write_report(run_dir: Path) -> Path | None:
+    """Draw training loss, validation perplexity and learning rate against tokens; None without matplotlib."""
+    try:
+        import matplotlib
+    except ImportError:
+        logger.warning("no report.png: matplotlib is missing; install it with pip install 'hyena-dist[plots]'")
+        return None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    rows = read_rows(run_dir / "metrics.jsonl")
+    train = [row for row in rows if row.split == "train"]
+    val = [row for row in rows if row.split == "val"]
+    figure, (top, bottom) = plt.subplots(2, 1, figsize=(8, 7), sharex=True, height_ratios=[3, 1], layout="constrained")
+    tokens = [row.tokens / 1e6 for row in train]
+    top.plot(tokens, [row.perplexity for row in train], color="tab:blue", alpha=0.5, linewidth=0.8, label="training")
+    if val:
+        top.plot([row.tokens / 1e6 for row in val], [row.perplexity for row in val], "o-", color="tab:red",
+                 markersize=4, label=f"validation (last {val[-1].perplexity:.4f})")
+    top.set_ylabel("perplexity per base")
+    top.set_ylim(min([row.perplexity for row in rows] or [1]) - 0.05, min(4.3, max([r.perplexity for r in rows] or [4])))
+    top.grid(alpha=0.3)
+    top.legend()
+    top.set_title(run_dir.name)
+    bottom.plot(tokens, [row.lr for row in train], color="tab:gray")
+    bottom.set_ylabel("learning rate")
+    bottom.set_xlabel("training tokens (millions)")
+    bottom.grid(alpha=0.3)
+    path = run_dir / "report.png"
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path

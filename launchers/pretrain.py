@@ -1,0 +1,92 @@
+"""Pretrain a HyenaDNA model on shards.
+
+example: deepspeed --num_gpus 8 launchers/pretrain.py --config configs/quickstart.yaml train.run_dir=runs/first
+"""
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+from hyena_dist.config.checks import check
+from hyena_dist.config.load import dump_config, load_config
+
+logger = logging.getLogger("pretrain")
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Runs under deepspeed, torchrun, srun, or plain python as one process. A run directory that holds a "
+               "checkpoint is resumed.")
+    parser.add_argument("--config", required=True, metavar="YAML", help="the run's configuration, e.g. "
+                                                                       "configs/quickstart.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="keys that replace the file's")
+    parser.add_argument("--dry-run", action="store_true", help="check and print the configuration; train nothing")
+    parser.add_argument("--local_rank", type=int, help="set by the deepspeed launcher; not needed otherwise")
+    return parser.parse_intermixed_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0 trained, 1 the run failed, 2 a mistake of the user's."""
+    args = parse_args(argv)
+    if args.local_rank is not None:
+        os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    first = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+    logging.basicConfig(level=logging.INFO if first else logging.ERROR, format="%(asctime)s %(message)s",
+                        datefmt="%H:%M:%S", stream=sys.stderr)
+    for library in ("megatron", "deepspeed"):  # their chatter about optional parts
+        logging.getLogger(library).setLevel(logging.WARNING)
+        warnings.filterwarnings("ignore", module=rf"{library}\.")
+    try:
+        return _run(args)
+    except (ValueError, OSError, RuntimeError) as error:
+        status = _status(error)
+        if status is None:
+            raise
+        if first:
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return status
+
+
+def _run(args: argparse.Namespace) -> int:
+    # Imported here: torch, megatron-core and DeepSpeed take seconds, --help and a mistyped key should not.
+    config = load_config(args.config, args.overrides)
+    from hyena_dist.engine.deepspeed_config import check_raw_section
+    from hyena_dist.engine.launch import rank_environment
+
+    check(config, world_size=int(rank_environment(os.environ)["WORLD_SIZE"]))
+    check_raw_section(config.engine.deepspeed)
+    if args.dry_run:
+        print(dump_config(config), end="")
+        return 0
+    import torch.distributed as dist
+
+    from hyena_dist.engine.launch import init_distributed
+    from hyena_dist.parallel.groups import init_groups
+    from hyena_dist.train.trainer import Trainer
+
+    device = init_distributed()
+    try:
+        groups = init_groups(tensor=config.parallel.tensor, context=config.parallel.context)
+        Trainer(config, groups, device).fit()
+    finally:
+        dist.destroy_process_group()
+    return 0
+
+
+def _status(error: Exception) -> int | None:
+    """2 for what the user can mend in the command, the configuration or the files it names; 1 for a run that failed;
+    None for a defect, whose traceback is wanted."""
+    from hyena_dist.config.load import ConfigError
+    from hyena_dist.data.errors import DataError
+    from hyena_dist.train.trainer import TrainingError
+    if isinstance(error, (ConfigError, DataError)) or type(error) is ValueError:
+        return 2
+    return 1 if isinstance(error, (OSError, TrainingError)) else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
