@@ -10,7 +10,7 @@ o * D + c is channel c of filter o, and the per-channel skip weights `filter_fn.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -241,15 +241,14 @@ def plain_training_loop(
     eps: float,
     weight_decay: float,
     grad_clip: float,
-) -> list[float]:
-    """Train in one process with AdamW and return each step's loss, in nats per scored token, before its update.
+) -> Iterator[float]:
+    """Train in one process with AdamW and yield each step's loss, in nats per scored token, before its update.
 
     An item of `batches` is one optimizer step: a sequence of micro-batches (input_ids, targets), both [B, L]. Targets
     of -100 are not scored; a step's loss is the mean over all scored targets of its micro-batches. `lr_at(step)` counts
     steps from 0. A `grad_clip` of 0 does not clip.
     """
     optimizer = torch.optim.AdamW(parameter_groups(model, weight_decay), lr=lr_at(0), betas=betas, eps=eps)
-    losses = []
     model.train()
     for step, micro_batches in enumerate(batches):
         for group in optimizer.param_groups:
@@ -264,5 +263,4 @@ def plain_training_loop(
         if grad_clip > 0:
             nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
         optimizer.step()
-        losses.append(loss)
-    return losses
+        yield loss

@@ -5,6 +5,7 @@ parallelism. These subclasses keep the constructors (the local shard of each wei
 torch operators, which autocast handles on every device.
 """
 
+import torch
 import torch.nn.functional as F
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
@@ -50,6 +51,22 @@ class RowLinear(_PlainState, RowParallelLinear):
 
     def forward(self, input_: Tensor) -> Tensor:
         return F.linear(input_, self.weight, self.bias)
+
+
+class ToChannels(ColumnLinear):
+    """x [L, B, I] -> [B, O / tp, L]: the product is written channels first, so that nothing is transposed."""
+
+    def forward(self, input_: Tensor) -> Tensor:
+        batch = input_.shape[1]
+        return torch.baddbmm(self.bias[:, None], self.weight.expand(batch, -1, -1), input_.permute(1, 2, 0))
+
+
+class FromChannels(RowLinear):
+    """x [B, I / tp, L] -> [L, B, O]: the product reads channels first, so that nothing is transposed."""
+
+    def forward(self, input_: Tensor) -> Tensor:
+        batch = input_.shape[0]
+        return torch.baddbmm(self.bias, input_.transpose(1, 2), self.weight.t().expand(batch, -1, -1)).transpose(0, 1)
 
 
 class Embedding(nn.Module):

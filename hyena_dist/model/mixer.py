@@ -10,7 +10,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor, nn
 
 from hyena_dist.model.config import HyenaConfig
-from hyena_dist.model.layers import ColumnLinear, RowLinear
+from hyena_dist.model.layers import FromChannels, ToChannels
 from hyena_dist.ops.implicit_filter import decay_rates, implicit_filter
 from hyena_dist.ops.long_conv import causal_conv
 from hyena_dist.ops.precision import without_autocast
@@ -75,11 +75,11 @@ class HyenaMixer(nn.Module):
         self.config = config
         self.layer_number = layer_number
         width = config.hidden_size
-        self.in_proj = ColumnLinear(width, (config.hyena_order + 1) * width, config=config, pg_collection=pg_collection)
+        self.in_proj = ToChannels(width, (config.hyena_order + 1) * width, config=config, pg_collection=pg_collection)
         self.short_conv = ShortConv(config)
         self.filter = ImplicitFilter(config)
         self.conv_bias = nn.Parameter(torch.empty(config.num_filters * width, dtype=config.params_dtype))
-        self.out_proj = RowLinear(width, width, config=config, pg_collection=pg_collection)
+        self.out_proj = FromChannels(width, width, config=config, pg_collection=pg_collection)
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None,
                 **attention_arguments: Any) -> tuple[Tensor, None]:
@@ -93,10 +93,10 @@ class HyenaMixer(nn.Module):
         if given:
             raise ValueError(f"HyenaMixer is a causal convolution and takes no {', '.join(given)}")
         order, width = self.config.hyena_order, self.config.hidden_size
-        p = self.short_conv(self.in_proj(hidden_states).permute(1, 2, 0).contiguous())
+        p = self.short_conv(self.in_proj(hidden_states))
         *gates, v = p.split(width, dim=1)
         filters = self.filter(hidden_states.shape[0])
         u = gates[-1] * v
         for o, (h, bias) in enumerate(zip(filters, self.conv_bias.view(-1, width), strict=True)):
             u = causal_conv(u, h, bias, gates[order - 2 - o])
-        return self.out_proj(u.permute(2, 0, 1)), None
+        return self.out_proj(u), None

@@ -84,10 +84,10 @@ class _RightAngleConv(torch.autograd.Function):
             for part in chunks(channels, batch * transform.size):
                 x = u[:, part].to(dtype)
                 conv = transform.inverse(transform.forward(x).mul_(transform.forward(h[part].to(dtype))))
-                conv.addcmul_(x, bias[part, None].to(dtype))
-                if gate is not None:
-                    conv.mul_(gate[:, part])
-                y[:, part] = conv
+                if gate is None:
+                    torch.addcmul(conv, x, bias[part, None].to(dtype), out=y[:, part])
+                else:
+                    torch.mul(conv.addcmul_(x, bias[part, None].to(dtype)), gate[:, part], out=y[:, part])
         return y
 
     @staticmethod
@@ -105,12 +105,12 @@ class _RightAngleConv(torch.autograd.Function):
                 x, g, b = u[:, part].to(dtype), dy[:, part].to(dtype), bias[part, None].to(dtype)
                 spectrum_u, spectrum_h = transform.forward(x), transform.forward(h[part].to(dtype))
                 if gate is not None and dgate is not None:
-                    dgate[:, part] = transform.inverse(spectrum_u * spectrum_h).addcmul_(x, b).mul_(g)
+                    torch.mul(transform.inverse(spectrum_u * spectrum_h).addcmul_(x, b), g, out=dgate[:, part])
                     g = g * gate[:, part]
                 spectrum_g = transform.forward(g)
-                dh[part] = transform.inverse(spectrum_u.conj().mul(spectrum_g).sum(0))
+                dh[part] = transform.inverse(spectrum_u.conj_physical_().mul_(spectrum_g).sum(0))
                 dbias[part] = (g * x).sum((0, 2))
-                du[:, part] = transform.inverse(spectrum_g.mul_(spectrum_h.conj())).addcmul_(g, b)
+                torch.addcmul(transform.inverse(spectrum_g.mul_(spectrum_h.conj_physical_())), g, b, out=du[:, part])
         return du, dh, dbias, dgate
 
 

@@ -164,8 +164,8 @@ def test_training_loop_learns_and_accumulates_by_scored_tokens() -> None:
     for step in (whole, halves):
         model = BaselineHyenaDNA(config_of("tiny")).double()
         losses.append(
-            plain_training_loop(model, [step] * 5, lr_at=lambda step: 1e-3 * (step + 1), betas=(0.9, 0.999), eps=1e-8,
-                                weight_decay=0.1, grad_clip=1.0)
+            list(plain_training_loop(model, [step] * 5, lr_at=lambda step: 1e-3 * (step + 1), betas=(0.9, 0.999),
+                                     eps=1e-8, weight_decay=0.1, grad_clip=1.0))
         )
         weights.append(model.backbone.layers[0].mixer.in_proj.weight.detach())
     assert losses[0] == pytest.approx(losses[1], rel=1e-9)

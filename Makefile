@@ -1,0 +1,45 @@
+# Every target does its own set-up in .venv; nothing needs to be installed by hand but Python >= 3.10.
+PYTHON ?= python3
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export OMP_NUM_THREADS ?= 1
+RUN := runs/quickstart
+SHARDS := shards/quickstart
+
+.PHONY: help setup quickstart test test-all lint types clean
+
+help:
+	@echo "make quickstart  set-up, shards from shards/sample, pretrain on 2 processes, report (about 7 minutes)"
+	@echo "make test        set-up and the fast tests"
+	@echo "make test-all    set-up and every test; takes long"
+	@echo "make lint types  ruff and mypy"
+
+setup: .venv/ready
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+quickstart: setup
+	rm -rf $(RUN) $(SHARDS)
+	python shards/build.py $(SAMPLES) --out $(SHARDS)
+	python shards/verify.py $(SHARDS)
+	deepspeed --num_gpus 2 launchers/pretrain.py --config configs/quickstart.yaml
+	python launchers/evaluate.py $(RUN) --must-beat-order 5
+	@echo "loss curve: $(RUN)/report.png"
+
+test: setup
+	python -m pytest -m "not slow"
+
+test-all: setup
+	python -m pytest
+
+lint: setup
+	ruff check .
+
+types: setup
+	mypy
+
+clean:
+	rm -rf .venv runs shards/quickstart

@@ -1,0 +1,80 @@
+"""A trained run on held-out bases, beside Markov chains fitted on the same training bases."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from hyena_dist.config.load import ConfigError, load_config
+from hyena_dist.config.schema import Config
+from hyena_dist.data.manifest import Manifest
+from hyena_dist.data.stream import validation_batches
+from hyena_dist.data.tokenizer import split_window
+from hyena_dist.model.loss import token_loss
+from hyena_dist.model.model import HyenaModel, build_model
+from hyena_dist.parallel.groups import Groups
+from hyena_dist.tasks.markov import markov_perplexity
+from hyena_dist.train.checkpoint import find_latest, load_model_weights
+
+ROWS_PER_BATCH_TOKENS = 2**15
+"""Tokens of a forward pass: enough to fill two cores, little enough for any machine."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Perplexities on one split of one shard set, over exactly the same scored bases."""
+
+    checkpoint: Path
+    model: float
+    markov: list[float]
+    """By order, 0 upwards."""
+
+
+def load_run(run_dir: str | Path) -> tuple[Config, HyenaModel, Path]:
+    """The configuration of a run and its model with the weights of the newest whole checkpoint, in eval mode.
+
+    Raises:
+        ConfigError: not a run directory, or one without a whole checkpoint.
+    """
+    run_dir = Path(run_dir)
+    if not (run_dir / "config.yaml").is_file():
+        raise ConfigError(f"{run_dir} is not a run directory: it has no config.yaml")
+    config = load_config(run_dir / "config.yaml")
+    checkpoint = find_latest(run_dir / "checkpoints")
+    if checkpoint is None:
+        raise ConfigError(f"{run_dir} has no whole checkpoint: let the run save one first")
+    model = build_model(config, Groups.single())
+    load_model_weights(checkpoint, model, model.placement())
+    return config, model.eval(), checkpoint
+
+
+@torch.inference_mode()
+def model_perplexity(model: HyenaModel, manifest: Manifest, *, split: str, seq_len: int) -> float:
+    """Perplexity over every scored base of a split, tiled with windows of `seq_len`.
+
+    Raises:
+        ConfigError: the split has no bases.
+    """
+    total, count = 0.0, 0
+    rows = max(1, ROWS_PER_BATCH_TOKENS // seq_len)
+    for batch in validation_batches(manifest, split=split, seq_len=seq_len, batch_size=rows):
+        input_ids, targets = split_window(batch.ids)
+        loss, scored = token_loss(model(input_ids), targets)
+        total, count = total + loss.item(), count + int(scored)
+    if not count:
+        raise ConfigError(f"{manifest.directory} has no bases of split {split} to score: build the shards with some")
+    return math.exp(total / count)
+
+
+def evaluate(run_dir: str | Path, *, shards: str | None = None, split: str = "val") -> Evaluation:
+    """Score a run's newest checkpoint on a split of its own shards, or of others.
+
+    Raises:
+        ValueError: no such run, no whole checkpoint, unreadable shards, an empty split.
+    """
+    config, model, checkpoint = load_run(run_dir)
+    manifest = Manifest.load(shards or config.data.shards)
+    seq_len = config.data.val_seq_len or config.data.seq_len
+    perplexity = model_perplexity(model, manifest, split=split, seq_len=seq_len)
+    return Evaluation(checkpoint, perplexity, markov_perplexity(manifest, split))

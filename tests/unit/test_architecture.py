@@ -1,0 +1,83 @@
+"""The layout holds: imports run one way, third-party frameworks enter by their doors, every module can be imported."""
+
+import ast
+import importlib
+import pkgutil
+from pathlib import Path
+
+import pytest
+
+import hyena_dist
+
+ROOT = Path(hyena_dist.__file__).parent
+LAYERS = [{"config"}, {"ops", "parallel", "data"}, {"engine", "model"}, {"train"}, {"tasks", "scaling", "convert"}]
+DOORS = {"deepspeed": ("engine/",), "webdataset": ("data/",), "tensorboard": ("train/metrics.py",),
+         "torch.utils.tensorboard": ("train/metrics.py",), "megatron": ("model/", "parallel/groups.py"),
+         "triton": ("ops/",)}
+MODULES = sorted(ROOT.rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(node.module)
+    return names
+
+
+def layer(part: str) -> int:
+    return next(i for i, names in enumerate(LAYERS) if part in names)
+
+
+def violations(path: Path, names: set[str]) -> list[str]:
+    relative = path.relative_to(ROOT)
+    part = relative.parts[0].removesuffix(".py")
+    found = []
+    for name in names:
+        if name.startswith("hyena_dist."):
+            other = name.split(".")[1]
+            if other != part and layer(other) >= layer(part):
+                found.append(f"{relative} imports {name}")
+        for library, doors in DOORS.items():
+            if (name == library or name.startswith(library + ".")) and not str(relative).startswith(doors):
+                found.append(f"{relative} imports {name}; its doors are {doors}")
+    return found
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if p.parent != ROOT or p.name != "__init__.py"],
+                         ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_run_one_way(path):
+    assert violations(path, imports(path)) == []
+
+
+def test_violations_are_seen():
+    """The control: each kind of violation is found."""
+    assert violations(ROOT / "ops" / "x.py", {"hyena_dist.model.model"})
+    assert violations(ROOT / "ops" / "x.py", {"hyena_dist.data.stream"})
+    assert violations(ROOT / "engine" / "x.py", {"hyena_dist.model.loss"})
+    assert violations(ROOT / "train" / "x.py", {"deepspeed.ops"})
+    assert violations(ROOT / "train" / "trainer.py", {"torch.utils.tensorboard"})
+
+
+def test_every_module_imports():
+    names = [module.name for module in pkgutil.walk_packages(hyena_dist.__path__, "hyena_dist.")]
+    assert len(names) > 30
+    for name in names:
+        importlib.import_module(name)
+
+
+def test_importing_starts_no_process_group():
+    import torch.distributed as dist
+    assert not dist.is_initialized()
+
+
+def test_files_and_functions_are_read_in_one_sitting():
+    for path in MODULES:
+        text = path.read_text()
+        assert text.count("\n") <= 400, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 60, f"{path}: {node.name}"

@@ -1,0 +1,109 @@
+"""The configuration: strict reading, one rule each, and every shipped file."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hyena_dist.config.checks import accumulation_steps, check
+from hyena_dist.config.identity import differences, identity
+from hyena_dist.config.load import ConfigError, dump_config, load_config
+from hyena_dist.config.schema import Config, DataSection, ParallelSection, TrainSection
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+MINIMAL = "data: {shards: s}\ntrain: {run_dir: r}\n"
+
+
+def load(tmp_path, text=MINIMAL, *overrides):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    return load_config(path, overrides)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
+def test_every_shipped_config(path):
+    config = load_config(path)
+    for world_size in (1, 2):
+        check(config, world_size=world_size)
+    assert accumulation_steps(config, 2) >= 1
+
+
+def test_there_are_shipped_configs():
+    assert CONFIGS
+
+
+def test_what_is_dumped_reads_back_equal(tmp_path):
+    config = load(tmp_path, MINIMAL, "optim.lr=6e-4", "engine.deepspeed.comms_logger.enabled=true")
+    assert config.optim.lr == 6e-4
+    assert config.engine.deepspeed == {"comms_logger": {"enabled": True}}
+    assert load(tmp_path, dump_config(config)) == config
+
+
+def test_overrides_win(tmp_path):
+    assert load(tmp_path, MINIMAL + "optim: {lr: 1.0e-3}", "optim.lr=2e-3").optim.lr == 2e-3
+
+
+@pytest.mark.parametrize(("text", "overrides", "message"), [
+    (MINIMAL, ["optim.lrr=1"], r"argument 'optim.lrr=1': optim.lrr: Key 'lrr' not in"),
+    (MINIMAL + "optims: {}", [], r"run.yaml: .*optims"),
+    (MINIMAL + "optim: {lr: fast}", [], r"run.yaml: optim.lr: .*'fast'"),
+    (MINIMAL, ["train.steps=1.5"], r"train.steps: .*1.5"),
+    (MINIMAL, ["train.steps"], r"section.key=value"),
+    (MINIMAL, ["--steps=4"], r"section.key=value"),
+    ("train: {run_dir: r}", [], r"data.shards"),
+    ("a: b: c", [], "not a valid YAML"),
+    (MINIMAL + "data: {shards: t}", [], "duplicate key"),
+    ("- a", [], "run.yaml"),
+    (MINIMAL, ["model.filter_emb_dim=4"], "model.filter_emb_dim must be odd"),
+    (MINIMAL, ["model.hyena_order=1"], "model.hyena_order"),
+    (MINIMAL, ["model.filter_seq_len=10"], "model.filter_seq_len"),
+    (MINIMAL, ["model.layer_pattern=HX"], "model.layer_pattern"),
+    (MINIMAL, ["model.embed_dropout=1.0"], "model.embed_dropout"),
+    (MINIMAL, ["model.num_layers=0"], "model.num_layers"),
+    (MINIMAL, ["train.precision=int8"], "train.precision must be one of"),
+    (MINIMAL, ["optim.lr=0"], "optim.lr"),
+    (MINIMAL, ["optim.min_lr=1"], "optim.min_lr"),
+    (MINIMAL, ["engine.zero_stage=4"], "engine.zero_stage"),
+    (MINIMAL, ["data.seq_len=-5"], "data.seq_len"),
+])
+def test_refuses_with_one_line_that_names_the_key(tmp_path, text, overrides, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        load(tmp_path, text, *overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_refuses_unreadable_files(tmp_path):
+    with pytest.raises(ConfigError, match=r"absent.yaml: cannot read"):
+        load_config(tmp_path / "absent.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\x00\xff\xfe")
+    with pytest.raises(ConfigError, match=r"binary.yaml: not a valid YAML"):
+        load_config(tmp_path / "binary.yaml")
+
+
+BASE = Config(data=DataSection(shards="s"), train=TrainSection(run_dir="r", global_batch_size=8, micro_batch_size=2))
+
+
+@pytest.mark.parametrize(("config", "world_size", "message"), [
+    (replace(BASE, data=replace(BASE.data, seq_len=4096)), 1, r"data.seq_len \(4096\) exceeds model.max_seq_len \(1024\)"),
+    (replace(BASE, data=replace(BASE.data, val_seq_len=4096)), 1, "data.val_seq_len"),
+    (BASE, 3, r"global_batch_size \(8\) is not a multiple .* \(2\) x data-parallel ranks \(3\): use 6 or 12"),
+    (BASE, 8, "use 16"),
+    (replace(BASE, optim=replace(BASE.optim, warmup_steps=1000)), 1, "optim.warmup_steps"),
+    (replace(BASE, parallel=ParallelSection(tensor=2)), 2, "parallel.tensor"),
+])
+def test_rules_across_sections(config, world_size, message):
+    with pytest.raises(ConfigError, match=message):
+        check(config, world_size=world_size)
+
+
+def test_every_violation_is_named_at_once():
+    config = replace(BASE, data=replace(BASE.data, seq_len=4096), optim=replace(BASE.optim, warmup_steps=1000))
+    with pytest.raises(ConfigError, match=r"data.seq_len.*optim.warmup_steps"):
+        check(config, world_size=1)
+
+
+def test_identity_is_all_but_topology():
+    assert differences(identity(BASE), identity(replace(BASE, train=replace(BASE.train, micro_batch_size=4)))) == []
+    changed = replace(BASE, optim=replace(BASE.optim, lr=1.0), model=replace(BASE.model, hidden_size=64))
+    assert differences(identity(BASE), identity(changed)) == ["model.hidden_size: saved 128, now 64",
+                                                            "optim.lr: saved 0.0006, now 1.0"]
