@@ -1,0 +1,138 @@
+"""Loader throughput on one core, against the pattern of the published HyenaDNA loader, and the size of the shards.
+
+The published pattern is written from its description: a pyfaidx file opened once, a Python string per window, a
+character tokenizer with a dictionary that gives a list of ids, a LongTensor of it, cloned shifted halves. It is the
+bare pattern, without the tokenizer library's own overhead. Both sides end at int64 inputs and targets of the same
+windows.
+"""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyfaidx
+import torch
+
+from hyena_dist.data.build import build
+from hyena_dist.data.fasta import Source, read_contigs
+from hyena_dist.data.manifest import Manifest
+from hyena_dist.data.splits import Splits
+from hyena_dist.data.stream import TrainStream
+from hyena_dist.data.tokenizer import TOKENS, UNK, split_window
+
+REAL_SEQUENCE = Path(__file__).parents[1] / "shards/sample/human_chr2.fa.gz"
+RANDOM_BASES = 6 << 20
+BATCH_TOKENS = 1 << 15
+"""Tokens of a micro-batch at short lengths; at longer ones a micro-batch is one window."""
+_CHARACTERS = {token: index for index, token in enumerate(TOKENS)}
+
+
+class LoaderRow(NamedTuple):
+    """One measured length."""
+
+    seq_len: int
+    tokens_per_second: float
+    published_tokens_per_second: float
+    ratio: float
+    bytes_per_base: float
+    """Shards and index over bases, the same in every row."""
+
+
+def _genome(random_bases: int) -> dict[str, bytes]:
+    """A real, soft-masked sequence and a random one."""
+    (real,) = read_contigs([Source(REAL_SEQUENCE)])
+    random = np.random.default_rng(0).choice(np.frombuffer(b"ACGT", dtype=np.uint8), random_bases)
+    return {"real": real.bases.tobytes(), "random": random.tobytes()}
+
+
+def _write_fasta(path: Path, contigs: dict[str, bytes]) -> None:
+    with path.open("wb") as file:
+        for name, bases in contigs.items():
+            lines = (bases[i : i + 60] for i in range(0, len(bases), 60))
+            file.write(b">%s\n%s\n" % (name.encode(), b"\n".join(lines)))
+
+
+def _published(fasta: pyfaidx.Fasta, contig: str, start: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs and targets of one window, the published way."""
+    sequence = str(fasta[contig][start:end])
+    ids = torch.LongTensor([_CHARACTERS.get(character, UNK) for character in list(sequence)])
+    return ids[:-1].clone(), ids[1:].clone()
+
+
+def _rate(read: Callable[[], int], seconds: float) -> float:
+    """Tokens per second of a function that reads some tokens and says how many."""
+    tokens, start = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < seconds:
+        tokens += read()
+    return tokens / elapsed
+
+
+def _readers(stream: TrainStream, fasta: pyfaidx.Fasta) -> tuple[Callable[[], int], Callable[[], int]]:
+    """Our loader and the published pattern, each over the windows of the stream in their order."""
+    batch_size = max(1, BATCH_TOKENS // stream.seq_len)
+    batches = stream.batches(stream.start(), micro_batch_size=batch_size, global_batch_size=batch_size)
+
+    def windows() -> Iterator[tuple[str, int, int]]:
+        state = stream.start()
+        while True:
+            window = stream.order.window(state.epoch, state.index)
+            interval = stream.intervals[window.interval]
+            yield interval.contig, window.start, window.end
+            state = stream.advance(state, 1)
+
+    places = windows()
+
+    def ours() -> int:
+        return split_window(next(batches).ids)[0].numel()
+
+    def published() -> int:
+        return _published(fasta, *next(places))[0].numel()
+
+    return ours, published
+
+
+def _check_same_tokens(manifest: Manifest, fasta: pyfaidx.Fasta, stream: TrainStream) -> None:
+    for index in range(min(20, stream.order.epoch_size(0))):
+        window = stream.order.window(0, index)
+        contig = stream.intervals[window.interval].contig
+        ours = torch.from_numpy(manifest.read(contig, window.start, window.end)).long()
+        inputs, targets = _published(fasta, contig, window.start, window.end)
+        assert torch.equal(ours[:-1], inputs), "inputs differ"
+        assert torch.equal(ours[1:], targets), "targets differ"
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def run(*, seq_lens: tuple[int, ...] = (1024, 1 << 20), rounds: int = 5, seconds: float = 0.5,
+        random_bases: int = RANDOM_BASES) -> list[LoaderRow]:
+    """Measure each length: `rounds` turns of `seconds` for each loader, interleaved; medians."""
+    rows = []
+    with tempfile.TemporaryDirectory() as directory, _one_thread():
+        contigs, path = _genome(random_bases), Path(directory) / "genome.fa"
+        _write_fasta(path, contigs)
+        manifest = build([Source(path)], Path(directory) / "shards", Splits())
+        size = sum(file.stat().st_size for file in manifest.directory.iterdir())
+        bytes_per_base = size / sum(shard.bases for shard in manifest.shards)
+        _write_fasta(path, {name: bases.upper() for name, bases in contigs.items()})  # the published reads a as [UNK]
+        with pyfaidx.Fasta(str(path)) as fasta:
+            for seq_len in seq_lens:
+                stream = TrainStream(manifest, seq_len=seq_len, seed=0)
+                _check_same_tokens(manifest, fasta, stream)
+                ours, published = _readers(stream, fasta)
+                pairs = [(_rate(ours, seconds), _rate(published, seconds)) for _ in range(rounds)]
+                rate, published_rate = (statistics.median(column) for column in zip(*pairs, strict=True))
+                rows.append(LoaderRow(seq_len, rate, published_rate, rate / published_rate, bytes_per_base))
+    return rows

@@ -1,0 +1,206 @@
+"""FASTA to shards: every stretch of a split is cut into segments, which go into WebDataset tars with an index.
+
+The result is written into a temporary directory beside the target, synced, and renamed as the last act: a build that
+was killed or ran out of disk leaves nothing that looks whole. The same input gives the same bytes.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tarfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+from uuid import uuid4
+
+from rich.console import Console
+from rich.progress import Progress
+from webdataset import TarWriter
+
+from hyena_dist.data import segment
+from hyena_dist.data.errors import DataError
+from hyena_dist.data.fasta import Contig, Source, read_contigs
+from hyena_dist.data.manifest import FILE_NAME, ContigInfo, Manifest, Segment, Shard
+from hyena_dist.data.splits import SPLITS, Splits
+
+SEGMENT_BASES = 1 << 20
+SHARD_BASES = 1 << 30
+"""Bases after which a new shard begins; 256 MB."""
+_ENDINGS = {".gz", ".bgz", ".fa", ".fasta", ".fna", ".ffn", ".txt"}
+
+
+def _assembly(path: Path) -> str:
+    name = path.name
+    while Path(name).suffix.lower() in _ENDINGS:
+        name = Path(name).stem
+    return name
+
+
+def contig_info(contig: Contig) -> ContigInfo:
+    """The index's row of a contig: its assembly is called as its file, its species by the file's label."""
+    assembly = _assembly(contig.source.path)
+    return ContigInfo(contig.name, contig.bases.size, assembly, contig.source.label or assembly)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class _Sink:
+    """The file under a tar writer. After a failed write it swallows what comes: the writer tries once more when it is
+    collected, and would then complain a second time."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.failed = file, False
+
+    def write(self, data: bytes) -> None:
+        if not self.failed:
+            self.failed = True
+            self.file.write(data)
+            self.failed = False
+
+
+class _ShardWriter:
+    """Writes segments into tars of a directory and keeps the tables of the index."""
+
+    def __init__(self, directory: Path, shard_bases: int):
+        self.directory = directory
+        self.shard_bases = shard_bases
+        self.contigs: list[ContigInfo] = []
+        self.segments: list[Segment] = []
+        self.shards: list[Shard] = []
+        self._file: BinaryIO | None = None
+
+    def write(self, contig: Contig, start: int, end: int, split: str) -> None:
+        """Append one segment of the contig that came last into `contigs`."""
+        if self._file is None:
+            self._open()
+        info = self.contigs[-1]
+        data = segment.encode(contig.bases[start:end])
+        about = json.dumps({"assembly": info.assembly, "contig": info.name, "start": start, "end": end,
+                            "split": split, "species": info.species}, separators=(",", ":"))
+        self._tar.write({"__key__": f"{len(self.segments):08d}", "json": about.encode(), "seg": data})
+        row = Segment(len(self.contigs) - 1, start, end, SPLITS.index(split), len(self.shards), 0, len(data))
+        self.segments.append(row)
+        self._bases += end - start
+        if self._bases >= self.shard_bases:
+            self.close()
+
+    def _open(self) -> None:
+        self._path = self.directory / f"shard-{len(self.shards):05d}.tar"
+        self._file = self._path.open("wb")
+        self._tar = TarWriter(_Sink(self._file), user="root", group="root", mtime=0, encoder=False)
+        self._first, self._bases = len(self.segments), 0
+
+    def close(self) -> None:
+        """Finish the open shard: sync it, and enter its offsets, size and digest into the tables."""
+        if self._file is None:
+            return
+        self._tar.close()
+        self._file.close()
+        self._file = None
+        end = self._enter_offsets()
+        os.truncate(self._path, end + 2 * tarfile.BLOCKSIZE)
+        _sync(self._path)
+        digest = sha256(self._path)
+        count = len(self.segments) - self._first
+        self.shards.append(Shard(self._path.name, count, self._path.stat().st_size, digest, self._bases))
+
+    def _enter_offsets(self) -> int:
+        """Put each segment's place in the tar into its row; returns where the last member ends.
+
+        What follows that end but the two closing blocks is padding of tape records, of no use here.
+        """
+        end, row = 0, self._first
+        with tarfile.open(self._path) as tar:
+            for member in tar:
+                end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+                if member.name.endswith(".seg"):
+                    self.segments[row] = self.segments[row]._replace(offset=member.offset_data)
+                    row += 1
+        return end
+
+
+def sha256(path: Path) -> str:
+    """Digest of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def _whole_or_nothing(target: Path) -> Iterator[Path]:
+    """A directory to write into that becomes `target` at the end, or vanishes on any failure."""
+    temporary = target.with_name(f".{target.name}.{uuid4().hex[:8]}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        _sync(temporary)
+        temporary.rename(target)
+        _sync(target.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def progress_bar() -> Progress:
+    """A bar on stderr that is seen on a terminal only, and gone when it is done."""
+    console = Console(stderr=True)
+    return Progress(console=console, transient=True, disable=not console.is_terminal)
+
+
+@contextmanager
+def reading_progress(sources: Sequence[Source]) -> Iterator[Iterator[Contig]]:
+    """The contigs of these files, with a progress bar on stderr."""
+    total = sum(source.path.stat().st_size for source in sources if source.path.is_file())
+    with progress_bar() as progress:
+        task = progress.add_task("reading", total=total)
+        yield read_contigs(sources, lambda count: progress.advance(task, count))
+
+
+def survey(sources: Sequence[Source], splits: Splits) -> list[tuple[ContigInfo, dict[str, int]]]:
+    """Read and check everything as a build does, write nothing: each contig with its bases per split."""
+    found = []
+    with reading_progress(sources) as contigs:
+        for contig in contigs:
+            per_split = dict.fromkeys(SPLITS, 0)
+            for stretch in splits.stretches(contig.name, contig.bases.size):
+                per_split[stretch.split] += stretch.end - stretch.start
+            found.append((contig_info(contig), per_split))
+    splits.check_contigs({info.name for info, _ in found})
+    return found
+
+
+def build(sources: Sequence[Source], target: Path, splits: Splits, *,
+          segment_bases: int = SEGMENT_BASES, shard_bases: int = SHARD_BASES) -> Manifest:
+    """Write the shards and `shards.json` of these FASTA files into the new directory `target`.
+
+    Raises:
+        DataError: bad input, or `target` exists.
+        OSError: the disk is full or cannot be written. Nothing is left behind.
+    """
+    if target.exists():
+        raise DataError(f"{target}: exists; remove it or give another --out")
+    with _whole_or_nothing(target) as directory:
+        writer = _ShardWriter(directory, shard_bases)
+        with reading_progress(sources) as contigs:
+            for contig in contigs:
+                writer.contigs.append(contig_info(contig))
+                for stretch in splits.stretches(contig.name, contig.bases.size):
+                    for start in range(stretch.start, stretch.end, segment_bases):
+                        writer.write(contig, start, min(start + segment_bases, stretch.end), stretch.split)
+        writer.close()
+        splits.check_contigs({info.name for info in writer.contigs})
+        manifest = Manifest(target, writer.contigs, writer.shards, writer.segments)
+        index = directory / FILE_NAME
+        index.write_text(manifest.to_json(), encoding="utf-8")
+        _sync(index)
+    return Manifest.load(target)

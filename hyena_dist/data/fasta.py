@@ -1,0 +1,198 @@
+"""FASTA files, one contig at a time, strictly: what is not surely a whole sequence is refused.
+
+Plain, gzip and bgzip files are told apart by their first bytes, not by their names. A sequence may hold the IUPAC codes
+ACGTURYSWKMBDHVN in upper and lower case; they are kept as they are (U too: it reads as [UNK], see tokenizer.py).
+Gaps, stops, blanks and everything else are refused.
+"""
+
+import gzip
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+
+from hyena_dist.data.errors import DataError
+
+IUPAC = b"ACGTURYSWKMBDHVN"
+_LINE_ENDS = b"\r\n"
+_ALLOWED = IUPAC + IUPAC.lower() + _LINE_ENDS
+_BLOCK = 1 << 24
+_MAX_HEADER = 1 << 20
+_GZIP_MAGIC = b"\x1f\x8b"
+_BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
+
+
+class Source(NamedTuple):
+    """A FASTA file and, where contig names repeat between files, what tells its contigs apart."""
+
+    path: Path
+    label: str = ""
+    """Species of the file; its contigs are then called label.contig."""
+
+    @classmethod
+    def parse(cls, argument: str) -> "Source":
+        """FASTA or LABEL=FASTA; a file whose own name has a '=' is taken as it is."""
+        label, equals, path = argument.partition("=")
+        if not equals or Path(argument).exists():
+            return cls(Path(argument))
+        if not label.isidentifier():
+            raise DataError(f"{argument}: write letters, digits and '_' before the '=', a letter first")
+        return cls(Path(path), label)
+
+
+class Contig(NamedTuple):
+    """One FASTA record."""
+
+    name: str
+    """First word of the header, behind the label of its file if that has one."""
+    source: Source
+    bases: np.ndarray
+    """ASCII codes as in the file, uint8."""
+
+
+def _open(path: Path, raw: BinaryIO) -> BinaryIO:
+    start = raw.read(16)
+    raw.seek(0)
+    if not start:
+        raise DataError(f"{path}: the file is empty; give a FASTA file that holds sequence")
+    if not start.startswith(_GZIP_MAGIC):
+        return raw
+    if start[3] & 4 and start[12:14] == b"BC":
+        raw.seek(max(0, path.stat().st_size - len(_BGZF_END)))
+        if raw.read() != _BGZF_END:
+            raise DataError(f"{path}: the bgzip file is cut short (no end marker); copy or download it again")
+        raw.seek(0)
+    return gzip.GzipFile(fileobj=raw)  # type: ignore[return-value]
+
+
+def _blocks(path: Path, on_bytes: Callable[[int], None]) -> Iterator[bytes]:
+    """Uncompressed blocks of a file; `on_bytes` hears how many bytes on disk each took."""
+    try:
+        with path.open("rb") as raw:
+            stream, position = _open(path, raw), 0
+            while block := stream.read(_BLOCK):
+                on_bytes(raw.tell() - position)
+                position = raw.tell()
+                yield block
+    except EOFError:
+        raise DataError(f"{path}: the gzip file is cut short; copy or download it again") from None
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path}: the gzip file is damaged ({error}); copy or download it again") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); give the path of a FASTA file") from None
+
+
+class _Parser:
+    """State of the reader between blocks: the open record, and the line for messages."""
+
+    def __init__(self, source: Source):
+        self.source = source
+        self.path = source.path
+        self.line = 1
+        self.header: bytes | None = None
+        """Header under way; None inside sequence."""
+        self.name: str | None = None
+        self.pieces: list[bytes] = []
+        self.at_line_start = True
+
+    def feed(self, block: bytes) -> Iterator[Contig]:
+        position = 0
+        while position < len(block):
+            if self.header is not None:
+                end = block.find(b"\n", position) + 1
+                self._extend_header(block[position : end or len(block)], complete=end > 0)
+            elif self.at_line_start and block[position] == ord(">"):
+                yield from self.close()
+                end, self.header = position + 1, b""
+            else:
+                end = block.find(b"\n>", position) + 1
+                self._extend_sequence(block[position : end or len(block)])
+            position = end or len(block)
+
+    def _extend_header(self, piece: bytes, complete: bool) -> None:
+        assert self.header is not None
+        self.header += piece
+        if len(self.header) > _MAX_HEADER:
+            raise DataError(f"{self.path}: line {self.line}: a header of more than {_MAX_HEADER:,} bytes; "
+                            f"this is not a FASTA file with line ends (LF or CR LF)")
+        if not complete:
+            return
+        words = self.header.split()
+        if not words or self.header[:1].isspace():
+            raise DataError(f"{self.path}: line {self.line}: a header without a name; write '>name'")
+        try:
+            name = words[0].decode("utf-8")
+        except UnicodeDecodeError:
+            raise DataError(f"{self.path}: line {self.line}: the header is not text; give a FASTA file") from None
+        self.name = f"{self.source.label}.{name}" if self.source.label else name
+        self.header, self.at_line_start = None, True
+        self.line += 1
+
+    def _extend_sequence(self, piece: bytes) -> None:
+        if piece.translate(None, _ALLOWED):
+            raise DataError(self._describe_bad_byte(piece))
+        sequence = piece.translate(None, _LINE_ENDS)
+        if sequence and self.name is None:
+            raise DataError(f"{self.path}: line {self.line}: does not start with a '>' header; give a FASTA file")
+        self.pieces.append(sequence)
+        self.line += piece.count(b"\n")
+        self.at_line_start = piece.endswith(b"\n")
+
+    def _describe_bad_byte(self, piece: bytes) -> str:
+        codes = np.frombuffer(piece, dtype=np.uint8)
+        offset = int(np.flatnonzero(~np.isin(codes, np.frombuffer(_ALLOWED, dtype=np.uint8)))[0])
+        if self.name is None:
+            return (f"{self.path}: line {self.line}: byte {piece[offset]:#04x} before the first '>' header; "
+                    f"give a FASTA file (plain, gzip or bgzip)")
+        base = sum(map(len, self.pieces)) + len(piece[:offset].translate(None, _LINE_ENDS)) + 1
+        line = self.line + piece.count(b"\n", 0, offset)
+        return (f"{self.path}: line {line}: byte {piece[offset : offset + 1]!r} at base {base:,} of {self.name!r} "
+                f"is not an IUPAC code; write unknown bases as N")
+
+    def close(self) -> Iterator[Contig]:
+        """The record that ends here, if one is open."""
+        if self.header is not None:
+            raise DataError(f"{self.path}: line {self.line}: the file ends inside a header; it is cut short")
+        if self.name is not None:
+            bases = np.frombuffer(b"".join(self.pieces), dtype=np.uint8)
+            if not bases.size:
+                raise DataError(f"{self.path}: line {self.line}: record {self.name!r} has no sequence; "
+                                f"the file is cut short or the record must go")
+            yield Contig(self.name, self.source, bases)
+        self.name, self.pieces = None, []
+
+
+def _no_report(_: int) -> None:
+    """Nobody watches the progress."""
+
+
+def read_contigs(sources: Iterable[Source], on_bytes: Callable[[int], None] = _no_report) -> Iterator[Contig]:
+    """All records of these files, in order, one in memory at a time.
+
+    Args:
+        on_bytes: called with the bytes on disk read since the last call, for a progress bar.
+
+    Raises:
+        DataError: a file is missing, empty, cut short, damaged or not FASTA, or a contig name comes twice.
+    """
+    seen: dict[str, Path] = {}
+    for source in sources:
+        for contig in _contigs_of(source, on_bytes):
+            if contig.name in seen:
+                first = seen[contig.name]
+                where = "twice" if first == source.path else f"in {first} too"
+                raise DataError(f"{source.path}: contig {contig.name!r} comes {where}; "
+                                f"rename or remove one, or label the file as in mouse=FILE")
+            seen[contig.name] = source.path
+            yield contig
+
+
+def _contigs_of(source: Source, on_bytes: Callable[[int], None]) -> Iterator[Contig]:
+    parser = _Parser(source)
+    for block in _blocks(source.path, on_bytes):
+        yield from parser.feed(block)
+    if parser.name is None and parser.header is None:
+        raise DataError(f"{source.path}: holds no sequence; give a FASTA file")
+    yield from parser.close()

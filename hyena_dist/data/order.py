@@ -1,0 +1,136 @@
+"""Which window comes when: a pure function of (seed, stage, epoch, index) and the intervals, with nothing to store.
+
+An epoch tiles every interval with windows of L + 1 bases at stride L, from a phase in [0, L) that is drawn anew for
+each interval and epoch; the bases before the phase are a shorter window of their own. So every base but an interval's
+first is a target exactly once per epoch. An interval of at most L + 1 bases is one window.
+
+The W windows of an epoch, counted along the genome, are cut into C = 64 blocks of equal size (to within one): the
+canonical streams. Each stream shuffles its block, and window i of the epoch is number i // C of stream i mod C. Where
+the number of data ranks divides C, a rank so reads C / ranks streams in an epoch, and no other part of the genome.
+
+All draws are hashes (splitmix64) of integers and the shuffle is a Feistel network, so an order does not depend on the
+version of any random generator, costs no memory, and starts anywhere at once.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+CANONICAL_STREAMS = 64
+_BLOCK = 4096
+"""Windows whose places are computed together; more only cost memory, fewer cost time per window."""
+_ROUNDS = 4
+_PHASE, _REVERSE, _SHUFFLE = range(3)
+"""What a hash is for; keeps the draws apart."""
+
+
+def mix(*words: int | np.ndarray) -> np.ndarray:
+    """Hash integers and integer arrays, broadcast, to uint64."""
+    state = np.zeros(1, dtype=np.uint64)
+    for word in words:
+        state = (state ^ np.asarray(word).astype(np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        state = state ^ (state >> np.uint64(31))
+    return state
+
+
+def _feistel(values: np.ndarray, keys: np.ndarray, bits: int) -> np.ndarray:
+    """A permutation of [0, 2 ** bits), one for each key."""
+    low_bits = np.uint64(bits // 2)
+    low_mask = (np.uint64(1) << low_bits) - np.uint64(1)
+    high_mask = (np.uint64(1) << np.uint64(bits - bits // 2)) - np.uint64(1)
+    high, low = values >> low_bits, values & low_mask
+    for turn in range(_ROUNDS):
+        high ^= mix(keys, 2 * turn, low) & high_mask
+        low ^= mix(keys, 2 * turn + 1, high) & low_mask
+    return high << low_bits | low
+
+
+def shuffled(positions: np.ndarray, sizes: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Where a permutation of [0, size), chosen by the key, sends each position; elementwise."""
+    bits = max(2, int(sizes.max()).bit_length())
+    result = _feistel(positions.astype(np.uint64), keys, bits)
+    while (outside := np.flatnonzero(result >= sizes.astype(np.uint64))).size:
+        result[outside] = _feistel(result[outside], keys[outside], bits)
+    return result.astype(np.int64)
+
+
+class Window(NamedTuple):
+    """Bases [start, end) of an interval, counted from the interval's start; at most L + 1."""
+
+    interval: int
+    start: int
+    end: int
+    reverse: bool
+    """Show the reverse complement."""
+
+
+class _Tiling:
+    """The windows of one epoch, counted along the genome."""
+
+    def __init__(self, lengths: np.ndarray, seq_len: int, draw: np.ndarray):
+        targets = lengths - 1
+        self.lengths, self.seq_len = lengths, seq_len
+        self.phases = np.where(targets > seq_len, (draw % np.uint64(seq_len)).astype(np.int64), 0)
+        self.has_head = (self.phases > 0).astype(np.int64)
+        counts = self.has_head + -(-(targets - self.phases) // seq_len)
+        self.first = np.concatenate(([0], np.cumsum(counts)))
+        self.size = int(self.first[-1])
+
+    def locate(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Interval, start and end of windows."""
+        interval = np.searchsorted(self.first, windows, "right") - 1
+        start = self.phases[interval] + (windows - self.first[interval] - self.has_head[interval]) * self.seq_len
+        end = np.minimum(start + self.seq_len + 1, self.lengths[interval])
+        return interval, np.maximum(start, 0), end
+
+
+class WindowOrder:
+    """The windows of intervals of these lengths, for one seed, stage and sequence length."""
+
+    def __init__(self, lengths: Sequence[int], seq_len: int, *, seed: int, stage: int):
+        self.lengths = np.array([max(length, 1) for length in lengths], dtype=np.int64)
+        self.seq_len, self.seed, self.stage = seq_len, seed, stage
+        self._epoch_sizes: dict[int, int] = {}
+        self._tiling: tuple[int, _Tiling] | None = None
+        self._block: tuple[tuple[int, int], list[Window]] | None = None
+
+    def _tiling_of(self, epoch: int) -> _Tiling:
+        if self._tiling is None or self._tiling[0] != epoch:
+            draw = mix(_PHASE, self.seed, self.stage, epoch, np.arange(self.lengths.size))
+            self._tiling = epoch, _Tiling(self.lengths, self.seq_len, draw)
+        return self._tiling[1]
+
+    def epoch_size(self, epoch: int) -> int:
+        """Number of windows of an epoch."""
+        if epoch not in self._epoch_sizes:
+            self._epoch_sizes[epoch] = self._tiling_of(epoch).size
+        return self._epoch_sizes[epoch]
+
+    def advance(self, epoch: int, index: int, windows: int) -> tuple[int, int]:
+        """Epoch and index this many windows on."""
+        index += windows
+        while index >= (size := self.epoch_size(epoch)):
+            epoch, index = epoch + 1, index - size
+        return epoch, index
+
+    def window(self, epoch: int, index: int) -> Window:
+        """Window `index` of an epoch."""
+        key = epoch, index // _BLOCK
+        if self._block is None or self._block[0] != key:
+            self._block = key, self._compute(epoch, key[1] * _BLOCK)
+        return self._block[1][index % _BLOCK]
+
+    def _compute(self, epoch: int, first: int) -> list[Window]:
+        tiling = self._tiling_of(epoch)
+        indices = np.arange(first, min(first + _BLOCK, tiling.size))
+        stream, position = indices % CANONICAL_STREAMS, indices // CANONICAL_STREAMS
+        size, longer = divmod(tiling.size, CANONICAL_STREAMS)
+        sizes = size + (stream < longer)
+        keys = mix(_SHUFFLE, self.seed, self.stage, epoch, stream)
+        windows = stream * size + np.minimum(stream, longer) + shuffled(position, sizes, keys)
+        reverse = mix(_REVERSE, self.seed, self.stage, epoch, indices) & np.uint64(1) == 1
+        columns = (*tiling.locate(windows), reverse)
+        return [Window(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]

@@ -1,0 +1,186 @@
+"""Windows of the shards as batches of token ids, for training and for validation.
+
+Training batches follow `WindowOrder`. Window number g of a stage goes to data rank g mod dp_size, so a position in the
+order is one integer for all ranks, and a resume at another number of ranks, workers or micro-batches goes on with
+exactly the windows that come next. No buffer is shuffled and nothing is drawn while reading: worker processes may read
+ahead, but what comes, and when, never depends on them.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from hyena_dist.data.manifest import Interval, Manifest
+from hyena_dist.data.order import WindowOrder
+from hyena_dist.data.tokenizer import COMPLEMENT, PAD
+
+STATE_VERSION = 1
+_EPOCH_SHIFT = 40
+"""Windows are numbered epoch * 2 ** 40 + index."""
+
+logger = logging.getLogger(__name__)
+
+
+class Batch(NamedTuple):
+    """Windows of one micro-batch; `split_window` makes inputs and targets of them."""
+
+    ids: torch.Tensor
+    """uint8 [B, L + 1], padded with [PAD] on the right."""
+    windows: torch.Tensor
+    """int64 [B], a number of each window that is its own within the stage."""
+
+
+@dataclass(frozen=True)
+class StreamState:
+    """The next window to train on; the same on every rank."""
+
+    stage: int = 0
+    epoch: int = 0
+    index: int = 0
+
+
+def _read_row(manifest: Manifest, interval: Interval, start: int, end: int, row: np.ndarray, reverse: bool) -> None:
+    """Fill a row of [PAD] with bases [start, end) of an interval."""
+    bases = row[: end - start]
+    manifest.fill(bases, interval.first_base + start)
+    if reverse:
+        bases[:] = COMPLEMENT[bases[::-1]]
+
+
+class _Windows(Dataset[Batch]):
+    """The windows of an order, fetched a micro-batch at a time by their numbers."""
+
+    def __init__(self, manifest: Manifest, intervals: list[Interval], order: WindowOrder, rc_augment: bool):
+        self.manifest, self.intervals, self.order, self.rc_augment = manifest, intervals, order, rc_augment
+
+    def __getitems__(self, numbers: list[int]) -> Batch:
+        ids = np.full((len(numbers), self.order.seq_len + 1), PAD, dtype=np.uint8)
+        for row, number in zip(ids, numbers, strict=True):
+            epoch = number >> _EPOCH_SHIFT
+            window = self.order.window(epoch, number - (epoch << _EPOCH_SHIFT))
+            reverse = self.rc_augment and window.reverse
+            _read_row(self.manifest, self.intervals[window.interval], window.start, window.end, row, reverse)
+        return Batch(torch.from_numpy(ids), torch.from_numpy(np.array(numbers, dtype=np.int64)))
+
+
+class _RankNumbers:
+    """The numbers of the windows of one rank, a micro-batch at a time, without end."""
+
+    def __init__(self, order: WindowOrder, start: StreamState, micro_batch_size: int, dp_rank: int, dp_size: int):
+        self.order, self.start = order, start
+        self.micro_batch_size, self.dp_rank, self.dp_size = micro_batch_size, dp_rank, dp_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        epoch, index = self.order.advance(self.start.epoch, self.start.index, self.dp_rank)
+        while True:
+            numbers = []
+            for _ in range(self.micro_batch_size):
+                numbers.append((epoch << _EPOCH_SHIFT) + index)
+                epoch, index = self.order.advance(epoch, index, self.dp_size)
+            yield numbers
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+class TrainStream:
+    """The training windows of a manifest at one sequence length, without end.
+
+    Args:
+        seq_len: L; windows have L + 1 bases.
+        seed: draws the order.
+        rc_augment: show each window, with probability 1/2, as its reverse complement.
+        stage: number of the length warm-up's stage; each stage has its own order.
+    """
+
+    def __init__(self, manifest: Manifest, *, seq_len: int, seed: int, rc_augment: bool = False, stage: int = 0):
+        self.manifest, self.seq_len, self.seed, self.rc_augment, self.stage = manifest, seq_len, seed, rc_augment, stage
+        self.intervals = manifest.intervals("train")
+        lengths = [interval.bases for interval in self.intervals]
+        self.order = WindowOrder(lengths, seq_len, seed=seed, stage=stage)
+        if not any(length > 1 for length in lengths):
+            raise ValueError(f"{manifest.directory} has no training window; build shards with bases of split train")
+        if short := [interval.contig for interval in self.intervals if interval.bases < 2]:
+            logger.info("%d stretches of a single base have no next base and are skipped, the first on %s",
+                        len(short), short[0])
+
+    def start(self) -> StreamState:
+        """The state before the first window of this stage."""
+        return StreamState(stage=self.stage)
+
+    def advance(self, state: StreamState, windows: int) -> StreamState:
+        """The state this many windows on."""
+        return StreamState(state.stage, *self.order.advance(state.epoch, state.index, windows))
+
+    def _facts(self) -> dict[str, Any]:
+        """What a state depends on."""
+        return {"version": STATE_VERSION, "manifest": self.manifest.identity, "seed": self.seed,
+                "seq_len": self.seq_len, "rc_augment": self.rc_augment}
+
+    def state_dict(self, state: StreamState) -> dict[str, Any]:
+        """A state for a checkpoint, with the facts that it depends on."""
+        return {**asdict(state), **self._facts()}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> StreamState:
+        """The saved state.
+
+        Raises:
+            ValueError: it was saved by a stream of other data, seed, length or stage.
+        """
+        for key, own in {**self._facts(), "stage": self.stage}.items():
+            if saved.get(key) != own:
+                raise ValueError(f"cannot resume the data stream: the saved {key} is {saved.get(key)!r}, this run's is "
+                                 f"{own!r}; resume with the same shards and data settings, or start afresh")
+        return StreamState(saved["stage"], saved["epoch"], saved["index"])
+
+    def batches(self, start: StreamState, *, micro_batch_size: int, global_batch_size: int, dp_rank: int = 0,
+                dp_size: int = 1, num_workers: int = 0) -> Iterator[Batch]:
+        """Micro-batches of one data rank from `start` on, without end.
+
+        Every global_batch_size / (micro_batch_size * dp_size) of them are the rank's part of one optimizer step;
+        `start` must be the state after a whole number of steps, by `advance(state, global_batch_size)`.
+
+        Args:
+            num_workers: processes that read ahead; 0 reads when asked. The batches are the same.
+        """
+        if global_batch_size % (micro_batch_size * dp_size):
+            raise ValueError(f"train.global_batch_size ({global_batch_size}) must be a multiple of "
+                             f"train.micro_batch_size * data-parallel size ({micro_batch_size} * {dp_size})")
+        if start.stage != self.stage:
+            raise ValueError(f"the state is of stage {start.stage}, this stream of stage {self.stage}")
+        windows = _Windows(self.manifest, self.intervals, self.order, self.rc_augment)
+        numbers = _RankNumbers(self.order, start, micro_batch_size, dp_rank, dp_size)
+        if num_workers == 0:
+            return map(windows.__getitems__, numbers)
+        loader = DataLoader(
+            windows,
+            batch_sampler=numbers,
+            num_workers=num_workers,
+            collate_fn=_as_it_is,
+            generator=torch.Generator(),  # the loader draws worker seeds, which must not advance the global generator
+        )
+        return iter(loader)
+
+
+def validation_batches(manifest: Manifest, *, split: str = "val", seq_len: int, batch_size: int, dp_rank: int = 0,
+                       dp_size: int = 1) -> Iterator[Batch]:
+    """Every window of a split once, in order, tiled with stride L = seq_len from each interval's start.
+
+    Each A, C, G and T is scored exactly once, but an interval's first base, which has nothing before it. All ranks get
+    the same number of batches of the same shape; rows past the end are [PAD] and score nothing.
+    """
+    tiles = [(interval, start) for interval in manifest.intervals(split)
+             for start in range(0, interval.bases - 1, seq_len)]
+    stride = batch_size * dp_size
+    for first in range(0, len(tiles), stride):
+        numbers = range(first + dp_rank * batch_size, first + (dp_rank + 1) * batch_size)
+        ids = np.full((batch_size, seq_len + 1), PAD, dtype=np.uint8)
+        for row, (interval, start) in zip(ids, tiles[numbers.start : numbers.stop], strict=False):
+            _read_row(manifest, interval, start, min(start + seq_len + 1, interval.bases), row, reverse=False)
+        yield Batch(torch.from_numpy(ids), torch.tensor(numbers))

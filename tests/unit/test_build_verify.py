@@ -1,0 +1,300 @@
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+
+from hyena_dist.data import build as build_module
+from hyena_dist.data import segment
+from hyena_dist.data.build import build
+from hyena_dist.data.errors import DataError
+from hyena_dist.data.fasta import Source
+from hyena_dist.data.manifest import Manifest
+from hyena_dist.data.splits import BedSplits, ContigSplits, FractionSplits, Splits
+from hyena_dist.data.tokenizer import encode
+from hyena_dist.data.verify import verify
+from tests.genomes import genome, shards, write_fasta
+
+ROOT = Path(__file__).parents[2]
+CONTIGS = genome(3, 5000, 1, 2999, 12000)
+
+
+def command(name):
+    spec = importlib.util.spec_from_file_location(f"shards_{name}", ROOT / "shards" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return lambda *arguments: module.main([str(argument) for argument in arguments])
+
+
+build_command, verify_command = command("build"), command("verify")
+
+
+def the_one_line(capsys):
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def bases_of(manifest, split):
+    return {(i.contig, base) for i in manifest.intervals(split) for base in range(i.start, i.end)}
+
+
+def test_every_slice_is_the_slice_of_the_fasta(tmp_path):
+    manifest = shards(tmp_path, CONTIGS)
+    assert len(manifest.shards) > 3
+    rng = np.random.default_rng(0)
+    for name, text in CONTIGS.items():
+        assert np.array_equal(manifest.read(name, 0, len(text)), encode(text))
+        for _ in range(200):
+            start, end = sorted(rng.integers(0, len(text) + 1, 2).tolist())
+            assert np.array_equal(manifest.read(name, start, end), encode(text[start:end]))
+
+
+def test_reading_outside_is_refused(tmp_path):
+    (tmp_path / "a.bed").write_text("chr1\t100\t200\ttrain\nchr1\t300\t400\tval\n")
+    manifest = shards(tmp_path, {"chr1": b"ACGT" * 200}, BedSplits(tmp_path / "a.bed"))
+    for start, end, message in ((-1, 5, "outside its contig"), (0, 801, "outside its contig"), (0, 50, "holds no base"),
+                                (150, 250, "in no split"), (250, 260, "in no split")):
+        with pytest.raises(ValueError, match=message):
+            manifest.read("chr1", start, end)
+    with pytest.raises(ValueError, match="'chr2' is not in"):
+        manifest.read("chr2", 0, 1)
+
+
+def test_plain_webdataset_reads_the_shards_and_the_index_is_wids(tmp_path):
+    manifest = shards(tmp_path, CONTIGS)
+    urls = [str(manifest.directory / shard.url) for shard in manifest.shards]
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False))
+    assert len(samples) == len(manifest.segments)
+    for sample in samples:
+        about = json.loads(sample["json"])
+        assert set(about) == {"assembly", "contig", "start", "end", "split", "species"}
+        assert segment.decode(sample["seg"]).tobytes() == CONTIGS[about["contig"]][about["start"] : about["end"]]
+    index = json.loads((manifest.directory / "shards.json").read_text())
+    assert index["wids_version"] == 1
+    for row in index["shardlist"]:
+        data = (manifest.directory / row["url"]).read_bytes()
+        assert row["filesize"] == len(data)
+        assert row["sha256"] == hashlib.sha256(data).hexdigest()
+        assert row["nsamples"] == len(tarfile.open(manifest.directory / row["url"]).getmembers()) / 2
+    assert sum(row["bases"] for row in index["shardlist"]) == sum(map(len, CONTIGS.values()))
+
+
+def test_same_input_gives_the_same_bytes(tmp_path):
+    source = Source(write_fasta(tmp_path / "a.fa", CONTIGS))
+    first, second = (build([source], tmp_path / name, Splits()) for name in "xy")
+    assert first.identity == second.identity
+    for shard in first.shards:
+        assert (tmp_path / "x" / shard.url).read_bytes() == (tmp_path / "y" / shard.url).read_bytes()
+    assert shards(tmp_path, CONTIGS, FractionSplits(0.1)).identity != first.identity
+
+
+def test_contigs_of_256_kb_take_at_most_027_bytes_per_base(tmp_path):
+    rng = np.random.default_rng(0)
+    bases = rng.choice(np.frombuffer(b"ACGT", dtype=np.uint8), 256_000)
+    for start in range(0, bases.size, 600):
+        bases[start : start + int(rng.integers(30, 400))] |= 0x20
+    build([Source(write_fasta(tmp_path / "a.fa", {"chr1": bases.tobytes()}))], tmp_path / "out", Splits())
+    assert sum(file.stat().st_size for file in (tmp_path / "out").iterdir()) <= 0.27 * bases.size
+
+
+def test_whole_contigs_validate(tmp_path):
+    manifest = shards(tmp_path, CONTIGS, ContigSplits(["chr1", "chr3"]))
+    assert {i.contig for i in manifest.intervals("val")} == {"chr1", "chr3"}
+    assert {i.contig for i in manifest.intervals("train")} == {"chr2", "chr4"}
+
+
+def test_a_fraction_of_each_contig_validates(tmp_path):
+    manifest = shards(tmp_path, CONTIGS, FractionSplits(0.1))
+    train, val = bases_of(manifest, "train"), bases_of(manifest, "val")
+    assert not train & val
+    assert len(train) + len(val) == sum(map(len, CONTIGS.values()))
+    assert sum(contig == "chr4" for contig, _ in val) == 1200
+
+
+def test_bed_rows_are_the_splits(tmp_path):
+    bed = tmp_path / "a.bed"
+    bed.write_text("track name=x\n# comment\n\nchr4 0 3000 train\nchr4 2500 3500 train\nchr4 3500 3600 valid\n"
+                   "chr4 3600 4000 train\nchr1 10 20 test\n")
+    manifest = shards(tmp_path, CONTIGS, BedSplits(bed))
+    assert bases_of(manifest, "train") == {("chr4", i) for i in [*range(3500), *range(3600, 4000)]}
+    assert bases_of(manifest, "val") == {("chr4", i) for i in range(3500, 3600)}
+    assert bases_of(manifest, "test") == {("chr1", i) for i in range(10, 20)}
+
+
+BAD_BEDS = {
+    "outside": ("chr1 0 100 train\nchr1 4000 5001 val\n", "line 2: chr1:4000-5001 lies outside its contig of 5000"),
+    "unknown contig": ("chrZ 0 10 train\n", "line 1: contig 'chrZ' is in none of the FASTA files"),
+    "overlap": ("chr1 0 100 train\nchr1 50 150 val\n", "line 2: chr1:50-150 .val. overlaps line 1"),
+    "overlap inside": ("chr1 0 100 train\nchr1 20 40 train\nchr1 90 95 test\n", "line 3: .* overlaps"),
+    "columns": ("chr1 0 10\n", "line 1: has 3 columns"),
+    "split": ("chr1 0 10 dev\n", "line 1: split 'dev' is not one of"),
+    "numbers": ("chr1 zero 10 train\n", "line 1: start 'zero'"),
+    "empty row": ("chr1 10 10 train\n", "line 1: start '10'"),
+    "negative": ("chr1 -5 10 train\n", "line 1: start '-5'"),
+    "no rows": ("# nothing\n", "holds no rows"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), BAD_BEDS.values(), ids=BAD_BEDS.keys())
+def test_bad_beds_end_in_one_line_and_status_2(tmp_path, capsys, text, message):
+    fasta, bed = write_fasta(tmp_path / "a.fa", CONTIGS), tmp_path / "a.bed"
+    bed.write_text(text)
+    for dry_run in ([], ["--dry-run"]):
+        assert build_command(fasta, "--out", tmp_path / "out", "--bed", bed, *dry_run) == 2
+        assert re.search(message, the_one_line(capsys))
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["a.bed", "a.fa"]
+
+
+@pytest.mark.parametrize("arguments", [["--val-contigs", "chr1,chrZ"], ["--val-fraction", "1.5"],
+                                       ["--bed", "none.bed"]])
+def test_other_mistakes_end_in_one_line_and_status_2(tmp_path, capsys, arguments):
+    fasta = write_fasta(tmp_path / "a.fa", CONTIGS)
+    assert build_command(fasta, "--out", tmp_path / "out", *arguments) == 2
+    the_one_line(capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.fa"]
+
+
+def test_bad_fasta_and_existing_output_end_in_one_line_and_status_2(tmp_path, capsys):
+    good, bad, out = write_fasta(tmp_path / "a.fa", CONTIGS), tmp_path / "b.fa", tmp_path / "out"
+    bad.write_bytes(b">x\nAC!T\n")
+    assert build_command(good, bad, "--out", out) == 2
+    assert str(bad) in the_one_line(capsys)
+    assert not out.exists()
+    out.mkdir()
+    assert build_command(good, "--out", out) == 2
+    assert f"{out}: exists" in the_one_line(capsys)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.fa", "b.fa", "out"]
+
+
+def test_dry_run_writes_nothing_and_a_build_says_what_it_wrote(tmp_path, capsys):
+    fasta = write_fasta(tmp_path / "a.fa.gz", CONTIGS)
+    assert build_command(fasta, "--out", tmp_path / "out", "--val-fraction", "0.1", "--dry-run") == 0
+    assert "dry run" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+    assert build_command(fasta, f"mouse={fasta}", "--out", tmp_path / "new/out", "--val-contigs", "mouse.chr1") == 0
+    printed = capsys.readouterr().out
+    assert "8 contigs" in printed
+    assert "bytes per base" in printed
+    assert verify_command(tmp_path / "new/out", "--fasta", fasta, f"mouse={fasta}") == 0
+    contigs = Manifest.load(tmp_path / "new/out").contigs
+    assert [(info.assembly, info.species) for info in contigs[3:5]] == [("a", "a"), ("a", "mouse")]
+
+
+def test_a_full_disk_leaves_nothing(tmp_path):
+    fasta = write_fasta(tmp_path / "a.fa", genome(0, 400_000))
+    limit = (50_000, 50_000)
+    done = subprocess.run([sys.executable, str(ROOT / "shards/build.py"), str(fasta), "--out", str(tmp_path / "out")],
+                          capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+                          preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit))
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {tmp_path / 'out'}: cannot be written")
+    assert done.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["a.fa"]
+
+
+def test_a_killed_build_leaves_nothing_that_looks_whole(tmp_path, monkeypatch):
+    fasta = write_fasta(tmp_path / "a.fa", CONTIGS)
+    monkeypatch.setattr(build_module.shutil, "rmtree", lambda *_, **__: None)  # as if killed: nothing tidies up
+    monkeypatch.setattr(build_module._ShardWriter, "close", lambda _: os.close(-1))
+    with pytest.raises(OSError, match="Bad file"):
+        build([Source(fasta)], tmp_path / "out", Splits())
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.rglob("shards.json"))
+
+
+def test_verify_accepts_what_build_wrote_and_the_fasta(tmp_path):
+    manifest = shards(tmp_path, CONTIGS, FractionSplits(0.2))
+    assert verify(manifest.directory, [Source(tmp_path / "genome.fa")]).identity == manifest.identity
+
+
+def rewrite(path, change):
+    path.chmod(0o644)
+    path.write_bytes(change(path.read_bytes()))
+
+
+def flip(data, position):
+    return data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.999])
+def test_verify_finds_any_altered_byte(tmp_path, capsys, share):
+    manifest = shards(tmp_path, CONTIGS)
+    path = manifest.directory / manifest.shards[1].url
+    rewrite(path, lambda data: flip(data, int(share * len(data))))
+    assert verify_command(manifest.directory) == 2
+    assert f"{path}: its sha256 is not" in the_one_line(capsys)
+
+
+def test_a_shard_cut_short_or_missing_is_refused_when_opened(tmp_path):
+    manifest = shards(tmp_path, CONTIGS)
+    path = manifest.directory / manifest.shards[1].url
+    opened = Manifest.load(manifest.directory)
+    rewrite(path, lambda data: data[:-1024])
+    for use in (Manifest.load, verify):
+        with pytest.raises(DataError, match=f"{path}: has .* bytes, shards.json says .* cut short or altered"):
+            use(manifest.directory)
+    with pytest.raises(DataError, match="cut short or altered"):
+        opened.read("chr1", 0, 5000)
+    path.unlink()
+    with pytest.raises(DataError, match=f"{path}: cannot be read"):
+        Manifest.load(manifest.directory)
+
+
+def test_a_shard_cut_short_while_in_use_is_noticed(tmp_path):
+    manifest = shards(tmp_path, CONTIGS)
+    manifest.read("chr4", 0, 12000)
+    os.truncate(manifest.directory / manifest.shards[2].url, 600)
+    with pytest.raises(DataError, match="cut short while in use"):
+        manifest.read("chr4", 0, 12000)
+
+
+def test_verify_compares_the_index_with_the_shards(tmp_path):
+    """Shards and index that are each whole, but not of one build."""
+    manifest = shards(tmp_path, CONTIGS)
+    index = manifest.directory / "shards.json"
+    content = json.loads(index.read_text())
+    changes = {
+        "is not where": lambda c: c["segments"][2].__setitem__(5, c["segments"][2][5] + 512),
+        "describes itself otherwise": lambda c: c["segments"][2].__setitem__(3, 1),
+        "out of order, overlaps": lambda c: c["segments"][2].__setitem__(1, 0),
+        "samples": lambda c: c["shardlist"][0].__setitem__("nsamples", 3),
+        "is damaged": lambda c: c.pop("contigs"),
+        "version 9": lambda c: c.__setitem__("version", 9),
+    }
+    for message, change in changes.items():
+        changed = json.loads(json.dumps(content))
+        change(changed)
+        index.write_text(json.dumps(changed))
+        with pytest.raises(DataError, match=message):
+            verify(manifest.directory)
+    index.write_text("{")
+    with pytest.raises(DataError, match="is not JSON"):
+        verify(manifest.directory)
+
+
+def test_verify_compares_with_the_fasta(tmp_path, capsys):
+    manifest = shards(tmp_path, CONTIGS)
+    other = dict(CONTIGS)
+    text = bytearray(other["chr4"])
+    text[8000] ^= 0x20
+    other["chr4"] = bytes(text)
+    fasta = write_fasta(tmp_path / "other.fa", other)
+    with pytest.raises(DataError, match=r"differs from .*other.fa at chr4:8001"):
+        verify(manifest.directory, [Source(fasta)])
+    write_fasta(fasta, {name: CONTIGS[name] for name in ("chr1", "chr2", "chr3")})
+    assert verify_command(manifest.directory, "--fasta", fasta) == 2
+    assert "contig 'chr4' is in none" in the_one_line(capsys)
+    write_fasta(fasta, {**CONTIGS, "chr5": b"ACGT"})
+    assert verify_command(manifest.directory, "--fasta", fasta) == 2
+    assert "contig 'chr5' of 4 bases is not in" in the_one_line(capsys)

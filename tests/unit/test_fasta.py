@@ -1,0 +1,94 @@
+import gzip
+
+import pytest
+
+from hyena_dist.data import fasta
+from hyena_dist.data.errors import DataError
+from hyena_dist.data.fasta import Source, read_contigs
+from tests.genomes import bgzip, fasta_text, genome
+
+
+def read(*paths, label=""):
+    return {contig.name: contig.bases.tobytes() for contig in read_contigs([Source(path, label) for path in paths])}
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, bgzip], ids=["plain", "gzip", "bgzip"])
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n"], ids=["LF", "CRLF"])
+@pytest.mark.parametrize("block", [1, 7, 61, 1 << 20])
+def test_every_byte_comes_back(tmp_path, monkeypatch, pack, line_end, block):
+    contigs = genome(block, 1, 59, 60, 61, 3000)
+    path = tmp_path / "name_says_nothing"
+    path.write_bytes(pack(fasta_text(contigs, line_end=line_end)))
+    monkeypatch.setattr(fasta, "_BLOCK", block)
+    assert read(path) == contigs
+
+
+def test_one_long_line_and_blank_lines_and_no_last_line_end(tmp_path):
+    path = tmp_path / "a.fa"
+    path.write_bytes(b"\n>a\n" + b"ACGT" * 5000 + b"\n\n>b\n\nAC\n\nGT")
+    assert read(path) == {"a": b"ACGT" * 5000, "b": b"ACGT"}
+
+
+def test_label_goes_before_the_name(tmp_path):
+    path = tmp_path / "a=b.fa"
+    path.write_bytes(b">chr1\nACGT\n")
+    assert list(read(path, label="mouse")) == ["mouse.chr1"]
+    assert Source.parse(str(path)) == Source(path)
+    assert Source.parse("mouse=mm10.fa").label == "mouse"
+
+
+def test_progress_adds_up_to_the_file_size(tmp_path):
+    path = tmp_path / "a.fa.gz"
+    path.write_bytes(gzip.compress(fasta_text(genome(0, 5000))))
+    counts = []
+    list(read_contigs([Source(path)], counts.append))
+    assert sum(counts) == path.stat().st_size
+
+
+GOOD = b">a\nACGTACGT\nACGT\n"
+TEXT = fasta_text(genome(1, 20000))
+BAD = {
+    "empty": (b"", "is empty"),
+    "empty gzip": (gzip.compress(b""), "holds no sequence"),
+    "only blank lines": (b"\n\n", "holds no sequence"),
+    "no header": (b"ACGT\n", "line 1: does not start with a '>' header"),
+    "binary": (bytes(range(256)) * 10, "byte 0x00 before the first '>' header"),
+    "zip": (b"PK\x03\x04" + bytes(100), "before the first '>' header"),
+    "binary after a header": (GOOD + bytes(100), r"line 4: byte b'\\x00' at base 13 of 'a'"),
+    "gap": (b">a\nAC\nA-T\n", "line 3: byte b'-' at base 4 of 'a' is not an IUPAC code"),
+    "stop": (b">a\nAC*\n", r"byte b'\*'"),
+    "protein": (b">a\nMKLVE\n", "byte b'L'"),
+    "blank inside": (b">a\nAC GT\n", "byte b' '"),
+    "header without a name": (b">\nACGT\n", "line 1: a header without a name"),
+    "empty record": (b">a\n>b\nACGT\n", "record 'a' has no sequence"),
+    "ends after a header": (b">a\nACGT\n>b\n", "record 'b' has no sequence"),
+    "ends inside a header": (b">a\nACGT\n>b", "ends inside a header"),
+    "CR line ends": (b">a\rACGT\rACGT\r", "ends inside a header"),
+    "gzip cut short": (gzip.compress(TEXT)[:-2000], "gzip file is cut short"),
+    "bgzip cut at a member": (bgzip(TEXT)[:-28], "bgzip file is cut short"),
+    "gzip damaged": (gzip.compress(TEXT)[:500] + bytes(9000), "gzip file is (damaged|cut short)"),
+    "twice": (GOOD + GOOD, "contig 'a' comes twice"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), BAD.values(), ids=BAD.keys())
+def test_bad_files_are_refused_in_one_line_that_names_them(tmp_path, content, message):
+    path = tmp_path / "bad.fa"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        read(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_duplicates_across_files_name_both(tmp_path):
+    first, second = tmp_path / "1.fa", tmp_path / "2.fa"
+    first.write_bytes(GOOD)
+    second.write_bytes(GOOD)
+    with pytest.raises(DataError, match=f"{second}: contig 'a' comes in {first} too"):
+        read(first, second)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(DataError, match="cannot be read"):
+        read(tmp_path / "none.fa")
