@@ -23,7 +23,7 @@ setup: .venv/ready
 
 quickstart: setup
 	rm -rf $(RUN) $(SHARDS)
-	python shards/build.py $(SAMPLES) --out $(SHARDS)
+	python shards/build.py shards/sample/*.fa.gz --bed shards/sample/splits.bed --out $(SHARDS)
 	python shards/verify.py $(SHARDS)
 	deepspeed --num_gpus 2 launchers/pretrain.py --config configs/quickstart.yaml
 	python launchers/evaluate.py $(RUN) --must-beat-order 5

@@ -18,14 +18,19 @@ def check(config: Config, *, world_size: int) -> None:
         raise ConfigError("; ".join(problems))
 
 
-def data_ranks(config: Config, world_size: int) -> int:
-    """Ranks that see different windows."""
-    return world_size // (config.parallel.tensor * config.parallel.context)
+def accumulation_steps(*, global_batch_size: int, micro_batch_size: int, data_ranks: int) -> int:
+    """Micro-batches per rank and optimizer step.
 
-
-def accumulation_steps(config: Config, world_size: int) -> int:
-    """Micro-batches per rank and optimizer step."""
-    return config.train.global_batch_size // (config.train.micro_batch_size * data_ranks(config, world_size))
+    Raises:
+        ConfigError: the global batch is not a multiple of micro batch x data ranks; names the nearest that is.
+    """
+    unit = micro_batch_size * data_ranks
+    if global_batch_size % unit:
+        below, above = global_batch_size // unit * unit, -(-global_batch_size // unit) * unit
+        raise ConfigError(f"train.global_batch_size ({global_batch_size}) is not a multiple of train.micro_batch_size "
+                          f"({micro_batch_size}) x data-parallel ranks ({data_ranks}): use "
+                          + (f"{below} or {above}" if below else f"{above}"))
+    return global_batch_size // unit
 
 
 def _unsupported(config: Config) -> list[str]:
@@ -51,14 +56,17 @@ def _lengths(config: Config) -> list[str]:
 
 
 def _batch(config: Config, world_size: int) -> list[str]:
-    train, ranks = config.train, data_ranks(config, world_size)
-    unit = train.micro_batch_size * ranks
-    if not unit or train.global_batch_size % unit == 0:
-        return []
-    below, above = train.global_batch_size // unit * unit, -(-train.global_batch_size // unit) * unit
-    nearest = f"{below} or {above}" if below else f"{above}"
-    return [f"train.global_batch_size ({train.global_batch_size}) is not a multiple of train.micro_batch_size "
-            f"({train.micro_batch_size}) x data-parallel ranks ({ranks}): use {nearest}"]
+    parallel, train = config.parallel, config.train
+    data_ranks = world_size // (parallel.tensor * parallel.context)
+    if not data_ranks:
+        return [f"parallel.tensor x parallel.context = {parallel.tensor * parallel.context} needs as many ranks, "
+                f"there are {world_size}"]
+    try:
+        accumulation_steps(global_batch_size=train.global_batch_size, micro_batch_size=train.micro_batch_size,
+                           data_ranks=data_ranks)
+    except ConfigError as error:
+        return [str(error)]
+    return []
 
 
 def _schedule(config: Config) -> list[str]:

@@ -1,11 +1,15 @@
 """report.png: the loss curves of a run, from its metrics.jsonl."""
 
 import logging
+import statistics
 from pathlib import Path
 
 from hyena_dist.train.metrics import read_rows
 
 logger = logging.getLogger(__name__)
+
+MEDIAN_REACH = 15
+"""Steps to each side in the running median of the training curve."""
 
 
 def write_report(run_dir: Path) -> Path | None:
@@ -23,7 +27,9 @@ def write_report(run_dir: Path) -> Path | None:
     val = [row for row in rows if row.split == "val"]
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(8, 7), sharex=True, height_ratios=[3, 1], layout="constrained")
     tokens = [row.tokens / 1e6 for row in train]
-    top.plot(tokens, [row.perplexity for row in train], color="tab:blue", alpha=0.5, linewidth=0.8, label="training")
+    top.plot(tokens, [row.perplexity for row in train], color="tab:blue", alpha=0.3, linewidth=0.8)
+    top.plot(tokens, _running_median([row.perplexity for row in train]), color="tab:blue",
+             label=f"training (median of {2 * MEDIAN_REACH + 1} steps)")
     if val:
         top.plot([row.tokens / 1e6 for row in val], [row.perplexity for row in val], "o-", color="tab:red",
                  markersize=4, label=f"validation (last {val[-1].perplexity:.4f})")
@@ -40,3 +46,7 @@ def write_report(run_dir: Path) -> Path | None:
     figure.savefig(path, dpi=120)
     plt.close(figure)
     return path
+
+
+def _running_median(values: list[float]) -> list[float]:
+    return [statistics.median(values[max(0, i - MEDIAN_REACH) : i + MEDIAN_REACH + 1]) for i in range(len(values))]

@@ -1,0 +1,247 @@
+"""DeepSpeed ZeRO, stages 0 to 3, behind the Engine protocol, with the cures for what its releases get wrong.
+
+Nothing here knows Hyena: a model, an optimizer and a placement table come as arguments.
+"""
+
+import copy
+import math
+import os
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # importing deepspeed warns otherwise
+
+import deepspeed
+import deepspeed.ops
+from deepspeed.runtime.utils import clip_grad_norm_
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+)
+
+from hyena_dist.engine.protocol import MOMENTS, StepResult, Table
+from hyena_dist.parallel.groups import Axis, Groups
+
+
+class _Mpu:
+    """Our groups under the names by which DeepSpeed asks for them. No sequence group: with one, ZeRO-3 scales gradients
+    by its size; context ranks count as data ranks."""
+
+    def __init__(self, groups: Groups) -> None:
+        self._data = _with_group(groups.data_context)
+        self._tensor = _with_group(groups.tensor)
+
+    def get_data_parallel_group(self) -> dist.ProcessGroup | None:
+        return self._data.group
+
+    def get_data_parallel_rank(self) -> int:
+        return self._data.rank
+
+    def get_data_parallel_world_size(self) -> int:
+        return self._data.size
+
+    def get_model_parallel_group(self) -> dist.ProcessGroup | None:
+        return self._tensor.group
+
+    def get_model_parallel_rank(self) -> int:
+        return self._tensor.rank
+
+    def get_model_parallel_world_size(self) -> int:
+        return self._tensor.size
+
+    get_tensor_model_parallel_group = get_model_parallel_group
+    get_tensor_model_parallel_rank = get_model_parallel_rank
+    get_tensor_model_parallel_world_size = get_model_parallel_world_size
+
+
+def prepare_deepspeed(model: nn.Module, ds_config: Mapping[str, Any], groups: Groups, table: Table | None = None, *,
+                      optimizer: torch.optim.Optimizer | None = None) -> "DeepSpeedEngine":
+    """Hand a model to DeepSpeed, after `init_distributed`.
+
+    Args:
+        ds_config: DeepSpeed's configuration; `deepspeed_config` makes one from ours.
+        table: which parameters are split over the tensor ranks; needed only where there are several.
+        optimizer: torch's Adam or AdamW over the model's parameters; None: DeepSpeed makes it from `ds_config`.
+
+    Raises:
+        RuntimeError: torch.distributed is not initialised.
+        ValueError: tensor ranks without a table, a frozen parameter, no optimizer or one that is not torch's Adam.
+    """
+    _check_arguments(model, ds_config, groups, table, optimizer)
+    if groups.tensor.size > 1 and table is not None:
+        for name, parameter in model.named_parameters():
+            # DeepSpeed's gradient norm counts a parameter on every tensor rank with this attribute, else on the first.
+            parameter.tensor_model_parallel = table[name].tp_dim is not None  # type: ignore[attr-defined]
+    if not torch.cuda.is_available():
+        # Only inference uses this op; building it takes a compiler and a minute, and a stale lock hangs every start.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # DeepSpeed calls them under their old names, and the warning would come at every collective.
+    warnings.filterwarnings("ignore", category=FutureWarning,
+                            message=r"`torch\.distributed\.(all_gather_into|reduce_scatter)_tensor` is deprecated")
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it; every launcher sets it
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=copy.deepcopy(dict(ds_config)),
+                                      mpu=_Mpu(groups))
+    believed = (engine.dp_world_size, engine.mp_world_size)
+    assert believed == (groups.data_context.size, groups.tensor.size), f"DeepSpeed believes in {believed} ranks"
+    assert engine.train_batch_size() == (engine.train_micro_batch_size_per_gpu() * engine.gradient_accumulation_steps()
+                                         * groups.data_context.size), "DeepSpeed believes in another batch"
+    return DeepSpeedEngine(engine, shapes, groups)
+
+
+class DeepSpeedEngine:
+    """An initialised `deepspeed.DeepSpeedEngine` as our Engine."""
+
+    def __init__(self, engine: Any, shapes: Mapping[str, torch.Size], groups: Groups) -> None:
+        self._engine = engine
+        self._stage = int(engine.zero_optimization_stage())
+        self._shapes = dict(shapes)
+        self._parameters = dict(engine.module.named_parameters())
+        self._data = groups.data_context
+        self._mpu = engine.mpu
+        self._micro_batch = 0
+        self._max_norm = engine.gradient_clipping() or math.inf
+        self.accumulation_steps: int = engine.gradient_accumulation_steps()
+        # Stage 0 keeps torch's optimizer; the others wrap it around flat partitions of the weights.
+        self._optimizer: torch.optim.Optimizer = engine.optimizer if self._stage == 0 else engine.optimizer.optimizer
+        _require_adam(self._optimizer)
+        if self._stage == 0:
+            engine.clip_fp32_gradients = lambda: None  # `step` has clipped: it must see the norm before the update
+        self._create_optimizer_state()
+
+    @property
+    def module(self) -> nn.Module:
+        return self._engine
+
+    @property
+    def parameter_shapes(self) -> Mapping[str, torch.Size]:
+        return self._shapes
+
+    def backward(self, loss: torch.Tensor) -> None:
+        assert self._micro_batch < self.accumulation_steps, "step() is due"
+        self._micro_batch += 1
+        self._engine.set_gradient_accumulation_boundary(self._micro_batch == self.accumulation_steps)
+        self._engine.backward(loss, scale_wrt_gas=False)
+
+    def step(self, lr: float | None = None) -> StepResult:
+        """As the protocol; without `lr` the learning rate stays as the optimizer or DeepSpeed's scheduler has it."""
+        assert self._micro_batch == self.accumulation_steps, "a step needs every micro-batch"
+        self._micro_batch = 0
+        if lr is not None:
+            for group in self._optimizer.param_groups:
+                group["lr"] = lr
+        if self._stage == 0:
+            norm = clip_grad_norm_(list(self._parameters.values()), self._max_norm, mpu=self._mpu)
+            if not torch.isfinite(norm):  # stages 1 to 3 skip such a step, stage 0 would take it
+                self._engine.zero_grad()
+                return StepResult(norm, applied=False)
+            self._engine.step()
+            return StepResult(norm, applied=True)
+        self._engine.step()
+        norm = torch.as_tensor(self._engine.get_global_grad_norm(), dtype=torch.float32)
+        return StepResult(norm, applied=self._engine.was_step_applied())
+
+    def export_parameter(self, name: str) -> dict[str, torch.Tensor]:
+        parameter = self._parameters[name]
+        if self._stage == 0:
+            state = self._optimizer.state[parameter]
+            tensors = {"weight": parameter.detach(), **{key: state[key] for key in MOMENTS}}
+        else:
+            tensors = {"weight": safe_get_full_fp32_param(parameter),
+                       **{key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}}
+        return {key: tensor.float() for key, tensor in tensors.items()}
+
+    @torch.no_grad()
+    def import_parameter(self, name: str, state: Mapping[str, torch.Tensor]) -> None:
+        parameter = self._parameters[name]
+        weight = state["weight"].to(self._engine.device)
+        assert weight.shape == self._shapes[name], f"{name}: {tuple(weight.shape)} is not {tuple(self._shapes[name])}"
+        if self._stage == 0:
+            parameter.copy_(weight)
+            for key in MOMENTS:
+                self._optimizer.state[parameter][key].copy_(state[key])
+        elif self._stage == 3:
+            # DeepSpeed's setters of full values fail where the size is no multiple of the data ranks.
+            safe_set_local_fp32_param(parameter, self._shard(weight))
+            for key in MOMENTS:
+                safe_set_local_optimizer_state(parameter, self._shard(state[key]), key)
+            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+                if self._data.rank == 0:
+                    parameter.copy_(weight)
+        else:
+            safe_set_full_fp32_param(parameter, weight)
+            parameter.copy_(weight)  # the line above sets the optimizer's own copy only
+            for key in MOMENTS:
+                safe_set_full_optimizer_state(parameter, state[key], key)
+
+    @property
+    def optimizer_step_count(self) -> int:
+        return int(self._optimizer.state[self._flat_weights()[0]]["step"])
+
+    @optimizer_step_count.setter
+    def optimizer_step_count(self, steps: int) -> None:
+        for flat in self._flat_weights():
+            self._optimizer.state[flat]["step"].fill_(steps)
+
+    def _flat_weights(self) -> list[torch.Tensor]:
+        """What the optimizer's state is keyed by."""
+        if self._stage == 0:
+            return list(self._parameters.values())
+        name = "fp32_partitioned_groups_flat" if self._stage == 3 else "single_partition_of_fp32_groups"
+        return list(getattr(self._engine.optimizer, name))
+
+    def _create_optimizer_state(self) -> None:
+        """Create the state that Adam would create at its first step, so that it can be read and set before.
+
+        At stages 1 and 2 this also lets every parameter group be linked to its moments: DeepSpeed links all groups
+        after the first group's first step, when the others have no state yet, and never again.
+        """
+        fused = any(group.get("fused") or group.get("capturable") for group in self._optimizer.param_groups)
+        for flat in self._flat_weights():
+            step = torch.zeros((), dtype=torch.float32, device=flat.device if fused else "cpu")
+            self._optimizer.state[flat] = {"step": step, **{key: torch.zeros_like(flat) for key in MOMENTS}}
+        if self._stage in (1, 2):
+            self._engine.optimizer._hp_optimizer_states_linked = False
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _shard(self, full: torch.Tensor) -> torch.Tensor:
+        """This rank's part at stage 3: equal parts of the flat tensor, the last one padded."""
+        size = -(-full.numel() // self._data.size)
+        flat = nn.functional.pad(full.reshape(-1), (0, size * self._data.size - full.numel()))
+        return flat.narrow(0, size * self._data.rank, size)
+
+
+def _check_arguments(model: nn.Module, ds_config: Mapping[str, Any], groups: Groups, table: Table | None,
+                     optimizer: torch.optim.Optimizer | None) -> None:
+    if not dist.is_initialized():
+        raise RuntimeError("call hyena_dist.engine.launch.init_distributed() before prepare_deepspeed()")
+    if groups.tensor.size > 1 and table is None:
+        raise ValueError(f"with {groups.tensor.size} tensor ranks the placement table of the model is needed")
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    if frozen:
+        raise ValueError(f"the engine keeps optimizer state for every parameter, but {frozen[0]} is frozen")
+    if optimizer is not None:
+        _require_adam(optimizer)
+    elif "optimizer" not in ds_config:
+        raise ValueError("pass an optimizer, or an optimizer section in the DeepSpeed configuration")
+
+
+def _require_adam(optimizer: torch.optim.Optimizer) -> None:
+    if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
+        raise ValueError(f"the optimizer must be torch's Adam or AdamW, got {type(optimizer).__name__}; in a DeepSpeed "
+                         f"configuration that is optimizer.params.torch_adam: true")
+
+
+def _with_group(axis: Axis) -> Axis:
+    """DeepSpeed wants a group for every axis; an axis of one process without groups is the whole world."""
+    return axis if axis.group is not None else Axis(dist.group.WORLD, axis.rank, axis.size)

@@ -1,0 +1,100 @@
+"""Joins this process to the others, under whichever launcher started it. The only place that reads a launcher's
+environment."""
+
+import os
+import re
+from collections.abc import Mapping
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+DEFAULT_TIMEOUT = timedelta(minutes=30)
+
+
+def init_distributed(timeout: timedelta = DEFAULT_TIMEOUT) -> torch.device:
+    """Initialise the default process group (nccl on CUDA, else gloo) and return this rank's device, already selected.
+
+    Works under `deepspeed`, `torchrun` and `srun`; plain `python` is one process of its own.
+
+    Raises:
+        ValueError: the launcher's environment is incomplete, or there are more ranks than devices on this machine.
+    """
+    environment = rank_environment(os.environ)
+    device = _select_device(environment)
+    os.environ.update(environment)  # DeepSpeed reads LOCAL_RANK, torch the others
+    if not dist.is_initialized():
+        _flight_recorder(device)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        if environment["WORLD_SIZE"] == "1":  # no port to find, no name to resolve
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        else:
+            dist.init_process_group(backend, timeout=timeout)
+    return device
+
+
+def rank_environment(env: Mapping[str, str]) -> dict[str, str]:
+    """torch's own variables (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT), whoever started this process.
+
+    Raises:
+        ValueError: a variable that the launcher should have set is missing.
+    """
+    if "RANK" in env and "WORLD_SIZE" in env:
+        world = {"RANK": env["RANK"], "WORLD_SIZE": env["WORLD_SIZE"], "LOCAL_RANK": env.get("LOCAL_RANK", "0")}
+        missing = [key for key in ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if key not in env]
+        if missing and env["WORLD_SIZE"] != "1":
+            raise ValueError(f"RANK and WORLD_SIZE are set but {', '.join(missing)} are not: start the ranks with "
+                             f"deepspeed, torchrun or srun, or unset RANK and WORLD_SIZE to run one process")
+        return world | {key: env[key] for key in ("MASTER_ADDR", "MASTER_PORT") if key in env}
+    if _is_srun(env):
+        world = {"RANK": env["SLURM_PROCID"], "WORLD_SIZE": env["SLURM_NTASKS"],
+                 "LOCAL_RANK": env.get("SLURM_LOCALID", "0")}
+        return world if env["SLURM_NTASKS"] == "1" else world | _slurm_master(env)
+    return {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+
+
+def first_host(nodelist: str) -> str:
+    """The first host of a SLURM node list: `node[007-010,12],gpu1` is `node007`."""
+    match = re.match(r"([^\[,]+)(?:\[([^\]]+)\]([^,]*))?", nodelist)
+    if match is None:
+        raise ValueError(f"no host in SLURM_JOB_NODELIST={nodelist!r}: set MASTER_ADDR")
+    prefix, ranges, suffix = match.groups()
+    return prefix if ranges is None else prefix + re.split(r"[-,]", ranges)[0] + suffix
+
+
+def _is_srun(env: Mapping[str, str]) -> bool:
+    # A batch script has SLURM_PROCID and SLURM_NTASKS too, but it is one process: only a step has a SLURM_STEP_ID.
+    in_batch_script = "SLURM_JOB_ID" in env and "SLURM_STEP_ID" not in env
+    return "SLURM_PROCID" in env and "SLURM_NTASKS" in env and not in_batch_script
+
+
+def _slurm_master(env: Mapping[str, str]) -> dict[str, str]:
+    if "MASTER_ADDR" not in env and "SLURM_JOB_NODELIST" not in env:
+        raise ValueError("srun started this rank, but neither MASTER_ADDR nor SLURM_JOB_NODELIST is set: "
+                         "export MASTER_ADDR=<first host of the job>")
+    address = env.get("MASTER_ADDR") or first_host(env["SLURM_JOB_NODELIST"])
+    # Jobs that share a host need different ports; every rank of a job must derive the same one.
+    port = env.get("MASTER_PORT") or str(20000 + int(env.get("SLURM_JOB_ID", "0")) % 20000)
+    return {"MASTER_ADDR": address, "MASTER_PORT": port}
+
+
+def _select_device(environment: dict[str, str]) -> torch.device:
+    """Select the CUDA device of this rank. Where the launcher shows each rank only its own one, that is device 0."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    local_rank, count = int(environment["LOCAL_RANK"]), torch.cuda.device_count()
+    if count == 1:
+        local_rank = 0
+    elif local_rank >= count:
+        raise ValueError(f"rank {environment['RANK']} is number {local_rank} on this machine, which has {count} "
+                         f"devices: start at most {count} ranks per machine")
+    environment["LOCAL_RANK"] = str(local_rank)
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def _flight_recorder(device: torch.device) -> None:
+    """Let NCCL's flight recorder say which collective hung; both are torch's own switches and the user's word wins."""
+    if device.type == "cuda":
+        os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
+        os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")

@@ -1,0 +1,80 @@
+"""What the trainer and the checkpoints ask of an engine: the owner of gradients, optimizer state and their sharding."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import nn
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""Adam's state beside each weight, by torch's names."""
+FIELDS = ("weight", *MOMENTS)
+"""What `Engine.export_parameter` returns."""
+
+
+class Placed(Protocol):
+    """The entry of a placement table for one weight, as far as engines and checkpoints read it."""
+
+    @property
+    def tp_dim(self) -> int | None:
+        """Dimension split over the tensor ranks; None: every tensor rank holds the whole weight."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the equal blocks along dimension 0 of a fused weight."""
+
+    @property
+    def weight_decay(self) -> bool:
+        """Whether the optimizer decays it."""
+
+
+Table = Mapping[str, Placed]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What an optimizer step did."""
+
+    grad_norm: torch.Tensor
+    """Global norm of the gradients before clipping, 0-dim, the same on every rank; inf or nan when not finite."""
+    applied: bool
+    """False when the gradients were not finite: weights, moments and the step count are then as before."""
+
+
+class Engine(Protocol):
+    """One optimizer step is `accumulation_steps` times `backward`, then `step` once. Every method is collective.
+
+    Parameters go by the names of the bare module's `named_parameters()`. A weight's full value is the value without the
+    sharding over the data ranks; over the tensor ranks it stays as the model splits it.
+    """
+
+    accumulation_steps: int
+
+    @property
+    def module(self) -> nn.Module:
+        """Call it for every forward pass, of training and of evaluation."""
+
+    @property
+    def parameter_shapes(self) -> Mapping[str, torch.Size]:
+        """The full shape of every parameter, in the model's order."""
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradients of one micro-batch. They are averaged over the data ranks and summed over micro-batches,
+        so `loss` is the rank's sum times (data ranks) / (global count of the step)."""
+
+    def step(self, lr: float) -> StepResult:
+        """Clip, update the weights at this learning rate, and clear the gradients; nothing changes if not finite."""
+
+    def export_parameter(self, name: str) -> dict[str, torch.Tensor]:
+        """The FIELDS of one parameter: full float32 tensors, on every rank."""
+
+    def import_parameter(self, name: str, state: Mapping[str, torch.Tensor]) -> None:
+        """Set the FIELDS of one parameter from full tensors."""
+
+    @property
+    def optimizer_step_count(self) -> int:
+        """Steps applied so far, Adam's count for its bias correction."""
+
+    @optimizer_step_count.setter
+    def optimizer_step_count(self, steps: int) -> None: ...

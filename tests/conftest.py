@@ -1,0 +1,19 @@
+"""Fixtures that several files share."""
+
+from pathlib import Path
+
+import pytest
+
+from shards.build import main as build_shards
+
+SAMPLE = Path(__file__).parents[1] / "shards" / "sample"
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory) -> Path:
+    """A shard directory of real bases, small enough for short runs: worm chromosomes and phiX174."""
+    out = tmp_path_factory.mktemp("shards") / "small"
+    status = build_shards([str(SAMPLE / "worm.fa.gz"), str(SAMPLE / "phix174.fa.gz"), "--val-fraction", "0.01",
+                           "--out", str(out)])
+    assert status == 0
+    return out

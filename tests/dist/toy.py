@@ -1,0 +1,129 @@
+"""A small model with what makes sharding hard: sizes that no number of ranks divides, a fused weight, two groups."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from hyena_dist.config.schema import EngineSection, OptimSection
+from hyena_dist.engine.deepspeed import DeepSpeedEngine, prepare_deepspeed
+from hyena_dist.engine.deepspeed_config import deepspeed_config
+from hyena_dist.model.placement import Placement
+from hyena_dist.parallel.groups import Axis, Groups
+from hyena_dist.train.optim import build_optimizer
+
+# Adam's g / (|g| + eps) amplifies rounding of small gradients; a large eps keeps comparisons about the engine.
+OPTIM = OptimSection(lr=1e-2, weight_decay=0.1, eps=1e-4, grad_clip=0.5)
+GLOBAL_BATCH, MICRO_BATCH = 8, 2
+TABLE = {
+    "gates.weight": Placement(parts=("x0", "v")),
+    "gates.bias": Placement(parts=("x0", "v")),
+    "filter": Placement(weight_decay=False),
+    "scale": Placement(weight_decay=False),
+    "out.weight": Placement(),
+    "out.bias": Placement(),
+}
+
+
+class Toy(nn.Module):
+    """[B, 3] -> [B, 1]"""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.gates = nn.Linear(3, 10)
+        self.filter = nn.Parameter(torch.randn(5))
+        self.scale = nn.Parameter(torch.ones(1))
+        self.out = nn.Linear(5, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x0, v = torch.tanh(self.gates(x)).chunk(2, dim=-1)
+        return self.out(x0 * v * self.filter * self.scale)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one optimizer step gave: plain numbers, comparable across processes."""
+
+    loss: float
+    grad_norm: float
+    applied: bool = True
+
+
+def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The global batch of a step, the same on every rank and at every world size."""
+    generator = torch.Generator().manual_seed(1000 + step)
+    x = torch.randn(GLOBAL_BATCH, 3, generator=generator)
+    return x, 10 * torch.sin(x.sum(1, keepdim=True))
+
+
+def data_groups() -> Groups:
+    """Every rank is a data rank."""
+    world = Axis(dist.group.WORLD, dist.get_rank(), dist.get_world_size())
+    alone = Axis([dist.new_group([rank]) for rank in range(world.size)][world.rank], 0, 1)
+    return Groups(tensor=alone, context=alone, data=world, data_context=world, world=world)
+
+
+def make_engine(stage: int, groups: Groups, *, seed: int = 0, optim: OptimSection = OPTIM) -> DeepSpeedEngine:
+    model = Toy(seed)
+    config = deepspeed_config(EngineSection(zero_stage=stage), groups, micro_batch_size=MICRO_BATCH,
+                              global_batch_size=GLOBAL_BATCH, grad_clip=optim.grad_clip)
+    return prepare_deepspeed(model, config, groups, TABLE, optimizer=build_optimizer(model, TABLE, optim))
+
+
+def train(engine: DeepSpeedEngine, groups: Groups, steps: Sequence[int], *, poison: bool = False,
+          factor: float | None = None) -> list[Record]:
+    """Take optimizer steps; `poison` puts a nan into the last micro-batch of the last rank only, and `factor` replaces
+    the loss's factor, the number of data ranks."""
+    factor = groups.data.size if factor is None else factor
+    records = []
+    for step in steps:
+        x, y = (part.chunk(groups.data.size)[groups.data.rank].split(MICRO_BATCH) for part in batch(step))
+        total = torch.zeros(())
+        with torch.no_grad():  # an evaluation between steps, as in a run, must leave no trace
+            engine.module.eval()  # DeepSpeed's returns None
+            engine.module(x[0])
+            engine.module.train()
+        for micro in range(engine.accumulation_steps):
+            inputs = x[micro].clone()
+            if poison and micro == engine.accumulation_steps - 1 and groups.data.rank == groups.data.size - 1:
+                inputs[0, 0] = float("nan")
+            loss = (engine.module(inputs) - y[micro]).square().sum() / GLOBAL_BATCH
+            engine.backward(loss * factor)
+            total += loss.detach()
+        result = engine.step(learning_rate_of(step))
+        assert result.grad_norm.dim() == 0
+        dist.all_reduce(total)
+        records.append(Record(float(total), float(result.grad_norm), result.applied))
+    return records
+
+
+def train_plain(steps: Sequence[int], optim: OptimSection = OPTIM) -> tuple[list[Record], dict[str, torch.Tensor]]:
+    """The same steps in one process, with torch only: records and final weights."""
+    model = Toy()
+    optimizer = build_optimizer(model, TABLE, optim)
+    records = []
+    for step in steps:
+        x, y = batch(step)
+        optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = learning_rate_of(step)
+        loss = (model(x) - y).square().sum() / GLOBAL_BATCH
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), optim.grad_clip or float("inf"))
+        optimizer.step()
+        optimizer.zero_grad()
+        records.append(Record(float(loss.detach()), float(norm)))
+    return records, {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def learning_rate_of(step: int) -> float:
+    return OPTIM.lr / (1 + step)
+
+
+def state_of(engine: DeepSpeedEngine) -> dict[str, Any]:
+    """Weights, moments and step count, detached from the engine."""
+    state: dict[str, Any] = {f"{name}/{field}": tensor.clone() for name in engine.parameter_shapes
+                             for field, tensor in engine.export_parameter(name).items()}
+    return state | {"steps": engine.optimizer_step_count}

@@ -1,0 +1,175 @@
+"""The commands as people run them: real launchers, real processes, a killed run, mistakes."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from hyena_dist.train.metrics import read_rows
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{BIN}:{os.environ['PATH']}"}
+SMALL = ["model.hidden_size=16", "model.max_seq_len=256", "data.seq_len=256", "train.micro_batch_size=2",
+         "train.global_batch_size=4", "optim.warmup_steps=2"]
+
+
+def command(launcher: str, shards: Path, run_dir: Path, *overrides: str) -> list[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    start = {
+        "deepspeed": [f"{BIN}/deepspeed", "--num_gpus", "2", "--master_port", str(port)],
+        "torchrun": [f"{BIN}/torchrun", "--nproc-per-node", "2", "--master-port", str(port)],
+        "python": [sys.executable],
+    }[launcher]
+    return [*start, "launchers/pretrain.py", "--config", "configs/quickstart.yaml", f"data.shards={shards}",
+            f"train.run_dir={run_dir}", *SMALL, *overrides]
+
+
+def run(arguments: list[str], **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(arguments, cwd=ROOT, env=ENVIRONMENT | environment, capture_output=True, text=True,
+                          timeout=300, check=False)
+
+
+def losses(run_dir: Path) -> dict[int, float]:
+    return {row.step: row.loss for row in read_rows(run_dir / "metrics.jsonl") if row.split == "train"}
+
+
+def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, f"the run ended early: {process.returncode}"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def whole(shards, tmp_path_factory) -> Path:
+    run_dir = tmp_path_factory.mktemp("runs") / "whole"
+    result = run(command("deepspeed", shards, run_dir, "train.steps=40", "train.eval_every=20", "train.save_every=10"))
+    assert result.returncode == 0, result.stderr
+    return run_dir
+
+
+def test_a_run_leaves_what_it_should(whole):
+    assert {path.name for path in whole.iterdir()} == {"config.yaml", "metrics.jsonl", "tensorboard", "checkpoints",
+                                                       "summary.json", "report.png"}
+    assert sorted(path.name for path in (whole / "checkpoints").iterdir()) == ["step-00000030", "step-00000040"]
+    rows = read_rows(whole / "metrics.jsonl")
+    assert [row.step for row in rows if row.split == "train"] == list(range(1, 41))
+    assert [row.step for row in rows if row.split == "val"] == [20, 40]
+    assert rows[-1].tokens == 40 * 4 * 256
+    summary = json.loads((whole / "summary.json").read_text())
+    assert summary["world_size"] == 2
+    assert summary["best_val_perplexity"] <= summary["final_val_perplexity"] < 5
+    assert (whole / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_killed_and_resumed_is_bit_equal(whole, shards, tmp_path):
+    """kill -9 of every process somewhere after step 20, then the same command again."""
+    arguments = command("deepspeed", shards, tmp_path / "cut", "train.steps=40", "train.eval_every=20",
+                        "train.save_every=10")
+    process = subprocess.Popen(arguments, cwd=ROOT, env=ENVIRONMENT, start_new_session=True,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: len(losses(tmp_path / "cut")) > 22, process)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert not (tmp_path / "cut" / "summary.json").exists()
+    result = run(arguments)
+    assert result.returncode == 0, result.stderr
+    assert "resumed" in result.stderr
+    assert losses(tmp_path / "cut") == losses(whole)
+
+
+def test_torchrun_and_python_run_the_same_file(whole, shards, tmp_path):
+    for launcher in ("torchrun", "python"):
+        result = run(command(launcher, shards, tmp_path / launcher, "train.steps=40", "train.eval_every=0",
+                             "train.save_every=0"))
+        assert result.returncode == 0, result.stderr
+    assert losses(tmp_path / "torchrun") == losses(whole)
+    alone = losses(tmp_path / "python")
+    assert max(abs(alone[step] - loss) for step, loss in losses(whole).items()) < 1e-4
+
+
+def test_evaluate_prints_the_table(whole):
+    result = run([sys.executable, "launchers/evaluate.py", str(whole)])
+    assert result.returncode == 0, result.stderr
+    summary = json.loads((whole / "summary.json").read_text())
+    assert f"{summary['final_val_perplexity']:.4f}" in result.stdout
+    assert all(f"Markov chain, order {order}" in result.stdout for order in range(7))
+
+
+def test_a_nan_stops_the_run_and_names_the_last_good_checkpoint(shards, tmp_path):
+    result = run(command("python", shards, tmp_path, "train.steps=40", "train.save_every=2", "optim.lr=1e18",
+                         "optim.warmup_steps=4", "optim.grad_clip=0"))
+    assert result.returncode == 1
+    error = result.stderr.splitlines()[-1]
+    assert error.startswith("error: step ")
+    assert "nan" in error or "inf" in error
+    assert "last good checkpoint" in error
+
+
+@pytest.mark.parametrize(("overrides", "message"), [
+    (["model.hiden_size=16"], "model.hiden_size"),
+    (["train.steps=many"], "train.steps"),
+    (["data.seq_len=512"], r"data.seq_len (512) exceeds model.max_seq_len (256)"),
+    (["train.global_batch_size=5"], "train.global_batch_size (5) is not a multiple"),
+    (["data.shards=/nonexistent"], "/nonexistent"),
+    (["train.resume=/nonexistent"], "/nonexistent"),
+    (["engine.deepspeed.fp16.enabled=true"], "engine.deepspeed.fp16"),
+    (["parallel.tensor=2"], "parallel.tensor"),
+])
+def test_a_mistake_is_one_line_and_status_2(shards, tmp_path, overrides, message):
+    result = run(command("python", shards, tmp_path / "run", *overrides))
+    errors = [line for line in result.stderr.splitlines() if line]
+    assert result.returncode == 2, result.stderr
+    assert len(errors) == 1, result.stderr
+    assert errors[0].startswith("error: ")
+    assert message in errors[0]
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_resume_refuses_another_run(whole, shards):
+    for overrides, message in ((["optim.lr=1e-3"], "optim.lr: saved 0.0006, now 0.001"),
+                               (["model.hidden_size=32"], "model.hidden_size: saved 16, now 32"),
+                               (["train.resume=none"], "holds a run already")):
+        result = run(command("python", shards, whole, "train.steps=40", *overrides))
+        assert result.returncode == 2, result.stderr
+        assert message in result.stderr
+
+
+def test_dry_run_prints_the_configuration_and_trains_nothing(shards, tmp_path):
+    result = run([*command("python", shards, tmp_path / "run"), "--dry-run"])
+    assert result.returncode == 0, result.stderr
+    assert "hidden_size: 16" in result.stdout
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("script", ["launchers/pretrain.py", "launchers/evaluate.py", "launchers/bench.py",
+                                    "shards/build.py", "shards/verify.py"])
+def test_help_shows_an_example(script):
+    result = run([sys.executable, script, "--help"])
+    assert result.returncode == 0
+    assert "example" in result.stdout.lower()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="about the message without CUDA")
+def test_a_full_disk_is_one_line_and_keeps_the_old_checkpoint(whole, shards, tmp_path):
+    """A file size limit stands for a full disk: writing a checkpoint fails, the one before it stays whole."""
+    arguments = command("python", shards, tmp_path / "run", "train.steps=40", "train.save_every=10")
+    limited = ["bash", "-c", 'ulimit -f "$0"; exec "$@"', "8", *arguments]
+    result = run(limited)
+    assert result.returncode == 1, result.stderr
+    assert result.stderr.splitlines()[-1].startswith("error: ")
+    assert "could not be written" in result.stderr.splitlines()[-1]
+    assert not list((tmp_path / "run" / "checkpoints").glob("step-*"))
