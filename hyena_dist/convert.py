@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hyena_dist.config.errors import UserError
 from hyena_dist.config.schema import ModelSection
 from hyena_dist.model.config import VOCAB_MULTIPLE, hyena_config
 from hyena_dist.model.initial import initialize
@@ -22,7 +23,7 @@ from hyena_dist.model.model import HyenaModel
 from hyena_dist.ops.implicit_filter import FilterShape, decay_rates, positional_features, time
 
 
-class ConversionError(ValueError):
+class ConversionError(UserError):
     """A checkpoint or configuration that is not a HyenaDNA model; the message names the key and the remedy."""
 
 

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from hyena_dist.config.errors import UserError
+
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -30,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from hyena_dist.tasks.evaluate import evaluate
     try:
         result = evaluate(args.run_dir, shards=args.shards, split=args.split)
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     table = Table(title=f"{result.checkpoint}: {args.split} perplexity per base", title_justify="left")

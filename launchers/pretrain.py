@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Sequence
 
 from hyena_dist.config.checks import check
+from hyena_dist.config.errors import UserError
 from hyena_dist.config.load import dump_config, load_config
 
 logger = logging.getLogger("pretrain")
@@ -42,13 +43,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.filterwarnings("ignore", module=rf"{library}\.")
     try:
         return _run(args)
-    except (ValueError, OSError, RuntimeError) as error:
-        status = _status(error)
-        if status is None:
-            raise
-        if first:
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return status
+    except UserError as error:
+        status, message = 2, str(error)
+    except OSError as error:  # a full disk, a peer that is gone
+        status, message = 1, str(error)
+    except RuntimeError as error:
+        from hyena_dist.train.trainer import TrainingError
+        if not isinstance(error, TrainingError):
+            raise  # a defect: its traceback is wanted
+        status, message = 1, str(error)
+    if first:
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return status
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -75,17 +81,6 @@ def _run(args: argparse.Namespace) -> int:
     finally:
         dist.destroy_process_group()
     return 0
-
-
-def _status(error: Exception) -> int | None:
-    """2 for what the user can mend in the command, the configuration or the files it names; 1 for a run that failed;
-    None for a defect, whose traceback is wanted."""
-    from hyena_dist.config.load import ConfigError
-    from hyena_dist.data.errors import DataError
-    from hyena_dist.train.trainer import TrainingError
-    if isinstance(error, (ConfigError, DataError)) or type(error) is ValueError:
-        return 2
-    return 1 if isinstance(error, (OSError, TrainingError)) else None
 
 
 if __name__ == "__main__":

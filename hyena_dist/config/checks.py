@@ -3,7 +3,7 @@
 `check` collects every violation and raises once, so that a user mends a configuration in one go.
 """
 
-from hyena_dist.config.load import ConfigError
+from hyena_dist.config.errors import ConfigError
 from hyena_dist.config.schema import Config
 
 
@@ -43,7 +43,7 @@ def _unsupported(config: Config) -> list[str]:
         (config.engine.offload != "none", "engine.offload is not supported yet: set it to none"),
         (config.train.precision == "fp16", "train.precision=fp16 is not supported yet: use bf16 or fp32"),
         (bool(config.train.seq_len_warmup), "train.seq_len_warmup is not supported yet: set it to []"),
-        ("A" in config.model.layer_pattern, "attention layers are not supported yet: model.layer_pattern may hold H only"),
+        ("A" in config.model.layer_pattern, "model.layer_pattern: attention layers (A) are not supported yet: use H"),
     ]
     return [message for violated, message in rules if violated]
 

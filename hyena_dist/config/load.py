@@ -7,11 +7,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from hyena_dist.config.errors import ConfigError
 from hyena_dist.config.schema import Config
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be run; the message names the file, the key and the remedy."""
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

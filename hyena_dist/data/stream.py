@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from hyena_dist.data.errors import DataError
 from hyena_dist.data.manifest import Interval, Manifest
 from hyena_dist.data.order import WindowOrder
 from hyena_dist.data.tokenizer import COMPLEMENT, PAD
@@ -105,7 +106,7 @@ class TrainStream:
         lengths = [interval.bases for interval in self.intervals]
         self.order = WindowOrder(lengths, seq_len, seed=seed, stage=stage)
         if not any(length > 1 for length in lengths):
-            raise ValueError(f"{manifest.directory} has no training window; build shards with bases of split train")
+            raise DataError(f"{manifest.directory} has no training window; build shards with bases of split train")
         if short := [interval.contig for interval in self.intervals if interval.bases < 2]:
             logger.info("%d stretches of a single base have no next base and are skipped, the first on %s",
                         len(short), short[0])
@@ -131,11 +132,11 @@ class TrainStream:
         """The saved state.
 
         Raises:
-            ValueError: it was saved by a stream of other data, seed, length or stage.
+            DataError: it was saved by a stream of other data, seed, length or stage.
         """
         for key, own in {**self._facts(), "stage": self.stage}.items():
             if saved.get(key) != own:
-                raise ValueError(f"cannot resume the data stream: the saved {key} is {saved.get(key)!r}, this run's is "
+                raise DataError(f"cannot resume the data stream: the saved {key} is {saved.get(key)!r}, this run's is "
                                  f"{own!r}; resume with the same shards and data settings, or start afresh")
         return StreamState(saved["stage"], saved["epoch"], saved["index"])
 
@@ -150,10 +151,10 @@ class TrainStream:
             num_workers: processes that read ahead; 0 reads when asked. The batches are the same.
         """
         if global_batch_size % (micro_batch_size * dp_size):
-            raise ValueError(f"train.global_batch_size ({global_batch_size}) must be a multiple of "
+            raise DataError(f"train.global_batch_size ({global_batch_size}) must be a multiple of "
                              f"train.micro_batch_size * data-parallel size ({micro_batch_size} * {dp_size})")
         if start.stage != self.stage:
-            raise ValueError(f"the state is of stage {start.stage}, this stream of stage {self.stage}")
+            raise DataError(f"the state is of stage {start.stage}, this stream of stage {self.stage}")
         windows = _Windows(self.manifest, self.intervals, self.order, self.rc_augment)
         numbers = _RankNumbers(self.order, start, micro_batch_size, dp_rank, dp_size)
         if num_workers == 0:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from hyena_dist.config.checks import accumulation_steps
+from hyena_dist.config.errors import ConfigError
 from hyena_dist.config.schema import EngineSection
 
 if TYPE_CHECKING:
@@ -60,14 +61,14 @@ def check_raw_section(raw: Mapping[str, Any]) -> None:
     """Refuse the keys of a raw `engine.deepspeed` section that this project owns.
 
     Raises:
-        ValueError: naming each such key and what to set instead.
+        ConfigError: naming each such key and what to set instead.
     """
     zero = raw.get("zero_optimization", {})
     if not isinstance(zero, Mapping):
-        raise ValueError(f"engine.deepspeed.zero_optimization must be a mapping of keys, got {zero!r}")
+        raise ConfigError(f"engine.deepspeed.zero_optimization must be a mapping of keys, got {zero!r}")
     taken = [f"engine.deepspeed.{key}: {OWNED_KEYS[key]}" for key in _keys(raw) if key in OWNED_KEYS]
     if taken:
-        raise ValueError("keys that do not pass through to DeepSpeed: " + "; ".join(taken))
+        raise ConfigError("keys that do not pass through to DeepSpeed: " + "; ".join(taken))
 
 
 def deepspeed_config(engine: EngineSection, groups: "Groups", *, micro_batch_size: int, global_batch_size: int,
@@ -75,7 +76,7 @@ def deepspeed_config(engine: EngineSection, groups: "Groups", *, micro_batch_siz
     """The dictionary for `prepare_deepspeed`: our keys, with the raw `engine.deepspeed` section merged over the rest.
 
     Raises:
-        ValueError: the raw section holds a key that we own, or the batch sizes do not fit the ranks.
+        ConfigError: the raw section holds a key that we own, or the batch sizes do not fit the ranks.
     """
     check_raw_section(engine.deepspeed)
     accumulate = accumulation_steps(global_batch_size=global_batch_size, micro_batch_size=micro_batch_size,

@@ -9,6 +9,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from hyena_dist.config.errors import ConfigError
+
 DEFAULT_TIMEOUT = timedelta(minutes=30)
 
 
@@ -18,7 +20,7 @@ def init_distributed(timeout: timedelta = DEFAULT_TIMEOUT) -> torch.device:
     Works under `deepspeed`, `torchrun` and `srun`; plain `python` is one process of its own.
 
     Raises:
-        ValueError: the launcher's environment is incomplete, or there are more ranks than devices on this machine.
+        ConfigError: the launcher's environment is incomplete, or there are more ranks than devices on this machine.
     """
     environment = rank_environment(os.environ)
     device = _select_device(environment)
@@ -37,13 +39,13 @@ def rank_environment(env: Mapping[str, str]) -> dict[str, str]:
     """torch's own variables (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT), whoever started this process.
 
     Raises:
-        ValueError: a variable that the launcher should have set is missing.
+        ConfigError: a variable that the launcher should have set is missing.
     """
     if "RANK" in env and "WORLD_SIZE" in env:
         world = {"RANK": env["RANK"], "WORLD_SIZE": env["WORLD_SIZE"], "LOCAL_RANK": env.get("LOCAL_RANK", "0")}
         missing = [key for key in ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if key not in env]
         if missing and env["WORLD_SIZE"] != "1":
-            raise ValueError(f"RANK and WORLD_SIZE are set but {', '.join(missing)} are not: start the ranks with "
+            raise ConfigError(f"RANK and WORLD_SIZE are set but {', '.join(missing)} are not: start the ranks with "
                              f"deepspeed, torchrun or srun, or unset RANK and WORLD_SIZE to run one process")
         return world | {key: env[key] for key in ("MASTER_ADDR", "MASTER_PORT") if key in env}
     if _is_srun(env):
@@ -57,7 +59,7 @@ def first_host(nodelist: str) -> str:
     """The first host of a SLURM node list: `node[007-010,12],gpu1` is `node007`."""
     match = re.match(r"([^\[,]+)(?:\[([^\]]+)\]([^,]*))?", nodelist)
     if match is None:
-        raise ValueError(f"no host in SLURM_JOB_NODELIST={nodelist!r}: set MASTER_ADDR")
+        raise ConfigError(f"no host in SLURM_JOB_NODELIST={nodelist!r}: set MASTER_ADDR")
     prefix, ranges, suffix = match.groups()
     return prefix if ranges is None else prefix + re.split(r"[-,]", ranges)[0] + suffix
 
@@ -70,7 +72,7 @@ def _is_srun(env: Mapping[str, str]) -> bool:
 
 def _slurm_master(env: Mapping[str, str]) -> dict[str, str]:
     if "MASTER_ADDR" not in env and "SLURM_JOB_NODELIST" not in env:
-        raise ValueError("srun started this rank, but neither MASTER_ADDR nor SLURM_JOB_NODELIST is set: "
+        raise ConfigError("srun started this rank, but neither MASTER_ADDR nor SLURM_JOB_NODELIST is set: "
                          "export MASTER_ADDR=<first host of the job>")
     address = env.get("MASTER_ADDR") or first_host(env["SLURM_JOB_NODELIST"])
     # Jobs that share a host need different ports; every rank of a job must derive the same one.
@@ -86,7 +88,7 @@ def _select_device(environment: dict[str, str]) -> torch.device:
     if count == 1:
         local_rank = 0
     elif local_rank >= count:
-        raise ValueError(f"rank {environment['RANK']} is number {local_rank} on this machine, which has {count} "
+        raise ConfigError(f"rank {environment['RANK']} is number {local_rank} on this machine, which has {count} "
                          f"devices: start at most {count} ranks per machine")
     environment["LOCAL_RANK"] = str(local_rank)
     torch.cuda.set_device(local_rank)

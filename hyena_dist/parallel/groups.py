@@ -10,6 +10,8 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
 
+from hyena_dist.config.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -48,11 +50,11 @@ def init_groups(*, tensor: int = 1, context: int = 1) -> Groups:
     """Split the initialised default process group into Megatron's groups. What is left of the ranks is data parallel.
 
     Raises:
-        ValueError: tensor * context does not divide the world size.
+        ConfigError: tensor * context does not divide the world size.
     """
     world = dist.get_world_size()
     if world % (tensor * context):
-        raise ValueError(f"{world} ranks cannot be split into parallel.tensor={tensor} x parallel.context={context}: "
+        raise ConfigError(f"{world} ranks cannot be split into parallel.tensor={tensor} x parallel.context={context}: "
                          f"start a multiple of {tensor * context} ranks")
     if not parallel_state.model_parallel_is_initialized():
         parallel_state.initialize_model_parallel(tensor_model_parallel_size=tensor, context_parallel_size=context)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from hyena_dist.config.load import ConfigError, load_config
+from hyena_dist.config.errors import ConfigError
+from hyena_dist.config.load import load_config
 from hyena_dist.config.schema import Config
 from hyena_dist.data.manifest import Manifest
 from hyena_dist.data.stream import validation_batches
@@ -71,7 +72,7 @@ def evaluate(run_dir: str | Path, *, shards: str | None = None, split: str = "va
     """Score a run's newest checkpoint on a split of its own shards, or of others.
 
     Raises:
-        ValueError: no such run, no whole checkpoint, unreadable shards, an empty split.
+        UserError: no such run, no whole checkpoint, unreadable shards, an empty split.
     """
     config, model, checkpoint = load_run(run_dir)
     manifest = Manifest.load(shards or config.data.shards)

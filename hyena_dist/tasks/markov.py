@@ -10,6 +10,7 @@ from math import exp
 
 import numpy as np
 
+from hyena_dist.data.errors import DataError
 from hyena_dist.data.manifest import Manifest
 from hyena_dist.data.tokenizer import A, T
 
@@ -53,7 +54,7 @@ def markov_perplexity(manifest: Manifest, split: str = "val", max_order: int = M
     """Perplexity of the chains of order 0 ... max_order on a split: every A, C, G and T but an interval's first.
 
     Raises:
-        ValueError: the split has no base to score.
+        DataError: the split has no base to score.
     """
     tables = fit(manifest, max_order)
     losses, scored_bases = np.zeros(max_order + 1), 0
@@ -66,5 +67,5 @@ def markov_perplexity(manifest: Manifest, split: str = "val", max_order: int = M
             losses[order] -= best[scored].sum()
         scored_bases += int(scored.sum())
     if not scored_bases:
-        raise ValueError(f"{manifest.directory} has no base of split {split!r} to score; build shards with some")
+        raise DataError(f"{manifest.directory} has no base of split {split!r} to score; build shards with some")
     return [exp(loss / scored_bases) for loss in losses]

@@ -13,6 +13,8 @@ import torch
 from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata
 
+from hyena_dist.config.errors import UserError
+
 _INDEX = ".metadata"
 _DESCRIPTIONS = {
     "torch.distributed.checkpoint.metadata": {"Metadata", "TensorStorageMetadata", "TensorProperties",
@@ -26,7 +28,7 @@ _DESCRIPTIONS = {
 }
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint that cannot be used; the message names the path, the reason and the remedy."""
 
 

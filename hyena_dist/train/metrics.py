@@ -1,4 +1,4 @@
-"""What a run says of itself: metrics.jsonl, TensorBoard, the progress bar. On rank 0; elsewhere `Metrics` is not made."""
+"""What a run says of itself: metrics.jsonl, TensorBoard, the progress bar. Only rank 0 makes a `Metrics`."""
 
 import json
 import logging

@@ -34,7 +34,8 @@ def write_report(run_dir: Path) -> Path | None:
         top.plot([row.tokens / 1e6 for row in val], [row.perplexity for row in val], "o-", color="tab:red",
                  markersize=4, label=f"validation (last {val[-1].perplexity:.4f})")
     top.set_ylabel("perplexity per base")
-    top.set_ylim(min([row.perplexity for row in rows] or [1]) - 0.05, min(4.3, max([r.perplexity for r in rows] or [4])))
+    # Four equally likely bases are a perplexity of 4: what lies far above is the first steps only.
+    top.set_ylim(min(row.perplexity for row in rows) - 0.05, min(4.3, max(row.perplexity for row in rows)))
     top.grid(alpha=0.3)
     top.legend()
     top.set_title(run_dir.name)

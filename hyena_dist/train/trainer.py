@@ -17,8 +17,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from hyena_dist.config.errors import ConfigError
 from hyena_dist.config.identity import differences, identity
-from hyena_dist.config.load import ConfigError, dump_config
+from hyena_dist.config.load import dump_config
 from hyena_dist.config.schema import Config
 from hyena_dist.data.manifest import Manifest
 from hyena_dist.data.stream import Batch, TrainStream, validation_batches
@@ -72,7 +73,7 @@ class Trainer:
         device: of this rank, already selected.
 
     Raises:
-        ValueError: shards, checkpoint or run directory do not fit the configuration.
+        UserError: shards, checkpoint or run directory do not fit the configuration.
     """
 
     def __init__(self, config: Config, groups: Groups, device: torch.device) -> None:
@@ -158,9 +159,9 @@ class Trainer:
             pending = self._pending.popleft()
             loss, grad_norm = float(pending.loss), float(pending.grad_norm)
             if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-                raise TrainingError(f"step {pending.step}: loss {loss}, gradient norm {grad_norm}: the run stops before "
-                                    f"this step's update; last good checkpoint: {self._last_checkpoint()}. Lower "
-                                    "optim.lr or optim.grad_clip, or look at the data of this step, and resume")
+                raise TrainingError(f"step {pending.step}: loss {loss}, gradient norm {grad_norm}: its update was not "
+                                    f"applied; last good checkpoint: {self._last_checkpoint()}. Lower optim.lr or "
+                                    "optim.grad_clip and start afresh, or resume where the cause was not the model")
             self._write_row(pending.step, "train", loss, self.config.data.seq_len, lr=pending.lr, grad_norm=grad_norm,
                             tokens_per_second=self._tokens_per_step / pending.seconds)
 
@@ -241,8 +242,8 @@ class Trainer:
             metadata = read_metadata(path)
             changed = differences(metadata["identity"], json.loads(json.dumps(identity(self.config))))
             if changed:
-                raise ConfigError(f"{path} cannot be resumed with another configuration: {'; '.join(changed)}: set these "
-                                  "keys as saved, or start afresh in another train.run_dir")
+                raise ConfigError(f"{path} cannot be resumed with another configuration: {'; '.join(changed)}: set "
+                                  "these keys as saved, or start afresh in another train.run_dir")
         if self._is_first:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             (self.run_dir / "config.yaml").write_text(dump_config(self.config))

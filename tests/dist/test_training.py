@@ -57,7 +57,7 @@ def trained(shards, tmp_path_factory) -> Config:
     return config
 
 
-def _plain_losses(config: Config, *, weight_decay: float) -> list[float]:
+def _plain_losses(config: Config, *, weight_decay: float, steps: int = STEPS) -> list[float]:
     """The frozen baseline on the same windows from the same initial weights."""
     published, state = to_published(build_model(config, Groups.single()))
     model = BaselineHyenaDNA(published)
@@ -65,7 +65,7 @@ def _plain_losses(config: Config, *, weight_decay: float) -> list[float]:
     stream = TrainStream(Manifest.load(config.data.shards), seq_len=config.data.seq_len, seed=config.data.seed)
     batch = config.train.global_batch_size
     windows = stream.batches(stream.start(), micro_batch_size=batch, global_batch_size=batch)
-    batches = ([split_window(next(windows).ids)] for _ in range(STEPS))
+    batches = ([split_window(next(windows).ids)] for _ in range(steps))
     return list(plain_training_loop(
         model, batches, lr_at=lambda step: learning_rate(step, optim=config.optim, steps=STEPS), betas=config.optim.betas,
         eps=config.optim.eps, weight_decay=weight_decay, grad_clip=config.optim.grad_clip))
@@ -80,8 +80,8 @@ def test_200_steps_equal_a_plain_loop(trained):
 
 
 def test_control_a_forgotten_weight_decay_is_seen(trained):
-    losses, other = _losses(Path(trained.train.run_dir)), _plain_losses(trained, weight_decay=0.0)
-    worst = max(abs(a - b) for a, b in zip(losses, other, strict=True))
+    other = _plain_losses(trained, weight_decay=0.0, steps=STEPS // 2)
+    worst = max(abs(a - b) for a, b in zip(_losses(Path(trained.train.run_dir)), other, strict=False))
     print(f"without weight decay the losses differ by {worst:.1e}, tolerance {LOSS_TOLERANCE}")
     assert worst > 2 * LOSS_TOLERANCE
 
