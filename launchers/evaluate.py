@@ -35,9 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UserError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    table = Table(title=f"{result.checkpoint}: {args.split} perplexity per base", title_justify="left")
+    print(f"{result.checkpoint}, split {args.split}")
+    table = Table()
     table.add_column("model")
-    table.add_column("perplexity", justify="right")
+    table.add_column("perplexity per base", justify="right")
     for order, perplexity in enumerate(result.markov):
         table.add_row(f"Markov chain, order {order}", f"{perplexity:.4f}")
     table.add_row("HyenaDNA", f"{result.model:.4f}", style="bold")

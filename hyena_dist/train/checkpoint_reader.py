@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata
 
 from hyena_dist.config.errors import UserError
 
@@ -76,8 +76,17 @@ class TensorReader:
                               f"model section that it was saved with")
 
 
+def _memory_format(kind: type, name: str) -> Any:
+    """Stands for `getattr`, by which some releases of Python (3.11.2 is one) pickle the members of an enum."""
+    if kind is not _MEM_FORMAT_ENCODING:
+        raise pickle.UnpicklingError(f"it takes the attribute {name!r} of something else than a memory format")
+    return _MEM_FORMAT_ENCODING[name]
+
+
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("builtins", "getattr"):
+            return _memory_format
         if name not in _DESCRIPTIONS.get(module, ()):
             raise pickle.UnpicklingError(f"it refers to {module}.{name}, which no index of tensors needs")
         return super().find_class(module, name)

@@ -295,6 +295,27 @@ def test_a_malicious_pickle_is_refused_and_not_run(checkpoint: Path, name: str) 
     assert target.exists(), "control: the pickle does act when it is loaded"
 
 
+class _Attribute:
+    """Pickles as the attribute of a class, as Python 3.11.2 does for the members of an enum."""
+
+    def __init__(self, kind: type, name: str) -> None:
+        self.kind, self.name = kind, name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (self.kind, self.name)
+
+
+def test_an_index_of_a_python_that_pickles_enums_by_getattr(checkpoint: Path) -> None:
+    index = pickle.loads((checkpoint / ".metadata").read_bytes())
+    index.planner_data = _Attribute(_MEM_FORMAT_ENCODING, "TORCH_CONTIGUOUS_FORMAT")
+    _replace(checkpoint, ".metadata", pickle.dumps(index))
+    load_model_weights(checkpoint, Toy(), TABLE)
+    index.planner_data = _Attribute(Metadata, "__init__")
+    _replace(checkpoint, ".metadata", pickle.dumps(index))
+    with pytest.raises(CheckpointError, match="something else than a memory format"):
+        load_model_weights(checkpoint, Toy(), TABLE)
+
+
 def test_an_index_that_points_outside_is_refused(checkpoint: Path) -> None:
     index = pickle.loads((checkpoint / ".metadata").read_bytes())
     for info in index.storage_data.values():
