@@ -43,7 +43,7 @@ def from_published(config: Mapping[str, Any], state_dict: Mapping[str, Tensor] |
     dtype = torch.float32 if weights is None else next(iter(weights.values())).dtype
     model = HyenaModel(hyena_config(section, params_dtype=dtype))
     if weights is None:
-        initialize(model, model.config, seed=0)
+        initialize(model, model.config, model.placement(), model.tensor, seed=0)
         return model.eval()
     names = _published_names(model)
     expected = {published for published, _ in names.values()}

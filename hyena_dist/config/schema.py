@@ -5,20 +5,29 @@ classes (`load.py`); each `__post_init__` sees its own section only, and rules t
 Nothing here touches disk, network, torch or a process group. Lengths are in tokens, one token per base.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
+
+NUM_TOKENS = 12
+"""Token ids of the published vocabulary; the data holds all but some special ones."""
 
 
 def _positive(section: str, **values: float) -> None:
     for key, value in values.items():
-        if value <= 0:
-            raise ValueError(f"{section}.{key} must be greater than 0, got {value}")
+        if not 0 < value < math.inf:
+            raise ValueError(f"{section}.{key} must be greater than 0 and finite, got {value}")
 
 
 def _not_negative(section: str, **values: float) -> None:
     for key, value in values.items():
-        if value < 0:
-            raise ValueError(f"{section}.{key} must be 0 or greater, got {value}")
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{section}.{key} must be 0 or greater and finite, got {value}")
+
+
+def _seed(section: str, value: int) -> None:
+    if not 0 <= value < 2**32:
+        raise ValueError(f"{section}.seed must be at least 0 and less than 2**32, got {value}")
 
 
 def _probability(section: str, **values: float) -> None:
@@ -78,6 +87,9 @@ class ModelSection:
                   filter_sine_freq=self.filter_sine_freq)
         _not_negative("model", filter_num_inner_mlps=self.filter_num_inner_mlps, filter_shift=self.filter_shift)
         _probability("model", embed_dropout=self.embed_dropout, resid_dropout=self.resid_dropout)
+        if self.vocab_size < NUM_TOKENS:
+            raise ValueError(f"model.vocab_size must be at least {NUM_TOKENS}, the number of token ids, "
+                             f"got {self.vocab_size}")
         if self.hyena_order < 2:
             raise ValueError(f"model.hyena_order must be 2 or greater, got {self.hyena_order}")
         if self.filter_emb_dim < 3 or self.filter_emb_dim % 2 == 0:
@@ -114,7 +126,8 @@ class DataSection:
 
     def __post_init__(self) -> None:
         _positive("data", seq_len=self.seq_len)
-        _not_negative("data", num_workers=self.num_workers, seed=self.seed)
+        _not_negative("data", num_workers=self.num_workers)
+        _seed("data", self.seed)
         if self.val_seq_len is not None:
             _positive("data", val_seq_len=self.val_seq_len)
 
@@ -149,7 +162,8 @@ class TrainSection:
     def __post_init__(self) -> None:
         _positive("train", steps=self.steps, micro_batch_size=self.micro_batch_size,
                   global_batch_size=self.global_batch_size)
-        _not_negative("train", seed=self.seed, eval_every=self.eval_every, save_every=self.save_every)
+        _not_negative("train", eval_every=self.eval_every, save_every=self.save_every)
+        _seed("train", self.seed)
         _one_of("train", "precision", self.precision, ("fp32", "bf16", "fp16"))
         _one_of("train", "activation_checkpointing", self.activation_checkpointing, ("none", "full"))
 

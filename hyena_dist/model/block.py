@@ -1,9 +1,10 @@
-"""One block: x + mixer(norm(x)), then x + mlp(norm(x)), on Megatron's [L, B, D]."""
+"""One block: x + mixer(norm(x)), then x + mlp(norm(x)), on Megatron's [l or l / T, B, D]."""
 
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 from torch import Tensor, nn
 
+from hyena_dist.model.attention import AttentionMixer
 from hyena_dist.model.config import HyenaConfig
 from hyena_dist.model.layers import MLP, Norm
 from hyena_dist.model.mixer import HyenaMixer
@@ -15,7 +16,11 @@ def hyena_mixer_spec() -> ModuleSpec:
     return ModuleSpec(module=HyenaMixer)
 
 
-class HyenaBlock(nn.Module):
+MIXER_SPECS = {"H": hyena_mixer_spec(), "A": ModuleSpec(module=AttentionMixer)}
+"""The mixer of each letter of `model.layer_pattern`."""
+
+
+class Block(nn.Module):
     """A pre-norm block around the mixer that a ModuleSpec describes."""
 
     def __init__(self, config: HyenaConfig, mixer: ModuleSpec, layer_number: int,
@@ -23,9 +28,9 @@ class HyenaBlock(nn.Module):
         super().__init__()
         self.config = config
         self.layer_number = layer_number
-        self.input_norm = Norm(config)
+        self.input_norm = Norm(config, pg_collection)
         self.mixer = build_module(mixer, config=config, layer_number=layer_number, pg_collection=pg_collection)
-        self.mlp_norm = Norm(config)
+        self.mlp_norm = Norm(config, pg_collection)
         self.mlp = MLP(config, pg_collection)
 
     def forward(self, x: Tensor, key: DropoutKey | None) -> Tensor:

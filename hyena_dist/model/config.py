@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from hyena_dist.config.schema import ModelSection
+from hyena_dist.config.schema import ModelSection, ParallelSection
 from hyena_dist.ops.implicit_filter import FilterShape
 
 COMPUTE_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -34,10 +34,21 @@ class HyenaConfig(TransformerConfig):
     """Dtype of the matrix products, by autocast inside the model's forward; None: that of the parameters."""
     recompute_blocks: bool = False
     """Recompute each block in the backward pass."""
+    context_method: str = "auto"
+    """How the long convolution crosses context ranks: auto, all_to_all or distributed_fft."""
+    overlap_groups: int = 1
+    """Channel groups that pipeline the exchange under the transform."""
+    layer_pattern: str = "H"
+    """Kinds of layers, repeated: H Hyena, A attention."""
 
     @property
     def filter_shape(self) -> FilterShape:
         return FilterShape(self.filter_seq_len, self.filter_emb_dim, self.filter_shift)
+
+    @property
+    def layer_kinds(self) -> str:
+        """The letter of every layer."""
+        return (self.layer_pattern * self.num_layers)[: self.num_layers]
 
     @property
     def num_filters(self) -> int:
@@ -46,8 +57,9 @@ class HyenaConfig(TransformerConfig):
 
 
 def hyena_config(model: ModelSection, *, precision: str = "fp32", activation_checkpointing: str = "none",
-                 params_dtype: torch.dtype = torch.float32) -> HyenaConfig:
-    """Derive the Megatron configuration of a `model` section."""
+                 params_dtype: torch.dtype = torch.float32, parallel: ParallelSection | None = None) -> HyenaConfig:
+    """Derive the Megatron configuration of a `model` section; without `parallel`, of one rank."""
+    parallel = parallel or ParallelSection()
     return HyenaConfig(
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
@@ -60,6 +72,12 @@ def hyena_config(model: ModelSection, *, precision: str = "fp32", activation_che
         perform_initialization=False,  # initial values are ours: a function of seed and name, not of the topology
         gradient_accumulation_fusion=False,
         cuda_graph_scope=[],
+        tensor_model_parallel_size=parallel.tensor,
+        context_parallel_size=parallel.context,
+        sequence_parallel=parallel.sequence,
+        context_method=parallel.context_method,
+        overlap_groups=parallel.overlap_groups,
+        layer_pattern=model.layer_pattern or "H",
         hyena_order=model.hyena_order,
         filter_order=model.filter_order,
         filter_emb_dim=model.filter_emb_dim,

@@ -11,17 +11,20 @@
 import hashlib
 import math
 import re
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from hyena_dist.model.config import HyenaConfig
+from hyena_dist.model.placement import Placement, tensor_share
+from hyena_dist.parallel.groups import Axis
 
 STD = 0.02
 
 
-def initialize(model: nn.Module, config: HyenaConfig, seed: int) -> None:
-    """Fill every parameter of a HyenaModel of this configuration."""
+def initialize(model: nn.Module, config: HyenaConfig, table: Mapping[str, Placement], tensor: Axis, seed: int) -> None:
+    """Fill every parameter of a HyenaModel of this configuration with this tensor rank's share of its global value."""
     rules = [
         (r".*norm\.weight", lambda w, _: w.fill_(1)),
         (r".*mixer\.short_conv\.(weight|bias)", lambda w, g: w.uniform_(-1, 1, generator=g)
@@ -35,8 +38,12 @@ def initialize(model: nn.Module, config: HyenaConfig, seed: int) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             fill = next(rule for pattern, rule in rules if re.fullmatch(pattern, name))
-            value: Tensor = fill(torch.empty(parameter.shape, dtype=torch.float32), _generator(seed, name))
-            parameter.copy_(value)
+            shape = list(parameter.shape)
+            split = table[name].tp_dim
+            if split is not None:
+                shape[split] *= tensor.size
+            value: Tensor = fill(torch.empty(shape, dtype=torch.float32), _generator(seed, name))
+            parameter.copy_(tensor_share(value, table[name], tensor.rank, tensor.size))
 
 
 def _generator(seed: int, name: str) -> torch.Generator:

@@ -1,6 +1,7 @@
 """HyenaModel: token ids [B, L] -> logits [B, L, V], a causal language model with a tied head."""
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -9,13 +10,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hyena_dist.config.schema import Config
-from hyena_dist.model.block import HyenaBlock, hyena_mixer_spec
+from hyena_dist.model.block import MIXER_SPECS, Block
 from hyena_dist.model.config import HyenaConfig, hyena_config
 from hyena_dist.model.initial import initialize
-from hyena_dist.model.layers import Embedding, Norm
+from hyena_dist.model.layers import Embedding, Norm, context_axis, enter_tensor_region, tensor_axis
 from hyena_dist.model.placement import Placement, placement_table
 from hyena_dist.ops.dropout import DropoutKey, dropout
 from hyena_dist.parallel.groups import Groups
+from hyena_dist.parallel.tokens import padded_length, token_multiple
 
 
 class HyenaModel(nn.Module):
@@ -28,13 +30,17 @@ class HyenaModel(nn.Module):
     def __init__(self, config: HyenaConfig, pg_collection: ProcessGroupCollection | None = None) -> None:
         super().__init__()
         self.config = config
+        self.tensor, self.context = tensor_axis(pg_collection), context_axis(pg_collection)
         self.embedding = Embedding(config, pg_collection)
-        self.layers = nn.ModuleList(HyenaBlock(config, hyena_mixer_spec(), i + 1, pg_collection)
-                                    for i in range(config.num_layers))
-        self.final_norm = Norm(config)
+        self.layers = nn.ModuleList(Block(config, MIXER_SPECS[kind], i + 1, pg_collection)
+                                    for i, kind in enumerate(config.layer_kinds))
+        self.final_norm = Norm(config, pg_collection)
 
     def forward(self, input_ids: Tensor, dropout_key: DropoutKey | None = None) -> Tensor:
-        """int64 [B, L] -> [B, L, V], V padded as published.
+        """int64 [B, l] -> [B, l, V / T], V padded as published; l is all tokens of the sequence on one context rank.
+
+        On a context rank the input is that rank's slice (`parallel.tokens.slice_tokens`), on a tensor rank the logits
+        are those of its part of the vocabulary (`model.loss.token_loss` takes them).
 
         Args:
             dropout_key: what the dropout masks depend on; needed in training mode when a dropout probability is not 0.
@@ -44,15 +50,17 @@ class HyenaModel(nn.Module):
         """
         hidden = self.hidden_states(input_ids, dropout_key)
         with self._autocast(hidden):
+            hidden = enter_tensor_region(hidden, self.config, self.tensor)
             return F.linear(hidden, self.embedding.word_embeddings.weight).transpose(0, 1)
 
     def hidden_states(self, input_ids: Tensor, dropout_key: DropoutKey | None = None) -> Tensor:
-        """int64 [B, L] -> the final norm's output in Megatron's layout, [L, B, D]."""
+        """int64 [B, l] -> the final norm's output in Megatron's layout, [l or l / T, B, D]."""
         config = self.config
-        if input_ids.shape[1] > config.max_seq_len:
-            raise ValueError(f"the input has {input_ids.shape[1]} tokens, but this model takes at most max_seq_len = "
+        length = input_ids.shape[1] * self.context.size
+        if length > padded_length(config.max_seq_len, self.token_multiple):
+            raise ValueError(f"the input has {length} tokens, but this model takes at most max_seq_len = "
                              f"{config.max_seq_len}: shorten the input or use a model of a longer context")
-        key = self._active_key(dropout_key)
+        key = self._active_key(dropout_key, input_ids.shape[1])
         with self._autocast(input_ids):
             x = self.embedding(input_ids)
             if key is not None:
@@ -62,17 +70,27 @@ class HyenaModel(nn.Module):
                 x = checkpoint(layer, x, key, use_reentrant=False) if recompute else layer(x, key)
             return self.final_norm(x)
 
+    @property
+    def token_multiple(self) -> int:
+        """What the length of a padded sequence must be a multiple of, before it is cut into context slices."""
+        return token_multiple(context=self.context.size, tensor=self.tensor.size,
+                              sequence=self.config.sequence_parallel)
+
     def placement(self) -> dict[str, Placement]:
         """The placement table of this model's parameters, by name."""
-        return placement_table((name for name, _ in self.named_parameters()), self.config.hyena_order)
+        return placement_table((name for name, _ in self.named_parameters()), self.config.hyena_order,
+                               kinds=set(self.config.layer_kinds))
 
-    def _active_key(self, key: DropoutKey | None) -> DropoutKey | None:
+    def _active_key(self, key: DropoutKey | None, length: int) -> DropoutKey | None:
         if not self.training or self.config.embed_dropout == self.config.resid_dropout == 0:
             return None
         if key is None:
             raise ValueError("training with dropout needs a dropout_key (seed, step and the windows' numbers); "
                              "call model.eval() for inference")
-        return key
+        first = self.context.rank * length
+        if self.config.sequence_parallel:
+            first += self.tensor.rank * (length // self.tensor.size)
+        return replace(key, first_token=first)
 
     def _autocast(self, tensor: Tensor) -> AbstractContextManager:
         dtype = self.config.compute_dtype
@@ -82,7 +100,8 @@ class HyenaModel(nn.Module):
 def build_model(config: Config, groups: Groups) -> HyenaModel:
     """The run's model with its initial values: a function of (train.seed, weight name), the same at every topology."""
     model_config = hyena_config(config.model, precision=config.train.precision,
-                                activation_checkpointing=config.train.activation_checkpointing)
+                                activation_checkpointing=config.train.activation_checkpointing,
+                                parallel=config.parallel if groups.world.size > 1 else None)
     model = HyenaModel(model_config, groups.collection())
-    initialize(model, model_config, seed=config.train.seed)
+    initialize(model, model_config, model.placement(), model.tensor, seed=config.train.seed)
     return model

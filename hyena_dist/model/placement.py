@@ -6,8 +6,11 @@ is hung on a Parameter. A parameter that matches no pattern or two is an error, 
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -23,25 +26,40 @@ class Placement:
     """False for the implicit filter, as published: its optimizer group has no decay."""
 
 
+def tensor_share(value: Tensor, placement: Placement, rank: int, size: int) -> Tensor:
+    """A tensor rank's share of a global weight: of each part for itself, one after the other."""
+    if placement.tp_dim is None or size == 1:
+        return value
+    blocks = value.chunk(len(placement.parts), dim=0) if placement.parts else [value]
+    return torch.cat([block.chunk(size, dim=placement.tp_dim)[rank] for block in blocks])
+
+
 def gate_names(order: int) -> tuple[str, ...]:
     """The blocks of a Hyena projection of order N, in the published order: x0 | x1 | ... | v."""
     return (*(f"x{i}" for i in range(order)), "v")
 
 
-def _patterns(order: int) -> dict[str, Placement]:
+def _mixer_patterns(order: int, kinds: Set[str]) -> dict[str, Placement]:
     gates = gate_names(order)
     filters = tuple(f"h{i}" for i in range(order - 1))
+    hyena = {
+        r"in_proj\.(weight|bias)": Placement(tp_dim=0, parts=gates),
+        r"short_conv\.(weight|bias)": Placement(tp_dim=0, parts=gates),
+        r"conv_bias": Placement(tp_dim=0, parts=filters),
+        r"filter\.(freq|trunk_(weight|bias)_\d+)": Placement(weight_decay=False),
+        r"filter\.last_weight": Placement(tp_dim=0, parts=filters, weight_decay=False),
+    }
+    attention = {r"qkv_proj\.(weight|bias)": Placement(tp_dim=0, parts=("q", "k", "v"))}
+    both = {r"out_proj\.weight": Placement(tp_dim=1), r"out_proj\.bias": Placement()}
+    return both | (hyena if "H" in kinds else {}) | (attention if "A" in kinds else {})
+
+
+def _patterns(order: int, kinds: Set[str]) -> dict[str, Placement]:
     layer = r"layers\.\d+\."
     return {
         r"embedding\.word_embeddings\.weight": Placement(tp_dim=0),
         layer + r"(input_norm|mlp_norm)\.(weight|bias)": Placement(),
-        layer + r"mixer\.in_proj\.(weight|bias)": Placement(tp_dim=0, parts=gates),
-        layer + r"mixer\.short_conv\.(weight|bias)": Placement(tp_dim=0, parts=gates),
-        layer + r"mixer\.conv_bias": Placement(tp_dim=0, parts=filters),
-        layer + r"mixer\.filter\.(freq|trunk_(weight|bias)_\d+)": Placement(weight_decay=False),
-        layer + r"mixer\.filter\.last_weight": Placement(tp_dim=0, parts=filters, weight_decay=False),
-        layer + r"mixer\.out_proj\.weight": Placement(tp_dim=1),
-        layer + r"mixer\.out_proj\.bias": Placement(),
+        **{layer + r"mixer\." + pattern: placement for pattern, placement in _mixer_patterns(order, kinds).items()},
         layer + r"mlp\.fc1\.(weight|bias)": Placement(tp_dim=0),
         layer + r"mlp\.fc2\.weight": Placement(tp_dim=1),
         layer + r"mlp\.fc2\.bias": Placement(),
@@ -49,13 +67,13 @@ def _patterns(order: int) -> dict[str, Placement]:
     }
 
 
-def placement_table(names: Iterable[str], order: int) -> dict[str, Placement]:
-    """Map every parameter name of a HyenaModel of this order to its Placement.
+def placement_table(names: Iterable[str], order: int, kinds: Set[str] = frozenset("H")) -> dict[str, Placement]:
+    """Map every parameter name of a HyenaModel of this order and these kinds of layers to its Placement.
 
     Raises:
         ValueError: a name matches no pattern or more than one, or a pattern matches no name.
     """
-    patterns = _patterns(order)
+    patterns = _patterns(order, kinds)
     table: dict[str, Placement] = {}
     unused = set(patterns)
     for name in names:

@@ -23,6 +23,8 @@ class DropoutKey:
     step: int
     windows: Tensor
     """int64 [B]: the global number of each row's window."""
+    first_token: int = 0
+    """Place in the window of the first token that this rank holds."""
 
 
 def dropout(x: Tensor, p: float, key: DropoutKey, site: int) -> Tensor:
@@ -34,27 +36,27 @@ def dropout(x: Tensor, p: float, key: DropoutKey, site: int) -> Tensor:
     if p == 0:
         return x
     rows = _mix(_mix(_mix(key.windows & _MASK, key.windows >> 32), key.step), key.seed * 1024 + site)
-    return _Dropout.apply(x, p, rows)
+    return _Dropout.apply(x, p, rows, key.first_token)
 
 
 class _Dropout(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, p: float, rows: Tensor) -> Tensor:
-        ctx.p, ctx.rows = p, rows
-        return _apply_mask(x, p, rows)
+    def forward(ctx, x: Tensor, p: float, rows: Tensor, first_token: int) -> Tensor:
+        ctx.p, ctx.rows, ctx.first_token = p, rows, first_token
+        return _apply_mask(x, p, rows, first_token)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
-        return _apply_mask(dy, ctx.p, ctx.rows), None, None
+        return _apply_mask(dy, ctx.p, ctx.rows, ctx.first_token), None, None, None
 
 
-def _apply_mask(x: Tensor, p: float, rows: Tensor) -> Tensor:
+def _apply_mask(x: Tensor, p: float, rows: Tensor, first_token: int) -> Tensor:
     length, batch, channels = x.shape
     y = torch.empty_like(x)
     columns = torch.arange(channels, device=x.device)
     for part in chunks(length, batch * channels):
-        tokens = torch.arange(part.start, part.stop, device=x.device)[:, None]
+        tokens = torch.arange(first_token + part.start, first_token + part.stop, device=x.device)[:, None]
         keep = _mix(_mix(rows, tokens)[..., None], columns) >= int(p * 2**32)
         torch.mul(x[part] * (1 / (1 - p)), keep, out=y[part])
     return y

@@ -7,8 +7,8 @@ torch.distributed: every axis has size 1 and no group, and collectives over it d
 from dataclasses import dataclass, field
 
 import torch.distributed as dist
-from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
+from torch.distributed.device_mesh import init_device_mesh
 
 from hyena_dist.config.errors import ConfigError
 
@@ -21,6 +21,11 @@ class Axis:
     """The ranks that differ on this axis only; None when the axis has one rank and nothing was initialised."""
     rank: int = 0
     size: int = 1
+
+    @classmethod
+    def of(cls, group: dist.ProcessGroup | None) -> "Axis":
+        """The axis of a process group that this rank is in; None is one rank."""
+        return cls() if group is None else cls(group, dist.get_rank(group), dist.get_world_size(group))
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,10 @@ class Groups:
 
 
 def init_groups(*, tensor: int = 1, context: int = 1) -> Groups:
-    """Split the initialised default process group into Megatron's groups. What is left of the ranks is data parallel.
+    """Split the ranks of the initialised default process group. What is left of them is data parallel.
+
+    Megatron's order: tensor ranks are neighbours, then context, then data. Its global state is not touched: modules get
+    their groups as arguments.
 
     Raises:
         ConfigError: tensor * context does not divide the world size.
@@ -55,17 +63,14 @@ def init_groups(*, tensor: int = 1, context: int = 1) -> Groups:
     world = dist.get_world_size()
     if world % (tensor * context):
         raise ConfigError(f"{world} ranks cannot be split into parallel.tensor={tensor} x parallel.context={context}: "
-                         f"start a multiple of {tensor * context} ranks")
-    if not parallel_state.model_parallel_is_initialized():
-        parallel_state.initialize_model_parallel(tensor_model_parallel_size=tensor, context_parallel_size=context)
-
-    def axis(group: dist.ProcessGroup) -> Axis:
-        return Axis(group, dist.get_rank(group), dist.get_world_size(group))
-
+                          f"start a multiple of {tensor * context} ranks")
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    mesh = init_device_mesh(device, (world // (tensor * context), context, tensor),
+                            mesh_dim_names=("data", "context", "tensor"))
     return Groups(
-        tensor=axis(parallel_state.get_tensor_model_parallel_group()),
-        context=axis(parallel_state.get_context_parallel_group()),
-        data=axis(parallel_state.get_data_parallel_group()),
-        data_context=axis(parallel_state.get_data_parallel_group(with_context_parallel=True)),
-        world=Axis(dist.group.WORLD, dist.get_rank(), world),
+        tensor=Axis.of(mesh.get_group("tensor")),
+        context=Axis.of(mesh.get_group("context")),
+        data=Axis.of(mesh.get_group("data")),
+        data_context=Axis.of(mesh["data", "context"]._flatten().get_group()),
+        world=Axis.of(dist.group.WORLD),
     )

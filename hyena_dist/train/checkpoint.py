@@ -27,6 +27,7 @@ from torch.futures import Future
 
 from hyena_dist.engine.protocol import FIELDS, Engine, Placed, Table
 from hyena_dist.parallel.groups import Axis, Groups
+from hyena_dist.train.agree import agree, broadcast
 from hyena_dist.train.checkpoint_reader import CheckpointError, TensorReader
 
 __all__ = ["CheckpointError", "find_latest", "load_checkpoint", "load_model_weights", "merge_parts", "prune",
@@ -72,7 +73,7 @@ def save_checkpoint(path: str | Path, engine: Engine, table: Table, groups: Grou
     path = Path(path)
     text = json.dumps({**metadata, "format": FORMAT, "optimizer_step_count": engine.optimizer_step_count}, indent=1)
     tensors = _owned_tensors(engine, table, groups)
-    aside = path.with_name(f"{path.name}.tmp-{_broadcast(secrets.token_hex(4), groups)}")
+    aside = path.with_name(f"{path.name}.tmp-{broadcast(secrets.token_hex(4), groups)}")
     first = groups.world.rank == 0
     try:
         _together(lambda: aside.mkdir(parents=True) if first else None, groups, path)
@@ -300,25 +301,14 @@ def _sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def _broadcast(value: str, groups: Groups) -> str:
-    """Rank 0's value on every rank."""
-    values = [value]
-    if groups.world.size > 1:
-        dist.broadcast_object_list(values, src=0, group=groups.world.group)
-    return values[0]
-
-
 def _together(action: Callable[[], None], groups: Groups, path: Path) -> None:
     """Run an action on this rank; if it failed on any, raise the same OSError on all of them."""
-    failure = None
-    try:
-        action()
-    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError too
-        failure = " ".join(str(error).split()) or type(error).__name__
-    failures: list[str | None] = [failure]
-    if groups.world.size > 1:
-        failures = [None] * groups.world.size
-        dist.all_gather_object(failures, failure, group=groups.world.group)
-    first = next((text for text in failures if text), None)
-    if first is not None:
-        raise OSError(f"{path}: the checkpoint could not be written ({first}): make room there or change train.run_dir")
+    def attempt() -> None:
+        try:
+            action()
+        except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError too
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise OSError(f"{path}: the checkpoint could not be written ({reason}): make room there or change "
+                          "train.run_dir") from error
+
+    agree(attempt, groups)

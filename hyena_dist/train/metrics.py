@@ -2,10 +2,10 @@
 
 import json
 import logging
-import os
 import resource
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,6 +13,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
+
+from hyena_dist.train.files import write_whole, writing
 
 logger = logging.getLogger(__name__)
 
@@ -68,26 +70,31 @@ class Metrics:
     def __init__(self, run_dir: Path, *, last_step: int, total_steps: int) -> None:
         self._path = run_dir / "metrics.jsonl"
         kept = [row for row in read_rows(self._path) if row.step <= last_step]
-        aside = self._path.with_suffix(".jsonl.tmp")
-        aside.write_text("".join(json.dumps(asdict(row)) + "\n" for row in kept))
-        os.replace(aside, self._path)
+        text = "".join(json.dumps(asdict(row)) + "\n" for row in kept)
+        write_whole(self._path, lambda path: path.write_text(text))
         self._file = self._path.open("a")
-        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=last_step + 1)
+        self._board_path = run_dir / "tensorboard"
+        with writing(self._board_path):
+            self._board = SummaryWriter(str(self._board_path), purge_step=last_step + 1)
         self._progress = _ProgressLine(last_step, total_steps)
 
     def write(self, row: Row) -> None:
-        self._file.write(json.dumps(asdict(row)) + "\n")
-        self._file.flush()
+        with writing(self._path):
+            self._file.write(json.dumps(asdict(row)) + "\n")
+            self._file.flush()
         values = asdict(row)
-        for key in ("loss", "perplexity", "lr", "grad_norm", "tokens_per_second", "peak_memory_bytes"):
-            if values[key] is not None:
-                self._board.add_scalar(f"{row.split}/{key}", values[key], row.step)
+        with writing(self._board_path):
+            for key in ("loss", "perplexity", "lr", "grad_norm", "tokens_per_second", "peak_memory_bytes"):
+                if values[key] is not None:
+                    self._board.add_scalar(f"{row.split}/{key}", values[key], row.step)
         self._progress.update(row)
 
     def close(self) -> None:
         self._progress.close()
-        self._file.close()
-        self._board.close()
+        with suppress(OSError):  # every row was flushed: what fails here has failed, and was raised, there
+            self._file.close()
+        with writing(self._board_path):
+            self._board.close()
 
 
 class _ProgressLine:

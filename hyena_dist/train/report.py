@@ -4,6 +4,7 @@ import logging
 import statistics
 from pathlib import Path
 
+from hyena_dist.train.files import write_whole
 from hyena_dist.train.metrics import read_rows
 
 logger = logging.getLogger(__name__)
@@ -34,8 +35,9 @@ def write_report(run_dir: Path) -> Path | None:
         top.plot([row.tokens / 1e6 for row in val], [row.perplexity for row in val], "o-", color="tab:red",
                  markersize=4, label=f"validation (last {val[-1].perplexity:.4f})")
     top.set_ylabel("perplexity per base")
+    lowest, highest = min(row.perplexity for row in rows), max(row.perplexity for row in rows)
     # Four equally likely bases are a perplexity of 4: what lies far above is the first steps only.
-    top.set_ylim(min(row.perplexity for row in rows) - 0.05, min(4.3, max(row.perplexity for row in rows)))
+    top.set_ylim(lowest - 0.05, min(4.3, highest) if lowest < 4 else highest + 0.05)
     top.grid(alpha=0.3)
     top.legend()
     top.set_title(run_dir.name)
@@ -44,7 +46,7 @@ def write_report(run_dir: Path) -> Path | None:
     bottom.set_xlabel("training tokens (millions)")
     bottom.grid(alpha=0.3)
     path = run_dir / "report.png"
-    figure.savefig(path, dpi=120)
+    write_whole(path, lambda aside: figure.savefig(aside, dpi=120))
     plt.close(figure)
     return path
 

@@ -23,13 +23,14 @@ from hyena_dist.config.load import dump_config
 from hyena_dist.config.schema import Config
 from hyena_dist.data.manifest import Manifest
 from hyena_dist.data.stream import Batch, TrainStream, validation_batches
-from hyena_dist.data.tokenizer import split_window
+from hyena_dist.data.tokenizer import IGNORE, PAD, split_window
 from hyena_dist.engine.deepspeed import prepare_deepspeed
 from hyena_dist.engine.deepspeed_config import deepspeed_config
 from hyena_dist.model.loss import token_loss
 from hyena_dist.model.model import build_model
 from hyena_dist.ops.dropout import DropoutKey
 from hyena_dist.parallel.groups import Groups
+from hyena_dist.parallel.tokens import slice_tokens
 from hyena_dist.train.checkpoint import (
     find_latest,
     load_checkpoint,
@@ -94,6 +95,7 @@ class Trainer:
 
         resume = self._find_checkpoint()
         model = build_model(config, groups).to(device)
+        self.token_multiple = model.token_multiple
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
         self.table = model.placement()
         ds_config = deepspeed_config(config.engine, groups, micro_batch_size=config.train.micro_batch_size,
@@ -137,13 +139,13 @@ class Trainer:
         started = time.monotonic()
         micro_batches = [self._to_device(next(batches)) for _ in range(self.engine.accumulation_steps)]
         # The count of the whole step divides every micro-batch's sum, so that each token weighs the same.
-        count = self._sum_over_data(sum(((targets != -100).sum() for _, targets, _ in micro_batches),
+        count = self._sum_over_data(sum(((targets != IGNORE).sum() for _, targets, _ in micro_batches),
                                         torch.zeros((), dtype=torch.int64, device=self.device))).clamp(min=1)
         total = torch.zeros((), device=self.device)
         self.engine.module.train()
         for input_ids, targets, windows in micro_batches:
             key = DropoutKey(self.config.train.seed, self.step, windows)
-            loss, _ = token_loss(self.engine.module(input_ids, key), targets)
+            loss, _ = token_loss(self.engine.module(input_ids, key), targets, self.groups.tensor)
             self.engine.backward(loss * (self.groups.data_context.size / count))
             total += loss.detach()
         lr = learning_rate(self.step, optim=self.config.optim, steps=self.config.train.steps)
@@ -173,7 +175,7 @@ class Trainer:
         for batch in validation_batches(self.manifest, seq_len=self.val_seq_len, dp_rank=self.groups.data.rank,
                                         batch_size=self.config.train.micro_batch_size, dp_size=self.groups.data.size):
             input_ids, targets, _ = self._to_device(batch)
-            loss, count = token_loss(self.engine.module(input_ids), targets)
+            loss, count = token_loss(self.engine.module(input_ids), targets, self.groups.tensor)
             sums += torch.stack([loss.double(), count.double()])
         total, count = self._sum_over_data(sums).tolist()
         if not count:
@@ -190,9 +192,12 @@ class Trainer:
                                    dp_size=self.groups.data.size, num_workers=self.config.data.num_workers)
 
     def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """(input_ids [B, L], targets [B, L], windows [B]), int64 on this rank's device."""
-        ids = batch.ids.to(self.device, non_blocking=True)
-        return *split_window(ids), batch.windows.to(self.device, non_blocking=True)
+        """(input_ids [B, l], targets [B, l], windows [B]), int64: this context rank's slice, on this rank's device."""
+        input_ids, targets = split_window(batch.ids.to(self.device, non_blocking=True))
+        axis, multiple = self.groups.context, self.token_multiple
+        return (slice_tokens(input_ids, axis, multiple=multiple, fill=PAD),
+                slice_tokens(targets, axis, multiple=multiple, fill=IGNORE),
+                batch.windows.to(self.device, non_blocking=True))
 
     def _sum_over_data(self, tensor: Tensor) -> Tensor:
         if self.groups.data_context.size > 1:

@@ -121,12 +121,12 @@ def _filters_inside_and_outside(shards: str) -> dict[str, Any]:
             input_ids, targets = split_window(next(batches).ids)
             total, count = token_loss(engine.module(input_ids), targets)
             with torch.no_grad():
-                pairs.append((inside[-1], outside.layers[0].mixer.filter(3000)))
+                pairs.append((inside[-1], outside.layers[0].mixer.filter([slice(0, 3000)])))
             engine.backward(total / count)
             engine.step(1e-3)
             _copy_weights(engine, outside)
         found[stage] = pairs
-    exact = build_model(config, Groups.single()).double().layers[0].mixer.filter(3000).detach()
+    exact = build_model(config, Groups.single()).double().layers[0].mixer.filter([slice(0, 3000)]).detach()
     return {"pairs": found, "exact": exact}
 
 

@@ -1,0 +1,103 @@
+"""AttentionMixer: causal multi-head self-attention where Megatron expects `self_attention`, for "A" in layer_pattern.
+
+Legend: L tokens, l of them on a context rank, B batch, D channels, H heads on a tensor rank, Dh channels of a head,
+P context ranks, T tensor ranks. Megatron's layout [l, B, D] outside, [B, H, l, Dh] inside.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.process_groups_config import ProcessGroupCollection
+from torch import Tensor, nn
+
+from hyena_dist.model.config import HyenaConfig
+from hyena_dist.model.layers import ColumnLinear, RowLinear, context_axis, refuse_arguments, tensor_axis
+from hyena_dist.ops.precision import compute_dtype, without_autocast
+from hyena_dist.parallel.collectives import Exchange
+from hyena_dist.parallel.groups import Axis
+
+ROTARY_BASE = 10000.0
+
+
+def rotary(x: Tensor, start: int) -> Tensor:
+    """Rotary positions (Su et al. 2021) in the rotate-half form: with theta_i = 10000^(-2i / Dh), i < Dh/2, channels i
+    and i + Dh/2 of the token at position t turn together by the angle t theta_i.
+
+    x [..., l, Dh], whose first token is at the global position `start` -> the same shape and dtype. Angles and products
+    are in float32, in float64 for float64 input, whatever the autocast around.
+    """
+    dtype = compute_dtype(x)
+    length, width = x.shape[-2:]
+    with without_autocast(x):
+        exponents = torch.arange(0, width, 2, dtype=dtype, device=x.device) / width
+        positions = torch.arange(start, start + length, dtype=dtype, device=x.device)
+        angles = positions[:, None] * ROTARY_BASE**-exponents
+        cos, sin = angles.cos(), angles.sin()
+        first, second = x.to(dtype).chunk(2, dim=-1)
+        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+
+
+def context_attention(q: Tensor, k: Tensor, v: Tensor, context: Axis) -> Tensor:
+    """Causal softmax(q k^T / sqrt(Dh)) v with rotary positions, over a sequence cut into contiguous slices.
+
+    q, k, v [B, H, l, Dh], the tokens from `context.rank * l` on -> [B, H, l, Dh]. For the product each context rank
+    has all tokens of its share of the heads, [B, H / P, P l, Dh], by one all-to-all there and one back; P = 1 has none.
+
+    Raises:
+        ValueError: P does not divide H.
+    """
+    size, heads = context.size, q.shape[1]
+    if heads % size:
+        raise ValueError(f"attention exchanges heads for tokens: {heads} heads (model.num_attention_heads / "
+                         f"parallel.tensor) cannot be shared by parallel.context={size} ranks")
+    start = context.rank * q.shape[2]
+    q, k = rotary(q, start), rotary(k, start)
+    if size == 1:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    # [3, B, H, l, Dh] -> [P, 3, B, H/P, l, Dh], exchanged -> [3, B, H/P, P l, Dh]
+    local = torch.stack((q, k, v)).unflatten(2, (size, -1)).movedim(2, 0)
+    q, k, v = Exchange(local, context).wait().movedim(0, 3).flatten(3, 4)
+    y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    # [B, H/P, P l, Dh] -> [P, B, H/P, l, Dh], exchanged -> [B, H, l, Dh]
+    return Exchange(y.unflatten(2, (size, -1)).movedim(2, 0), context).wait().movedim(0, 1).flatten(1, 2)
+
+
+class AttentionMixer(nn.Module):
+    """Causal multi-head self-attention on [l, B, D], with the constructor and the call of HyenaMixer:
+
+        q | k | v = qkv_proj(x);   out = out_proj(heads of softmax(rotary(q) rotary(k)^T / sqrt(Dh)) v)
+
+    Rows of qkv_proj are three blocks q | k | v, each of which is split by heads over the tensor ranks. What stands on
+    the right is padding that no token before it sees, so there is no mask: Megatron's other arguments must be None.
+    """
+
+    def __init__(self, config: HyenaConfig, layer_number: int, *,
+                 pg_collection: ProcessGroupCollection | None = None) -> None:
+        """Raises ValueError: the channels or the tensor ranks do not fit the number of heads."""
+        super().__init__()
+        self.config = config
+        self.layer_number = layer_number
+        self.context = context_axis(pg_collection)
+        width, heads, ranks = config.hidden_size, config.num_attention_heads, tensor_axis(pg_collection).size
+        if width % (2 * heads):
+            raise ValueError(f"model.hidden_size={width} cannot be split into model.num_attention_heads={heads} heads "
+                             "of an even number of channels")
+        if heads % ranks:
+            raise ValueError(f"model.num_attention_heads={heads} cannot be split over parallel.tensor={ranks} ranks")
+        self.local_heads = heads // ranks
+        self.qkv_proj = ColumnLinear(width, 3 * width, config=config, pg_collection=pg_collection)
+        self.out_proj = RowLinear(width, width, config=config, pg_collection=pg_collection)
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None,
+                **attention_arguments: Any) -> tuple[Tensor, None]:
+        """[l, B, D], under sequence parallelism [l / T, B, D] -> (the same shape, no bias left to add).
+
+        Raises:
+            ValueError: an argument of attention that is not None, or the context ranks do not divide the local heads.
+        """
+        refuse_arguments("AttentionMixer is causal by itself and", attention_mask=attention_mask, **attention_arguments)
+        qkv = self.qkv_proj(hidden_states).unflatten(-1, (3, self.local_heads, -1))
+        q, k, v = qkv.permute(2, 1, 3, 0, 4)  # [l, B, 3, H, Dh] -> 3 of [B, H, l, Dh]
+        y = context_attention(q, k, v, self.context)
+        return self.out_proj(y.permute(2, 0, 1, 3).flatten(2)), None

@@ -1,0 +1,104 @@
+"""The long convolutions of a mixer over context ranks: what crosses them, and who generates which part of the filter.
+
+Legend: B batch, C this tensor rank's channels, P context ranks, l tokens of a slice, L = P l, N order. Only u and its
+convolution cross ranks, in their own dtype; for N > 2 the inner gates go along once, and the result stays in channels
+until the last convolution.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from hyena_dist.ops.long_conv import causal_conv
+from hyena_dist.parallel.collectives import Exchange
+from hyena_dist.parallel.distributed_fft import distributed_causal_conv, strided_lags
+from hyena_dist.parallel.groups import Axis
+
+
+class Filter(Protocol):
+    """The filters of a mixer: [N - 1, C, n] at ranges of lags, for some channels or all."""
+
+    def __call__(self, lags: list[slice], channels: Tensor | None = None) -> Tensor: ...
+
+
+def choose_method(method: str, *, rows: int, context: int) -> str:
+    """Resolve `auto`: all_to_all while the context ranks divide the rows (channels of a tensor rank x batch) that it
+    deals out, else distributed_fft, which sends three times the bytes and has no such limit."""
+    if method != "auto":
+        return method
+    return "all_to_all" if rows % context == 0 else "distributed_fft"
+
+
+def local_convs(u: Tensor, gates: list[Tensor], mixer_filter: Filter, bias: Tensor) -> Tensor:
+    """One context rank: u [B, C, L] through every filter; after filter o comes gates[o]. bias [N - 1, C]."""
+    filters = mixer_filter([slice(0, u.shape[-1])])
+    for h, b, gate in zip(filters, bias, gates, strict=True):
+        u = causal_conv(u, h, b, gate)
+    return u
+
+
+def all_to_all_convs(u: Tensor, gates: list[Tensor], mixer_filter: Filter, bias: Tensor, axis: Axis,
+                     groups: int) -> Tensor:
+    """u [B, C, l] -> [B, C, l]: tokens are exchanged for channels and back, in groups of channels, so that a group's
+    exchange runs while the group before it is transformed. Each rank generates its own rows of the filters only."""
+    inner, last = gates[:-1], gates[-1]
+    batch, _, length = u.shape
+    packed = torch.stack([u, *inner])
+    pieces = packed.chunk(groups, dim=2)
+    started = [Exchange(_rows_to_ranks(piece, axis.size), axis) for piece in pieces]
+    returning: list[Exchange] = []
+    first_channel = 0
+    for piece, exchange in zip(pieces, started, strict=True):
+        owned = _owned_rows(piece.shape[2] * batch, axis).to(u.device) // batch  # the channel of each row
+        channel, row = owned.unique_consecutive(return_inverse=True)
+        filters = mixer_filter([slice(0, axis.size * length)], first_channel + channel)
+        rows, *inner_rows = _tokens_in_order(exchange.wait())
+        by_batch = len(row) == batch * len(channel)
+        for o, h in enumerate(filters):
+            gate = inner_rows[o] if o < len(inner_rows) else None
+            rows = _conv_rows(rows, h, bias[o][first_channel + channel], gate, batch if by_batch else None, row)
+        first_channel += piece.shape[2]
+        returning.append(Exchange(rows.unflatten(1, (axis.size, length)).movedim(1, 0), axis))
+    back = [_channels_in_order(exchange.wait(), batch) for exchange in returning]
+    return (torch.cat(back, dim=1) if len(back) > 1 else back[0]) * last
+
+
+def distributed_fft_convs(u: Tensor, gates: list[Tensor], mixer_filter: Filter, bias: Tensor, axis: Axis) -> Tensor:
+    """u [B, C, l] -> [B, C, l]: tokens stay, the transform is spread over the ranks; each generates all rows of the
+    filters at the lags that it needs."""
+    length = u.shape[-1]
+    lags = strided_lags(length * axis.size, axis.rank, axis.size)
+    filters = mixer_filter(lags).unflatten(-1, (axis.size, length // axis.size))
+    for h, b, gate in zip(filters, bias, gates, strict=True):
+        u = gate * distributed_causal_conv(u, h, b, axis)
+    return u
+
+
+def _owned_rows(rows: int, axis: Axis) -> Tensor:
+    share = rows // axis.size
+    return torch.arange(axis.rank * share, (axis.rank + 1) * share)
+
+
+def _rows_to_ranks(x: Tensor, ranks: int) -> Tensor:
+    """[S, B, C, l] -> [P, S, C B / P, l]: rows are numbered channel by channel, so a rank's are of few channels."""
+    return x.transpose(1, 2).flatten(1, 2).unflatten(1, (ranks, -1)).movedim(1, 0)
+
+
+def _tokens_in_order(x: Tensor) -> Tensor:
+    """[P, S, R, l] -> [S, R, P l]."""
+    return x.movedim(0, 2).flatten(2, 3)
+
+
+def _channels_in_order(x: Tensor, batch: int) -> Tensor:
+    """[P, R, l] -> [B, C, l]."""
+    return x.flatten(0, 1).unflatten(0, (-1, batch)).transpose(0, 1)
+
+
+def _conv_rows(rows: Tensor, h: Tensor, bias: Tensor, gate: Tensor | None, batch: int | None, row: Tensor) -> Tensor:
+    """[R, L] -> [R, L], row i by filter row[i]. Where each channel has its whole batch, its rows share a filter."""
+    if batch is None:
+        return causal_conv(rows[None], h[row], bias[row], None if gate is None else gate[None])[0]
+    u = rows.unflatten(0, (-1, batch)).transpose(0, 1)
+    gates = None if gate is None else gate.unflatten(0, (-1, batch)).transpose(0, 1)
+    return causal_conv(u, h, bias, gates).transpose(0, 1).flatten(0, 1)

@@ -1,0 +1,25 @@
+"""Slices of the token dimension: padded once on the right, cut into equal contiguous pieces, one per context rank."""
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from hyena_dist.parallel.groups import Axis
+
+
+def token_multiple(*, context: int, tensor: int = 1, sequence: bool = False) -> int:
+    """What a padded sequence's length is a multiple of: slices are equal, sequence parallelism splits each over the
+    tensor ranks, and the distributed transform cuts each into as many pieces as there are context ranks."""
+    return context * math.lcm(context, tensor if sequence else 1)
+
+
+def padded_length(length: int, multiple: int) -> int:
+    """The next multiple."""
+    return -(-length // multiple) * multiple
+
+
+def slice_tokens(x: Tensor, axis: Axis, *, multiple: int, fill: int) -> Tensor:
+    """[B, L] -> [B, L' / P]: this context rank's piece of a sequence padded with `fill` on the right to L'."""
+    padded = F.pad(x, (0, padded_length(x.shape[1], multiple) - x.shape[1]), value=fill)
+    return padded.chunk(axis.size, dim=1)[axis.rank]

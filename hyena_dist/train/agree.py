@@ -1,0 +1,40 @@
+"""One outcome for all ranks where any of them may fail: a rank that raised alone would leave the others waiting."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch.distributed as dist
+
+from hyena_dist.config.errors import UserError
+from hyena_dist.parallel.groups import Groups
+
+T = TypeVar("T")
+
+
+def agree(action: Callable[[], T], groups: Groups) -> T:
+    """Run an action on this rank; collective, but for the action itself.
+
+    Raises:
+        UserError, OSError: on every rank that of the first rank on which the action failed.
+    """
+    failure: UserError | OSError | None = None
+    try:
+        result = action()
+    except (UserError, OSError) as error:
+        failure = error
+    failures = [failure]
+    if groups.world.size > 1:
+        failures = [None] * groups.world.size
+        dist.all_gather_object(failures, failure, group=groups.world.group)
+    for error in failures:
+        if error is not None:
+            raise error
+    return result
+
+
+def broadcast(value: T, groups: Groups) -> T:
+    """The first rank's value on every rank; collective."""
+    values = [value]
+    if groups.world.size > 1:
+        dist.broadcast_object_list(values, src=0, group=groups.world.group)
+    return values[0]

@@ -1,0 +1,34 @@
+"""Files that are whole or not there, and an error that says what to do where they cannot be written."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A context in which a failed write is one line with the file's name and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{path}: could not be written ({error.strerror or error}): make room there or change "
+                      "train.run_dir") from error
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` write a file beside `path`, and rename it to `path` when it is on the disk.
+
+    Raises:
+        OSError: it could not be written; what was at `path` is as before.
+    """
+    aside = path.with_name(f"{path.stem}.tmp{path.suffix}")
+    with writing(path):
+        try:
+            write(aside)
+            with aside.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
