@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from hyena_dist.config.errors import UserError
-from hyena_dist.config.schema import ModelSection
-from hyena_dist.model.config import VOCAB_MULTIPLE, hyena_config
+from hyena_dist.config.schema import VOCAB_MULTIPLE, ModelSection
+from hyena_dist.model.config import hyena_config
 from hyena_dist.model.initial import initialize
 from hyena_dist.model.model import HyenaModel
 from hyena_dist.ops.implicit_filter import FilterShape, decay_rates, positional_features, time

@@ -19,22 +19,39 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the benchmarks stand beside the package, not in it
 
 
+def count(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     subjects = parser.add_subparsers(dest="subject", required=True)
     loader = subjects.add_parser("loader", help="windows per second on one core against the published reading pattern")
-    loader.add_argument("--rounds", type=int, default=5, help="turns of each side; medians are reported (5)")
+    loader.add_argument("--rounds", type=count, default=5, help="turns of each side; medians are reported (5)")
     step = subjects.add_parser("step", help="a training step against the frozen plain torch.fft baseline")
-    step.add_argument("--rounds", type=int, default=5, help="steps of each side; medians are reported (5)")
-    step.add_argument("--threads", type=int, default=2, help="threads of torch (2)")
+    step.add_argument("--rounds", type=count, default=5, help="steps of each side; medians are reported (5)")
+    step.add_argument("--threads", type=count, default=2, help="threads of torch (2)")
     for subject in (loader, step):
         subject.add_argument("--out", type=Path, metavar="DIR", help="also write DIR/SUBJECT-DATE.json")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0, 1 when values are wrong and no time is reported."""
+    """Exit status: 0, 1 when values are wrong and no time is reported, 2 a mistake of the user's."""
     args = parse_args(argv)
+    try:
+        if args.out:
+            args.out.mkdir(parents=True, exist_ok=True)  # before the minutes that measuring takes
+        import pyfaidx  # noqa: F401
+    except OSError as error:
+        print(f"error: --out {args.out}: cannot be made ({error.strerror}): choose another directory", file=sys.stderr)
+        return 2
+    except ImportError:
+        print("error: pyfaidx is missing: install it with pip install 'hyena-dist[dev]'", file=sys.stderr)
+        return 2
     warnings.filterwarnings("ignore", module=r"megatron\.")
     try:
         rows = [_plain(row) for row in _measure(args)]
@@ -43,7 +60,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     _print(args.subject, rows)
     if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
         path = args.out / f"{args.subject}-{date.today()}.json"
         path.write_text(json.dumps({"machine": _machine(), "rows": rows}, indent=1) + "\n")
         print(path)

@@ -13,13 +13,16 @@ from rich.table import Table
 
 from hyena_dist.config.errors import UserError
 
+ORDERS = range(7)
+"""Of the Markov chains."""
+
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_dir", help="a run directory with a whole checkpoint")
     parser.add_argument("--shards", help="another shard directory than the run's own")
     parser.add_argument("--split", default="val", choices=("val", "test"), help="held-out bases to score (val)")
-    parser.add_argument("--must-beat-order", type=int, metavar="K",
+    parser.add_argument("--must-beat-order", type=int, choices=ORDERS, metavar="K",
                         help="exit with status 1 unless the model beats the Markov chain of this order")
     return parser.parse_args(argv)
 
@@ -43,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         table.add_row(f"Markov chain, order {order}", f"{perplexity:.4f}")
     table.add_row("HyenaDNA", f"{result.model:.4f}", style="bold")
     Console().print(table)
-    if args.must_beat_order is not None and result.model >= result.markov[args.must_beat_order]:
+    if args.must_beat_order is not None and not result.model < result.markov[args.must_beat_order]:
         print(f"the model does not beat the Markov chain of order {args.must_beat_order}", file=sys.stderr)
         return 1
     return 0

@@ -13,6 +13,10 @@ NUM_TOKENS = 12
 """Token ids of the published vocabulary; the data holds all but some special ones."""
 
 
+VOCAB_MULTIPLE = 8
+"""The published models pad the vocabulary to a multiple of this."""
+
+
 def _positive(section: str, **values: float) -> None:
     for key, value in values.items():
         if not 0 < value < math.inf:
@@ -79,6 +83,16 @@ class ModelSection:
     """Heads of attention layers ("A" in layer_pattern)."""
     layer_pattern: str = ""
     """Kinds of layers, repeated to num_layers: H Hyena, A attention; "" is all Hyena."""
+
+    @property
+    def inner_size(self) -> int:
+        """Width of the MLP."""
+        return self.ffn_hidden_size or 4 * self.hidden_size
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding."""
+        return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
     def __post_init__(self) -> None:
         _positive("model", num_layers=self.num_layers, hidden_size=self.hidden_size, max_seq_len=self.max_seq_len,

@@ -140,7 +140,10 @@ def sha256(path: Path) -> str:
 def _whole_or_nothing(target: Path) -> Iterator[Path]:
     """A directory to write into that becomes `target` at the end, or vanishes on any failure."""
     temporary = target.with_name(f".{target.name}.{uuid4().hex[:8]}.tmp")
-    temporary.mkdir(parents=True)
+    try:
+        temporary.mkdir(parents=True)
+    except (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
+        raise DataError(f"{target}: no such directory can be made ({error.strerror}); give another --out") from None
     try:
         yield temporary
         _sync(temporary)

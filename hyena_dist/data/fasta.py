@@ -154,7 +154,8 @@ class _Parser:
     def close(self) -> Iterator[Contig]:
         """The record that ends here, if one is open."""
         if self.header is not None:
-            raise DataError(f"{self.path}: line {self.line}: the file ends inside a header; it is cut short")
+            raise DataError(f"{self.path}: line {self.line}: the file ends inside a header; it is cut short, or its "
+                            f"line ends are not LF or CR LF")
         if self.name is not None:
             bases = np.frombuffer(b"".join(self.pieces), dtype=np.uint8)
             if not bases.size:

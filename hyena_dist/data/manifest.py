@@ -102,7 +102,7 @@ class Manifest:
             raise DataError(f"{path}: is not JSON ({error}); build the shards again") from None
         try:
             manifest = cls._from_json(path, content)
-        except (KeyError, TypeError, IndexError) as error:
+        except (KeyError, TypeError, IndexError, AttributeError) as error:
             raise DataError(f"{path}: is damaged ({error!r}); build the shards again") from None
         for shard in manifest.shards:
             manifest._check_size(shard)
@@ -116,6 +116,10 @@ class Manifest:
         contigs = [ContigInfo(*row) for row in content["contigs"]]
         shards = [Shard(**row) for row in content["shardlist"]]
         segments = [Segment(*row) for row in content["segments"]]
+        for row in segments:
+            if not (all(isinstance(number, int) and number >= 0 for number in row) and row.contig < len(contigs)
+                    and row.split < len(SPLITS) and row.shard < len(shards)):
+                raise IndexError(f"segment {list(row)} refers to nothing")
         return cls(path.parent, contigs, shards, segments)
 
     def to_json(self) -> str:

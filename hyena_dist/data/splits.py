@@ -5,6 +5,7 @@ training.
 """
 
 import hashlib
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
@@ -38,6 +39,8 @@ class ContigSplits(Splits):
     """These contigs validate, every other trains."""
 
     def __init__(self, held_out: Collection[str]):
+        if not held_out:
+            raise DataError("--val-contigs: no name is given; write them as in chr14,chrX, or leave the option out")
         self.held_out = held_out
 
     def stretches(self, contig: str, bases: int) -> list[Stretch]:
@@ -96,7 +99,7 @@ class BedSplits(Splits):
         split = _ALIASES.get(fields[3].lower(), fields[3].lower())
         if split not in SPLITS:
             raise DataError(f"{where}: split {fields[3]!r} is not one of {', '.join(SPLITS)}")
-        if not (fields[1].isdecimal() and fields[2].isdecimal() and int(fields[1]) < int(fields[2])):
+        if not (all(re.fullmatch("[0-9]{1,18}", field) for field in fields[1:3]) and int(fields[1]) < int(fields[2])):
             raise DataError(f"{where}: start {fields[1]!r} and end {fields[2]!r} must be whole numbers, start < end")
         return Stretch(int(fields[1]), int(fields[2]), split)
 

@@ -7,7 +7,7 @@ ahead, but what comes, and when, never depends on them.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -67,6 +67,23 @@ class _Windows(Dataset[Batch]):
             reverse = self.rc_augment and window.reverse
             _read_row(self.manifest, self.intervals[window.interval], window.start, window.end, row, reverse)
         return Batch(torch.from_numpy(ids), torch.from_numpy(np.array(numbers, dtype=np.int64)))
+
+
+class _Loaded(_Windows):
+    """For worker processes: an error goes back as a value, because the loader would put its traceback into it."""
+
+    def __getitems__(self, numbers: list[int]) -> Batch | DataError:  # type: ignore[override]
+        try:
+            return super().__getitems__(numbers)
+        except DataError as error:
+            return error
+
+
+def _unwrapped(loaded: Iterable[Batch | DataError]) -> Iterator[Batch]:
+    for batch in loaded:
+        if isinstance(batch, DataError):
+            raise batch
+        yield batch
 
 
 class _RankNumbers:
@@ -155,7 +172,8 @@ class TrainStream:
                              f"train.micro_batch_size * data-parallel size ({micro_batch_size} * {dp_size})")
         if start.stage != self.stage:
             raise DataError(f"the state is of stage {start.stage}, this stream of stage {self.stage}")
-        windows = _Windows(self.manifest, self.intervals, self.order, self.rc_augment)
+        kind = _Loaded if num_workers else _Windows
+        windows = kind(self.manifest, self.intervals, self.order, self.rc_augment)
         numbers = _RankNumbers(self.order, start, micro_batch_size, dp_rank, dp_size)
         if num_workers == 0:
             return map(windows.__getitems__, numbers)
@@ -166,7 +184,7 @@ class TrainStream:
             collate_fn=_as_it_is,
             generator=torch.Generator(),  # the loader draws worker seeds, which must not advance the global generator
         )
-        return iter(loader)
+        return _unwrapped(loader)
 
 
 def validation_batches(manifest: Manifest, *, split: str = "val", seq_len: int, batch_size: int, dp_rank: int = 0,

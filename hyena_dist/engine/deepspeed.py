@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from pydantic import ValidationError
 from torch import nn
 
 if not torch.cuda.is_available():
@@ -29,6 +30,7 @@ from deepspeed.utils import (
     safe_set_local_optimizer_state,
 )
 
+from hyena_dist.config.errors import ConfigError
 from hyena_dist.engine.protocol import MOMENTS, StepResult, Table
 from hyena_dist.parallel.groups import Axis, Groups
 
@@ -75,6 +77,7 @@ def prepare_deepspeed(model: nn.Module, ds_config: Mapping[str, Any], groups: Gr
 
     Raises:
         RuntimeError: torch.distributed is not initialised.
+        ConfigError: DeepSpeed refuses a key of `ds_config`.
         ValueError: tensor ranks without a table, a frozen parameter, no optimizer or one that is not torch's Adam.
     """
     _check_arguments(model, ds_config, groups, table, optimizer)
@@ -90,8 +93,13 @@ def prepare_deepspeed(model: nn.Module, ds_config: Mapping[str, Any], groups: Gr
                             message=r"`torch\.distributed\.(all_gather_into|reduce_scatter)_tensor` is deprecated")
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it; every launcher sets it
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=copy.deepcopy(dict(ds_config)),
-                                      mpu=_Mpu(groups))
+    try:
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=copy.deepcopy(dict(ds_config)),
+                                          mpu=_Mpu(groups))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"engine.deepspeed: {'.'.join(map(str, first['loc']))} of {error.title}: {first['msg']}: "
+                          "correct the key, or leave it out") from error
     believed = (engine.dp_world_size, engine.mp_world_size)
     assert believed == (groups.data_context.size, groups.tensor.size), f"DeepSpeed believes in {believed} ranks"
     assert engine.train_batch_size() == (engine.train_micro_batch_size_per_gpu() * engine.gradient_accumulation_steps()

@@ -10,10 +10,6 @@ from hyena_dist.ops.implicit_filter import FilterShape
 
 COMPUTE_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-VOCAB_MULTIPLE = 8
-"""The published models pad the vocabulary to a multiple of this."""
-
-
 @dataclass
 class HyenaConfig(TransformerConfig):
     """A TransformerConfig with what Hyena needs besides; fields have the meaning of the `model` section's keys."""
@@ -63,8 +59,9 @@ def hyena_config(model: ModelSection, *, precision: str = "fp32", activation_che
     return HyenaConfig(
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
-        ffn_hidden_size=model.ffn_hidden_size or 4 * model.hidden_size,
-        num_attention_heads=model.num_attention_heads,
+        ffn_hidden_size=model.inner_size,
+        # Megatron insists on heads that the tensor ranks divide, without attention too.
+        num_attention_heads=model.num_attention_heads if "A" in model.layer_pattern else parallel.tensor,
         hidden_dropout=0.0,  # dropout is ours: a hash of the element's place
         attention_dropout=0.0,
         params_dtype=params_dtype,
@@ -87,7 +84,7 @@ def hyena_config(model: ModelSection, *, precision: str = "fp32", activation_che
         filter_seq_len=model.filter_seq_len or model.max_seq_len,
         max_seq_len=model.max_seq_len,
         short_conv_kernel=model.short_conv_kernel,
-        padded_vocab_size=-(-model.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE,
+        padded_vocab_size=model.padded_vocab_size,
         embed_dropout=model.embed_dropout,
         resid_dropout=model.resid_dropout,
         compute_dtype=COMPUTE_DTYPES[precision],

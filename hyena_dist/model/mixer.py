@@ -130,7 +130,8 @@ class HyenaMixer(nn.Module):
         config, bias = self.config, self.conv_bias.view(self.config.num_filters, self.channels)
         if self.axis.size == 1:
             return local_convs(u, gates, self.filter, bias)
-        method = choose_method(config.context_method, rows=u.shape[0] * u.shape[1], context=self.axis.size)
+        method = choose_method(config.context_method, rows=u.shape[0] * u.shape[1] // config.overlap_groups,
+                               context=self.axis.size)
         if method == "all_to_all":
             return all_to_all_convs(u, gates, self.filter, bias, self.axis, config.overlap_groups)
         return distributed_fft_convs(u, gates, self.filter, bias, self.axis)

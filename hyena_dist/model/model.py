@@ -98,10 +98,15 @@ class HyenaModel(nn.Module):
 
 
 def build_model(config: Config, groups: Groups) -> HyenaModel:
-    """The run's model with its initial values: a function of (train.seed, weight name), the same at every topology."""
+    """The run's model with its initial values: a function of (train.seed, weight name), the same at every topology.
+
+    It is split as the groups are: with `Groups.single()` it is whole, whatever the configuration's `parallel` says.
+    """
     model_config = hyena_config(config.model, precision=config.train.precision,
                                 activation_checkpointing=config.train.activation_checkpointing,
-                                parallel=config.parallel if groups.world.size > 1 else None)
+                                parallel=replace(config.parallel, tensor=groups.tensor.size,
+                                                 context=groups.context.size,
+                                                 sequence=config.parallel.sequence and groups.tensor.size > 1))
     model = HyenaModel(model_config, groups.collection())
     initialize(model, model_config, model.placement(), model.tensor, seed=config.train.seed)
     return model

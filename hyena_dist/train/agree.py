@@ -26,9 +26,9 @@ def agree(action: Callable[[], T], groups: Groups) -> T:
     if groups.world.size > 1:
         failures = [None] * groups.world.size
         dist.all_gather_object(failures, failure, group=groups.world.group)
-    for error in failures:
-        if error is not None:
-            raise error
+    for first in failures:
+        if first is not None:
+            raise first
     return result
 
 

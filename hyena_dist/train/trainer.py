@@ -4,11 +4,10 @@ import importlib.metadata
 import json
 import logging
 import math
-import os
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hyena_dist.config.errors import ConfigError
+from hyena_dist.config.errors import ConfigError, UserError
 from hyena_dist.config.identity import differences, identity
 from hyena_dist.config.load import dump_config
 from hyena_dist.config.schema import Config
@@ -26,11 +25,13 @@ from hyena_dist.data.stream import Batch, TrainStream, validation_batches
 from hyena_dist.data.tokenizer import IGNORE, PAD, split_window
 from hyena_dist.engine.deepspeed import prepare_deepspeed
 from hyena_dist.engine.deepspeed_config import deepspeed_config
+from hyena_dist.model.context import choose_method
 from hyena_dist.model.loss import token_loss
 from hyena_dist.model.model import build_model
 from hyena_dist.ops.dropout import DropoutKey
 from hyena_dist.parallel.groups import Groups
 from hyena_dist.parallel.tokens import slice_tokens
+from hyena_dist.train.agree import agree, broadcast
 from hyena_dist.train.checkpoint import (
     find_latest,
     load_checkpoint,
@@ -39,6 +40,7 @@ from hyena_dist.train.checkpoint import (
     save_checkpoint,
     step_directory,
 )
+from hyena_dist.train.files import write_whole
 from hyena_dist.train.metrics import Metrics, Row, peak_memory_bytes
 from hyena_dist.train.optim import build_optimizer
 from hyena_dist.train.report import write_report
@@ -74,7 +76,7 @@ class Trainer:
         device: of this rank, already selected.
 
     Raises:
-        UserError: shards, checkpoint or run directory do not fit the configuration.
+        UserError: shards, checkpoint or run directory do not fit the configuration; the same on every rank.
     """
 
     def __init__(self, config: Config, groups: Groups, device: torch.device) -> None:
@@ -82,7 +84,7 @@ class Trainer:
         self.groups = groups
         self.device = device
         self.run_dir = Path(config.train.run_dir)
-        self.manifest = Manifest.load(config.data.shards)
+        self.manifest = agree(lambda: Manifest.load(config.data.shards), groups)
         self.stream = TrainStream(self.manifest, seq_len=config.data.seq_len, seed=config.data.seed,
                                   rc_augment=config.data.rc_augment)
         self.val_seq_len = config.data.val_seq_len or config.data.seq_len
@@ -96,6 +98,11 @@ class Trainer:
         resume = self._find_checkpoint()
         model = build_model(config, groups).to(device)
         self.token_multiple = model.token_multiple
+        if groups.context.size > 1:
+            rows = config.train.micro_batch_size * config.model.hidden_size // groups.tensor.size
+            method = choose_method(config.parallel.context_method, rows=rows // config.parallel.overlap_groups,
+                                   context=groups.context.size)
+            logger.info("parallel.context_method=%s: %s", config.parallel.context_method, method)
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
         self.table = model.placement()
         ds_config = deepspeed_config(config.engine, groups, micro_batch_size=config.train.micro_batch_size,
@@ -103,8 +110,10 @@ class Trainer:
                                      grad_clip=config.optim.grad_clip)
         self.engine = prepare_deepspeed(model, ds_config, groups, self.table,
                                         optimizer=build_optimizer(model, self.table, config.optim))
+        self._started = time.monotonic()
         if resume is not None:
-            self._resume(resume)
+            with self._heard():
+                self._resume(resume)
 
     def fit(self) -> None:
         """Train to the last step, validating and saving on the way; afterwards write summary.json and report.png.
@@ -114,8 +123,8 @@ class Trainer:
             OSError: a checkpoint or the metrics could not be written.
         """
         train = self.config.train
-        started = time.monotonic()
         with ExitStack() as stack:
+            stack.enter_context(self._heard())
             if self._is_first:
                 self._metrics = Metrics(self.run_dir, last_step=self.step, total_steps=train.steps)
                 stack.callback(self._metrics.close)
@@ -131,7 +140,7 @@ class Trainer:
                     self._report_steps(keep=0)  # nothing is saved before its check
                     self._save()
         if self._is_first:
-            self._write_summary(time.monotonic() - started)
+            self._write_summary()
             write_report(self.run_dir)
 
     def _train_step(self, batches: Iterator[Batch]) -> _Pending:
@@ -208,7 +217,7 @@ class Trainer:
                    grad_norm: float | None = None, tokens_per_second: float | None = None) -> None:
         if self._metrics is None:
             return
-        self._metrics.write(Row(step=step, split=split, loss=loss, perplexity=math.exp(min(loss, 700.0)),
+        self._metrics.write(Row(step=step, split=split, loss=loss, perplexity=_perplexity(loss),
                                 tokens=step * self._tokens_per_step, seq_len=seq_len, lr=lr, grad_norm=grad_norm,
                                 tokens_per_second=tokens_per_second, peak_memory_bytes=peak_memory_bytes(self.device)))
 
@@ -228,7 +237,9 @@ class Trainer:
             "identity": identity(self.config),
             "config": dump_config(self.config),
             "data": self.stream.state_dict(self.position),
-            "best_val_loss": self.best_val_loss if math.isfinite(self.best_val_loss) else None,
+            "val_loss": _finite(self.val_loss),
+            "best_val_loss": _finite(self.best_val_loss),
+            "seconds": self._seconds,
             "version": importlib.metadata.version("hyena-dist"),
         }
         save_checkpoint(step_directory(self._checkpoints, self.step), self.engine, self.table, self.groups, metadata)
@@ -237,8 +248,12 @@ class Trainer:
 
     def _find_checkpoint(self) -> Path | None:
         """The checkpoint to resume from; None for a fresh start. Makes the run directory."""
+        # The first rank's view: the others may look a moment later, or at a directory that is not shared.
+        latest = broadcast(find_latest(self._checkpoints) if self._is_first else None, self.groups)
+        return agree(lambda: self._choose(latest), self.groups)
+
+    def _choose(self, latest: Path | None) -> Path | None:
         choice = self.config.train.resume
-        latest = find_latest(self._checkpoints)
         if choice == "none" and latest is not None:
             raise ConfigError(f"train.run_dir={self.run_dir} holds a run already ({latest.name}): choose another "
                               "directory, or resume it with train.resume=auto")
@@ -249,16 +264,29 @@ class Trainer:
             if changed:
                 raise ConfigError(f"{path} cannot be resumed with another configuration: {'; '.join(changed)}: set "
                                   "these keys as saved, or start afresh in another train.run_dir")
+            if latest is not None and read_metadata(latest)["step"] > metadata["step"]:
+                # Its own checkpoints would be older than those, which it would resume from and keep instead.
+                raise ConfigError(f"train.resume={path} is older than {latest}, which is in train.run_dir: resume that "
+                                  "one with train.resume=auto, or choose another train.run_dir")
         if self._is_first:
-            self.run_dir.mkdir(parents=True, exist_ok=True)
-            (self.run_dir / "config.yaml").write_text(dump_config(self.config))
+            self._make_run_dir()
         return path
+
+    def _make_run_dir(self) -> None:
+        try:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
+            raise ConfigError(f"train.run_dir={self.run_dir}: no such directory can be made ({error.strerror}): choose "
+                              "another") from error
+        write_whole(self.run_dir / "config.yaml", lambda path: path.write_text(dump_config(self.config)))
 
     def _resume(self, path: Path) -> None:
         metadata = load_checkpoint(path, self.engine, self.table, self.groups)
         self.step = metadata["step"]
         self.position = self.stream.load_state_dict(metadata["data"])
+        self.val_loss = math.nan if metadata["val_loss"] is None else metadata["val_loss"]
         self.best_val_loss = math.inf if metadata["best_val_loss"] is None else metadata["best_val_loss"]
+        self._started -= metadata["seconds"]
         logger.info("resumed %s at step %d", path, self.step)
 
     def _last_checkpoint(self) -> str:
@@ -268,23 +296,43 @@ class Trainer:
     def _is_first(self) -> bool:
         return self.groups.world.rank == 0
 
-    def _write_summary(self, seconds: float) -> None:
-        def finite(value: float) -> float | None:
-            return value if math.isfinite(value) else None
+    @property
+    def _seconds(self) -> float:
+        """Of training so far, over every start of the run."""
+        return time.monotonic() - self._started
 
+    @contextmanager
+    def _heard(self) -> Iterator[None]:
+        """Lets a user's mistake that only this rank meets, a damaged shard for one, be read though it is not the first
+        rank, which alone speaks."""
+        try:
+            yield
+        except UserError as error:
+            if not self._is_first:
+                logger.error("rank %d: %s", self.groups.world.rank, error)
+            raise
+
+    def _write_summary(self) -> None:
         groups, train = self.groups, self.config.train
         summary = {
-            "final_val_perplexity": finite(math.exp(self.val_loss)),
-            "best_val_perplexity": finite(math.exp(self.best_val_loss)),
+            "final_val_perplexity": _finite(_perplexity(self.val_loss)),
+            "best_val_perplexity": _finite(_perplexity(self.best_val_loss)),
             "steps": self.step,
             "tokens": self.step * self._tokens_per_step,
-            "seconds": round(seconds, 3),
+            "seconds": round(self._seconds, 3),
             "parameters": self.num_parameters,
             "world_size": groups.world.size,
             "layout": {"data": groups.data.size, "tensor": groups.tensor.size, "context": groups.context.size,
                        "engine": self.config.engine.name, "zero_stage": self.config.engine.zero_stage,
                        "precision": train.precision},
         }
-        aside = self.run_dir / "summary.json.tmp"
-        aside.write_text(json.dumps(summary, indent=1) + "\n")
-        os.replace(aside, self.run_dir / "summary.json")
+        text = json.dumps(summary, indent=1) + "\n"
+        write_whole(self.run_dir / "summary.json", lambda path: path.write_text(text))
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _perplexity(loss: float) -> float:
+    return math.exp(loss) if loss < 700 else math.inf

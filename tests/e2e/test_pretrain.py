@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -110,13 +112,16 @@ def test_evaluate_prints_the_table(whole):
 
 
 def test_a_nan_stops_the_run_and_names_the_last_good_checkpoint(shards, tmp_path):
-    result = run(command("python", shards, tmp_path, "train.steps=40", "train.save_every=2", "optim.lr=1e18",
+    result = run(command("python", shards, tmp_path, "train.steps=40", "train.save_every=1", "optim.lr=1e18",
                          "optim.warmup_steps=4", "optim.grad_clip=0"))
     assert result.returncode == 1
     error = result.stderr.splitlines()[-1]
-    assert error.startswith("error: step ")
-    assert "nan" in error or "inf" in error
-    assert "last good checkpoint" in error
+    found = re.match(r"error: step (\d+): loss \S+, gradient norm (nan|inf): .*; last good checkpoint: (\S+)\. ", error)
+    assert found, error
+    saved = list((tmp_path / "checkpoints").iterdir())
+    assert Path(found[3]) == max(saved)
+    assert max(saved).name == f"step-{int(found[1]) - 1:08d}"
+    assert (max(saved) / "COMPLETE").exists()
 
 
 @pytest.mark.parametrize(("overrides", "message"), [
@@ -127,7 +132,12 @@ def test_a_nan_stops_the_run_and_names_the_last_good_checkpoint(shards, tmp_path
     (["data.shards=/nonexistent"], "/nonexistent"),
     (["train.resume=/nonexistent"], "/nonexistent"),
     (["engine.deepspeed.fp16.enabled=true"], "engine.deepspeed.fp16"),
-    (["parallel.tensor=2"], "parallel.tensor"),
+    (["parallel.tensor=2"], "needs as many ranks, there are 1"),
+    (["optim.lr=nan"], "optim.lr must be greater than 0 and finite, got nan"),
+    (["model.vocab_size=8"], "model.vocab_size must be at least 12"),
+    ([f"train.seed={2**62}"], "train.seed"),
+    (["train.run_dir=README.md"], "train.run_dir=README.md: no such directory can be made (File exists)"),
+    (["engine.deepspeed.zero_optimization.reduce_bucket=1"], "engine.deepspeed: reduce_bucket of "),
 ])
 def test_a_mistake_is_one_line_and_status_2(shards, tmp_path, overrides, message):
     result = run(command("python", shards, tmp_path / "run", *overrides))
@@ -148,6 +158,45 @@ def test_a_resume_refuses_another_run(whole, shards):
         assert message in result.stderr
 
 
+def test_started_again_a_finished_run_stays_as_it_is(whole, shards, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    result = run(command("python", shards, tmp_path / "run", "train.steps=40"))
+    assert result.returncode == 0, result.stderr
+    before, after = (json.loads((path / "summary.json").read_text()) for path in (whole, tmp_path / "run"))
+    assert after["final_val_perplexity"] == before["final_val_perplexity"]
+    assert after["best_val_perplexity"] == before["best_val_perplexity"]
+    assert after["seconds"] == pytest.approx(before["seconds"], abs=2)
+    assert read_rows(tmp_path / "run" / "metrics.jsonl") == read_rows(whole / "metrics.jsonl")
+
+
+def test_a_resume_from_before_the_newest_checkpoint_needs_another_run_directory(whole, shards, tmp_path):
+    old = whole / "checkpoints" / "step-00000030"
+    result = run(command("python", shards, whole, "train.steps=40", f"train.resume={old}"))
+    assert result.returncode == 2, result.stderr
+    assert f"train.resume={old} is older than" in result.stderr
+    result = run(command("python", shards, tmp_path / "other", "train.steps=40", f"train.resume={old}"))
+    assert result.returncode == 0, result.stderr
+    again = losses(tmp_path / "other")
+    assert list(again) == list(range(31, 41))
+    assert max(abs(loss - losses(whole)[step]) for step, loss in again.items()) < 1e-4
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["launchers/evaluate.py", "/nonexistent"], "/nonexistent is not a run directory"),
+    (["launchers/evaluate.py", "{whole}", "--shards", "/nonexistent"], "/nonexistent/shards.json: cannot be read"),
+    (["launchers/evaluate.py", "{whole}", "--split", "test"], "no bases of split test"),
+    (["launchers/evaluate.py", "{whole}", "--must-beat-order", "7"], "--must-beat-order: invalid choice: 7"),
+    (["launchers/bench.py", "step", "--rounds", "0"], "--rounds: '0' is not a whole number of at least 1"),
+    (["launchers/bench.py", "step", "--threads", "-1"], "--threads: "),
+    (["launchers/bench.py", "loader", "--out", "README.md"], "--out README.md: cannot be made"),
+])
+def test_mistakes_of_the_other_commands_have_status_2(whole, arguments, message):
+    result = run([sys.executable, *(argument.replace("{whole}", str(whole)) for argument in arguments)])
+    assert result.returncode == 2, result.stderr
+    assert message in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
+
+
 def test_dry_run_prints_the_configuration_and_trains_nothing(shards, tmp_path):
     result = run([*command("python", shards, tmp_path / "run"), "--dry-run"])
     assert result.returncode == 0, result.stderr
@@ -164,12 +213,14 @@ def test_help_shows_an_example(script):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about the message without CUDA")
-def test_a_full_disk_is_one_line_and_leaves_nothing_that_looks_whole(shards, tmp_path):
-    """A file size limit stands for a full disk."""
+@pytest.mark.parametrize("kilobytes", ["2", "8"])
+def test_a_full_disk_is_one_line_and_leaves_nothing_that_looks_whole(shards, tmp_path, kilobytes):
+    """A file size limit stands for a full disk: met by the metrics or TensorBoard, or by a checkpoint."""
     arguments = command("python", shards, tmp_path / "run", "train.steps=40", "train.save_every=10")
-    limited = ["bash", "-c", 'ulimit -f "$0"; exec "$@"', "8", *arguments]
+    limited = ["bash", "-c", 'ulimit -f "$0"; exec "$@"', kilobytes, *arguments]
     result = run(limited)
     assert result.returncode == 1, result.stderr
     assert result.stderr.splitlines()[-1].startswith("error: ")
     assert "could not be written" in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
     assert not list((tmp_path / "run" / "checkpoints").glob("step-*"))

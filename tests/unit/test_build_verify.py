@@ -141,6 +141,8 @@ BAD_BEDS = {
     "split": ("chr1 0 10 dev\n", "line 1: split 'dev' is not one of"),
     "numbers": ("chr1 zero 10 train\n", "line 1: start 'zero'"),
     "empty row": ("chr1 10 10 train\n", "line 1: start '10'"),
+    "other digits": ("chr1 0 \u00b2 train\n", "line 1: start '0' and end"),
+    "endless number": (f"chr1 0 {'9' * 5000} train\n", "line 1: start '0' and end"),
     "negative": ("chr1 -5 10 train\n", "line 1: start '-5'"),
     "no rows": ("# nothing\n", "holds no rows"),
 }
@@ -156,8 +158,8 @@ def test_bad_beds_end_in_one_line_and_status_2(tmp_path, capsys, text, message):
         assert sorted(path.name for path in tmp_path.iterdir()) == ["a.bed", "a.fa"]
 
 
-@pytest.mark.parametrize("arguments", [["--val-contigs", "chr1,chrZ"], ["--val-fraction", "1.5"],
-                                       ["--bed", "none.bed"]])
+@pytest.mark.parametrize("arguments", [["--val-contigs", "chr1,chrZ"], ["--val-contigs", ","],
+                                       ["--val-fraction", "1.5"], ["--bed", "none.bed"]])
 def test_other_mistakes_end_in_one_line_and_status_2(tmp_path, capsys, arguments):
     fasta = write_fasta(tmp_path / "a.fa", CONTIGS)
     assert build_command(fasta, "--out", tmp_path / "out", *arguments) == 2
@@ -167,6 +169,8 @@ def test_other_mistakes_end_in_one_line_and_status_2(tmp_path, capsys, arguments
 
 def test_bad_fasta_and_existing_output_end_in_one_line_and_status_2(tmp_path, capsys):
     good, bad, out = write_fasta(tmp_path / "a.fa", CONTIGS), tmp_path / "b.fa", tmp_path / "out"
+    assert build_command(good, "--out", good / "out") == 2
+    assert f"{good / 'out'}: no such directory can be made" in the_one_line(capsys)
     bad.write_bytes(b">x\nAC!T\n")
     assert build_command(good, bad, "--out", out) == 2
     assert str(bad) in the_one_line(capsys)
@@ -270,6 +274,9 @@ def test_verify_compares_the_index_with_the_shards(tmp_path):
         "out of order, overlaps": lambda c: c["segments"][2].__setitem__(1, 0),
         "samples": lambda c: c["shardlist"][0].__setitem__("nsamples", 3),
         "is damaged": lambda c: c.pop("contigs"),
+        r"is damaged .*\[0, 0, 700, 9,": lambda c: c["segments"][0].__setitem__(3, 9),
+        r"is damaged .*\[0, 0, 700, 0, -1,": lambda c: c["segments"][0].__setitem__(4, -1),
+        r"is damaged .*\[0, 0, '700'": lambda c: c["segments"][0].__setitem__(2, "700"),
         "version 9": lambda c: c.__setitem__("version", 9),
     }
     for message, change in changes.items():
@@ -278,9 +285,10 @@ def test_verify_compares_the_index_with_the_shards(tmp_path):
         index.write_text(json.dumps(changed))
         with pytest.raises(DataError, match=message):
             verify(manifest.directory)
-    index.write_text("{")
-    with pytest.raises(DataError, match="is not JSON"):
-        verify(manifest.directory)
+    for text, message in (("{", "is not JSON"), ("[]", "is damaged")):
+        index.write_text(text)
+        with pytest.raises(DataError, match=message):
+            verify(manifest.directory)
 
 
 def test_verify_compares_with_the_fasta(tmp_path, capsys):

@@ -86,11 +86,20 @@ BASE = Config(data=DataSection(shards="s"), train=TrainSection(run_dir="r", glob
 @pytest.mark.parametrize(("config", "world_size", "message"), [
     (replace(BASE, data=replace(BASE.data, seq_len=4096)), 1, r"data.seq_len \(4096\) exceeds .* \(1024\)"),
     (replace(BASE, data=replace(BASE.data, val_seq_len=4096)), 1, "data.val_seq_len"),
-    (BASE, 3, r"global_batch_size \(8\) is not a multiple .* \(2\) x data-parallel ranks \(3\): use 6 or 12"),
+    (BASE, 3, r"global_batch_size \(8\) is not a multiple of .* 2 x 3 data ranks \(6\): use 6 or 12"),
     (BASE, 8, "use 16"),
     (replace(BASE, parallel=ParallelSection(tensor=2, context=2)), 2, "needs as many ranks"),
     (replace(BASE, optim=replace(BASE.optim, warmup_steps=1000)), 1, "optim.warmup_steps"),
-    (replace(BASE, parallel=ParallelSection(tensor=2)), 2, "parallel.tensor"),
+    (replace(BASE, parallel=ParallelSection(sequence=True)), 1, "parallel.sequence splits tokens"),
+    (replace(BASE, parallel=ParallelSection(tensor=3)), 3, r"hidden_size \(128\) is not .* \(3\): use 126 or 129;"),
+    (replace(BASE, parallel=ParallelSection(tensor=32)), 32, r"vocab_size \(16\) is not .*tensor \(32\): use 32"),
+    (replace(BASE, parallel=ParallelSection(context=3, context_method="all_to_all")), 3,
+     r"\(256\) is not a multiple of parallel.context \(3\): use 255 or 258, or .*distributed_fft"),
+    (replace(BASE, parallel=ParallelSection(context=2, overlap_groups=3)), 2, r"overlap_groups \(3\): use 126 or 129"),
+    (replace(BASE, parallel=ParallelSection(context=2), data=replace(BASE.data, seq_len=3)), 2, "data.seq_len .* use 4"),
+    (replace(BASE, parallel=ParallelSection(context=2), model=replace(BASE.model, layer_pattern="HA")), 2,
+     r"num_attention_heads \(1\) is not a multiple of parallel.tensor x parallel.context \(2\): use 2"),
+    (replace(BASE, model=replace(BASE.model, layer_pattern="A", num_attention_heads=3)), 1, r"use 126 or 132"),
 ])
 def test_rules_across_sections(config, world_size, message):
     with pytest.raises(ConfigError, match=message):

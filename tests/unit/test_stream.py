@@ -2,12 +2,15 @@ import itertools
 import multiprocessing
 import os
 import pickle
+import re
 import struct
 
 import numpy as np
 import pytest
 import torch
 
+from hyena_dist.data.errors import DataError
+from hyena_dist.data.manifest import Manifest
 from hyena_dist.data.order import WindowOrder, shuffled
 from hyena_dist.data.splits import ContigSplits, FractionSplits
 from hyena_dist.data.stream import StreamState, TrainStream, validation_batches
@@ -244,6 +247,18 @@ def test_forked_workers_cannot_corrupt_each_others_reads(manifest, tmp_path):
     with (tmp_path / "chr1").open("rb", buffering=0) as file:
         assert wrong_in_forked_children(shared_offset) > 0.5 * CHILDREN * READS
     assert wrong_in_forked_children(ours) == 0
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_damaged_shard_is_one_line_at_any_number_of_workers(tmp_path, num_workers):
+    directory = shards(tmp_path, {"chr1": b"ACGT" * 500}).directory
+    for shard in directory.glob("*.tar"):
+        shard.chmod(0o644)
+        shard.write_bytes(shard.read_bytes().replace(b"HDS1", b"HDS0"))
+    s = stream(Manifest.load(directory))
+    with pytest.raises(DataError) as caught:
+        next(s.batches(s.start(), micro_batch_size=2, global_batch_size=2, num_workers=num_workers))
+    assert re.fullmatch(r".*shard-0000.\.tar: segment 0000000. is not as shards.json says: .*", str(caught.value))
 
 
 def test_many_loader_workers_read_what_is_in_the_fasta(manifest):

@@ -1,0 +1,108 @@
+"""HyenaMixer inside Megatron's own GPTModel: the configuration and the layer spec that it takes.
+
+Megatron initialises the weights of its own modules (embedding, MLP, norms). Those of the mixers are given by their
+names, as in HyenaModel: the same seed makes the same mixers at every number of tensor ranks.
+"""
+
+import copy
+import re
+
+import torch
+import torch.nn.functional as F
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.spec_utils import ModuleSpec
+from torch import Tensor, nn
+
+from hyena_dist.config.errors import ConfigError
+from hyena_dist.config.schema import ModelSection, ParallelSection
+from hyena_dist.model.config import HyenaConfig, hyena_config
+from hyena_dist.model.initial import initialize
+from hyena_dist.model.layers import tensor_axis
+from hyena_dist.model.mixer import HyenaMixer
+from hyena_dist.model.placement import Placement, _mixer_patterns
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """The published activation: GELU by tanh."""
+    return F.gelu(x, approximate="tanh")
+
+
+def megatron_config(model: ModelSection, *, parallel: ParallelSection | None = None) -> HyenaConfig:
+    """The configuration of a GPTModel of Hyena layers; without `parallel`, of one rank.
+
+    Other fields of TransformerConfig may be set on the result.
+
+    Raises:
+        ConfigError: the section asks for what a GPTModel of these layers does not have.
+    """
+    if model.embed_dropout != model.resid_dropout:
+        raise ConfigError(f"model.embed_dropout ({model.embed_dropout}) and model.resid_dropout "
+                          f"({model.resid_dropout}) differ, and Megatron has one probability for both: set them equal")
+    if "A" in model.layer_pattern:
+        raise ConfigError(f"model.layer_pattern={model.layer_pattern!r} has attention layers, and hyena_layer_spec "
+                          'makes Hyena layers only: set it to ""')
+    config = hyena_config(model, parallel=parallel)
+    config.perform_initialization = True  # of Megatron's own modules
+    config.hidden_dropout = model.resid_dropout
+    config.activation_func = gelu_tanh
+    return config
+
+
+def hyena_layer_spec(*, seed: int) -> ModuleSpec:
+    """Megatron's local layer (no Transformer Engine) with a HyenaMixer as its `self_attention`, for GPTModel.
+
+    The GPTModel needs the configuration of `megatron_config`, `position_embedding_type="none"`, and None for its
+    attention mask; its `vocab_size` is `config.padded_vocab_size`.
+
+    Args:
+        seed: of the mixers' initial values; torch's own seed, set alike on all ranks, gives those of the rest.
+    """
+    spec = get_gpt_layer_local_spec()
+    spec.submodules.self_attention = ModuleSpec(module=SelfAttentionMixer, params={"seed": seed})
+    return spec
+
+
+class SelfAttentionMixer(HyenaMixer):
+    """A HyenaMixer that owes nothing to the model around it: it comes with its initial values, and with the attributes
+    by which Megatron's optimizer, gradient norm and gradient sums know a weight that is split.
+
+    Raises:
+        ConfigError: the configuration would leave weights uninitialised, or lower the filter's precision.
+    """
+
+    def __init__(self, config: HyenaConfig, layer_number: int, *, seed: int,
+                 pg_collection: ProcessGroupCollection | None = None,
+                 cp_comm_type: str | None = None) -> None:  # noqa: ARG002 - attention's; ours is context_method
+        if not config.perform_initialization:
+            raise ConfigError("perform_initialization is off: the model around the mixers would start from "
+                              "uninitialised memory: use megatron_config")
+        if config.params_dtype.itemsize < 4 or config.bf16 or config.fp16:
+            raise ConfigError("the implicit filter needs float32 weights: leave params_dtype, bf16 and fp16 as "
+                              "megatron_config sets them, and enter torch.autocast around the model")
+        config = copy.copy(config)
+        config.perform_initialization = False  # Megatron's linears would draw from torch's generator
+        super().__init__(config, layer_number, pg_collection=pg_collection)
+        table = mixer_table(self)
+        self._initialize(table, pg_collection, seed)
+        for name, parameter in self.named_parameters():
+            split = table[name].tp_dim
+            parameter.tensor_model_parallel = split is not None  # type: ignore[attr-defined]
+            parameter.partition_dim = -1 if split is None else split  # type: ignore[attr-defined]
+            parameter.partition_stride = len(table[name].parts) or 1  # type: ignore[attr-defined]
+            # Megatron would sum these gradients over the tensor ranks; they are summed already, at the weight's use.
+            parameter.sequence_parallel = False  # type: ignore[attr-defined]
+
+    def _initialize(self, table: dict[str, Placement], pg_collection: ProcessGroupCollection | None, seed: int) -> None:
+        # Initial values depend on a weight's name, and here that is its name in a HyenaModel.
+        prefix = f"layers.{self.layer_number - 1}.mixer."
+        model = nn.ModuleDict({"layers": nn.ModuleDict({str(self.layer_number - 1): nn.ModuleDict({"mixer": self})})})
+        initialize(model, self.config, {prefix + name: placement for name, placement in table.items()},
+                   tensor_axis(pg_collection), seed)
+
+
+def mixer_table(mixer: HyenaMixer) -> dict[str, Placement]:
+    """The placement of a mixer's own parameters, by their names in it."""
+    patterns = _mixer_patterns(mixer.config.hyena_order, {"H"})
+    return {name: next(placement for pattern, placement in patterns.items() if re.fullmatch(pattern, name))
+            for name, _ in mixer.named_parameters()}

@@ -1,0 +1,19 @@
+from pathlib import Path
+
+import pytest
+
+from hyena_dist.train.files import write_whole
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "summary.json"
+    write_whole(path, lambda aside: aside.write_text("old"))
+
+    def fail(aside: Path) -> None:
+        aside.write_text("ne")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match=r"summary.json: could not be written \(No space left on device\): make room"):
+        write_whole(path, fail)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
