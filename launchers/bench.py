@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the benchmarks stand beside the package, not in it
+warnings.filterwarnings("ignore", module=r"megatron\.")  # here: the processes that cp starts read this file too
 
 
 def count(text: str) -> int:
@@ -34,9 +35,22 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     step = subjects.add_parser("step", help="a training step against the frozen plain torch.fft baseline")
     step.add_argument("--rounds", type=count, default=5, help="steps of each side; medians are reported (5)")
     step.add_argument("--threads", type=count, default=2, help="threads of torch (2)")
-    for subject in (loader, step):
-        subject.add_argument("--out", type=Path, metavar="DIR", help="also write DIR/SUBJECT-DATE.json")
-    return parser.parse_args(argv)
+    cp = subjects.add_parser("cp", help="bytes, peak memory and time of a rank against the number of context ranks")
+    cp.add_argument("--rounds", type=count, default=3, help="timed passes of each method; medians are reported (3)")
+    cp.add_argument("--length", type=count, default=65536, help="tokens of the sequence (65536)")
+    cp.add_argument("--width", type=count, default=64, help="channels of the model, which has 2 layers (64)")
+    cp.add_argument("--ranks", type=count, nargs="+", default=[1, 2, 4, 8], metavar="P",
+                    help="numbers of ranks, one process each (1 2 4 8); one rank is always measured")
+    for subject in (loader, step, cp):
+        subject.add_argument("--out", type=Path, metavar="DIR", help="also write DIR/SUBJECT-DATE.json"
+                             + (" and its picture, .png" if subject is cp else ""))
+    args = parser.parse_args(argv)
+    if args.subject == "cp":
+        for ranks in args.ranks:
+            if args.length % ranks**2 or args.width % ranks:
+                cp.error(f"{ranks} ranks need a --length that is a multiple of {ranks**2} and a --width that is one of "
+                         f"{ranks}, got {args.length} and {args.width}")
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,14 +59,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.out:
             args.out.mkdir(parents=True, exist_ok=True)  # before the minutes that measuring takes
-        import pyfaidx  # noqa: F401
+        if args.subject == "loader":
+            import pyfaidx  # noqa: F401
+        elif args.subject == "cp" and args.out:
+            import matplotlib  # noqa: F401
     except OSError as error:
         print(f"error: --out {args.out}: cannot be made ({error.strerror}): choose another directory", file=sys.stderr)
         return 2
-    except ImportError:
-        print("error: pyfaidx is missing: install it with pip install 'hyena-dist[dev]'", file=sys.stderr)
+    except ImportError as error:
+        print(f"error: {error.name} is missing: install it with pip install 'hyena-dist[dev]'", file=sys.stderr)
         return 2
-    warnings.filterwarnings("ignore", module=r"megatron\.")
     try:
         rows = [_plain(row) for row in _measure(args)]
     except (AssertionError, ValueError) as error:
@@ -63,6 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         path = args.out / f"{args.subject}-{date.today()}.json"
         path.write_text(json.dumps({"machine": _machine(), "rows": rows}, indent=1) + "\n")
         print(path)
+        if args.subject == "cp":
+            from benchmarks import cp
+            print(cp.draw(path))
     return 0
 
 
@@ -71,6 +90,9 @@ def _measure(args: argparse.Namespace) -> Sequence[Any]:
     if args.subject == "loader":
         from benchmarks import loader
         return loader.run(rounds=args.rounds)
+    if args.subject == "cp":
+        from benchmarks import cp
+        return cp.run(cp.Size(args.length, args.width), ranks=tuple(args.ranks), repetitions=args.rounds)
     from benchmarks import step
     torch.set_num_threads(args.threads)
     return step.run(repetitions=args.rounds)

@@ -6,8 +6,8 @@ names, as in HyenaModel: the same seed makes the same mixers at every number of 
 
 import copy
 import re
+from typing import Any
 
-import torch
 import torch.nn.functional as F
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -71,8 +71,7 @@ class SelfAttentionMixer(HyenaMixer):
         ConfigError: the configuration would leave weights uninitialised, or lower the filter's precision.
     """
 
-    def __init__(self, config: HyenaConfig, layer_number: int, *, seed: int,
-                 pg_collection: ProcessGroupCollection | None = None,
+    def __init__(self, config: HyenaConfig, layer_number: int, *, seed: int, pg_collection: ProcessGroupCollection,
                  cp_comm_type: str | None = None) -> None:  # noqa: ARG002 - attention's; ours is context_method
         if not config.perform_initialization:
             raise ConfigError("perform_initialization is off: the model around the mixers would start from "
@@ -83,8 +82,9 @@ class SelfAttentionMixer(HyenaMixer):
         config = copy.copy(config)
         config.perform_initialization = False  # Megatron's linears would draw from torch's generator
         super().__init__(config, layer_number, pg_collection=pg_collection)
+        self.tensor = tensor_axis(pg_collection)
         table = mixer_table(self)
-        self._initialize(table, pg_collection, seed)
+        self._initialize(table, seed)
         for name, parameter in self.named_parameters():
             split = table[name].tp_dim
             parameter.tensor_model_parallel = split is not None  # type: ignore[attr-defined]
@@ -93,12 +93,22 @@ class SelfAttentionMixer(HyenaMixer):
             # Megatron would sum these gradients over the tensor ranks; they are summed already, at the weight's use.
             parameter.sequence_parallel = False  # type: ignore[attr-defined]
 
-    def _initialize(self, table: dict[str, Placement], pg_collection: ProcessGroupCollection | None, seed: int) -> None:
+    def sharded_state_dict(self, *_: Any, **__: Any) -> dict[str, Any]:
+        """Megatron's distributed checkpoint asks for this. What it does with a module that has no such method is to
+        save the first tensor rank's share as the whole.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError("Megatron's distributed checkpoint of Hyena mixers is not supported yet: save state_dict() "
+                          "of each tensor rank")
+
+    def _initialize(self, table: dict[str, Placement], seed: int) -> None:
         # Initial values depend on a weight's name, and here that is its name in a HyenaModel.
         prefix = f"layers.{self.layer_number - 1}.mixer."
         model = nn.ModuleDict({"layers": nn.ModuleDict({str(self.layer_number - 1): nn.ModuleDict({"mixer": self})})})
         initialize(model, self.config, {prefix + name: placement for name, placement in table.items()},
-                   tensor_axis(pg_collection), seed)
+                   self.tensor, seed)
 
 
 def mixer_table(mixer: HyenaMixer) -> dict[str, Placement]:

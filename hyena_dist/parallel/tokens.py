@@ -5,13 +5,14 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
+from hyena_dist.parallel.distributed_fft import length_multiple
 from hyena_dist.parallel.groups import Axis
 
 
 def token_multiple(*, context: int, tensor: int = 1, sequence: bool = False) -> int:
-    """What a padded sequence's length is a multiple of: slices are equal, sequence parallelism splits each over the
-    tensor ranks, and the distributed transform cuts each into as many pieces as there are context ranks."""
-    return context * math.lcm(context, tensor if sequence else 1)
+    """What a padded sequence's length is a multiple of: slices are equal, fit the distributed transform, and are split
+    evenly over the tensor ranks by sequence parallelism."""
+    return math.lcm(length_multiple(context), context * (tensor if sequence else 1))
 
 
 def padded_length(length: int, multiple: int) -> int:

@@ -22,7 +22,7 @@ def run_distributed(fn: Callable[..., Any], world_size: int, *args: Any, timeout
     killed, and its traceback is in the RuntimeError raised here; a rank that hangs is a TimeoutError.
     """
     with tempfile.TemporaryDirectory() as directory:
-        context = mp.get_context("spawn")
+        context = _fork_server()
         ranks = [context.Process(target=_rank_main, args=(fn, rank, world_size, directory, timeout, args), daemon=True)
                  for rank in range(world_size)]
         try:
@@ -36,6 +36,16 @@ def run_distributed(fn: Callable[..., Any], world_size: int, *args: Any, timeout
                 if process.pid is not None:
                     process.join()
         return [pickle.loads(Path(directory, f"result.{rank}").read_bytes()) for rank in range(world_size)]
+
+
+def _fork_server() -> Any:
+    """Ranks are forked from a process that has imported everything and started no thread: imports take seconds."""
+    root = str(Path(__file__).parents[2])
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(["tests.dist.preload"])
+    return context
 
 
 def _join(ranks: list[Any], directory: Path, timeout: float) -> None:

@@ -4,7 +4,7 @@ embedding, and every weight's gradient. Every pair of the options' values occurs
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
@@ -56,7 +56,7 @@ class Case:
                                                            (self.method, self.overlap) == ("all_to_all", 1))
 
 
-OPTIONS = {"sequence": (False, True), "method": ("all_to_all", "distributed_fft"), "overlap": (1, 2), "order": (2, 3),
+OPTIONS: dict[str, tuple] = {"sequence": (False, True), "method": ("all_to_all", "distributed_fft"), "overlap": (1, 2), "order": (2, 3),
            "recompute": (False, True), "precision": ("fp64", "fp32", "bf16"), "pattern": ("H", "HA")}
 
 
@@ -65,21 +65,29 @@ def topologies(*sizes: int) -> list[tuple[int, int, int]]:
 
 
 def every_case(*sizes: int) -> list[Case]:
-    cases = (Case(*topology, *values) for topology in topologies(*sizes) for values in itertools.product(*OPTIONS.values()))
+    cases = (Case(*topology, *values) for topology in topologies(*sizes)
+             for values in itertools.product(*OPTIONS.values()))
     return [case for case in cases if case.makes_sense]
 
 
+def matrix(*sizes: int) -> list[Case]:
+    """Every combination, but that of overlap and layer pattern one is taken, in turn."""
+    groups: dict[Case, list[Case]] = {}
+    for case in every_case(*sizes):
+        groups.setdefault(replace(case, overlap=1, pattern="H"), []).append(case)
+    return [cases[number % len(cases)] for number, cases in enumerate(groups.values())]
+
+
 def pairs(case: Case) -> set[tuple]:
-    values = [("topology", (case.tensor, case.context, case.data)), *((key, getattr(case, key)) for key in OPTIONS)]
-    return set(itertools.combinations(values, 2))
+    return set(itertools.combinations(((key, getattr(case, key)) for key in ("tensor", "context", "data", *OPTIONS)), 2))
 
 
 def covering(cases: list[Case]) -> list[Case]:
-    """A few of the cases in which every pair of values of all the cases occurs, found greedily."""
+    """A few of the cases, of few ranks, in which every pair of values of all the cases occurs, found greedily."""
     missing = set().union(*map(pairs, cases))
     chosen = []
     while missing:
-        best = max(cases, key=lambda case: len(pairs(case) & missing))
+        best = max(cases, key=lambda case: (len(pairs(case) & missing), -case.ranks))
         chosen.append(best)
         missing -= pairs(best)
     return chosen
@@ -186,14 +194,14 @@ def test_every_pair_of_options_equals_one_rank():
 
 @pytest.mark.slow
 def test_every_combination_equals_one_rank():
-    check_cases(every_case(1, 2, 4, 8), timeout=3600)
+    check_cases(matrix(1, 2, 4, 8), timeout=3600)
 
 
 def test_the_covering_set_covers():
     cases = every_case(2, 4, 8)
     chosen = covering(cases)
     assert set().union(*map(pairs, chosen)) == set().union(*map(pairs, cases))
-    assert len(chosen) < 60
+    assert len(chosen) < 40
 
 
 CONTROLS = {

@@ -23,13 +23,13 @@ SMALL = ["model.hidden_size=16", "model.max_seq_len=256", "data.seq_len=256", "t
          "train.global_batch_size=4", "optim.warmup_steps=2"]
 
 
-def command(launcher: str, shards: Path, run_dir: Path, *overrides: str) -> list[str]:
+def command(launcher: str, shards: Path, run_dir: Path, *overrides: str, ranks: int = 2) -> list[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     start = {
-        "deepspeed": [f"{BIN}/deepspeed", "--num_gpus", "2", "--master_port", str(port)],
-        "torchrun": [f"{BIN}/torchrun", "--nproc-per-node", "2", "--master-port", str(port)],
+        "deepspeed": [f"{BIN}/deepspeed", "--num_gpus", str(ranks), "--master_port", str(port)],
+        "torchrun": [f"{BIN}/torchrun", "--nproc-per-node", str(ranks), "--master-port", str(port)],
         "python": [sys.executable],
     }[launcher]
     return [*start, "launchers/pretrain.py", "--config", "configs/quickstart.yaml", f"data.shards={shards}",
@@ -101,6 +101,24 @@ def test_torchrun_and_python_run_the_same_file(whole, shards, tmp_path):
     assert losses(tmp_path / "torchrun") == losses(whole)
     alone = losses(tmp_path / "python")
     assert max(abs(alone[step] - loss) for step, loss in losses(whole).items()) < 1e-4
+
+
+def test_tensor_and_context_ranks_train_the_same_model(whole, shards, tmp_path):
+    """Four ranks that split channels and tokens; then one rank takes over the run in the middle."""
+    four = ["parallel.tensor=2", "parallel.context=2", "parallel.sequence=true"]
+    common = ["train.steps=40", "train.eval_every=20", "train.save_every=20"]
+    result = run(command("deepspeed", shards, tmp_path / "four", *common, *four, ranks=4))
+    assert result.returncode == 0, result.stderr
+    assert "parallel.context_method=auto: all_to_all" in result.stderr
+    expected = losses(whole)
+    assert max(abs(loss - expected[step]) for step, loss in losses(tmp_path / "four").items()) < 1e-4
+    shutil.rmtree(tmp_path / "four" / "checkpoints" / "step-00000040")
+    result = run(command("python", shards, tmp_path / "four", *common))
+    assert result.returncode == 0, result.stderr
+    assert "step-00000020 at step 20" in result.stderr
+    assert max(abs(loss - expected[step]) for step, loss in losses(tmp_path / "four").items()) < 1e-4
+    evaluated = run([sys.executable, "launchers/evaluate.py", str(tmp_path / "four")])
+    assert evaluated.returncode == 0, evaluated.stderr
 
 
 def test_evaluate_prints_the_table(whole):

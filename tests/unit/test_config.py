@@ -96,7 +96,7 @@ BASE = Config(data=DataSection(shards="s"), train=TrainSection(run_dir="r", glob
     (replace(BASE, parallel=ParallelSection(context=3, context_method="all_to_all")), 3,
      r"\(256\) is not a multiple of parallel.context \(3\): use 255 or 258, or .*distributed_fft"),
     (replace(BASE, parallel=ParallelSection(context=2, overlap_groups=3)), 2, r"overlap_groups \(3\): use 126 or 129"),
-    (replace(BASE, parallel=ParallelSection(context=2), data=replace(BASE.data, seq_len=3)), 2, "data.seq_len .* use 4"),
+    (replace(BASE, parallel=ParallelSection(context=2), data=replace(BASE.data, seq_len=3)), 2, "seq_len .* use 4"),
     (replace(BASE, parallel=ParallelSection(context=2), model=replace(BASE.model, layer_pattern="HA")), 2,
      r"num_attention_heads \(1\) is not a multiple of parallel.tensor x parallel.context \(2\): use 2"),
     (replace(BASE, model=replace(BASE.model, layer_pattern="A", num_attention_heads=3)), 1, r"use 126 or 132"),

@@ -1,0 +1,7 @@
+"""What every rank of a distributed test imports: the fork server imports it once, ranks are forked from there."""
+
+import deepspeed  # noqa: F401
+import megatron.core.tensor_parallel  # noqa: F401
+import torch.distributed.checkpoint  # noqa: F401
+
+import hyena_dist.train.trainer  # noqa: F401

@@ -1,0 +1,145 @@
+"""What context parallelism costs a rank: the bytes at its collectives are those of the formulas, the peak of its
+tensors falls with the number of ranks, and a million tokens give what one rank gives."""
+
+import resource
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import cp
+from hyena_dist.config.schema import ModelSection, ParallelSection
+from hyena_dist.model.config import hyena_config
+from hyena_dist.model.initial import initialize
+from hyena_dist.model.model import HyenaModel
+from hyena_dist.parallel.collectives import count_bytes
+from hyena_dist.parallel.groups import Groups, init_groups
+from tests.dist.harness import run_distributed
+
+WIDTH, LENGTH = 32, 64
+ITEMSIZE = {"fp32": 4, "bf16": 2}
+SMALL, LARGE = cp.Size(length=16384, layers=1), cp.Size(length=65536)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One Hyena layer on context x tensor ranks."""
+
+    context: int
+    tensor: int
+    batch: int
+    method: str = "all_to_all"
+    precision: str = "fp32"
+    order: int = 2
+    recompute: bool = False
+    overlap: int = 1
+
+
+def cases() -> list[Case]:
+    grid = [Case(context, tensor, batch, method, precision) for context in (2, 4) for tensor in (1, 2)
+            for batch in (1, 2) for method in cp.METHODS for precision in ITEMSIZE]
+    return grid + [replace(case, **other) for case in grid if case.batch == 2
+                   for other in ({"recompute": True}, {"order": 3}, {"overlap": 2})]
+
+
+def layer(case: Case, groups: Groups) -> HyenaModel:
+    """A model of one layer: its other collectives are those of tensor parallelism, which count under other kinds."""
+    section = ModelSection(num_layers=1, hidden_size=WIDTH, max_seq_len=LENGTH, filter_order=8, embed_dropout=0.0,
+                           hyena_order=case.order)
+    parallel = ParallelSection(tensor=case.tensor, context=case.context, context_method=case.method,
+                               overlap_groups=case.overlap)
+    config = hyena_config(section, precision=case.precision, parallel=parallel,
+                          activation_checkpointing="full" if case.recompute else "none")
+    model = HyenaModel(config, groups.collection())
+    initialize(model, config, model.placement(), model.tensor, seed=0)
+    return model
+
+
+def count(case: Case, groups: Groups) -> tuple[dict[str, int], dict[str, int], tuple[int, int]]:
+    """What this rank sends by kind, forward and backward, and its halo's formula."""
+    model = layer(case, groups)
+    ids = torch.randint(7, 11, (case.batch, LENGTH // case.context), generator=torch.Generator().manual_seed(1))
+    with count_bytes() as forward:
+        total = model(ids).float().sum()
+    with count_bytes() as backward:
+        total.backward()
+    halo = cp.halo_bytes(channels=WIDTH // case.tensor, batch=case.batch, itemsize=ITEMSIZE[case.precision],
+                         axis=groups.context, order=case.order)
+    return forward.sent, backward.sent, halo
+
+
+def _on_rank() -> tuple[list, dict[str, int]]:
+    """The bytes of every case, and the peaks of the small model on 4 context ranks."""
+    made = {(t, p): init_groups(tensor=t, context=p) for t in (1, 2) for p in (2, 4)}
+    counted = [count(case, made[case.tensor, case.context]) for case in cases()]
+    return counted, peaks(SMALL, made[1, 4])
+
+
+def peaks(size: cp.Size, groups: Groups) -> dict[str, int]:
+    """Peak tensor bytes of this rank by method, of one pass."""
+    return {method: cp.measure(size, groups, method, 0, torch.device("cpu")).peak_tensor_bytes
+            for method in (cp.METHODS if groups.context.size > 1 else (cp.ONE_RANK,))}
+
+
+@pytest.fixture(scope="module")
+def measured():
+    return run_distributed(_on_rank, 8)
+
+
+def test_a_layer_sends_the_bytes_of_the_formulas(measured):
+    """With A = s B (D / T) (L / P) (P - 1) / P, all_to_all sends 2A forward, 4A with the backward pass and 6A with
+    recomputation: the MLP after the mixer needs what came back, so torch's early stop skips no exchange."""
+    for rank, (counted, _) in enumerate(measured):
+        for case, (forward, backward, _) in zip(cases(), counted, strict=True):
+            there, back = cp.mixer_bytes(case.method, channels=WIDTH // case.tensor, tokens=LENGTH // case.context,
+                                         batch=case.batch, ranks=case.context, itemsize=ITEMSIZE[case.precision],
+                                         order=case.order)
+            again = there if case.recompute else 0
+            assert (forward["all_to_all"], backward["all_to_all"]) == (there, back + again), (rank, case)
+            if case.method == "all_to_all":
+                a = (ITEMSIZE[case.precision] * case.batch * (WIDTH // case.tensor) * (LENGTH // case.context)
+                     * (case.context - 1) // case.context)
+                passes = 3 if case.recompute else 2
+                assert forward["all_to_all"] + backward["all_to_all"] == passes * case.order * a, (rank, case)
+
+
+def test_bf16_activations_travel_as_bf16(measured):
+    counted = dict(zip(cases(), measured[0][0], strict=True))
+    wide, half = (counted[Case(4, 2, 2, precision=precision)] for precision in ("fp32", "bf16"))
+    for full, narrow in zip(wide[:2], half[:2], strict=True):
+        assert full["all_to_all"] == 2 * narrow["all_to_all"]
+        assert full.get("halo", 0) == 2 * narrow.get("halo", 0)
+
+
+def test_the_halo_is_two_tokens_of_the_projections(measured):
+    """(k - 1) (N + 1) (D / T) B s forward from every rank but the last, the same backward from every but the first."""
+    for rank, (counted, _) in enumerate(measured):
+        for case, (forward, backward, (right, left)) in zip(cases(), counted, strict=True):
+            again = right if case.recompute else 0
+            assert (forward.get("halo", 0), backward.get("halo", 0)) == (right, left + again), (rank, case)
+    first = measured[0][0][cases().index(Case(2, 1, 1))]
+    assert (first[0]["halo"], first[1].get("halo", 0)) == (2 * 3 * WIDTH * 4, 0)
+
+
+def test_memory_of_a_rank_falls_with_the_ranks(measured):
+    whole = peaks(SMALL, Groups.single())[cp.ONE_RANK]
+    check_peaks(SMALL, whole, [found for _, found in measured], least=3)
+
+
+@pytest.mark.slow
+def test_memory_of_a_rank_falls_with_the_ranks_large():
+    whole = peaks(LARGE, Groups.single())[cp.ONE_RANK]
+    check_peaks(LARGE, whole, run_distributed(_peaks_of_eight, 8, LARGE), least=6)
+
+
+def _peaks_of_eight(size: cp.Size) -> dict[str, int]:
+    return peaks(size, init_groups(context=8))
+
+
+def check_peaks(size: cp.Size, whole: int, by_rank: list[dict[str, int]], *, least: float) -> None:
+    for method in cp.METHODS:
+        worst = max(found[method] for found in by_rank)
+        print(f"{size}, {method}: {whole / 2**20:.1f} MiB on one rank, {worst / 2**20:.1f} MiB on the worst of several, "
+              f"1/{whole / worst:.2f}; must be at most 1/{least:g}")
+        assert worst <= whole / least, method
