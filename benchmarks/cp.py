@@ -224,29 +224,33 @@ def draw(path: Path) -> Path:
     rows, machine = result["rows"], result["machine"]
     one = next(row for row in rows if row["ranks"] == 1)
     ranks = sorted({row["ranks"] for row in rows})
-    figure, (sent, memory, seconds) = plt.subplots(1, 3, figsize=(13, 4.4), layout="constrained")
+    figure, (sent, memory, seconds) = plt.subplots(1, 3, figsize=(13, 4.6), layout="constrained")
     for method, colour, marker in zip(METHODS, ("tab:blue", "tab:orange"), "os", strict=True):
         found = [one, *(row for row in rows if row["method"] == method)]
-        across = [row["ranks"] for row in found]
-        for axes, key, unit, style in ((sent, "sent_bytes", 2**20, ""), (memory, "peak_tensor_bytes", 2**20, "-"),
-                                       (seconds, "seconds", 1, "-")):
-            axes.plot(across, [row[key] / unit for row in found], style, marker=marker, color=colour, markersize=6,
-                      label=f"{method}, measured")
-        sent.plot(across, [row["formula_bytes"] / 2**20 for row in found], ":", color=colour, label=f"{method}, formula")
+        for axes, key, unit, line in ((sent, "sent_bytes", 2**20, "none"), (memory, "peak_tensor_bytes", 2**20, "-"),
+                                      (seconds, "seconds", 1, "-")):
+            axes.plot([row["ranks"] for row in found], [row[key] / unit for row in found], linestyle=line,
+                      marker=marker, color=colour, label=f"{method}, measured")
+        sent.plot([row["ranks"] for row in found], [row["formula_bytes"] / 2**20 for row in found], ":", color=colour,
+                  label=f"{method}, formula")
     memory.plot(ranks, [one["peak_tensor_bytes"] / 2**20 / count for count in ranks], "k:", label="one rank's / P")
-    memory.set_yscale("log", base=2)
-    memory.yaxis.set_major_formatter("{x:g}")
-    for axes, title, label in ((sent, "Sent by a rank", "MiB"), (memory, "Peak of a rank's tensors", "MiB (log scale)"),
-                               (seconds, "Time", f"seconds ({machine['cores']} cores in all)")):
-        axes.set(title=title, ylabel=label, xlabel="context ranks P (one process each)")
-        axes.set_xscale("log", base=2)
+    memory.set_yscale("log")
+    memory.set_yticks([one["peak_tensor_bytes"] / 2**20 / count for count in ranks])
+    memory.yaxis.set_major_formatter("{x:,.0f}")
+    for axes, title, label in ((sent, "Bytes that a rank sends", "MiB"), (seconds, "Time", "seconds"),
+                               (memory, "Peak memory of a rank's tensors", "MiB (log; ticks: one rank's / P)")):
+        axes.set(title=title, ylabel=label, xlabel="context ranks P, one process each")
+        axes.set_xscale("log")
         axes.set_xticks(ranks, [str(count) for count in ranks])
         axes.minorticks_off()
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=9)
+        axes.legend(fontsize=9, loc="upper right")
     for axes in (sent, seconds):
-        axes.set_ylim(bottom=0)
-    figure.suptitle(f"Forward and backward pass, float32, {one['size']} tokens (layers x channels) on {machine['device']}")
+        axes.set_ylim(0, 1.4 * axes.dataLim.ymax)  # room for the legend
+    title = f"Forward and backward pass in float32: {one['size']} tokens (layers x channels), {machine['device']}"
+    if max(ranks) > machine["cores"]:
+        title += f"\nthe P processes share {machine['cores']} cores, so the time of more is no speed-up of the method"
+    figure.suptitle(title)
     picture = path.with_suffix(".png")
     figure.savefig(picture, dpi=120)
     plt.close(figure)

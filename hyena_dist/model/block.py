@@ -10,14 +10,10 @@ from hyena_dist.model.layers import MLP, Norm
 from hyena_dist.model.mixer import HyenaMixer
 from hyena_dist.ops.dropout import DropoutKey, dropout
 
-
-def hyena_mixer_spec() -> ModuleSpec:
-    """What Megatron's layer specs take as `self_attention` to make a Hyena layer."""
-    return ModuleSpec(module=HyenaMixer)
-
-
-MIXER_SPECS = {"H": hyena_mixer_spec(), "A": ModuleSpec(module=AttentionMixer)}
-"""The mixer of each letter of `model.layer_pattern`."""
+MIXER_SPECS = {"H": ModuleSpec(module=HyenaMixer), "A": ModuleSpec(module=AttentionMixer)}
+"""The mixer of each letter of `model.layer_pattern`, as Megatron's `build_module` takes it for `self_attention`. Their
+weights are uninitialised, as all of HyenaModel's are when it is built; for Megatron's own GPTModel there is
+`model.megatron.hyena_layer_spec`."""
 
 
 class Block(nn.Module):

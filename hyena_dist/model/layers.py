@@ -76,6 +76,10 @@ class ColumnLinear(_PlainState, ColumnParallelLinear):
         axis = tensor_axis(pg_collection)
         super().__init__(input_size, output_size, config=config, init_method=_no_initial_values, tp_group=axis.group)
         self.axis = axis
+        if self.weight.shape[0] * axis.size != output_size:
+            # Megatron falls back on its global groups where none is given.
+            raise ValueError("Megatron's global tensor group is in the way of a module that was given another: pass a "
+                             "pg_collection with the `tp` group that this model is split over")
 
     def forward(self, input_: Tensor) -> Tensor:
         return F.linear(enter_tensor_region(input_, self.config, self.axis), self.weight, self.bias)

@@ -20,7 +20,7 @@ from hyena_dist.model.config import HyenaConfig, hyena_config
 from hyena_dist.model.initial import initialize
 from hyena_dist.model.layers import tensor_axis
 from hyena_dist.model.mixer import HyenaMixer
-from hyena_dist.model.placement import Placement, _mixer_patterns
+from hyena_dist.model.placement import Placement, mixer_patterns
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
@@ -113,6 +113,6 @@ class SelfAttentionMixer(HyenaMixer):
 
 def mixer_table(mixer: HyenaMixer) -> dict[str, Placement]:
     """The placement of a mixer's own parameters, by their names in it."""
-    patterns = _mixer_patterns(mixer.config.hyena_order, {"H"})
+    patterns = mixer_patterns(mixer.config.hyena_order, {"H"})
     return {name: next(placement for pattern, placement in patterns.items() if re.fullmatch(pattern, name))
             for name, _ in mixer.named_parameters()}

@@ -39,7 +39,8 @@ def gate_names(order: int) -> tuple[str, ...]:
     return (*(f"x{i}" for i in range(order)), "v")
 
 
-def _mixer_patterns(order: int, kinds: Set[str]) -> dict[str, Placement]:
+def mixer_patterns(order: int, kinds: Set[str]) -> dict[str, Placement]:
+    """Placements of the weights of mixers of these kinds, by pattern of their name within the mixer."""
     gates = gate_names(order)
     filters = tuple(f"h{i}" for i in range(order - 1))
     hyena = {
@@ -59,7 +60,7 @@ def _patterns(order: int, kinds: Set[str]) -> dict[str, Placement]:
     return {
         r"embedding\.word_embeddings\.weight": Placement(tp_dim=0),
         layer + r"(input_norm|mlp_norm)\.(weight|bias)": Placement(),
-        **{layer + r"mixer\." + pattern: placement for pattern, placement in _mixer_patterns(order, kinds).items()},
+        **{layer + r"mixer\." + pattern: placement for pattern, placement in mixer_patterns(order, kinds).items()},
         layer + r"mlp\.fc1\.(weight|bias)": Placement(tp_dim=0),
         layer + r"mlp\.fc2\.weight": Placement(tp_dim=1),
         layer + r"mlp\.fc2\.bias": Placement(),

@@ -1,12 +1,14 @@
 """What context parallelism costs a rank: the bytes at its collectives are those of the formulas, the peak of its
 tensors falls with the number of ranks, and a million tokens give what one rank gives."""
 
+import json
 import resource
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from benchmarks import cp
 from hyena_dist.config.schema import ModelSection, ParallelSection
@@ -19,7 +21,7 @@ from tests.dist.harness import run_distributed
 
 WIDTH, LENGTH = 32, 64
 ITEMSIZE = {"fp32": 4, "bf16": 2}
-SMALL, LARGE = cp.Size(length=16384, layers=1), cp.Size(length=65536)
+SMALL, LARGE = cp.Size(length=32768), cp.Size(length=65536)
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,55 @@ def _peaks_of_eight(size: cp.Size) -> dict[str, int]:
 def check_peaks(size: cp.Size, whole: int, by_rank: list[dict[str, int]], *, least: float) -> None:
     for method in cp.METHODS:
         worst = max(found[method] for found in by_rank)
-        print(f"{size}, {method}: {whole / 2**20:.1f} MiB on one rank, {worst / 2**20:.1f} MiB on the worst of several, "
+        print(f"{size}, {method}: {whole / 2**20:.1f} MiB on one rank, {worst / 2**20:.1f} MiB on several, "
               f"1/{whole / worst:.2f}; must be at most 1/{least:g}")
         assert worst <= whole / least, method
+
+
+def test_the_benchmark_measures_draws_and_refuses(tmp_path):
+    pytest.importorskip("matplotlib", reason="needs the extra 'plots'")
+    rows = cp.run(cp.Size(256, 16, 1), ranks=(2,), repetitions=1)
+    assert [(row.ranks, row.method) for row in rows] == [(1, cp.ONE_RANK), *((2, method) for method in cp.METHODS)]
+    for row in rows:
+        assert row.sent_bytes == row.formula_bytes
+        assert row.seconds > 0
+    path = tmp_path / "cp.json"
+    path.write_text(json.dumps({"machine": {"device": "here", "cores": 1}, "rows": [asdict(row) for row in rows]}))
+    assert cp.draw(path).read_bytes().startswith(b"\x89PNG")
+    cp.check({"logits": 1e-5, "weight": 4e-5}, {"logits": 0.0, "weight": 5e-5}, "as exact as one rank")
+    for wrong in (3e-5, float("nan")):
+        with pytest.raises(ValueError, match="what: logits differs from that of one rank"):
+            cp.check({"logits": wrong}, {"logits": 1e-6}, "what")
+    with pytest.raises(ValueError, match="4 ranks need a length that is a multiple of 16"):
+        cp.run(cp.Size(24, 16), ranks=(4,))
+
+
+MILLION = cp.Size(length=2**20, width=32)
+GIB = 2**30
+
+
+def _million(directory: str, method: str) -> int:
+    """Puts the results of this rank on disk; returns the most memory that its process held."""
+    groups = init_groups(context=dist.get_world_size())
+    result = cp.measure(MILLION, groups, method, 0, torch.device("cpu"))
+    torch.save(result, Path(directory, f"{groups.context.size} {method}.{groups.context.rank}"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_million_tokens_on_four_ranks_give_what_one_rank_gives(tmp_path):
+    """Against one rank in float64: in float32 one rank sums a norm's gradient over a million tokens in one run."""
+    found = {}
+    for ranks, method in ((1, cp.EXACT), (1, cp.ONE_RANK), *((4, method) for method in cp.METHODS)):
+        memory = run_distributed(_million, ranks, str(tmp_path), method, timeout=1800)
+        print(f"{method} on {ranks}: at most {sum(memory) / GIB:.1f} GiB in all processes together")
+        assert sum(memory) < 24 * GIB
+        found[method] = [torch.load(tmp_path / f"{ranks} {method}.{rank}", weights_only=False) for rank in range(ranks)]
+    (exact,) = found.pop(cp.EXACT)
+    for method, results in found.items():
+        errors = cp.differences(results, exact)
+        largest = sorted(errors, key=errors.get)[-3:]
+        print(f"{method}: " + ", ".join(f"{name} {errors[name]:.1e}" for name in largest) + f"; {cp.TOLERANCE:.0e}")
+        if method != cp.ONE_RANK:
+            assert max(errors.values()) <= cp.TOLERANCE, method

@@ -5,7 +5,7 @@ import torch
 from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 
 from hyena_dist.config.schema import Config, ModelSection, TrainSection
-from hyena_dist.model.block import hyena_mixer_spec
+from hyena_dist.model.block import MIXER_SPECS
 from hyena_dist.model.config import hyena_config
 from hyena_dist.model.loss import token_loss
 from hyena_dist.model.mixer import HyenaMixer
@@ -148,7 +148,7 @@ class _TakesSelfAttention(torch.nn.Module):
 
 def test_mixer_stands_where_megatron_expects_self_attention():
     config = hyena_config(ModelSection(**SMALL))
-    layer = build_module(ModuleSpec(module=_TakesSelfAttention, submodules=hyena_mixer_spec()), config=config)
+    layer = build_module(ModuleSpec(module=_TakesSelfAttention, submodules=MIXER_SPECS["H"]), config=config)
     assert isinstance(layer.self_attention, HyenaMixer)
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
