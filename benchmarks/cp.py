@@ -249,7 +249,7 @@ def draw(path: Path) -> Path:
         axes.set_ylim(0, 1.4 * axes.dataLim.ymax)  # room for the legend
     title = f"Forward and backward pass in float32: {one['size']} tokens (layers x channels), {machine['device']}"
     if max(ranks) > machine["cores"]:
-        title += f"\nthe P processes share {machine['cores']} cores, so the time of more is no speed-up of the method"
+        title += f"\nP processes share {machine['cores']} cores: the time of more ranks is not that of as many devices"
     figure.suptitle(title)
     picture = path.with_suffix(".png")
     figure.savefig(picture, dpi=120)

@@ -123,11 +123,12 @@ def _print(subject: str, rows: Sequence[dict[str, Any]]) -> None:
     from rich.table import Table
     table = Table(title=f"{subject} on {_machine()['device']}", title_justify="left")
     for key in rows[0]:
-        table.add_column(key.replace("_", " "), justify="left" if isinstance(rows[0][key], str) else "right")
+        table.add_column(key.replace("_", " "), justify="left" if isinstance(rows[0][key], str) else "right",
+                         overflow="fold")
     for row in rows:
         table.add_row(*(value if isinstance(value, str) else f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
                         for value in row.values()))
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 
 if __name__ == "__main__":
