@@ -24,7 +24,7 @@ class Filter(Protocol):
 
 def choose_method(method: str, *, rows: int, context: int) -> str:
     """Resolve `auto`: all_to_all while the context ranks divide the rows (channels of a tensor rank x batch) that it
-    deals out, else distributed_fft, which sends three times the bytes and has no such limit."""
+    deals out, else distributed_fft, which sends several times the bytes and has no such limit."""
     if method != "auto":
         return method
     return "all_to_all" if rows % context == 0 else "distributed_fft"

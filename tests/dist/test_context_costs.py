@@ -148,6 +148,7 @@ def check_peaks(size: cp.Size, whole: int, by_rank: list[dict[str, int]], *, lea
         assert worst <= whole / least, method
 
 
+@pytest.mark.slow
 def test_the_benchmark_measures_draws_and_refuses(tmp_path):
     pytest.importorskip("matplotlib", reason="needs the extra 'plots'")
     rows = cp.run(cp.Size(256, 16, 1), ranks=(2,), repetitions=1)

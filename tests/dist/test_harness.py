@@ -31,4 +31,4 @@ def test_the_failing_rank_is_shown_and_the_others_are_killed() -> None:
 
 def test_a_hang_ends() -> None:
     with pytest.raises((TimeoutError, RuntimeError)):
-        run_distributed(_act, 2, "hang", timeout=10)
+        run_distributed(_act, 2, "hang", timeout=5)

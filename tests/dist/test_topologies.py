@@ -24,8 +24,7 @@ STEPS = 20
 TOLERANCE = 1e-5
 TOPOLOGIES = [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 4, 1), (2, 2, 1), (1, 2, 2)]
 STAGES = (0, 1, 2, 3)
-FAST = [((1, 1, 1), 1), ((2, 1, 1), 3), ((2, 1, 1), 1), ((1, 2, 1), 2), ((1, 4, 1), 3), ((2, 2, 1), 0), ((2, 2, 1), 2),
-        ((1, 2, 2), 1), ((1, 2, 2), 3)]
+FAST = [((1, 1, 1), 1), ((2, 1, 1), 3), ((1, 2, 1), 2), ((1, 4, 1), 3), ((2, 2, 1), 0), ((1, 2, 2), 1)]
 
 
 def run_config(shards: Path, directory: Path, topology: tuple[int, int, int], stage: int) -> Config:
@@ -100,7 +99,7 @@ def test_every_topology_at_every_stage_equals_one_rank(shards, tmp_path):
 
 def test_resumed_at_another_topology(shards, trained, tmp_path):
     """Step 10 of one rank continues on four, and step 10 of four on one."""
-    one, four = (run_config(shards, trained, *run) for run in (FAST[0], FAST[5]))
+    one, four = (run_config(shards, trained, *run) for run in (FAST[0], FAST[4]))
     for source, target in ((one, four), (four, one)):
         checkpoint = Path(source.train.run_dir) / "checkpoints" / "step-00000010"
         config = replace(target, train=replace(target.train, resume=str(checkpoint),

@@ -104,7 +104,7 @@ def test_torchrun_and_python_run_the_same_file(whole, shards, tmp_path):
 
 
 def test_tensor_and_context_ranks_train_the_same_model(whole, shards, tmp_path):
-    """Four ranks that split channels and tokens; then one rank takes over the run in the middle."""
+    """Four ranks that split channels and tokens."""
     four = ["parallel.tensor=2", "parallel.context=2", "parallel.sequence=true"]
     common = ["train.steps=40", "train.eval_every=20", "train.save_every=20"]
     result = run(command("deepspeed", shards, tmp_path / "four", *common, *four, ranks=4))
@@ -112,13 +112,6 @@ def test_tensor_and_context_ranks_train_the_same_model(whole, shards, tmp_path):
     assert "parallel.context_method=auto: all_to_all" in result.stderr
     expected = losses(whole)
     assert max(abs(loss - expected[step]) for step, loss in losses(tmp_path / "four").items()) < 1e-4
-    shutil.rmtree(tmp_path / "four" / "checkpoints" / "step-00000040")
-    result = run(command("python", shards, tmp_path / "four", *common))
-    assert result.returncode == 0, result.stderr
-    assert "step-00000020 at step 20" in result.stderr
-    assert max(abs(loss - expected[step]) for step, loss in losses(tmp_path / "four").items()) < 1e-4
-    evaluated = run([sys.executable, "launchers/evaluate.py", str(tmp_path / "four")])
-    assert evaluated.returncode == 0, evaluated.stderr
 
 
 def test_evaluate_prints_the_table(whole):
@@ -154,8 +147,10 @@ def test_a_nan_stops_the_run_and_names_the_last_good_checkpoint(shards, tmp_path
     (["optim.lr=nan"], "optim.lr must be greater than 0 and finite, got nan"),
     (["model.vocab_size=8"], "model.vocab_size must be at least 12"),
     ([f"train.seed={2**62}"], "train.seed"),
-    (["train.run_dir=README.md"], "train.run_dir=README.md: no such directory can be made (File exists)"),
-    (["engine.deepspeed.zero_optimization.reduce_bucket=1"], "engine.deepspeed: reduce_bucket of "),
+    pytest.param(["train.run_dir=README.md"], "train.run_dir=README.md: no such directory can be made (File exists)",
+                 marks=pytest.mark.slow),
+    pytest.param(["engine.deepspeed.zero_optimization.reduce_bucket=1"], "engine.deepspeed: reduce_bucket of ",
+                 marks=pytest.mark.slow),
 ])
 def test_a_mistake_is_one_line_and_status_2(shards, tmp_path, overrides, message):
     result = run(command("python", shards, tmp_path / "run", *overrides))
@@ -187,6 +182,7 @@ def test_started_again_a_finished_run_stays_as_it_is(whole, shards, tmp_path):
     assert read_rows(tmp_path / "run" / "metrics.jsonl") == read_rows(whole / "metrics.jsonl")
 
 
+@pytest.mark.slow
 def test_a_resume_from_before_the_newest_checkpoint_needs_another_run_directory(whole, shards, tmp_path):
     old = whole / "checkpoints" / "step-00000030"
     result = run(command("python", shards, whole, "train.steps=40", f"train.resume={old}"))
@@ -201,8 +197,10 @@ def test_a_resume_from_before_the_newest_checkpoint_needs_another_run_directory(
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["launchers/evaluate.py", "/nonexistent"], "/nonexistent is not a run directory"),
-    (["launchers/evaluate.py", "{whole}", "--shards", "/nonexistent"], "/nonexistent/shards.json: cannot be read"),
-    (["launchers/evaluate.py", "{whole}", "--split", "test"], "no bases of split test"),
+    pytest.param(["launchers/evaluate.py", "{whole}", "--shards", "/nonexistent"],
+                 "/nonexistent/shards.json: cannot be read", marks=pytest.mark.slow),
+    pytest.param(["launchers/evaluate.py", "{whole}", "--split", "test"], "no bases of split test",
+                 marks=pytest.mark.slow),
     (["launchers/evaluate.py", "{whole}", "--must-beat-order", "7"], "--must-beat-order: invalid choice: 7"),
     (["launchers/bench.py", "step", "--rounds", "0"], "--rounds: '0' is not a whole number of at least 1"),
     (["launchers/bench.py", "step", "--threads", "-1"], "--threads: "),
@@ -231,7 +229,7 @@ def test_help_shows_an_example(script):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about the message without CUDA")
-@pytest.mark.parametrize("kilobytes", ["2", "8"])
+@pytest.mark.parametrize("kilobytes", [pytest.param("2", marks=pytest.mark.slow), "8"])
 def test_a_full_disk_is_one_line_and_leaves_nothing_that_looks_whole(shards, tmp_path, kilobytes):
     """A file size limit stands for a full disk: met by the metrics or TensorBoard, or by a checkpoint."""
     arguments = command("python", shards, tmp_path / "run", "train.steps=40", "train.save_every=10")
