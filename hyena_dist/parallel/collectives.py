@@ -26,6 +26,10 @@ class Traffic:
         return sum(self.sent.values())
 
 
+# torch 2.13 renamed the two and warns at each call of the old names.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
 _counting: list[Traffic] = []  # not a context variable: on CUDA backward passes run in threads of their own
 
 
@@ -61,7 +65,7 @@ def all_gather(x: Tensor, axis: Axis, dim: int) -> Tensor:
     x = x.contiguous()
     _sent("all_gather", x, axis.size - 1)
     pieces = x.new_empty((axis.size * x.shape[0], *x.shape[1:]))
-    dist.all_gather_into_tensor(pieces, x, group=axis.group)
+    _all_gather(pieces, x, group=axis.group)
     return pieces.unflatten(0, (axis.size, -1)).movedim(0, dim).flatten(dim, dim + 1)
 
 
@@ -70,7 +74,7 @@ def reduce_scatter(x: Tensor, axis: Axis, dim: int) -> Tensor:
     pieces = x.unflatten(dim, (axis.size, -1)).movedim(dim, 0).contiguous()
     _sent("reduce_scatter", pieces, (axis.size - 1) / axis.size)
     y = torch.empty_like(pieces[0])
-    dist.reduce_scatter_tensor(y, pieces.flatten(0, 1), group=axis.group)
+    _reduce_scatter(y, pieces.flatten(0, 1), group=axis.group)
     return y
 
 
