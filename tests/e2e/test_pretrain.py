@@ -103,6 +103,7 @@ def test_torchrun_and_python_run_the_same_file(whole, shards, tmp_path):
     assert max(abs(alone[step] - loss) for step, loss in losses(whole).items()) < 1e-4
 
 
+@pytest.mark.slow
 def test_tensor_and_context_ranks_train_the_same_model(whole, shards, tmp_path):
     """Four ranks that split channels and tokens."""
     four = ["parallel.tensor=2", "parallel.context=2", "parallel.sequence=true"]
