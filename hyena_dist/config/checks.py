@@ -5,6 +5,7 @@
 
 from hyena_dist.config.errors import ConfigError
 from hyena_dist.config.schema import Config
+from hyena_dist.config.warmup import Stage, stages
 
 
 def check(config: Config, *, world_size: int) -> None:
@@ -13,8 +14,8 @@ def check(config: Config, *, world_size: int) -> None:
     Raises:
         ConfigError: one line per violation, each naming key, value and remedy.
     """
-    problems = [*_unsupported(config), *_lengths(config), *_batch(config, world_size), *_schedule(config),
-                *_tensor(config), *_attention(config), *_context(config)]
+    problems = [*_engine(config), *_lengths(config), *_batch(config, world_size), *_schedule(config),
+                *_warmup(config, world_size), *_tensor(config), *_attention(config), *_context(config, world_size)]
     if problems:
         raise ConfigError("; ".join(problems))
 
@@ -32,13 +33,21 @@ def accumulation_steps(*, global_batch_size: int, micro_batch_size: int, data_ra
     return global_batch_size // unit
 
 
-def _unsupported(config: Config) -> list[str]:
-    """Keys whose values are part of the design and not built yet: refused, never ignored."""
+def _engine(config: Config) -> list[str]:
+    """What each engine can move to the host's memory, and whose keys are whose."""
+    engine = config.engine
+    fsdp = engine.name == "fsdp"
     rules = [
-        (config.engine.name == "fsdp", "engine.name=fsdp is not supported yet: use deepspeed"),
-        (config.engine.offload != "none", "engine.offload is not supported yet: set it to none"),
-        (config.train.precision == "fp16", "train.precision=fp16 is not supported yet: use bf16 or fp32"),
-        (bool(config.train.seq_len_warmup), "train.seq_len_warmup is not supported yet: set it to []"),
+        (fsdp and engine.offload == "optimizer",
+         "engine.offload=optimizer: FSDP moves optimizer state together with the weights: set parameters or none"),
+        (fsdp and bool(engine.deepspeed),
+         "engine.deepspeed is read with engine.name=deepspeed only: leave it out with fsdp"),
+        (not fsdp and engine.offload == "optimizer" and engine.zero_stage == 0,
+         "engine.offload=optimizer: DeepSpeed moves what it shards: set engine.zero_stage to 1, 2 or 3, or "
+         "engine.offload to none"),
+        (not fsdp and engine.offload == "parameters" and engine.zero_stage < 3,
+         f"engine.offload=parameters: at engine.zero_stage={engine.zero_stage} the weights stay on the device: set "
+         "engine.zero_stage=3, or engine.offload to optimizer or none"),
     ]
     return [message for violated, message in rules if violated]
 
@@ -70,6 +79,46 @@ def _schedule(config: Config) -> list[str]:
     return [f"optim.warmup_steps ({config.optim.warmup_steps}) must be less than train.steps ({config.train.steps})"]
 
 
+def _warmup_stages(config: Config, world_size: int) -> list[tuple[str, Stage]]:
+    """The stages before data.seq_len, each with its name in a message."""
+    data_ranks = max(world_size // (config.parallel.tensor * config.parallel.context), 1)
+    listed = isinstance(config.train.seq_len_warmup, list)
+    return [(f"train.seq_len_warmup[{stage.index}]" if listed else f"train.seq_len_warmup=double, stage {stage.index}",
+             stage) for stage in stages(config, data_ranks=data_ranks)[:-1]]
+
+
+def _warmup(config: Config, world_size: int) -> list[str]:
+    """Lengths grow up to data.seq_len, which is left a step; every micro-batch divides its stage's batch."""
+    problems, train, length = [], config.train, 0
+    named = _warmup_stages(config, world_size)
+    for name, stage in named:
+        if stage.seq_len > config.data.seq_len:
+            problems.append(f"{name}: seq_len ({stage.seq_len}) exceeds data.seq_len ({config.data.seq_len}): use at "
+                            "most that")
+        if stage.seq_len < length:
+            problems.append(f"{name}: seq_len ({stage.seq_len}) is less than the {length} of the stage before: order "
+                            "the stages by length")
+        length = stage.seq_len
+        if not _batch(config, world_size):
+            problems += _stage_batch(config, name, stage, world_size)
+    if named and named[-1][1].stop_step >= train.steps:
+        taken = named[-1][1].stop_step
+        problems.append(f"the stages of train.seq_len_warmup take {taken} steps and leave none of train.steps "
+                        f"({train.steps}) to data.seq_len: shorten them, or set train.steps to more than {taken}")
+    return problems
+
+
+def _stage_batch(config: Config, name: str, stage: Stage, world_size: int) -> list[str]:
+    data_ranks = world_size // (config.parallel.tensor * config.parallel.context)
+    share = stage.global_batch_size // data_ranks
+    if share % stage.micro_batch_size == 0:
+        return []
+    fitting = [size for size in range(1, share + 1) if share % size == 0]
+    nearest = min(fitting, key=lambda size: abs(size - stage.micro_batch_size))
+    return [f"{name}: micro_batch_size ({stage.micro_batch_size}) does not divide the {share} windows of a step on "
+            f"each of {data_ranks} data ranks: use {nearest}"]
+
+
 def _tensor(config: Config) -> list[str]:
     """What is split over the tensor ranks divides by them."""
     ranks, model = config.parallel.tensor, config.model
@@ -96,23 +145,27 @@ def _attention(config: Config) -> list[str]:
     return problems
 
 
-def _context(config: Config) -> list[str]:
+def _context(config: Config, world_size: int) -> list[str]:
     """The exchange deals out whole rows (channels of a tensor rank x micro batch), the short convolution reaches into
     one neighbour only."""
     model, parallel, ranks = config.model, config.parallel, config.parallel.context
     if ranks == 1 or model.hidden_size % parallel.tensor:
         return []
     problems = []
+    warmup = _warmup_stages(config, world_size)
     channels = model.hidden_size // parallel.tensor
     if channels % parallel.overlap_groups:
         problems.append(_not_a_multiple("model.hidden_size / parallel.tensor", channels, parallel.overlap_groups,
                                         "parallel.overlap_groups"))
     elif parallel.context_method == "all_to_all":
-        rows = channels // parallel.overlap_groups * config.train.micro_batch_size
-        if rows % ranks:
-            problems.append(_not_a_multiple("channels x train.micro_batch_size of an overlap group", rows, ranks,
-                                            "parallel.context") + ", or parallel.context_method=distributed_fft")
-    for key, length in (("data.seq_len", config.data.seq_len), ("data.val_seq_len", config.data.val_seq_len)):
+        for key, micro in (("train.micro_batch_size", config.train.micro_batch_size),
+                           *((f"{name}: micro_batch_size", stage.micro_batch_size) for name, stage in warmup)):
+            rows = channels // parallel.overlap_groups * micro
+            if rows % ranks:
+                problems.append(_not_a_multiple(f"channels x {key} of an overlap group", rows, ranks,
+                                                "parallel.context") + ", or parallel.context_method=distributed_fft")
+    for key, length in (("data.seq_len", config.data.seq_len), ("data.val_seq_len", config.data.val_seq_len),
+                        *((f"{name}: seq_len", stage.seq_len) for name, stage in warmup)):
         if length is not None and length < ranks * (model.short_conv_kernel - 1):
             problems.append(f"{key} ({length}) is too short for parallel.context ({ranks}) ranks: each needs at least "
                             f"model.short_conv_kernel - 1 tokens: use {ranks * (model.short_conv_kernel - 1)} or more")

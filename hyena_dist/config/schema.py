@@ -6,7 +6,7 @@ Nothing here touches disk, network, torch or a process group. Lengths are in tok
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 NUM_TOKENS = 12
@@ -56,7 +56,7 @@ class ModelSection:
     ffn_hidden_size: int | None = None
     """Inner width of the MLP; null: 4 * hidden_size."""
     max_seq_len: int = 1024
-    """Longest input the model takes. A longer one is an error, never cropped."""
+    """Longest input the model takes. A longer one is an error, never cropped. `extend.py` makes it longer."""
     hyena_order: int = 2
     """Order N of the Hyena operator: N gates, N - 1 long convolutions."""
     filter_order: int = 64
@@ -70,7 +70,8 @@ class ModelSection:
     filter_shift: float = 0.05
     """Constant added to the decay window: 0.05 in the published inference code, 0.0 in the training code."""
     filter_seq_len: int | None = None
-    """Length by which the filter's positions are normalised; null: max_seq_len. Part of the filter's meaning."""
+    """Length by which the filter's positions are normalised; null: max_seq_len. Part of the filter's meaning; lags
+    past it go on along the same curve."""
     short_conv_kernel: int = 3
     """Taps of the depthwise causal convolution."""
     vocab_size: int = 12
@@ -113,9 +114,6 @@ class ModelSection:
             value = getattr(self, key)
             if value is not None:
                 _positive("model", **{key: value})
-        if self.filter_seq_len is not None and self.filter_seq_len < self.max_seq_len:
-            raise ValueError(f"model.filter_seq_len ({self.filter_seq_len}) must be at least model.max_seq_len "
-                             f"({self.max_seq_len}): the filter is defined on filter_seq_len lags only")
         if set(self.layer_pattern) - set("HA"):
             raise ValueError("model.layer_pattern may hold only H (Hyena) and A (attention), "
                              f"got {self.layer_pattern!r}")
@@ -147,6 +145,42 @@ class DataSection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WarmupStage:
+    """One entry of train.seq_len_warmup."""
+
+    seq_len: int
+    """Length of the stage's windows."""
+    steps: int | None = None
+    """Optimizer steps of the stage; this or tokens."""
+    tokens: int | None = None
+    """Tokens of the stage, rounded up to whole steps; this or steps."""
+    micro_batch_size: int | None = None
+    """Windows per rank and forward pass; null: as many as have no more tokens than a micro-batch of data.seq_len, of
+    the numbers that divide the stage's batch."""
+
+    @classmethod
+    def read(cls, key: str, entry: Any) -> "WarmupStage":
+        """An entry as it stands in the configuration, at `key`. OmegaConf has no type for a list or a word.
+
+        Raises:
+            ValueError: not a mapping, an unknown, missing or superfluous key, a value of another type or range.
+        """
+        if not isinstance(entry, dict):
+            raise ValueError(f"{key} must be a stage like {{seq_len: 64, steps: 100}}, got {entry!r}")
+        names = [stage_field.name for stage_field in fields(cls)]
+        for name, value in entry.items():
+            if name not in names:
+                raise ValueError(f"{key}.{name} is not a key of a stage: use {', '.join(names)}")
+            if value is not None and (type(value) is not int or value <= 0):
+                raise ValueError(f"{key}.{name} must be a whole number greater than 0, got {value!r}")
+        if entry.get("seq_len") is None:
+            raise ValueError(f"{key}.seq_len is missing: give the length of the stage's windows")
+        if (entry.get("steps") is None) == (entry.get("tokens") is None):
+            raise ValueError(f"{key} must have either steps or tokens, got {entry!r}")
+        return cls(**entry)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainSection:
     """The run: its length, batches, and when it validates and saves."""
 
@@ -155,13 +189,20 @@ class TrainSection:
     seed: int = 0
     """Seeds the initial weights and dropout."""
     steps: int = 1000
-    """Optimizer steps; the horizon of the learning rate."""
+    """Optimizer steps, those of the length warm-up included; the horizon of the learning rate."""
     micro_batch_size: int = 1
     """Windows per rank and forward pass."""
     global_batch_size: int = 1
     """Windows per optimizer step over all ranks; gradient accumulation follows from it."""
-    seq_len_warmup: list[Any] = field(default_factory=list)
-    """Stages of shorter sequences before data.seq_len; [] trains at data.seq_len throughout."""
+    seq_len_warmup: Any = "none"
+    """Shorter sequences first. none; double: from 64, twice as long at each stage while below data.seq_len; or a list
+    of stages {seq_len, steps or tokens, micro_batch_size if wanted} (`WarmupStage`). The rest of `steps` is at
+    data.seq_len."""
+    seq_len_warmup_steps: int | None = None
+    """Optimizer steps of each stage of seq_len_warmup=double."""
+    seq_len_warmup_batch: str = "sequences"
+    """What the stages keep of a step at data.seq_len: sequences, its windows, as published; or tokens: a stage has
+    data.seq_len // seq_len times as many windows."""
     precision: str = "fp32"
     """fp32, bf16 or fp16, by autocast; parameters, filter and FFT stay float32."""
     activation_checkpointing: str = "none"
@@ -170,16 +211,39 @@ class TrainSection:
     """Steps between validations; 0: only after the last step."""
     save_every: int = 200
     """Steps between checkpoints; 0: only after the last step."""
+    on_nonfinite: str = "stop"
+    """What to do when loss or gradients are not finite; such a step never changes the weights. stop: end the run; skip:
+    go on with the next windows; rollback: go back to the last checkpoint, and pass over the windows since. An overflow
+    of fp16 that lowers the loss scale is not meant."""
+    profile_steps: int = 0
+    """Steps to profile, after two of warm-up: a trace and a table of each rank in run_dir/profile; 0: none."""
     resume: str = "auto"
     """auto: the newest whole checkpoint of run_dir, or a fresh start; none: a fresh start; else a checkpoint's path."""
 
     def __post_init__(self) -> None:
         _positive("train", steps=self.steps, micro_batch_size=self.micro_batch_size,
                   global_batch_size=self.global_batch_size)
-        _not_negative("train", eval_every=self.eval_every, save_every=self.save_every)
+        _not_negative("train", eval_every=self.eval_every, save_every=self.save_every,
+                      profile_steps=self.profile_steps)
+        _one_of("train", "on_nonfinite", self.on_nonfinite, ("stop", "skip", "rollback"))
         _seed("train", self.seed)
         _one_of("train", "precision", self.precision, ("fp32", "bf16", "fp16"))
         _one_of("train", "activation_checkpointing", self.activation_checkpointing, ("none", "full"))
+        self._check_warmup()
+
+    def _check_warmup(self) -> None:
+        _one_of("train", "seq_len_warmup_batch", self.seq_len_warmup_batch, ("sequences", "tokens"))
+        if isinstance(self.seq_len_warmup, list) and self.seq_len_warmup:
+            for index, entry in enumerate(self.seq_len_warmup):
+                WarmupStage.read(f"train.seq_len_warmup[{index}]", entry)
+        elif self.seq_len_warmup not in ("none", "double"):
+            raise ValueError("train.seq_len_warmup must be none, double or a list of stages like {seq_len: 64, "
+                             f"steps: 100}}, got {self.seq_len_warmup!r}")
+        if self.seq_len_warmup_steps is not None:
+            _positive("train", seq_len_warmup_steps=self.seq_len_warmup_steps)
+        if (self.seq_len_warmup == "double") != (self.seq_len_warmup_steps is not None):
+            raise ValueError("train.seq_len_warmup_steps is the steps of each stage of train.seq_len_warmup=double: "
+                             "set both or neither")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,15 +302,16 @@ class EngineSection:
     name: str = "deepspeed"
     """deepspeed or fsdp."""
     zero_stage: int = 1
-    """DeepSpeed ZeRO stage, 0 to 3."""
+    """DeepSpeed ZeRO stage, 0 to 3; FSDP always shards weights, gradients and optimizer state, as stage 3 does."""
     offload: str = "none"
-    """Where optimizer state lives: none (the device) or cpu."""
+    """What lives in the host's memory instead of the device's: none, optimizer (its state and step), or parameters
+    (the weights too)."""
     deepspeed: dict[str, Any] = field(default_factory=dict)
     """Passed through to DeepSpeed's configuration (buckets, comms logger); keys that this project owns are refused."""
 
     def __post_init__(self) -> None:
         _one_of("engine", "name", self.name, ("deepspeed", "fsdp"))
-        _one_of("engine", "offload", self.offload, ("none", "cpu"))
+        _one_of("engine", "offload", self.offload, ("none", "optimizer", "parameters"))
         if self.zero_stage not in (0, 1, 2, 3):
             raise ValueError(f"engine.zero_stage must be 0, 1, 2 or 3, got {self.zero_stage}")
 

@@ -7,7 +7,7 @@ ahead, but what comes, and when, never depends on them.
 """
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from hyena_dist.data.errors import DataError
 from hyena_dist.data.manifest import Interval, Manifest
 from hyena_dist.data.order import WindowOrder
 from hyena_dist.data.tokenizer import COMPLEMENT, PAD
+from hyena_dist.data.workers import keep_reading
 
 STATE_VERSION = 1
 _EPOCH_SHIFT = 40
@@ -79,7 +80,7 @@ class _Loaded(_Windows):
             return error
 
 
-def _unwrapped(loaded: Iterable[Batch | DataError]) -> Iterator[Batch]:
+def _unwrapped(loaded: Iterable[Batch | DataError]) -> Generator[Batch]:
     for batch in loaded:
         if isinstance(batch, DataError):
             raise batch
@@ -158,8 +159,8 @@ class TrainStream:
         return StreamState(saved["stage"], saved["epoch"], saved["index"])
 
     def batches(self, start: StreamState, *, micro_batch_size: int, global_batch_size: int, dp_rank: int = 0,
-                dp_size: int = 1, num_workers: int = 0) -> Iterator[Batch]:
-        """Micro-batches of one data rank from `start` on, without end.
+                dp_size: int = 1, num_workers: int = 0) -> Generator[Batch]:
+        """Micro-batches of one data rank from `start` on, without end; closing it ends its worker processes.
 
         Every global_batch_size / (micro_batch_size * dp_size) of them are the rank's part of one optimizer step;
         `start` must be the state after a whole number of steps, by `advance(state, global_batch_size)`.
@@ -176,12 +177,13 @@ class TrainStream:
         windows = kind(self.manifest, self.intervals, self.order, self.rc_augment)
         numbers = _RankNumbers(self.order, start, micro_batch_size, dp_rank, dp_size)
         if num_workers == 0:
-            return map(windows.__getitems__, numbers)
+            return _unwrapped(map(windows.__getitems__, numbers))
         loader = DataLoader(
             windows,
             batch_sampler=numbers,
             num_workers=num_workers,
             collate_fn=_as_it_is,
+            worker_init_fn=keep_reading,
             generator=torch.Generator(),  # the loader draws worker seeds, which must not advance the global generator
         )
         return _unwrapped(loader)

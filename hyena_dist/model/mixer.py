@@ -43,7 +43,7 @@ class ImplicitFilter(nn.Module):
 
     def forward(self, lags: list[slice], channels: Tensor | None = None) -> Tensor:
         """[N - 1, C, n]: some channels (int64; None: all) at ranges of lags, one after the other. Lags past the
-        filter's length, which only padding reaches, are 0."""
+        model's longest input, which only padding reaches, are 0."""
         config, filters = self.config, self.config.num_filters
         freq, trunk = copy_to(self.freq, self.axis), self._trunk()
         decay = decay_rates(filters * config.hidden_size, freq.dtype, freq.device)
@@ -54,7 +54,7 @@ class ImplicitFilter(nn.Module):
         with without_autocast(freq):
             pieces = []
             for part in lags:
-                defined = slice(min(part.start, config.filter_seq_len), min(part.stop, config.filter_seq_len))
+                defined = slice(min(part.start, config.max_seq_len), min(part.stop, config.max_seq_len))
                 rows = implicit_filter(trunk, freq, last.flatten(0, 1), decay.flatten(), config.filter_shape, defined)
                 pieces.append(F.pad(rows, (0, part.stop - part.start - rows.shape[1])))
         return (torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0]).unflatten(0, (filters, -1))

@@ -29,7 +29,7 @@ class FilterShape:
     """What the filter is a function of besides its weights."""
 
     seq_len: int
-    """Lags over which positions are normalised; the filter is defined on these lags only."""
+    """Lags over which positions are normalised: t runs from 0 to 1 over them, and on beyond 1 past them."""
     emb_dim: int
     """Positional features: time, and (emb_dim - 1) / 2 cosines and sines."""
     shift: float
@@ -42,15 +42,24 @@ def _grids(seq_len: int, device: torch.device) -> tuple[Tensor, Tensor]:
     return torch.linspace(0, 1, seq_len, device=device), torch.linspace(0, seq_len - 1, seq_len, device=device)
 
 
+def _positions(seq_len: int, lags: slice, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(t, position) at a range of lags, each [n] float32: from the grids, and past their end on along the same line."""
+    t, position = (grid[lags] for grid in _grids(seq_len, device))
+    if lags.stop <= seq_len:
+        return t, position
+    beyond = torch.arange(max(lags.start, seq_len), lags.stop, dtype=torch.float64, device=device)
+    return torch.cat([t, (beyond / max(seq_len - 1, 1)).float()]), torch.cat([position, beyond.float()])
+
+
 def time(shape: FilterShape, lags: slice, dtype: torch.dtype, device: torch.device) -> Tensor:
     """t at a range of lags: [n]. From float32, then cast, as published: float64 positions change logits by 1e-7."""
-    return _grids(shape.seq_len, device)[0][lags].to(dtype)
+    return _positions(shape.seq_len, lags, device)[0].to(dtype)
 
 
 def positional_features(shape: FilterShape, lags: slice, dtype: torch.dtype, device: torch.device) -> Tensor:
     """z at a range of lags: [n, E] = time, cosines, negative sines; a slice equals that of the whole bit for bit."""
     bands = (shape.emb_dim - 1) // 2
-    t, position = (grid[lags, None] for grid in _grids(shape.seq_len, device))
+    t, position = (column[:, None] for column in _positions(shape.seq_len, lags, device))
     frequencies = torch.linspace(1e-4, bands - 1, bands, device=device)
     phase = torch.exp(-1j * frequencies * (2 * math.pi * position / shape.seq_len))
     return torch.cat([t, phase.real, phase.imag], dim=1).to(dtype)
@@ -73,7 +82,7 @@ def implicit_filter(trunk: list[tuple[Tensor, Tensor]], freq: Tensor, last_weigh
         freq: [F], the sine activations' frequency, shared by all layers.
         last_weight: [R, F], the rows wanted of the last layer.
         decay: [R], their decay rates.
-        lags: start and stop within [0, shape.seq_len].
+        lags: start and stop; past shape.seq_len the positions go on along the same line.
     """
     flat = [tensor for pair in trunk for tensor in pair]
     return _ImplicitFilter.apply(shape, lags, decay, freq, last_weight, *flat)

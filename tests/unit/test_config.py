@@ -56,7 +56,7 @@ def test_overrides_win(tmp_path):
     ("- a", [], "run.yaml"),
     (MINIMAL, ["model.filter_emb_dim=4"], "model.filter_emb_dim must be odd"),
     (MINIMAL, ["model.hyena_order=1"], "model.hyena_order"),
-    (MINIMAL, ["model.filter_seq_len=10"], "model.filter_seq_len"),
+    (MINIMAL, ["model.filter_seq_len=0"], "model.filter_seq_len"),
     (MINIMAL, ["model.layer_pattern=HX"], "model.layer_pattern"),
     (MINIMAL, ["model.embed_dropout=1.0"], "model.embed_dropout"),
     (MINIMAL, ["model.num_layers=0"], "model.num_layers"),
