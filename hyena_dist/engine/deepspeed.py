@@ -20,7 +20,9 @@ if not torch.cuda.is_available():
 
 import deepspeed
 import deepspeed.ops
-from deepspeed.runtime.utils import clip_grad_norm_
+from deepspeed.accelerator import get_accelerator
+from deepspeed.git_version_info import accelerator_name, installed_ops
+from deepspeed.ops.adam import DeepSpeedCPUAdam
 from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
@@ -31,6 +33,9 @@ from deepspeed.utils import (
 )
 
 from hyena_dist.config.errors import ConfigError
+from hyena_dist.engine.adam import create_state, require_adam, set_step_count, step_count
+from hyena_dist.engine.grad_norm import clip_gradients, global_grad_norm
+from hyena_dist.engine.loss_scale import LossScaler
 from hyena_dist.engine.protocol import MOMENTS, StepResult, Table
 from hyena_dist.parallel.groups import Axis, Groups
 
@@ -67,18 +72,20 @@ class _Mpu:
 
 
 def prepare_deepspeed(model: nn.Module, ds_config: Mapping[str, Any], groups: Groups, table: Table | None = None, *,
-                      optimizer: torch.optim.Optimizer | None = None) -> "DeepSpeedEngine":
+                      optimizer: torch.optim.Optimizer | None = None,
+                      loss_scaler: LossScaler | None = None) -> "DeepSpeedEngine":
     """Hand a model to DeepSpeed, after `init_distributed`.
 
     Args:
         ds_config: DeepSpeed's configuration; `deepspeed_config` makes one from ours.
         table: which parameters are split over the tensor ranks; needed only where there are several.
-        optimizer: torch's Adam or AdamW over the model's parameters; None: DeepSpeed makes it from `ds_config`.
+        optimizer: Adam (`engine.adam`) over the model's parameters; None: DeepSpeed makes it from `ds_config`.
+        loss_scaler: for a model that computes in fp16.
 
     Raises:
         RuntimeError: torch.distributed is not initialised.
         ConfigError: DeepSpeed refuses a key of `ds_config`.
-        ValueError: tensor ranks without a table, a frozen parameter, no optimizer or one that is not torch's Adam.
+        ValueError: tensor ranks without a table, a frozen parameter, no optimizer or one that is no Adam.
     """
     _check_arguments(model, ds_config, groups, table, optimizer)
     if groups.tensor.size > 1 and table is not None:
@@ -104,25 +111,26 @@ def prepare_deepspeed(model: nn.Module, ds_config: Mapping[str, Any], groups: Gr
     assert believed == (groups.data_context.size, groups.tensor.size), f"DeepSpeed believes in {believed} ranks"
     assert engine.train_batch_size() == (engine.train_micro_batch_size_per_gpu() * engine.gradient_accumulation_steps()
                                          * groups.data_context.size), "DeepSpeed believes in another batch"
-    return DeepSpeedEngine(engine, shapes, groups)
+    return DeepSpeedEngine(engine, shapes, groups, table, loss_scaler)
 
 
 class DeepSpeedEngine:
     """An initialised `deepspeed.DeepSpeedEngine` as our Engine."""
 
-    def __init__(self, engine: Any, shapes: Mapping[str, torch.Size], groups: Groups) -> None:
+    def __init__(self, engine: Any, shapes: Mapping[str, torch.Size], groups: Groups, table: Table | None = None,
+                 loss_scaler: LossScaler | None = None) -> None:
         self._engine = engine
         self._stage = int(engine.zero_optimization_stage())
         self._shapes = dict(shapes)
         self._parameters = dict(engine.module.named_parameters())
-        self._data = groups.data_context
-        self._mpu = engine.mpu
+        self._data, self._tensor = groups.data_context, groups.tensor
+        self._table = table
         self._micro_batch = 0
         self._max_norm = engine.gradient_clipping() or math.inf
-        self.accumulation_steps: int = engine.gradient_accumulation_steps()
+        self.loss_scaler = loss_scaler
         # Stage 0 keeps torch's optimizer; the others wrap it around flat partitions of the weights.
         self._optimizer: torch.optim.Optimizer = engine.optimizer if self._stage == 0 else engine.optimizer.optimizer
-        _require_adam(self._optimizer)
+        require_adam(self._optimizer)
         if self._stage == 0:
             engine.clip_fp32_gradients = lambda: None  # `step` has clipped: it must see the norm before the update
         self._create_optimizer_state()
@@ -135,8 +143,23 @@ class DeepSpeedEngine:
     def parameter_shapes(self) -> Mapping[str, torch.Size]:
         return self._shapes
 
+    @property
+    def accumulation_steps(self) -> int:
+        return self._engine.gradient_accumulation_steps()
+
+    @accumulation_steps.setter
+    def accumulation_steps(self, steps: int) -> None:
+        assert self._micro_batch == 0, "micro-batches of a step are under way"
+        # For its own logs: `backward` says where a step ends, and that the loss is not to be divided.
+        self._engine.set_train_batch_size(steps * self._engine.train_micro_batch_size_per_gpu() * self._data.size)
+
     def backward(self, loss: torch.Tensor) -> None:
         assert self._micro_batch < self.accumulation_steps, "step() is due"
+        if self.loss_scaler is not None:
+            if self._stage == 0:
+                loss = loss * self.loss_scaler.scale
+            else:
+                self._engine.optimizer.override_loss_scale(self.loss_scaler.scale)
         self._micro_batch += 1
         self._engine.set_gradient_accumulation_boundary(self._micro_batch == self.accumulation_steps)
         self._engine.backward(loss, scale_wrt_gas=False)
@@ -148,16 +171,26 @@ class DeepSpeedEngine:
         if lr is not None:
             for group in self._optimizer.param_groups:
                 group["lr"] = lr
-        if self._stage == 0:
-            norm = clip_grad_norm_(list(self._parameters.values()), self._max_norm, mpu=self._mpu)
-            if not torch.isfinite(norm):  # stages 1 to 3 skip such a step, stage 0 would take it
-                self._engine.zero_grad()
-                return StepResult(norm, applied=False)
-            self._engine.step()
-            return StepResult(norm, applied=True)
+        norm, applied = self._step_whole() if self._stage == 0 else self._step_sharded()
+        overflow = self.loss_scaler is not None and self.loss_scaler.update(finite=applied)
+        return StepResult(norm, applied, overflow)
+
+    def _step_whole(self) -> tuple[torch.Tensor, bool]:
+        """Stage 0 would apply a step that is not finite, which the others skip, and knows no loss scale."""
+        gradients = {name: parameter.grad for name, parameter in self._parameters.items() if parameter.grad is not None}
+        scale = 1.0 if self.loss_scaler is None else self.loss_scaler.scale
+        norm = global_grad_norm(gradients, self._table, self._tensor, device=self._engine.device) / scale
+        if not torch.isfinite(norm):
+            self._engine.zero_grad()
+            return norm, False
+        clip_gradients(gradients.values(), norm, self._max_norm, loss_scale=scale)
         self._engine.step()
-        norm = torch.as_tensor(self._engine.get_global_grad_norm(), dtype=torch.float32)
-        return StepResult(norm, applied=self._engine.was_step_applied())
+        return norm, True
+
+    def _step_sharded(self) -> tuple[torch.Tensor, bool]:
+        self._engine.step()
+        return (torch.as_tensor(self._engine.get_global_grad_norm(), dtype=torch.float32),
+                self._engine.was_step_applied())
 
     def export_parameter(self, name: str) -> dict[str, torch.Tensor]:
         parameter = self._parameters[name]
@@ -194,12 +227,11 @@ class DeepSpeedEngine:
 
     @property
     def optimizer_step_count(self) -> int:
-        return int(self._optimizer.state[self._flat_weights()[0]]["step"])
+        return step_count(self._optimizer, self._flat_weights())
 
     @optimizer_step_count.setter
     def optimizer_step_count(self, steps: int) -> None:
-        for flat in self._flat_weights():
-            self._optimizer.state[flat]["step"].fill_(steps)
+        set_step_count(self._optimizer, self._flat_weights(), steps)
 
     def _flat_weights(self) -> list[torch.Tensor]:
         """What the optimizer's state is keyed by."""
@@ -209,15 +241,12 @@ class DeepSpeedEngine:
         return list(getattr(self._engine.optimizer, name))
 
     def _create_optimizer_state(self) -> None:
-        """Create the state that Adam would create at its first step, so that it can be read and set before.
+        """Let the state be read and set before the first step.
 
         At stages 1 and 2 this also lets every parameter group be linked to its moments: DeepSpeed links all groups
         after the first group's first step, when the others have no state yet, and never again.
         """
-        fused = any(group.get("fused") or group.get("capturable") for group in self._optimizer.param_groups)
-        for flat in self._flat_weights():
-            step = torch.zeros((), dtype=torch.float32, device=flat.device if fused else "cpu")
-            self._optimizer.state[flat] = {"step": step, **{key: torch.zeros_like(flat) for key in MOMENTS}}
+        create_state(self._optimizer, self._flat_weights())
         if self._stage in (1, 2):
             self._engine.optimizer._hp_optimizer_states_linked = False
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
@@ -227,6 +256,16 @@ class DeepSpeedEngine:
         size = -(-full.numel() // self._data.size)
         flat = nn.functional.pad(full.reshape(-1), (0, size * self._data.size - full.numel()))
         return flat.narrow(0, size * self._data.rank, size)
+
+
+def prebuilt_cpu_adam() -> type[DeepSpeedCPUAdam] | None:
+    """DeepSpeed's Adam for offloaded weights, if its operator was built when DeepSpeed was (DS_BUILD_CPU_ADAM=1).
+
+    It is not built here: that takes minutes and a compiler, a stale lock hangs it in silence, and torch's fused AdamW
+    takes 1.15 times as long.
+    """
+    built = installed_ops.get("cpu_adam", False) and accelerator_name == get_accelerator()._name
+    return DeepSpeedCPUAdam if built else None
 
 
 def _check_arguments(model: nn.Module, ds_config: Mapping[str, Any], groups: Groups, table: Table | None,
@@ -239,15 +278,9 @@ def _check_arguments(model: nn.Module, ds_config: Mapping[str, Any], groups: Gro
     if frozen:
         raise ValueError(f"the engine keeps optimizer state for every parameter, but {frozen[0]} is frozen")
     if optimizer is not None:
-        _require_adam(optimizer)
+        require_adam(optimizer)
     elif "optimizer" not in ds_config:
         raise ValueError("pass an optimizer, or an optimizer section in the DeepSpeed configuration")
-
-
-def _require_adam(optimizer: torch.optim.Optimizer) -> None:
-    if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
-        raise ValueError(f"the optimizer must be torch's Adam or AdamW, got {type(optimizer).__name__}; in a DeepSpeed "
-                         f"configuration that is optimizer.params.torch_adam: true")
 
 
 def _with_group(axis: Axis) -> Axis:

@@ -41,6 +41,7 @@ OWNED_KEYS: dict[str, str] = {
     "zero_optimization.cpu_offload": _OFFLOAD,
     "zero_optimization.cpu_offload_param": _OFFLOAD,
     "zero_optimization.cpu_offload_use_pin_memory": _OFFLOAD,
+    "zero_force_ds_cpu_optimizer": _OFFLOAD,
     "zero_optimization.compute_grad_norm": "the norm is the guard against gradients that are not finite, leave it out",
     "zero_optimization.zenflow": _UNSUPPORTED,
     "activation_checkpointing": "set train.activation_checkpointing",
@@ -85,6 +86,11 @@ def deepspeed_config(engine: EngineSection, groups: "Groups", *, micro_batch_siz
     if engine.zero_stage == 3:
         # True replaces torch.nn.functional.linear in the whole process, for good, and rounds otherwise under autocast.
         zero["memory_efficient_linear"] = False
+    host = {"device": "cpu", "pin_memory": True}
+    if engine.offload != "none":
+        zero["offload_optimizer"] = host
+    if engine.offload == "parameters":
+        zero["offload_param"] = host
     ours = {
         # DeepSpeed counts every rank that it averages over as data parallel, context ranks too.
         "train_batch_size": micro_batch_size * accumulate * groups.data_context.size,
@@ -92,6 +98,7 @@ def deepspeed_config(engine: EngineSection, groups: "Groups", *, micro_batch_siz
         "gradient_accumulation_steps": accumulate,
         "gradient_clipping": grad_clip,
         "zero_optimization": zero,
+        "zero_force_ds_cpu_optimizer": False,  # offloaded steps may be of torch's AdamW: `train.optim` chooses
         "timers": {"throughput": {"enabled": False}},  # it synchronises the device every step
     }
     return _merge(ours, engine.deepspeed)

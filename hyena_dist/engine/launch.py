@@ -1,38 +1,93 @@
 """Joins this process to the others, under whichever launcher started it. The only place that reads a launcher's
 environment."""
 
+import itertools
+import logging
 import os
 import re
+import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
+from typing import NoReturn
 
+import psutil
 import torch
 import torch.distributed as dist
 
 from hyena_dist.config.errors import ConfigError
 
-DEFAULT_TIMEOUT = timedelta(minutes=30)
+DEFAULT_MINUTES = 10
+"""How long a collective may wait for a rank. Long enough for what ranks do unequally: the first compilation of kernels,
+reading a checkpoint. Short enough not to hold a cluster for an evening."""
+
+_LAUNCHERS = frozenset({"deepspeed", "deepspeed.launcher.launch", "deepspeed.launcher.runner",
+                        "torchrun", "torch.distributed.run", "torch.distributed.launch"})
 
 
-def init_distributed(timeout: timedelta = DEFAULT_TIMEOUT) -> torch.device:
+def init_distributed(timeout: timedelta | None = None, *, dump_dir: Path | None = None) -> torch.device:
     """Initialise the default process group (nccl on CUDA, else gloo) and return this rank's device, already selected.
 
     Works under `deepspeed`, `torchrun` and `srun`; plain `python` is one process of its own.
 
+    Args:
+        timeout: of a collective; None: `collective_timeout()`.
+        dump_dir: where NCCL's flight recorder writes nccl-rank-N after a time-out, if the directory exists by then.
+
     Raises:
         ConfigError: the launcher's environment is incomplete, or there are more ranks than devices on this machine.
     """
+    timeout = timeout or collective_timeout()
     environment = rank_environment(os.environ)
     device = _select_device(environment)
     os.environ.update(environment)  # DeepSpeed reads LOCAL_RANK, torch the others
     if not dist.is_initialized():
-        _flight_recorder(device)
+        _flight_recorder(device, dump_dir)
         backend = "nccl" if device.type == "cuda" else "gloo"
         if environment["WORLD_SIZE"] == "1":  # no port to find, no name to resolve
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
         else:
             dist.init_process_group(backend, timeout=timeout)
     return device
+
+
+def collective_timeout(env: Mapping[str, str] = os.environ) -> timedelta:
+    """How long a collective may wait: DeepSpeed's own DEEPSPEED_TIMEOUT (minutes), else 10 minutes.
+
+    Raises:
+        ConfigError: DEEPSPEED_TIMEOUT is not a whole number of minutes.
+    """
+    minutes = env.get("DEEPSPEED_TIMEOUT", str(DEFAULT_MINUTES))
+    if not (minutes.isascii() and minutes.isdigit() and int(minutes) > 0):
+        raise ConfigError(f"DEEPSPEED_TIMEOUT={minutes!r} must be a whole number of minutes, at least 1")
+    return timedelta(minutes=int(minutes))
+
+
+def job_id(env: Mapping[str, str] = os.environ) -> str | None:
+    """The SLURM job that this process is part of."""
+    return env.get("SLURM_JOB_ID")
+
+
+def launcher_processes(pid: int | None = None) -> list[psutil.Process]:
+    """The launchers above a process (None: this one), nearest first. When one of them ends, so should the run.
+
+    Under deepspeed these are launch.py and the `deepspeed` command, under torchrun its agent. A shell is none of them:
+    a run outlives the terminal that it was started from.
+    """
+    return list(itertools.takewhile(_is_launcher, psutil.Process(pid).parents()))
+
+
+def leave(status: int) -> NoReturn:
+    """End this process now, with what it has said written out.
+
+    For every end but that of a whole run: interpreter shutdown and `destroy_process_group` wait for peers, which may
+    hang in a collective that this rank will never enter.
+    """
+    for flush in (logging.shutdown, sys.stdout.flush, sys.stderr.flush):
+        with suppress(OSError, ValueError):
+            flush()
+    os._exit(status)
 
 
 def rank_environment(env: Mapping[str, str]) -> dict[str, str]:
@@ -95,8 +150,19 @@ def _select_device(environment: dict[str, str]) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def _flight_recorder(device: torch.device) -> None:
-    """Let NCCL's flight recorder say which collective hung; both are torch's own switches and the user's word wins."""
+def _is_launcher(process: psutil.Process) -> bool:
+    try:
+        words = process.cmdline()[:5]  # python -u -m deepspeed.launcher.launch
+    except psutil.Error:  # it has ended, or is another user's
+        return False
+    return any(Path(word).name in _LAUNCHERS for word in words)
+
+
+def _flight_recorder(device: torch.device, dump_dir: Path | None) -> None:
+    """Let NCCL's flight recorder say which collective hung; these are torch's own switches and the user's word wins.
+    That an NCCL error or time-out ends the process (TORCH_NCCL_ASYNC_ERROR_HANDLING=3) is torch's default."""
     if device.type == "cuda":
         os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
         os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
+        if dump_dir is not None and "TORCH_NCCL_DEBUG_INFO_TEMP_FILE" not in os.environ:
+            os.environ.setdefault("TORCH_FR_DUMP_TEMP_FILE", str(dump_dir / "nccl-rank-"))

@@ -7,6 +7,8 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from hyena_dist.engine.loss_scale import LossScaler
+
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """Adam's state beside each weight, by torch's names."""
 FIELDS = ("weight", *MOMENTS)
@@ -37,9 +39,13 @@ class StepResult:
     """What an optimizer step did."""
 
     grad_norm: torch.Tensor
-    """Global norm of the gradients before clipping, 0-dim, the same on every rank; inf or nan when not finite."""
+    """Global norm of the gradients before clipping and without the loss scale, 0-dim, the same on every rank; inf or
+    nan when not finite."""
     applied: bool
     """False when the gradients were not finite: weights, moments and the step count are then as before."""
+    overflow: bool = False
+    """Not applied, and the loss scale was lowered: an expected event of fp16. A step that is not applied without it is
+    a failure, be it that there is no loss scale or that it is at its lowest."""
 
 
 class Engine(Protocol):
@@ -50,6 +56,7 @@ class Engine(Protocol):
     """
 
     accumulation_steps: int
+    """Micro-batches of a step; may be set between steps."""
 
     @property
     def module(self) -> nn.Module:
@@ -59,9 +66,13 @@ class Engine(Protocol):
     def parameter_shapes(self) -> Mapping[str, torch.Size]:
         """The full shape of every parameter, in the model's order."""
 
+    @property
+    def loss_scaler(self) -> LossScaler | None:
+        """The loss scale of fp16, part of a run's state; None: losses are not scaled."""
+
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradients of one micro-batch. They are averaged over the data ranks and summed over micro-batches,
-        so `loss` is the rank's sum times (data ranks) / (global count of the step)."""
+        so `loss` is the rank's sum times (data ranks) / (global count of the step). The engine scales it for fp16."""
 
     def step(self, lr: float) -> StepResult:
         """Clip, update the weights at this learning rate, and clear the gradients; nothing changes if not finite."""

@@ -74,3 +74,11 @@ def init_groups(*, tensor: int = 1, context: int = 1) -> Groups:
         data_context=Axis.of(mesh["data", "context"]._flatten().get_group()),
         world=Axis.of(dist.group.WORLD),
     )
+
+
+def gloo_copy(axis: Axis) -> Axis:
+    """A gloo group of its own over the same ranks: for flags that must not wait for a device, or for a thread, whose
+    collectives must not meet those of the main thread. Collective over the world; one rank alone needs no group."""
+    if axis.size == 1 or axis.group is None:
+        return Axis()
+    return Axis(dist.new_group(dist.get_process_group_ranks(axis.group), backend="gloo"), axis.rank, axis.size)

@@ -33,7 +33,7 @@ from tests.dist.harness import run_distributed
 from tests.megatron_cpu import megatron_on_cpu
 
 TEXT = (Path(__file__).parents[2] / "docs" / "plugin.md").read_text()
-DEEPSPEED, PLAIN, MEGATRON = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+DEEPSPEED, FSDP, PLAIN, MEGATRON = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 CONTEXT = "context=torch.distributed.get_world_size() // 2"
 RULE = "groups.data_context.size / count"
 SECTION = ModelSection(num_layers=2, hidden_size=32, max_seq_len=64, filter_order=8, hyena_order=3, embed_dropout=0.0)
@@ -55,7 +55,7 @@ def run(source: str, *changes: tuple[str, str], **names: Any) -> dict[str, Any]:
 
 
 def test_programs_are_short():
-    for source in (DEEPSPEED, PLAIN, MEGATRON):
+    for source in (DEEPSPEED, FSDP, PLAIN, MEGATRON):
         assert source.count("\n") <= 25
         assert all(len(line) <= 120 for line in source.splitlines())
 
@@ -67,13 +67,14 @@ def test_the_plain_program():
     assert all(parameter.grad.isfinite().all() for parameter in left["model"].parameters())
 
 
-# DeepSpeed
+# DeepSpeed and FSDP2
 
 
-def train(*changes: tuple[str, str]) -> tuple[list[Record], list[Record], tuple[int, int, int]]:
+def train(*changes: tuple[str, str],
+          program: str = DEEPSPEED) -> tuple[list[Record], list[Record], tuple[int, int, int]]:
     """(loss, gradient norm) of every step of the program, the same by one rank in plain PyTorch, and the layout."""
     printed: list[tuple[int, float, float]] = []
-    left = run(DEEPSPEED, *changes, print=lambda *values: printed.append(values))
+    left = run(program, *changes, print=lambda *values: printed.append(values))
     groups = left["groups"]
     losses = all_reduce(torch.tensor([share for _, share, _ in printed]), groups.data_context)
     records = list(zip(losses.tolist(), (norm for *_, norm in printed), strict=True))
@@ -230,7 +231,7 @@ CONTROL = Case(tensor=2, sequence=True, unmark=False)
 
 
 def _on_two_ranks() -> dict[str, Any]:
-    results: dict[str, Any] = {"training": train()}
+    results: dict[str, Any] = {"training": train(), "fsdp": train(program=FSDP)}
     results["megatron"] = [run_megatron(tensor) for tensor in (1, 2)]
     with megatron_on_cpu():
         results["cases"] = {case: compare(case) for case in (*CASES, CONTROL)}
@@ -238,7 +239,7 @@ def _on_two_ranks() -> dict[str, Any]:
 
 
 def _on_four_ranks() -> list[Any]:
-    return [train(), train((CONTEXT, "context=1")), train((RULE, "1 / count"))]
+    return [train(), train((CONTEXT, "context=1")), train((RULE, "1 / count")), train(program=FSDP)]
 
 
 @pytest.fixture(scope="module")
@@ -258,8 +259,14 @@ def test_the_deepspeed_program_on_two_ranks(two):
         check_training(records, expected)
 
 
+def test_the_fsdp_program(two, four):
+    for records, expected, layout in [rank["fsdp"] for rank in two] + [rank[3] for rank in four]:
+        assert layout[0] == 2
+        check_training(records, expected)
+
+
 def test_the_deepspeed_program_on_four_ranks(four):
-    for as_it_stands, with_data_ranks, _ in four:
+    for as_it_stands, with_data_ranks, *_ in four:
         assert as_it_stands[2] == (2, 2, 1)
         assert with_data_ranks[2] == (2, 1, 2)
         for records, expected, _ in (as_it_stands, with_data_ranks):
@@ -267,7 +274,7 @@ def test_the_deepspeed_program_on_four_ranks(four):
 
 
 def test_control_the_loss_rule_matters(four):
-    for *_, (records, expected, _) in four:
+    for _, _, (records, expected, _), _ in four:
         size = rel([norm for _, norm in records], [norm for _, norm in expected])
         print(f"without the rule the gradient norm is off by {size:.1e}")
         assert size > 100 * FP32

@@ -8,12 +8,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from hyena_dist.config.schema import EngineSection, OptimSection
-from hyena_dist.engine.deepspeed import DeepSpeedEngine, prepare_deepspeed
-from hyena_dist.engine.deepspeed_config import deepspeed_config
+from hyena_dist.config.schema import Config, EngineSection, OptimSection, TrainSection
+from hyena_dist.engine.protocol import Engine
 from hyena_dist.model.placement import Placement
 from hyena_dist.parallel.groups import Axis, Groups
-from hyena_dist.train.optim import build_optimizer
+from hyena_dist.train.build_engine import build_engine
+from hyena_dist.train.optim import parameter_groups
 
 # Adam's g / (|g| + eps) amplifies rounding of small gradients; a large eps keeps comparisons about the engine.
 OPTIM = OptimSection(lr=1e-2, weight_decay=0.1, eps=1e-4, grad_clip=0.5)
@@ -51,6 +51,7 @@ class Record:
     loss: float
     grad_norm: float
     applied: bool = True
+    overflow: bool = False
 
 
 def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -67,44 +68,51 @@ def data_groups() -> Groups:
     return Groups(tensor=alone, context=alone, data=world, data_context=world, world=world)
 
 
-def make_engine(stage: int, groups: Groups, *, seed: int = 0, optim: OptimSection = OPTIM) -> DeepSpeedEngine:
-    model = Toy(seed)
-    config = deepspeed_config(EngineSection(zero_stage=stage), groups, micro_batch_size=MICRO_BATCH,
-                              global_batch_size=GLOBAL_BATCH, grad_clip=optim.grad_clip)
-    return prepare_deepspeed(model, config, groups, TABLE, optimizer=build_optimizer(model, TABLE, optim))
+def engine_section(stage: int | str, offload: str = "none") -> EngineSection:
+    """DeepSpeed at a ZeRO stage, or "fsdp"."""
+    return (EngineSection(name="fsdp", offload=offload) if stage == "fsdp" else
+            EngineSection(zero_stage=int(stage), offload=offload))
 
 
-def train(engine: DeepSpeedEngine, groups: Groups, steps: Sequence[int], *, poison: bool = False,
+def make_engine(stage: int | str, groups: Groups, *, seed: int = 0, optim: OptimSection = OPTIM, offload: str = "none",
+                precision: str = "fp32", micro_batch: int = MICRO_BATCH) -> Engine:
+    """An engine for Toy. fp16 gives it a loss scale; Toy itself computes in float32 all the same."""
+    train_section = TrainSection(run_dir="unused", precision=precision, micro_batch_size=micro_batch,
+                                 global_batch_size=GLOBAL_BATCH)
+    config = Config(train=train_section, optim=optim, engine=engine_section(stage, offload))
+    return build_engine(config, Toy(seed), TABLE, groups)
+
+
+def train(engine: Engine, groups: Groups, steps: Sequence[int], *, poison: float | None = None,
           factor: float | None = None) -> list[Record]:
-    """Take optimizer steps; `poison` puts a nan into the last micro-batch of the last rank only, and `factor` replaces
-    the loss's factor, the number of data ranks."""
+    """Take optimizer steps, in as many micro-batches as the engine accumulates; `poison` multiplies the loss of the
+    last micro-batch of the last rank only, and `factor` replaces the loss's factor, the number of data ranks."""
     factor = groups.data.size if factor is None else factor
     records = []
     for step in steps:
-        x, y = (part.chunk(groups.data.size)[groups.data.rank].split(MICRO_BATCH) for part in batch(step))
+        x, y = (part.chunk(groups.data.size)[groups.data.rank].chunk(engine.accumulation_steps) for part in batch(step))
         total = torch.zeros(())
         with torch.no_grad():  # an evaluation between steps, as in a run, must leave no trace
             engine.module.eval()  # DeepSpeed's returns None
             engine.module(x[0])
             engine.module.train()
         for micro in range(engine.accumulation_steps):
-            inputs = x[micro].clone()
-            if poison and micro == engine.accumulation_steps - 1 and groups.data.rank == groups.data.size - 1:
-                inputs[0, 0] = float("nan")
-            loss = (engine.module(inputs) - y[micro]).square().sum() / GLOBAL_BATCH
-            engine.backward(loss * factor)
+            loss = (engine.module(x[micro]) - y[micro]).square().sum() / GLOBAL_BATCH
+            last = micro == engine.accumulation_steps - 1 and groups.data.rank == groups.data.size - 1
+            engine.backward(loss * factor * (poison if poison is not None and last else 1.0))
             total += loss.detach()
         result = engine.step(learning_rate_of(step))
         assert result.grad_norm.dim() == 0
         dist.all_reduce(total)
-        records.append(Record(float(total), float(result.grad_norm), result.applied))
+        records.append(Record(float(total), float(result.grad_norm), result.applied, result.overflow))
     return records
 
 
 def train_plain(steps: Sequence[int], optim: OptimSection = OPTIM) -> tuple[list[Record], dict[str, torch.Tensor]]:
     """The same steps in one process, with torch only: records and final weights."""
     model = Toy()
-    optimizer = build_optimizer(model, TABLE, optim)
+    optimizer = torch.optim.AdamW(parameter_groups(model.named_parameters(), TABLE, optim.weight_decay),
+                                  betas=optim.betas, eps=optim.eps)
     records = []
     for step in steps:
         x, y = batch(step)
@@ -122,7 +130,7 @@ def learning_rate_of(step: int) -> float:
     return OPTIM.lr / (1 + step)
 
 
-def state_of(engine: DeepSpeedEngine) -> dict[str, Any]:
+def state_of(engine: Engine) -> dict[str, Any]:
     """Weights, moments and step count, detached from the engine."""
     state: dict[str, Any] = {f"{name}/{field}": tensor.clone() for name in engine.parameter_shapes
                              for field, tensor in engine.export_parameter(name).items()}

@@ -1,11 +1,13 @@
-"""What goes into DeepSpeed's configuration, and what a raw section may not say."""
+"""What goes into DeepSpeed's configuration, what a raw section may not say, and which engines there are not."""
 
 import subprocess
 import sys
 
 import pytest
 
-from hyena_dist.config.schema import EngineSection
+from hyena_dist.config.checks import check
+from hyena_dist.config.errors import ConfigError
+from hyena_dist.config.schema import Config, EngineSection, TrainSection
 from hyena_dist.engine.deepspeed_config import OWNED_KEYS, check_raw_section, deepspeed_config
 from hyena_dist.parallel.groups import Axis, Groups
 
@@ -35,6 +37,38 @@ def test_the_raw_section_is_merged_key_by_key() -> None:
     assert built["timers"] == {"throughput": {"enabled": True}}
     built["zero_optimization"]["reduce_bucket_size"] = 6
     assert raw["zero_optimization"] == {"reduce_bucket_size": 5}, "nothing mutates the configuration"
+
+
+def test_offloading_moves_what_it_says_and_lets_any_adam_step() -> None:
+    host = {"device": "cpu", "pin_memory": True}
+    assert config(EngineSection(zero_stage=1, offload="optimizer"))["zero_optimization"] == {
+        "stage": 1, "offload_optimizer": host}
+    built = config(EngineSection(zero_stage=3, offload="parameters"))
+    assert built["zero_optimization"] == {"stage": 3, "memory_efficient_linear": False, "offload_optimizer": host,
+                                          "offload_param": host}
+    assert built["zero_force_ds_cpu_optimizer"] is False
+
+
+@pytest.mark.parametrize(("engine", "message"), [
+    (EngineSection(zero_stage=0, offload="optimizer"), r"offload=optimizer: .* set engine.zero_stage to 1, 2 or 3"),
+    (EngineSection(zero_stage=2, offload="parameters"), r"offload=parameters: .* set engine.zero_stage=3, or"),
+    (EngineSection(name="fsdp", offload="optimizer"), r"offload=optimizer: FSDP .* set parameters or none"),
+    (EngineSection(name="fsdp", deepspeed={"comms_logger": {"enabled": True}}), r"engine.deepspeed .* leave it out"),
+])
+def test_impossible_engines_are_refused_with_the_remedy(engine: EngineSection, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        check(Config(engine=engine), world_size=1)
+    assert ";" not in str(caught.value), "one rule each"
+
+
+@pytest.mark.parametrize("engine", [
+    EngineSection(name="fsdp"), EngineSection(name="fsdp", offload="parameters"),
+    *(EngineSection(zero_stage=stage, offload="optimizer") for stage in (1, 2, 3)),
+    EngineSection(zero_stage=3, offload="parameters"),
+])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_every_other_engine_is_allowed(engine: EngineSection, precision: str) -> None:
+    check(Config(engine=engine, train=TrainSection(run_dir="r", precision=precision)), world_size=1)
 
 
 @pytest.mark.parametrize("key", OWNED_KEYS)

@@ -1,8 +1,15 @@
 """Ranks from the environments of the launchers."""
 
-import pytest
+import os
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
 
-from hyena_dist.engine.launch import first_host, rank_environment
+import pytest
+import torch
+
+from hyena_dist.engine.launch import _flight_recorder, collective_timeout, first_host, job_id, rank_environment
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
 SRUN = {"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "123456", "SLURM_STEP_ID": "0",
@@ -42,3 +49,41 @@ def test_a_half_set_environment_is_an_error() -> None:
 ])
 def test_first_host(nodelist: str, host: str) -> None:
     assert first_host(nodelist) == host
+
+
+def test_the_time_out_is_ten_minutes_or_the_users() -> None:
+    assert collective_timeout({}) == timedelta(minutes=10)
+    assert collective_timeout({"DEEPSPEED_TIMEOUT": "45"}) == timedelta(minutes=45)
+    for wrong in ("0", "-1", "soon", ""):
+        with pytest.raises(ValueError, match="DEEPSPEED_TIMEOUT=.* must be a whole number of minutes"):
+            collective_timeout({"DEEPSPEED_TIMEOUT": wrong})
+
+
+def test_the_job_is_slurms() -> None:
+    assert job_id(SRUN) == "123456"
+    assert job_id(TORCHRUN) is None
+
+
+def test_nccl_says_in_the_run_directory_what_hung(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    names = ("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_DUMP_ON_TIMEOUT", "TORCH_FR_DUMP_TEMP_FILE",
+             "TORCH_NCCL_DEBUG_INFO_TEMP_FILE")
+    for name in names:
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+    _flight_recorder(torch.device("cpu"), tmp_path)
+    assert not any(name in os.environ for name in names)
+    _flight_recorder(torch.device("cuda"), tmp_path)
+    assert [os.environ.get(name) for name in names] == ["2000", "1", f"{tmp_path}/nccl-rank-", None]
+    monkeypatch.delenv("TORCH_FR_DUMP_TEMP_FILE")
+    monkeypatch.setenv("TORCH_NCCL_DEBUG_INFO_TEMP_FILE", "/elsewhere")  # the older name of the same
+    _flight_recorder(torch.device("cuda"), tmp_path)
+    assert "TORCH_FR_DUMP_TEMP_FILE" not in os.environ
+
+
+def test_leaving_writes_out_what_was_said_and_waits_for_nobody() -> None:
+    """A thread that never ends stands for a library's; an ordinary exit would wait for it."""
+    script = ("import sys, threading, time\nfrom hyena_dist.engine.launch import leave\n"
+              "threading.Thread(target=time.sleep, args=(60,)).start()\nprint('said', end='')\n{}(3)")
+    left = subprocess.run([sys.executable, "-c", script.format("leave")], capture_output=True, text=True, check=False,
+                          timeout=50)
+    assert (left.returncode, left.stdout) == (3, "said")
