@@ -1,6 +1,7 @@
 """Perplexity of a trained run on held-out bases, beside Markov chains fitted on the same training bases.
 
 example: python launchers/evaluate.py runs/quickstart
+         python launchers/evaluate.py runs/quickstart --checkpoint best
 """
 
 import argparse
@@ -20,6 +21,8 @@ ORDERS = range(7)
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_dir", help="a run directory with a whole checkpoint")
+    parser.add_argument("--checkpoint", default="latest", metavar="latest|best|PATH",
+                        help="the newest (latest), that of the lowest validation loss, or a checkpoint's directory")
     parser.add_argument("--shards", help="another shard directory than the run's own")
     parser.add_argument("--split", default="val", choices=("val", "test"), help="held-out bases to score (val)")
     parser.add_argument("--must-beat-order", type=int, choices=ORDERS, metavar="K",
@@ -34,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Imported here: torch and megatron-core take seconds, --help should not.
     from hyena_dist.tasks.evaluate import evaluate
     try:
-        result = evaluate(args.run_dir, shards=args.shards, split=args.split)
+        result = evaluate(args.run_dir, checkpoint=args.checkpoint, shards=args.shards, split=args.split)
     except (UserError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

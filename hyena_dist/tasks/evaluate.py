@@ -16,7 +16,7 @@ from hyena_dist.model.loss import token_loss
 from hyena_dist.model.model import HyenaModel, build_model
 from hyena_dist.parallel.groups import Groups
 from hyena_dist.tasks.markov import markov_perplexity
-from hyena_dist.train.checkpoint import find_latest, load_model_weights
+from hyena_dist.train.checkpoint import choose_checkpoint, load_model_weights
 
 ROWS_PER_BATCH_TOKENS = 2**15
 """Tokens of a forward pass: enough to fill two cores, little enough for any machine."""
@@ -32,22 +32,23 @@ class Evaluation:
     """By order, 0 upwards."""
 
 
-def load_run(run_dir: str | Path) -> tuple[Config, HyenaModel, Path]:
-    """The configuration of a run and its model with the weights of the newest whole checkpoint, in eval mode.
+def load_run(run_dir: str | Path, checkpoint: str = "latest") -> tuple[Config, HyenaModel, Path]:
+    """The configuration of a run and its model with the weights of a checkpoint, in eval mode.
+
+    Args:
+        checkpoint: `latest`, the newest whole one; `best`, of the lowest validation loss; or a checkpoint's path.
 
     Raises:
-        ConfigError: not a run directory, or one without a whole checkpoint.
+        UserError: not a run directory, no such checkpoint, or one of another model.
     """
     run_dir = Path(run_dir)
     if not (run_dir / "config.yaml").is_file():
         raise ConfigError(f"{run_dir} is not a run directory: it has no config.yaml")
     config = load_config(run_dir / "config.yaml")
-    checkpoint = find_latest(run_dir / "checkpoints")
-    if checkpoint is None:
-        raise ConfigError(f"{run_dir} has no whole checkpoint: let the run save one first")
+    path = choose_checkpoint(run_dir, checkpoint)
     model = build_model(config, Groups.single())
-    load_model_weights(checkpoint, model, model.placement())
-    return config, model.eval(), checkpoint
+    load_model_weights(path, model, model.placement())
+    return config, model.eval(), path
 
 
 @torch.inference_mode()
@@ -68,14 +69,15 @@ def model_perplexity(model: HyenaModel, manifest: Manifest, *, split: str, seq_l
     return math.exp(total / count)
 
 
-def evaluate(run_dir: str | Path, *, shards: str | None = None, split: str = "val") -> Evaluation:
-    """Score a run's newest checkpoint on a split of its own shards, or of others.
+def evaluate(run_dir: str | Path, *, checkpoint: str = "latest", shards: str | None = None,
+             split: str = "val") -> Evaluation:
+    """Score a checkpoint of a run, as `load_run` takes it, on a split of the run's own shards, or of others.
 
     Raises:
-        UserError: no such run, no whole checkpoint, unreadable shards, an empty split.
+        UserError: no such run or checkpoint, unreadable shards, an empty split.
     """
-    config, model, checkpoint = load_run(run_dir)
+    config, model, path = load_run(run_dir, checkpoint)
     manifest = Manifest.load(shards or config.data.shards)
     seq_len = config.data.val_seq_len or config.data.seq_len
     perplexity = model_perplexity(model, manifest, split=split, seq_len=seq_len)
-    return Evaluation(checkpoint, perplexity, markov_perplexity(manifest, split))
+    return Evaluation(path, perplexity, markov_perplexity(manifest, split))

@@ -7,14 +7,12 @@ aside and renamed, so a directory of the final name is whole or was damaged late
 """
 
 import json
-import logging
-import os
-import re
 import secrets
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -28,23 +26,50 @@ from torch.futures import Future
 from hyena_dist.engine.protocol import FIELDS, Engine, Placed, Table
 from hyena_dist.parallel.groups import Axis, Groups
 from hyena_dist.train.agree import agree, broadcast
+from hyena_dist.train.checkpoint_directory import (
+    FORMAT,
+    MARKER,
+    METADATA,
+    choose_checkpoint,
+    find_best,
+    find_latest,
+    is_whole,
+    prune,
+    read_metadata,
+    step_directory,
+)
 from hyena_dist.train.checkpoint_reader import CheckpointError, TensorReader
+from hyena_dist.train.files import sync_directory, write_durably
 
-__all__ = ["CheckpointError", "find_latest", "load_checkpoint", "load_model_weights", "merge_parts", "prune",
-           "read_metadata", "save_checkpoint", "split_parts", "step_directory"]
+__all__ = ["CheckpointError", "Exporter", "Snapshot", "choose_checkpoint", "find_best", "find_latest", "is_whole",
+           "load_checkpoint", "load_model_weights", "merge_parts", "prune", "read_metadata", "save_checkpoint",
+           "split_parts", "step_directory", "take_snapshot", "write_snapshot"]
 
-FORMAT = 1
 _KINDS = dict(zip(FIELDS, ("model", "optim/exp_avg", "optim/exp_avg_sq"), strict=True))
-_MARKER = "COMPLETE"
-_METADATA = "metadata.json"
-_NAME = re.compile(r"step-(\d{8,})")
-
-logger = logging.getLogger(__name__)
 
 
-def step_directory(checkpoints_dir: str | Path, step: int) -> Path:
-    """Where the checkpoint of a step belongs."""
-    return Path(checkpoints_dir, f"step-{step:08d}")
+class Exporter(Protocol):
+    """What a save asks of an engine."""
+
+    @property
+    def parameter_shapes(self) -> Mapping[str, torch.Size]:
+        """As `Engine.parameter_shapes`."""
+
+    def export_parameter(self, name: str) -> Mapping[str, torch.Tensor]:
+        """As `Engine.export_parameter`; collective."""
+
+    @property
+    def optimizer_step_count(self) -> int:
+        """As `Engine.optimizer_step_count`."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A checkpoint's content in host memory: copies, which later steps of the engine do not change."""
+
+    tensors: dict[str, torch.Tensor]
+    """Those that this rank writes."""
+    metadata: str
 
 
 def split_parts(tensor: torch.Tensor, placement: Placed) -> dict[str, torch.Tensor]:
@@ -63,22 +88,35 @@ def merge_parts(parts: Mapping[str, torch.Tensor], placement: Placed) -> torch.T
     return torch.cat([parts[f"/{part}"] for part in placement.parts]) if placement.parts else parts[""]
 
 
-def save_checkpoint(path: str | Path, engine: Engine, table: Table, groups: Groups,
+def save_checkpoint(path: str | Path, engine: Exporter, table: Table, groups: Groups,
                     metadata: Mapping[str, Any]) -> None:
     """Write a checkpoint; collective. `metadata` is anything JSON holds: step, data state, the model's identity.
 
     Raises:
         OSError: on every rank, when a rank could not write. Nothing is left of it, and older checkpoints are as before.
     """
-    path = Path(path)
+    write_snapshot(path, take_snapshot(engine, table, groups, metadata), groups)
+
+
+def take_snapshot(engine: Exporter, table: Table, groups: Groups, metadata: Mapping[str, Any]) -> Snapshot:
+    """Copy what `save_checkpoint` writes into host memory; collective. Each rank holds about 1/world of it."""
     text = json.dumps({**metadata, "format": FORMAT, "optimizer_step_count": engine.optimizer_step_count}, indent=1)
-    tensors = _owned_tensors(engine, table, groups)
+    return Snapshot(_owned_tensors(engine, table, groups), text)
+
+
+def write_snapshot(path: str | Path, snapshot: Snapshot, groups: Groups) -> None:
+    """Make a checkpoint of a snapshot; collective over `groups.world`, the only group of `groups` that is used.
+
+    Raises:
+        OSError: as `save_checkpoint`.
+    """
+    path = Path(path)
     aside = path.with_name(f"{path.name}.tmp-{broadcast(secrets.token_hex(4), groups)}")
     first = groups.world.rank == 0
     try:
         _together(lambda: aside.mkdir(parents=True) if first else None, groups, path)
-        _together(lambda: _write_tensors(aside, tensors, groups), groups, path)
-        _together(lambda: _finish(aside, path, text) if first else None, groups, path)
+        _together(lambda: _write_tensors(aside, snapshot.tensors, groups), groups, path)
+        _together(lambda: _finish(aside, path, snapshot.metadata) if first else None, groups, path)
     except BaseException as error:
         if first:
             shutil.rmtree(aside, ignore_errors=True)
@@ -136,79 +174,6 @@ def load_model_weights(path: str | Path, model: nn.Module, table: Table, *,
     return metadata
 
 
-def read_metadata(path: str | Path, *, model: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What was saved beside the tensors.
-
-    Raises:
-        CheckpointError: not a whole checkpoint, or metadata["model"] is not `model`.
-    """
-    path = Path(path)
-    reason = _damage(path)
-    if reason:
-        raise CheckpointError(f"{path}: {reason}: choose another checkpoint")
-    try:
-        metadata = json.loads((path / _METADATA).read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path / _METADATA}: cannot be read ({error}): choose another checkpoint") from error
-    if metadata.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: its format is {metadata.get('format')!r}, this version reads {FORMAT}: "
-                              f"use the version of hyena_dist that wrote it")
-    if model is not None:
-        _check_identity(path, metadata.get("model") or {}, json.loads(json.dumps(model)))
-    return metadata
-
-
-def find_latest(checkpoints_dir: str | Path) -> Path | None:
-    """The newest whole checkpoint; damaged ones are passed over with a warning."""
-    for path in _newest_first(checkpoints_dir):
-        reason = _damage(path)
-        if not reason:
-            return path
-        logger.warning("%s is passed over: %s", path, reason)
-    return None
-
-
-def prune(checkpoints_dir: str | Path, *, keep: int = 2, protect: Collection[str | Path] = ()) -> None:
-    """Delete all but the newest `keep` whole checkpoints and those in `protect`, and what killed runs left aside.
-
-    For one rank, while none saves.
-    """
-    whole = [path for path in _newest_first(checkpoints_dir) if not _damage(path)]
-    kept = {Path(path).name for path in (*whole[:keep], *protect)}
-    for path in [*whole, *Path(checkpoints_dir).glob("step-*.tmp-*")]:
-        if path.name not in kept:
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _newest_first(checkpoints_dir: str | Path) -> list[Path]:
-    found = [(int(match[1]), path) for path in Path(checkpoints_dir).glob("step-*")
-             if (match := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found, reverse=True)]
-
-
-def _damage(path: Path) -> str | None:
-    """Why a directory is no whole checkpoint; None if it is one."""
-    try:
-        sizes = json.loads((path / _MARKER).read_text())
-    except FileNotFoundError:
-        return f"it has no {_MARKER} marker, so its writing was cut short" if path.is_dir() else "no such checkpoint"
-    except (OSError, ValueError) as error:
-        return f"its {_MARKER} marker cannot be read ({error})"
-    for name, size in sizes.items():
-        file = path / name
-        if not file.is_file() or file.stat().st_size != size:
-            return f"its file {name} is missing or has another size than when it was written"
-    return None
-
-
-def _check_identity(path: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    differing = [f"{key} is {saved.get(key)!r} there and {wanted.get(key)!r} here"
-                 for key in sorted({*saved, *wanted}) if saved.get(key) != wanted.get(key)]
-    if differing:
-        raise CheckpointError(f"{path} is of another model: {'; '.join(differing)}: set these keys as saved, or choose "
-                              f"another checkpoint")
-
-
 def _part_shapes(local: torch.Size, placement: Placed, tensor_ranks: int) -> dict[str, torch.Size]:
     """The global shape of each block of a weight of which this tensor rank has `local`."""
     parts = split_parts(torch.empty(local, device="meta"), placement)
@@ -221,7 +186,7 @@ def _part_shapes(local: torch.Size, placement: Placed, tensor_ranks: int) -> dic
     return shapes
 
 
-def _owned_tensors(engine: Engine, table: Table, groups: Groups) -> dict[str, torch.Tensor]:
+def _owned_tensors(engine: Exporter, table: Table, groups: Groups) -> dict[str, torch.Tensor]:
     """The tensors that this rank writes: key i belongs to rank i % world. Each is gathered on all ranks on its way."""
     owned: dict[str, torch.Tensor] = {}
     for index, (key, tensor) in enumerate(_global_tensors(engine, table, groups.tensor)):
@@ -230,7 +195,7 @@ def _owned_tensors(engine: Engine, table: Table, groups: Groups) -> dict[str, to
     return owned
 
 
-def _global_tensors(engine: Engine, table: Table, tensor: Axis) -> Iterator[tuple[str, torch.Tensor]]:
+def _global_tensors(engine: Exporter, table: Table, tensor: Axis) -> Iterator[tuple[str, torch.Tensor]]:
     for name in engine.parameter_shapes:
         state = engine.export_parameter(name)
         for field, kind in _KINDS.items():
@@ -274,31 +239,16 @@ def _write_tensors(aside: Path, tensors: dict[str, torch.Tensor], groups: Groups
 
 def _finish(aside: Path, path: Path, metadata: str) -> None:
     """Make the directory whole, durable and visible, in this order."""
-    _write_durably(aside / _METADATA, metadata)
+    write_durably(aside / METADATA, metadata)
     sizes = {file.name: file.stat().st_size for file in sorted(aside.iterdir())}
-    _write_durably(aside / _MARKER, json.dumps(sizes, indent=1))
-    _sync_directory(aside)
+    write_durably(aside / MARKER, json.dumps(sizes, indent=1))
+    sync_directory(aside)
     replaced = aside.with_name(f"{aside.name}-old")
     if path.exists():
         path.rename(replaced)
     aside.rename(path)
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
     shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _write_durably(path: Path, text: str) -> None:
-    with path.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _together(action: Callable[[], None], groups: Groups, path: Path) -> None:
@@ -308,7 +258,7 @@ def _together(action: Callable[[], None], groups: Groups, path: Path) -> None:
             action()
         except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError too
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise OSError(f"{path}: the checkpoint could not be written ({reason}): make room there or change "
-                          "train.run_dir") from error
+            raise OSError(f"{path}: the checkpoint could not be written ({reason}): make room there or choose "
+                          "another directory") from error
 
     agree(attempt, groups)

@@ -37,7 +37,7 @@ class TensorReader:
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
-        self._index, self._saved = _read_index(self._path / _INDEX)
+        self._index, self.shapes = _read_index(self._path / _INDEX)
 
     def check(self, shapes: Mapping[str, torch.Size], *, ignore: Collection[str]) -> None:
         """Compare the keys, but for those that start with one of `ignore`, and their shapes with what is wanted.
@@ -45,7 +45,7 @@ class TensorReader:
         Raises:
             CheckpointError: a key is missing, is extra, or has another shape.
         """
-        saved = {key: shape for key, shape in self._saved.items() if not key.startswith(tuple(ignore))}
+        saved = {key: shape for key, shape in self.shapes.items() if not key.startswith(tuple(ignore))}
         for keys, words in ((shapes.keys() - saved.keys(), "is missing"), (saved.keys() - shapes.keys(), "is extra")):
             if keys:
                 self._refuse(f"{min(keys)} {words} ({len(keys)} such keys)")

@@ -5,26 +5,22 @@ prefix (Lightning), `.layer` keys (models trained with the published checkpointi
 the one sine frequency stored three times, stored or absent position buffers, torchmetrics' counters.
 """
 
-import pickle
-from collections import OrderedDict
 from collections.abc import Mapping
-from pathlib import Path
-from types import SimpleNamespace
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hyena_dist.config.errors import UserError
 from hyena_dist.config.schema import VOCAB_MULTIPLE, ModelSection
+from hyena_dist.convert.section import ConversionError, checked_section
 from hyena_dist.model.config import hyena_config
 from hyena_dist.model.initial import initialize
 from hyena_dist.model.model import HyenaModel
 from hyena_dist.ops.implicit_filter import FilterShape, decay_rates, positional_features, time
 
-
-class ConversionError(UserError):
-    """A checkpoint or configuration that is not a HyenaDNA model; the message names the key and the remedy."""
+POSITION_TOLERANCE = 1e-2
+"""Positions stored in bfloat16 are off by 4e-3; trained ones soon by more than this, at their learning rates."""
 
 
 def from_published(config: Mapping[str, Any], state_dict: Mapping[str, Tensor] | None) -> HyenaModel:
@@ -40,7 +36,9 @@ def from_published(config: Mapping[str, Any], state_dict: Mapping[str, Tensor] |
     """
     section = model_section(config)
     weights = None if state_dict is None else _canonical(state_dict)
-    dtype = torch.float32 if weights is None else next(iter(weights.values())).dtype
+    dtype = torch.float32 if weights is None else reduce(torch.promote_types, (w.dtype for w in weights.values()))
+    if not dtype.is_floating_point:
+        raise ConversionError(f"the weights are of type {dtype}: HyenaDNA's are floating-point numbers")
     model = HyenaModel(hyena_config(section, params_dtype=dtype))
     if weights is None:
         initialize(model, model.config, model.placement(), model.tensor, seed=0)
@@ -51,6 +49,8 @@ def from_published(config: Mapping[str, Any], state_dict: Mapping[str, Tensor] |
         if key:
             raise ConversionError(f"the state dict {kind} key {sorted(key)[0]} ({len(key)} in all): "
                                   "is it of a HyenaDNA model of this config?")
+    assert state_dict is not None
+    _check_positions(state_dict, model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             published, shape = names[name]
@@ -63,8 +63,19 @@ def from_published(config: Mapping[str, Any], state_dict: Mapping[str, Tensor] |
 
 def to_published(model: HyenaModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The published config and state dict of a model, position buffers and aliases included; the inverse of
-    `from_published`, bit for bit. Tensors are copies on the CPU."""
+    `from_published`, bit for bit. Tensors are copies on the CPU.
+
+    Raises:
+        ConversionError: the published code has no attention layers, or cannot run the model to its full length.
+    """
     c = model.config
+    if "A" in c.layer_kinds:
+        raise ConversionError("the published code has no attention layers (model.layer_pattern): keep this model as "
+                              "safetensors or a checkpoint")
+    if c.filter_seq_len < c.max_seq_len:
+        raise ConversionError(f"model.filter_seq_len ({c.filter_seq_len}) is less than model.max_seq_len "
+                              f"({c.max_seq_len}), and the published format has one number, l_max, for both: export "
+                              "the model before its context was extended, or one extended by stretching its filter")
     layer = {"_name_": "hyena", "emb_dim": c.filter_emb_dim, "filter_order": c.filter_order,
              "short_filter_order": c.short_conv_kernel, "l_max": c.filter_seq_len, "modulate": True,
              "w": c.filter_sine_freq, "lr_pos_emb": 0.0, "order": c.hyena_order,
@@ -91,8 +102,7 @@ def model_section(config: Mapping[str, Any]) -> ModelSection:
         ConversionError: a missing key, or an option whose published meaning this model does not have.
     """
     try:
-        layer = config["layer"]
-        order, width = layer.get("order", 2), config["d_model"]
+        layer, width = config["layer"], config["d_model"]
         unsupported = {key: value for key, value, supported in (
             ("layer.modulate", layer.get("modulate", True), True),
             ("layer.bidirectional", layer.get("bidirectional", False), False),
@@ -100,41 +110,25 @@ def model_section(config: Mapping[str, Any]) -> ModelSection:
             ("layer.num_heads", layer.get("num_heads", 1), 1),
             ("layer.num_blocks", layer.get("num_blocks", 1), 1),
             ("layer.inner_factor", layer.get("inner_factor", 1), 1),
+            ("layer.dropout", layer.get("dropout", 0), 0),
+            ("norm_epsilon", config.get("norm_epsilon", 1e-5), 1e-5),
             ("pad_vocab_size_multiple", config.get("pad_vocab_size_multiple", VOCAB_MULTIPLE), VOCAB_MULTIPLE),
         ) if value != supported}
-        if unsupported:
-            raise ConversionError(f"unsupported published options: {unsupported}")
-        return ModelSection(
-            num_layers=config["n_layer"], hidden_size=width, ffn_hidden_size=config.get("d_inner", 4 * width),
-            max_seq_len=layer["l_max"], filter_seq_len=layer["l_max"], hyena_order=order,
-            filter_order=layer.get("filter_order", 64), filter_emb_dim=layer.get("emb_dim", 3),
-            filter_sine_freq=float(layer.get("w", 1)), filter_num_inner_mlps=layer.get("num_inner_mlps", 2),
-            filter_shift=layer.get("shift", 0.05),
-            short_conv_kernel=layer.get("short_filter_order", layer.get("local_order", 3)),
-            vocab_size=config["vocab_size"], embed_dropout=config.get("embed_dropout", 0.1),
-            resid_dropout=config.get("resid_dropout", 0.0))
+        inner_size = config.get("d_inner", 4 * width)
+        values = {
+            "num_layers": config["n_layer"], "hidden_size": width, "max_seq_len": layer["l_max"],
+            "ffn_hidden_size": None if inner_size == 4 * width else inner_size,
+            "hyena_order": layer.get("order", 2), "filter_order": layer.get("filter_order", 64),
+            "filter_emb_dim": layer.get("emb_dim", 3), "filter_sine_freq": layer.get("w", 1),
+            "filter_num_inner_mlps": layer.get("num_inner_mlps", 2), "filter_shift": layer.get("shift", 0.05),
+            "short_conv_kernel": layer.get("short_filter_order", layer.get("local_order", 3)),
+            "vocab_size": config["vocab_size"], "embed_dropout": config.get("embed_dropout", 0.1),
+            "resid_dropout": config.get("resid_dropout", 0.0)}
     except (KeyError, TypeError, AttributeError) as error:
         raise ConversionError(f"not a published HyenaDNA config.json: {error!r}") from error
-
-
-def load_lightning(path: str | Path) -> dict[str, Tensor]:
-    """The state dict of a published Lightning checkpoint (weights.ckpt), read without running anything in it.
-
-    The pickle may name any class (OmegaConf objects, loop states); all but tensors and plain containers become inert
-    placeholders and are thrown away.
-
-    Raises:
-        ConversionError: unreadable, not a checkpoint, or without a `state_dict` of tensors.
-    """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_TENSORS_ONLY)
-        state = dict(content["state_dict"])
-    except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError, AttributeError,
-            IndexError) as error:
-        raise ConversionError(f"{path}: not a readable Lightning checkpoint with a state_dict: {error}") from error
-    if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
-        raise ConversionError(f"{path}: its state_dict holds more than tensors")
-    return state
+    if unsupported:
+        raise ConversionError(f"unsupported published options: {unsupported}")
+    return checked_section(values)
 
 
 def _canonical(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -154,6 +148,21 @@ def _canonical(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if not weights:
         raise ConversionError("the state dict is empty")
     return weights
+
+
+def _check_positions(state_dict: Mapping[str, Tensor], model: HyenaModel) -> None:
+    """Some published code trains the positions, which this model computes: it would be another model, silently."""
+    z = positional_features(model.config.filter_shape, slice(0, model.config.filter_seq_len), torch.float32,
+                            torch.device("cpu"))[None]
+    for key in (key for key in state_dict if key.endswith(".pos_emb.z")):
+        saved = state_dict[key].float()
+        if saved.shape != z.shape:
+            raise ConversionError(f"{key} has shape {list(saved.shape)}, the config asks for {list(z.shape)}: use the "
+                                  "config.json that belongs to these weights")
+        difference = (saved - z).abs().max().item()
+        if not difference < POSITION_TOLERANCE:
+            raise ConversionError(f"{key} differs from the published positions by {difference:.1e}: it was trained, "
+                                  "and this model has no such weights")
 
 
 def _published_names(model: HyenaModel) -> dict[str, tuple[str, torch.Size]]:
@@ -195,39 +204,3 @@ def _derived(prefix: str, state: Mapping[str, Tensor], shape: FilterShape, inner
         prefix + "pos_emb.t": time(shape, every_lag, freq.dtype, device)[None, :, None],
         prefix + "modulation.deltas": decay_rates(channels, freq.dtype, device)[None, None],
     }
-
-
-class _Inert:
-    """Stands for any object of a pickle that is neither a tensor nor a plain container."""
-
-    def __new__(cls, *_args: Any, **_kwargs: Any) -> "_Inert":
-        return super().__new__(cls)
-
-    def __init__(self, *_args: Any, **_kwargs: Any) -> None: ...
-
-    def __setstate__(self, _state: Any) -> None: ...
-
-    def __setitem__(self, _key: Any, _value: Any) -> None: ...
-
-    def append(self, _item: Any) -> None: ...
-
-    def __call__(self, *_args: Any, **_kwargs: Any) -> "_Inert":
-        return self
-
-
-class _TensorUnpickler(pickle.Unpickler):
-    _allowed = {("collections", "OrderedDict"): OrderedDict,
-                ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
-                ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter}
-
-    def find_class(self, module: str, name: str) -> Any:
-        # Storage types are handled by torch.load before it asks here.
-        return self._allowed.get((module, name), _Inert)
-
-
-def _no_legacy_format(*_args: Any, **_kwargs: Any) -> None:
-    raise pickle.UnpicklingError("torch's format from before 1.6 is not read")
-
-
-_TENSORS_ONLY = SimpleNamespace(__name__="tensors_only", Unpickler=_TensorUnpickler, load=_no_legacy_format)
-"""What torch.load needs of a pickle module."""

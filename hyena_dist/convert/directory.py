@@ -1,0 +1,220 @@
+"""Models in directories: what is there is recognised, what is written is whole or not there.
+
+Nothing of a stranger's file is run: tensors are read by safetensors, by torch's weights-only reader or by the
+restricted readers of this package.
+"""
+
+import importlib.metadata
+import io
+import json
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from hyena_dist.config.schema import ModelSection
+from hyena_dist.convert.huggingface import from_huggingface, to_huggingface
+from hyena_dist.convert.lightning import load_lightning
+from hyena_dist.convert.published import from_published, model_section, to_published
+from hyena_dist.convert.section import ConversionError, checked_section
+from hyena_dist.model.config import hyena_config
+from hyena_dist.model.model import HyenaModel
+from hyena_dist.parallel.groups import Groups
+from hyena_dist.train.checkpoint import choose_checkpoint, load_model_weights, read_metadata, save_checkpoint
+from hyena_dist.train.files import new_directory
+
+CONFIG, WEIGHTS, PUBLISHED_WEIGHTS, BINARY_WEIGHTS = ("config.json", "model.safetensors", "weights.ckpt",
+                                                      "pytorch_model.bin")
+
+
+def read_model(source: str | Path, checkpoint: str | None = None) -> tuple[ModelSection, HyenaModel]:
+    """The model in a directory, in eval mode, on the CPU, in float32.
+
+    Args:
+        source: a run, a checkpoint, or a directory in one of the other FORMATS; which, is seen from its files.
+        checkpoint: of a run: latest (None is the same) or best.
+
+    Raises:
+        UserError: nothing of these, damaged, or a model that cannot be held exactly.
+    """
+    source = Path(source)
+    if (source / "config.yaml").is_file():
+        return _read_checkpoint(choose_checkpoint(source, checkpoint or "latest"))
+    if checkpoint is not None:
+        raise ConversionError(f"{source} is no run directory, so there is no {checkpoint} checkpoint to choose")
+    if not source.is_dir():
+        raise ConversionError(f"{source}: no such directory")
+    if not (source / CONFIG).is_file():
+        return _read_checkpoint(source)
+    config = _read_json(source / CONFIG)
+    if "layer" in config:
+        return _from_published(config, load_lightning(source / PUBLISHED_WEIGHTS))
+    if config.get("model_type") == "hyenadna":
+        return _from_published(*from_huggingface(config, _read_huggingface(source)))
+    if isinstance(config.get("model"), dict):
+        return _from_own(checked_section(config["model"]), _read_safetensors(source / WEIGHTS))
+    raise ConversionError(f"{source / CONFIG} is neither of a published HyenaDNA model (key layer), nor Hugging Face's "
+                          "(model_type hyenadna), nor written by hyena_dist (key model)")
+
+
+def write_model(dest: str | Path, format: str, section: ModelSection, model: HyenaModel, *,
+                source: str = "") -> list[str]:
+    """Write a model into a new directory, and return the names of its files.
+
+    Args:
+        format: one of FORMATS.
+        source: where the model came from; a checkpoint's metadata keeps it.
+
+    Raises:
+        ConversionError: `dest` exists or cannot be written, or the format has no such model; nothing is written.
+    """
+    dest = Path(dest)
+    if dest.exists():
+        raise ConversionError(f"{dest} exists: choose another destination")
+    try:
+        FORMATS[format](dest, section, model, source)
+    except OSError as error:
+        raise ConversionError(f"{dest}: could not be written ({error}): choose another destination") from error
+    return sorted(path.name for path in dest.iterdir())
+
+
+def resized(section: ModelSection, model: HyenaModel) -> HyenaModel:
+    """The same weights in the model of another section, of another context for one; in eval mode."""
+    other = HyenaModel(hyena_config(section, params_dtype=next(model.parameters()).dtype))
+    other.load_state_dict(model.state_dict())
+    return other.eval()
+
+
+def _read_checkpoint(path: Path) -> tuple[ModelSection, HyenaModel]:
+    identity = read_metadata(path).get("identity", {})
+    section = checked_section({key.removeprefix("model."): value for key, value in identity.items()
+                               if key.startswith("model.")})
+    model = HyenaModel(hyena_config(section))
+    load_model_weights(path, model, model.placement())
+    return section, model.eval()
+
+
+def _from_published(config: Mapping[str, Any], state_dict: dict[str, Tensor]) -> tuple[ModelSection, HyenaModel]:
+    return model_section(config), from_published(config, _in_float32(state_dict))
+
+
+def _from_own(section: ModelSection, weights: dict[str, Tensor]) -> tuple[ModelSection, HyenaModel]:
+    model = HyenaModel(hyena_config(section))
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    for name in sorted(shapes.keys() | weights.keys()):
+        wanted, found = shapes.get(name), weights[name].shape if name in weights else None
+        if wanted != found:
+            raise ConversionError(f"{name} has shape {_shape(found)} in {WEIGHTS} and {_shape(wanted)} in {CONFIG}")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(_in_float32(weights)[name])
+    return section, model.eval()
+
+
+def _shape(shape: torch.Size | None) -> str:
+    return "none" if shape is None else str(list(shape))
+
+
+def _in_float32(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    double = [key for key, value in tensors.items() if value.dtype == torch.float64]
+    if double:
+        raise ConversionError(f"{double[0]} is in float64, which float32 cannot hold exactly: convert it with "
+                              "hyena_dist.convert.from_published, or round it first")
+    return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConversionError(f"{path}: cannot be read ({error})") from error
+    if not isinstance(value, dict):
+        raise ConversionError(f"{path}: holds a {type(value).__name__}, not an object")
+    return value
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError, ValueError, KeyError) as error:  # KeyError: a type that torch does not have
+        raise ConversionError(f"{path}: no readable safetensors file ({error})") from error
+
+
+def _read_huggingface(source: Path) -> dict[str, Tensor]:
+    if (source / WEIGHTS).exists():
+        return _read_safetensors(source / WEIGHTS)
+    path = source / BINARY_WEIGHTS
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).split("\n")[0]
+        raise ConversionError(f"{path}: no readable file of weights ({reason}): a Hugging Face directory has "
+                              f"{WEIGHTS} or {BINARY_WEIGHTS}") from error
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ConversionError(f"{path}: holds something else than tensors by name")
+    return content
+
+
+def _write_own(dest: Path, section: ModelSection, model: HyenaModel, _source: str) -> None:
+    weights = {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
+    _write(dest, {"format": "hyena_dist", "version": importlib.metadata.version("hyena-dist"),
+                  "model": asdict(section)}, {WEIGHTS: _safetensors(weights)})
+
+
+def _write_published(dest: Path, section: ModelSection, model: HyenaModel, _source: str) -> None:
+    config, state_dict = to_published(model)
+    file = io.BytesIO()
+    torch.save({"state_dict": {f"model.{key}": value for key, value in state_dict.items()}}, file)
+    _write(dest, config | {"vocab_size": section.vocab_size}, {PUBLISHED_WEIGHTS: file.getvalue()})
+
+
+def _write_huggingface(dest: Path, section: ModelSection, model: HyenaModel, _source: str) -> None:
+    config, state_dict = to_huggingface(*to_published(model))
+    _write(dest, config | {"vocab_size": section.vocab_size}, {WEIGHTS: _safetensors(state_dict)})
+
+
+def _write(dest: Path, config: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
+    with new_directory(dest) as aside:
+        (aside / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
+        for name, content in files.items():
+            (aside / name).write_bytes(content)
+
+
+def _safetensors(tensors: Mapping[str, Tensor]) -> bytes:
+    return save(dict(tensors), metadata={"format": "pt"})  # transformers insists on this entry
+
+
+class _Untrained:
+    """A model as a save sees an engine that has taken no step."""
+
+    optimizer_step_count = 0
+
+    def __init__(self, model: HyenaModel) -> None:
+        self._weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+    @property
+    def parameter_shapes(self) -> dict[str, torch.Size]:
+        return {name: weight.shape for name, weight in self._weights.items()}
+
+    def export_parameter(self, name: str) -> dict[str, Tensor]:
+        weight = self._weights[name]
+        return {"weight": weight, "exp_avg": torch.zeros_like(weight), "exp_avg_sq": torch.zeros_like(weight)}
+
+
+def _write_checkpoint(dest: Path, section: ModelSection, model: HyenaModel, source: str) -> None:
+    metadata = {"step": 0, "identity": {f"model.{key}": value for key, value in asdict(section).items()},
+                "config": None, "data": None, "val_loss": None, "best_val_loss": None, "seconds": 0.0,
+                "version": importlib.metadata.version("hyena-dist"), "source": source}
+    save_checkpoint(dest, _Untrained(model), model.placement(), Groups.single(), metadata)
+
+
+FORMATS: dict[str, Callable[[Path, ModelSection, HyenaModel, str], None]] = {
+    "safetensors": _write_own, "published": _write_published, "huggingface": _write_huggingface,
+    "checkpoint": _write_checkpoint}
+"""What `write_model` writes: our parameter names, the published code's, Hugging Face's, a start for training."""

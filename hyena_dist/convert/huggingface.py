@@ -1,0 +1,72 @@
+"""Hugging Face's port of HyenaDNA (LongSafari/hyenadna-*-hf), to and from the published layout.
+
+Its config.json is flat. Its keys have the prefix `hyena.`, the sine frequency is stored once, and the head is not tied
+but a copy of the embedding. Its code fixes the filter's shift; order and kernel are keys that work at one value only.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from hyena_dist.convert.section import ConversionError
+
+_SHIFT = 0.05
+_CODE = "LongSafari/hyenadna-tiny-1k-seqlen-hf"
+"""Where transformers finds the classes (trust_remote_code=True); every published size has the same files."""
+_CLASSES = {"AutoConfig": "configuration_hyena.HyenaConfig", "AutoModel": "modeling_hyena.HyenaDNAModel",
+            "AutoModelForCausalLM": "modeling_hyena.HyenaDNAForCausalLM",
+            "AutoModelForSequenceClassification": "modeling_hyena.HyenaDNAForSequenceClassification"}
+_KEYS = {"d_model": "d_model", "d_inner": "d_inner", "n_layer": "n_layer", "vocab_size": "vocab_size",
+         "embed_dropout": "embed_dropout", "resid_dropout": "resid_dropout", "layer_norm_epsilon": "norm_epsilon",
+         "pad_vocab_size_multiple": "pad_vocab_size_multiple"}
+_LAYER_KEYS = {"max_seq_len": "l_max", "emb_dim": "emb_dim", "filter_order": "filter_order", "hyena_order": "order",
+               "short_filter_order": "short_filter_order", "activation_freq": "w", "num_inner_mlps": "num_inner_mlps",
+               "hyena_dropout": "dropout"}
+"""Their keys to those of a published config.json, and of its section `layer`."""
+
+Model = tuple[dict[str, Any], dict[str, Tensor]]
+"""config.json, state dict."""
+
+
+def to_huggingface(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> Model:
+    """The port's layout of a published configuration and state dict, as `to_published` returns them.
+
+    Raises:
+        ConversionError: the port's code has no such model.
+    """
+    layer = config["layer"]
+    if layer["shift"] != _SHIFT:
+        raise ConversionError(f"model.filter_shift is {layer['shift']}, in Hugging Face's code it is always {_SHIFT}: "
+                              "write another format")
+    _check_working(layer)
+    ported = {"architectures": ["HyenaDNAForCausalLM"],
+              "auto_map": {kind: f"{_CODE}--{name}" for kind, name in _CLASSES.items()},
+              "model_type": "hyenadna", "torch_dtype": "float32", "tie_word_embeddings": False, "pad_token_id": 4,
+              "use_bias": True, "train_freq": True, "initializer_range": 0.02, "layer_norm_epsilon": 1e-5,
+              "hyena_dropout": 0.0, "hyena_filter_dropout": 0.0,
+              **{key: config[theirs] for key, theirs in _KEYS.items() if theirs in config},
+              **{key: layer[theirs] for key, theirs in _LAYER_KEYS.items() if theirs in layer}}
+    weights = {key if key == "lm_head.weight" else f"hyena.{key}": value.clone() for key, value in state_dict.items()
+               if not key.endswith(".freq") or key.endswith(".1.freq")}
+    return ported, weights
+
+
+def from_huggingface(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> Model:
+    """The inverse of `to_huggingface`. What is missing or unknown, `from_published` refuses.
+
+    Raises:
+        ConversionError: an order or a kernel with which the port's code does not work.
+    """
+    published: dict[str, Any] = {"vocab_size": 12}
+    published |= {theirs: config[key] for key, theirs in _KEYS.items() if config.get(key) is not None}
+    published["layer"] = {"shift": _SHIFT} | {theirs: config[key] for key, theirs in _LAYER_KEYS.items()
+                                              if config.get(key) is not None}
+    _check_working(published["layer"])
+    return published, {key.removeprefix("hyena."): value for key, value in state_dict.items()}
+
+
+def _check_working(layer: Mapping[str, Any]) -> None:
+    for key, value in (("short_filter_order", 3), ("order", 2)):
+        if layer.get(key, value) != value:
+            raise ConversionError(f"{key} is {layer[key]!r}, Hugging Face's code works with {value} only")

@@ -1,0 +1,68 @@
+"""The state dict of a published Lightning checkpoint, read without running anything in it."""
+
+import pickle
+from collections import OrderedDict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hyena_dist.convert.section import ConversionError
+
+
+def load_lightning(path: str | Path) -> dict[str, Tensor]:
+    """The state dict of a published Lightning checkpoint (weights.ckpt), read without running anything in it.
+
+    The pickle may name any class (OmegaConf objects, loop states); all but tensors and plain containers become inert
+    placeholders and are thrown away.
+
+    Raises:
+        ConversionError: unreadable, not a checkpoint, or without a `state_dict` of tensors.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_TENSORS_ONLY)
+        state = dict(content["state_dict"])
+    except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError, AttributeError,
+            IndexError) as error:
+        raise ConversionError(f"{path}: not a readable Lightning checkpoint with a state_dict: {error}") from error
+    if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
+        raise ConversionError(f"{path}: its state_dict holds more than tensors")
+    return state
+
+
+class _Inert:
+    """Stands for any object of a pickle that is neither a tensor nor a plain container."""
+
+    def __new__(cls, *_args: Any, **_kwargs: Any) -> "_Inert":
+        return super().__new__(cls)
+
+    def __init__(self, *_args: Any, **_kwargs: Any) -> None: ...
+
+    def __setstate__(self, _state: Any) -> None: ...
+
+    def __setitem__(self, _key: Any, _value: Any) -> None: ...
+
+    def append(self, _item: Any) -> None: ...
+
+    def __call__(self, *_args: Any, **_kwargs: Any) -> "_Inert":
+        return self
+
+
+class _TensorUnpickler(pickle.Unpickler):
+    _allowed = {("collections", "OrderedDict"): OrderedDict,
+                ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+                ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter}
+
+    def find_class(self, module: str, name: str) -> Any:
+        # Storage types are handled by torch.load before it asks here.
+        return self._allowed.get((module, name), _Inert)
+
+
+def _no_legacy_format(*_args: Any, **_kwargs: Any) -> None:
+    raise pickle.UnpicklingError("torch's format from before 1.6 is not read")
+
+
+_TENSORS_ONLY = SimpleNamespace(__name__="tensors_only", Unpickler=_TensorUnpickler, load=_no_legacy_format)
+"""What torch.load needs of a pickle module."""

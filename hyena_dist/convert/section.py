@@ -1,0 +1,28 @@
+"""The `model` section of a stranger's file."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from hyena_dist.config.errors import UserError
+from hyena_dist.config.schema import ModelSection
+
+
+class ConversionError(UserError):
+    """A file or directory that is not a HyenaDNA model, or a model that a format cannot hold; names the remedy."""
+
+
+def checked_section(values: Mapping[str, Any]) -> ModelSection:
+    """The section of these keys, strictly typed.
+
+    Raises:
+        ConversionError: an unknown key, a value of another type or out of range.
+    """
+    try:
+        section = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelSection), dict(values)))
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
+        raise ConversionError(f"not the configuration of a HyenaDNA model: {str(error).splitlines()[0]}") from error
+    assert isinstance(section, ModelSection)
+    return section

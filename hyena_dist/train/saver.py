@@ -1,0 +1,106 @@
+"""Saves checkpoints while the training goes on: a copy in host memory, which a thread writes.
+
+The thread's collectives run on a gloo group of its own, so they never meet those of the training. A run that ends at
+any moment, killed or not, leaves whole checkpoints only: they are written aside and renamed, and so are deletes.
+"""
+
+import logging
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hyena_dist.config.errors import UserError
+from hyena_dist.engine.protocol import Table
+from hyena_dist.parallel.groups import Groups, gloo_copy
+from hyena_dist.train.agree import broadcast
+from hyena_dist.train.checkpoint import (
+    Exporter,
+    Snapshot,
+    is_whole,
+    prune,
+    step_directory,
+    take_snapshot,
+    write_snapshot,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class CheckpointSaver:
+    """Writes a run's checkpoints in the background, one at a time, and deletes old ones; every method is collective.
+
+    Args:
+        checkpoints_dir: made by the first save; the same directory on every rank.
+        groups: of the run. Making a saver makes a process group.
+        keep: whole checkpoints kept besides the best, at least 2: the newest may be of a run that is about to break.
+    """
+
+    def __init__(self, checkpoints_dir: str | Path, groups: Groups, *, keep: int = 2) -> None:
+        if keep < 2:
+            raise ValueError(f"keep must be at least 2, got {keep}")
+        self.failure: OSError | None = None
+        """Why the last save wrote nothing; None if it did, or is still writing. After `wait` the same on all ranks."""
+        self._directory = Path(checkpoints_dir)
+        self._keep = keep
+        self._groups = groups
+        self._own = replace(groups, world=gloo_copy(groups.world))
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._writing: Future[OSError | None] | None = None
+
+    def save(self, engine: Exporter, table: Table, step: int, metadata: Mapping[str, Any]) -> None:
+        """Copy the engine's state and have it written; waits for the save before. What is saved already stays as it is.
+
+        A save that fails raises nothing: it is logged, `failure` has it, and the checkpoints of before are untouched.
+        """
+        self.wait()
+        self.failure = None
+        path = step_directory(self._directory, step)
+        if broadcast(self._is_first and _is_saved(path), self._own):
+            return
+        snapshot = take_snapshot(engine, table, self._groups, metadata)
+        self._writing = self._thread.submit(self._write, path, snapshot)
+
+    def wait(self) -> OSError | None:
+        """Wait until nothing is being written; return `failure`, the same on every rank.
+
+        Raises what is no failed write but a defect or a lost peer.
+        """
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            self.failure = writing.result()
+        return self.failure
+
+    def close(self) -> OSError | None:
+        """`wait`, and end the thread: before the process groups are destroyed."""
+        try:
+            return self.wait()
+        finally:
+            self._thread.shutdown()
+
+    @property
+    def _is_first(self) -> bool:
+        return self._groups.world.rank == 0
+
+    def _write(self, path: Path, snapshot: Snapshot) -> OSError | None:
+        failure = None
+        try:
+            write_snapshot(path, snapshot, self._own)
+        except OSError as error:  # the same on every rank
+            failure = error
+        if self._is_first:
+            if failure is not None:
+                logger.error("%s; the run goes on without it and tries again at its next save", failure)
+            try:
+                prune(self._directory, keep=self._keep)  # after a failure too: what a killed run left takes room
+            except UserError as error:
+                logger.warning("old checkpoints are not deleted: %s", error)
+        return failure
+
+
+def _is_saved(path: Path) -> bool:
+    try:
+        return is_whole(path)
+    except UserError:  # it may not even be read: the save will say why
+        return False

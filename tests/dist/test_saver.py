@@ -1,0 +1,301 @@
+"""Saving in the background: values of the moment, full disks, kills at any moment, and which checkpoints are kept."""
+
+import logging
+import os
+import resource
+import shutil
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from hyena_dist.model.placement import Placement
+from hyena_dist.parallel.groups import Groups
+from hyena_dist.train import saver as saver_module
+from hyena_dist.train.checkpoint import (
+    CheckpointError,
+    Snapshot,
+    find_best,
+    find_latest,
+    is_whole,
+    load_checkpoint,
+    prune,
+    read_metadata,
+    save_checkpoint,
+    step_directory,
+    write_snapshot,
+)
+from hyena_dist.train.saver import CheckpointSaver
+from tests.dist.harness import fork_server, run_distributed
+from tests.dist.test_checkpoint import DictEngine
+from tests.dist.toy import data_groups
+
+SHAPES = {f"w{i}": (100, 100) for i in range(4)}
+TABLE = dict.fromkeys(SHAPES, Placement())
+
+
+def filled(value: float) -> DictEngine:
+    """An engine whose every number is this one."""
+    return DictEngine({name: {field: torch.full(shape, float(value)) for field in ("weight", "exp_avg", "exp_avg_sq")}
+                       for name, shape in SHAPES.items()}, steps=int(value))
+
+
+def overwrite(engine: DictEngine, value: float) -> None:
+    for fields in engine.state.values():
+        for tensor in fields.values():
+            tensor.fill_(value)
+
+
+def content(path: Path, groups: Groups) -> set[float]:
+    """The numbers in a checkpoint."""
+    engine = filled(-1)
+    load_checkpoint(path, engine, TABLE, groups)
+    return {number for fields in engine.state.values() for tensor in fields.values()
+            for number in tensor.unique().tolist()}
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+def _two_ranks(directory: str) -> dict[str, Any]:
+    groups, found = data_groups(), {}
+    errors: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: errors.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("hyena_dist.train.saver").addHandler(handler)
+    saver = CheckpointSaver(directory, groups)
+    engine = filled(1)
+
+    with _held_back() as release:
+        saver.save(engine, TABLE, 1, {"step": 1})
+        overwrite(engine, 2)
+        total = torch.ones(1)
+        for _ in range(20):  # the training's collectives, while the thread has its own
+            dist.all_reduce(total)
+        found["nothing yet"] = not step_directory(directory, 1).exists()
+        dist.barrier()
+        release()
+        found["training"] = float(total)
+        found["first"] = saver.wait()
+    found["copied"] = content(step_directory(directory, 1), groups)
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if groups.world.rank == 1:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    for step in (2, 3):
+        saver.save(engine, TABLE, step, {"step": step})
+    found["full"] = str(saver.wait())
+    found["attribute"] = saver.failure is saver.wait()
+    found["left"] = names(Path(directory))
+    found["logged"] = list(errors)
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    saver.save(engine, TABLE, 4, {"step": 4})
+    found["room again"] = saver.wait(), names(Path(directory)), content(step_directory(directory, 4), groups)
+    before = step_directory(directory, 4).stat().st_ino
+    overwrite(engine, 5)
+    saver.save(engine, TABLE, 4, {"step": 4})
+    found["again"] = saver.close(), step_directory(directory, 4).stat().st_ino == before
+    return found
+
+
+class _held_back:  # noqa: N801 - a context manager, used as one
+    """Background writes wait until `release` is called."""
+
+    def __enter__(self) -> Callable[[], None]:
+        event, original = threading.Event(), saver_module.write_snapshot
+
+        def waiting(*args: Any) -> None:
+            assert event.wait(60)
+            original(*args)
+
+        self._original = original
+        saver_module.write_snapshot = waiting
+        return event.set
+
+    def __exit__(self, *_: object) -> None:
+        saver_module.write_snapshot = self._original
+
+
+@pytest.fixture(scope="module")
+def at_two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return run_distributed(_two_ranks, 2, str(tmp_path_factory.mktemp("saver")))
+
+
+def test_the_values_of_the_moment_are_saved(at_two: list[dict[str, Any]], tmp_path: Path) -> None:
+    for rank in at_two:
+        assert rank["nothing yet"]
+        assert rank["training"] == 2.0 ** 20
+        assert rank["first"] is None
+        assert rank["copied"] == {1.0}
+    engine = filled(1)
+    snapshot = Snapshot({f"{kind}/{name}": fields[field] for name, fields in engine.state.items() for kind, field in
+                         (("model", "weight"), ("optim/exp_avg", "exp_avg"), ("optim/exp_avg_sq", "exp_avg_sq"))},
+                        '{"format": 1, "optimizer_step_count": 1}')
+    overwrite(engine, 2)
+    write_snapshot(tmp_path / "step-00000001", snapshot, Groups.single())
+    assert content(tmp_path / "step-00000001", Groups.single()) == {2.0}, "control: without copies, those of later"
+
+
+def test_a_full_disk_keeps_the_last_checkpoint_and_the_run_alive(at_two: list[dict[str, Any]]) -> None:
+    for rank in at_two:
+        print(rank["full"])
+        assert "step-00000003: the checkpoint could not be written (rank 1: [Errno 27] File too large)" in rank["full"]
+        assert rank["full"] == at_two[0]["full"]
+        assert rank["attribute"]
+        assert rank["left"] == ["step-00000001"]
+        assert rank["room again"] == (None, ["step-00000001", "step-00000004"], {2.0})
+    assert [message.count("\n") for message in at_two[0]["logged"]] == [0, 0], "a line for each of the two"
+    assert at_two[1]["logged"] == []
+
+
+def test_a_step_that_is_saved_is_not_saved_again(at_two: list[dict[str, Any]]) -> None:
+    assert [rank["again"] for rank in at_two] == [(None, True)] * 2
+
+
+KILLED_SAVES = {1: 3.0, 2: 1.0, 3: 2.0}
+"""Validation losses by step: the save of the last deletes the first."""
+
+
+def _save_until_killed(directory: str, kill_at: int) -> None:
+    """Saves of several steps; at the n-th call that changes or syncs something on the disk, die."""
+    calls = 0
+    reported = Path(directory, "calls")
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+        return call
+
+    for name in ("fsync", "rename", "replace", "mkdir", "unlink", "rmdir"):
+        setattr(os, name, counted(getattr(os, name)))
+    saver = CheckpointSaver(Path(directory, "checkpoints"), Groups.single())
+    for step, loss in KILLED_SAVES.items():
+        saver.save(filled(step), TABLE, step, {"step": step, "val_loss": loss})
+        assert saver.wait() is None
+        Path(directory, "saved").write_text(str(step))
+    saver.close()
+    reported.write_text(str(calls))
+
+
+def test_a_kill_at_any_moment_leaves_whole_checkpoints(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    context = fork_server()
+
+    def run(kill_at: int) -> Path:
+        directory = tmp_path / str(kill_at)
+        directory.mkdir()
+        process = context.Process(target=_save_until_killed, args=(str(directory), kill_at))
+        process.start()
+        process.join(60)
+        assert process.exitcode == (0 if kill_at == 0 else -signal.SIGKILL)
+        return directory
+
+    whole = run(0)
+    assert names(whole / "checkpoints") == ["step-00000002", "step-00000003"]
+    calls = int((whole / "calls").read_text())
+    torn = 0
+    for kill_at in range(1, calls + 1, 2):
+        directory = run(kill_at)
+        checkpoints = directory / "checkpoints"
+        saved = int((directory / "saved").read_text()) if (directory / "saved").exists() else 0
+        latest = find_latest(checkpoints)
+        step = 0 if latest is None else read_metadata(latest)["step"]
+        assert saved <= step <= saved + 1, f"killed at call {kill_at}"
+        if latest is not None:
+            assert content(latest, Groups.single()) == {float(step)}
+            assert step == 1 or is_whole(step_directory(checkpoints, step - 1)), "the one before"
+        torn += not all(name.startswith("step-") and len(name) == 13 for name in
+                        (names(checkpoints) if checkpoints.exists() else ()))
+        prune(checkpoints)
+        left = names(checkpoints) if checkpoints.exists() else []
+        assert len(left) <= 3
+        assert all(is_whole(checkpoints / name) for name in left)
+        shutil.rmtree(directory)
+    print(f"killed at {len(range(1, calls + 1, 2))} of {calls} calls; {torn} of them left something aside")
+    assert torn > 5, "control: kills do come in the middle of a save"
+    assert not caplog.records
+
+
+def test_the_best_stays_and_a_null_or_strange_loss_is_none(tmp_path: Path) -> None:
+    losses: list[Any] = [3.0, 1.5, None, 2.0, "1.0", float("nan"), 2.5]
+    for step, loss in enumerate(losses, start=1):
+        save_checkpoint(step_directory(tmp_path, step), filled(step), TABLE, Groups.single(), {"val_loss": loss})
+    assert find_best(tmp_path) == step_directory(tmp_path, 2)
+    prune(tmp_path, keep=2)
+    assert names(tmp_path) == ["step-00000002", "step-00000006", "step-00000007"]
+    shutil.rmtree(step_directory(tmp_path, 2))
+    assert find_best(tmp_path) == step_directory(tmp_path, 7)
+    shutil.rmtree(step_directory(tmp_path, 7))
+    assert find_best(tmp_path) is None
+    assert find_best(tmp_path / "nowhere") is None
+
+
+def test_two_are_kept_at_least(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at least 2, got 1"):
+        CheckpointSaver(tmp_path, Groups.single(), keep=1)
+
+
+def test_a_defect_is_not_taken_for_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saver = CheckpointSaver(tmp_path, Groups.single())
+
+    def broken(*_: Any) -> None:
+        raise KeyError("a defect")
+
+    monkeypatch.setattr(saver_module, "write_snapshot", broken)
+    saver.save(filled(1), TABLE, 1, {})
+    with pytest.raises(KeyError, match="a defect"):
+        saver.wait()
+    assert saver.close() is None
+
+
+def test_an_unreadable_directory_is_an_error_and_no_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="file: cannot be searched.*Not a directory.*train.run_dir"):
+        find_latest(tmp_path / "file")
+
+    def forbidden(_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "listdir", forbidden)
+    with pytest.raises(CheckpointError, match="cannot be searched for checkpoints .Permission denied"):
+        find_latest(tmp_path)
+
+
+@pytest.mark.parametrize(("file", "text", "reason"), [
+    ("COMPLETE", "[]", "holds a list, not an object"),
+    ("COMPLETE", "null", "holds a NoneType, not an object"),
+    ("COMPLETE", '{"a": 1}', "its file a is missing"),
+    ("COMPLETE", '{"../step-00000001/metadata.json": null}', "is missing or has another size"),
+    ("COMPLETE", "[" * 100_000, "cannot be read"),
+    ("COMPLETE", "\udcff", "cannot be read"),
+    ("metadata.json", "7", "holds a int, not an object"),
+    ("metadata.json", '{"format": 1}', "has None for optimizer_step_count"),
+    ("metadata.json", '{"format": 1, "optimizer_step_count": 1, "step": "x"}', "has 'x' for step, which is no int"),
+    ("metadata.json", '{"format": 1, "optimizer_step_count": 1, "identity": []}', "for identity, which is no dict"),
+])
+def test_strange_json_is_passed_over_and_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture, file: str, text: str,
+                                                 reason: str) -> None:
+    for step in (1, 2):
+        save_checkpoint(step_directory(tmp_path, step), filled(step), TABLE, Groups.single(), {"val_loss": 1.0})
+    newest = step_directory(tmp_path, 2)
+    (newest / file).write_text(text, errors="surrogateescape")
+    if file != "COMPLETE":
+        sizes = (newest / "COMPLETE").read_text()
+        recorded = (step_directory(tmp_path, 1) / file).stat().st_size
+        (newest / "COMPLETE").write_text(sizes.replace(f'"{file}": {recorded}', f'"{file}": {len(text)}'))
+    with caplog.at_level(logging.WARNING):
+        assert find_latest(tmp_path) == find_best(tmp_path) == step_directory(tmp_path, 1)
+    assert reason in caplog.text
+    with pytest.raises(CheckpointError, match="step-00000002: its .*: choose another checkpoint$") as caught:
+        read_metadata(newest)
+    assert "\n" not in str(caught.value)
