@@ -10,9 +10,10 @@ import sys
 import threading
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 from hyena_dist.config.checks import check
-from hyena_dist.config.errors import UserError
+from hyena_dist.config.errors import TrainingError, UserError
 from hyena_dist.config.load import dump_config, load_config
 
 logger = logging.getLogger("pretrain")
@@ -32,7 +33,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 trained, 1 the run failed, 2 a mistake of the user's."""
+    """Exit status: 0 trained, 1 the run failed, 2 a mistake of the user's, 85 saved and stopped before its end."""
     args = parse_args(argv)
     if args.local_rank is not None:
         os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
@@ -50,11 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         status, message = 2, str(error)
     except OSError as error:  # a full disk, a peer that is gone
         status, message = 1, str(error)
-    except RuntimeError as error:
-        from hyena_dist.train.trainer import TrainingError
-        if not isinstance(error, TrainingError):
-            raise  # a defect: its traceback is wanted
+    except TrainingError as error:
         status, message = 1, str(error)
+    except Exception:  # noqa: BLE001 - a defect: its traceback is wanted, and the end of this process
+        logger.exception("this rank failed")
+        return 1
     if first:
         print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return status
@@ -74,17 +75,21 @@ def _run(args: argparse.Namespace) -> int:
     import torch.distributed as dist
 
     from hyena_dist.engine.launch import init_distributed
-    from hyena_dist.parallel.groups import init_groups
+    from hyena_dist.parallel.groups import Axis, init_groups
+    from hyena_dist.train.signals import EXIT_REQUEUE
+    from hyena_dist.train.startup import check_same_start
     from hyena_dist.train.trainer import Trainer
 
-    device = init_distributed()
-    try:
-        groups = init_groups(tensor=config.parallel.tensor, context=config.parallel.context)
-        Trainer(config, groups, device).fit()
-    finally:
-        dist.destroy_process_group()
-    return 0
+    device = init_distributed(dump_dir=Path(config.train.run_dir) / "logs")
+    check_same_start(config, Axis.of(dist.group.WORLD))
+    groups = init_groups(tensor=config.parallel.tensor, context=config.parallel.context)
+    reason = Trainer(config, groups, device).fit()
+    dist.destroy_process_group()
+    return 0 if reason is None else EXIT_REQUEUE
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    if status:
+        from hyena_dist.engine.launch import leave
+        leave(status)

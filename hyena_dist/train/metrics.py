@@ -2,10 +2,12 @@
 
 import json
 import logging
+import os
 import resource
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -65,36 +67,80 @@ def read_rows(path: Path) -> list[Row]:
 
 
 class Metrics:
-    """Writes the rows of a run that continues after `last_step`; rows past it, of a killed run, are dropped."""
+    """Writes the rows of a run that continues after `last_step`; rows past it, of a killed run, are dropped.
+
+    A full disk does not end the run: it is logged, rows wait in memory, and the next one tries again.
+    """
 
     def __init__(self, run_dir: Path, *, last_step: int, total_steps: int) -> None:
         self._path = run_dir / "metrics.jsonl"
+        self._board_path = run_dir / "tensorboard"
+        self._waiting: list[bytes] = []
+        self._open(last_step)
+        self._progress = _ProgressLine(last_step, total_steps)
+
+    def _open(self, last_step: int) -> None:
         kept = [row for row in read_rows(self._path) if row.step <= last_step]
         text = "".join(json.dumps(asdict(row)) + "\n" for row in kept)
         write_whole(self._path, lambda path: path.write_text(text))
-        self._file = self._path.open("a")
-        self._board_path = run_dir / "tensorboard"
-        with writing(self._board_path):
+        self._file = self._path.open("ab", buffering=0)
+        self._size = len(text.encode())
+        self._board: SummaryWriter | None = None
+        with self._surviving("TensorBoard's curves end here"):
             self._board = SummaryWriter(str(self._board_path), purge_step=last_step + 1)
-        self._progress = _ProgressLine(last_step, total_steps)
+
+    def go_back(self, last_step: int) -> None:
+        """Drop the rows past `last_step`: the run goes on from there."""
+        self._close_files()
+        self._open(last_step)
 
     def write(self, row: Row) -> None:
-        with writing(self._path):
-            self._file.write(json.dumps(asdict(row)) + "\n")
-            self._file.flush()
         values = asdict(row)
-        with writing(self._board_path):
-            for key in ("loss", "perplexity", "lr", "grad_norm", "tokens_per_second", "peak_memory_bytes"):
-                if values[key] is not None:
-                    self._board.add_scalar(f"{row.split}/{key}", values[key], row.step)
+        self._waiting.append(json.dumps(values).encode() + b"\n")
+        with self._surviving("its rows wait in memory"):
+            self._write_waiting()
+        board, self._board = self._board, None
+        if board is not None:
+            with self._surviving("TensorBoard's curves end here"):
+                for key in ("loss", "perplexity", "lr", "grad_norm", "tokens_per_second", "peak_memory_bytes"):
+                    if values[key] is not None:
+                        board.add_scalar(f"{row.split}/{key}", values[key], row.step)
+                self._board = board
         self._progress.update(row)
 
     def close(self) -> None:
+        """Raises OSError when rows could not be written to the end."""
         self._progress.close()
-        with suppress(OSError):  # every row was flushed: what fails here has failed, and was raised, there
-            self._file.close()
-        with writing(self._board_path):
-            self._board.close()
+        self._close_files()
+        if self._waiting:
+            with writing(self._path), self._path.open("ab", buffering=0) as self._file:
+                self._write_waiting()
+
+    def _write_waiting(self) -> None:
+        rows = b"".join(self._waiting)
+        written = 0
+        try:
+            while written < len(rows):
+                written += self._file.write(rows[written:])
+        except OSError:
+            os.truncate(self._path, self._size)  # no half of a row
+            raise
+        self._size += len(rows)
+        self._waiting.clear()
+
+    @contextmanager
+    def _surviving(self, consequence: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            logger.error("%s: could not be written (%s): make room there; %s", self._path.parent,
+                         error.strerror or error, consequence)
+
+    def _close_files(self) -> None:
+        self._file.close()
+        if self._board is not None:
+            with self._surviving("TensorBoard's curves lack their end"):
+                self._board.close()
 
 
 class _ProgressLine:

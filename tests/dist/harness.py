@@ -22,8 +22,9 @@ def run_distributed(fn: Callable[..., Any], world_size: int, *args: Any, timeout
     killed, and its traceback is in the RuntimeError raised here; a rank that hangs is a TimeoutError.
     """
     with tempfile.TemporaryDirectory() as directory:
-        context = _fork_server()
-        ranks = [context.Process(target=_rank_main, args=(fn, rank, world_size, directory, timeout, args), daemon=True)
+        context = fork_server()
+        # No daemons: those may have no reader processes of their own.
+        ranks = [context.Process(target=rank_main, args=(fn, rank, world_size, directory, timeout, args))
                  for rank in range(world_size)]
         try:
             for process in ranks:
@@ -38,7 +39,7 @@ def run_distributed(fn: Callable[..., Any], world_size: int, *args: Any, timeout
         return [pickle.loads(Path(directory, f"result.{rank}").read_bytes()) for rank in range(world_size)]
 
 
-def _fork_server() -> Any:
+def fork_server() -> Any:
     """Ranks are forked from a process that has imported everything and started no thread: imports take seconds."""
     root = str(Path(__file__).parents[2])
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -66,8 +67,9 @@ def _join(ranks: list[Any], directory: Path, timeout: float) -> None:
         raise RuntimeError(f"rank {failed[0]} of {len(ranks)} ended with exit code {ranks[failed[0]].exitcode}")
 
 
-def _rank_main(fn: Callable[..., Any], rank: int, world_size: int, directory: str, timeout: float,
+def rank_main(fn: Callable[..., Any], rank: int, world_size: int, directory: str, timeout: float,
                args: tuple[Any, ...]) -> None:
+    """What a rank's process does; the store and what the rank leaves are files in `directory`."""
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank), OMP_NUM_THREADS="1")
     torch.set_num_threads(1)
     try:

@@ -63,7 +63,7 @@ def whole(shards, tmp_path_factory) -> Path:
 
 def test_a_run_leaves_what_it_should(whole):
     assert {path.name for path in whole.iterdir()} == {"config.yaml", "metrics.jsonl", "tensorboard", "checkpoints",
-                                                       "summary.json", "report.png"}
+                                                       "summary.json", "report.png", "logs"}
     assert sorted(path.name for path in (whole / "checkpoints").iterdir()) == ["step-00000030", "step-00000040"]
     rows = read_rows(whole / "metrics.jsonl")
     assert [row.step for row in rows if row.split == "train"] == list(range(1, 41))
@@ -222,7 +222,7 @@ def test_dry_run_prints_the_configuration_and_trains_nothing(shards, tmp_path):
 
 
 @pytest.mark.parametrize("script", ["launchers/pretrain.py", "launchers/evaluate.py", "launchers/bench.py",
-                                    "shards/build.py", "shards/verify.py"])
+                                    "launchers/convert.py", "shards/build.py", "shards/verify.py"])
 def test_help_shows_an_example(script):
     result = run([sys.executable, script, "--help"])
     assert result.returncode == 0

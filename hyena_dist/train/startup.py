@@ -1,0 +1,89 @@
+"""All ranks start with the same configuration, code and data, or none does."""
+
+import hashlib
+import importlib.metadata
+import json
+import socket
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+
+import torch.distributed as dist
+
+import hyena_dist
+from hyena_dist.config.errors import ConfigError
+from hyena_dist.config.schema import Config
+from hyena_dist.parallel.groups import Axis
+
+LIBRARIES = ("torch", "numpy", "deepspeed", "megatron-core")
+"""Whose versions must be the same: they decide numbers, the order of windows, and who talks to whom."""
+
+MAY_DIFFER = frozenset({"data.shards"})
+"""Each machine may have its own copy; what is in it is compared."""
+
+
+def check_same_start(config: Config, axis: Axis) -> None:
+    """Refuse ranks that start with different configurations or code. Collective; before groups are made from the
+    configuration, which would hang.
+
+    Raises:
+        ConfigError: the same on every rank; names each key, its values and the ranks that have them.
+    """
+    keys = {f"{section}.{key}": json.dumps(value) for section, content in asdict(config).items()
+            for key, value in content.items()}
+    versions = {library: importlib.metadata.version(library) for library in LIBRARIES}
+    own = f"{importlib.metadata.version('hyena-dist')}, source {source_hash()}"
+    refuse_differences({key: value for key, value in keys.items() if key not in MAY_DIFFER}, axis,
+                       remedy="start every rank with the same --config and overrides")
+    refuse_differences({**versions, "hyena_dist": own}, axis, remedy="install the same versions on every machine")
+
+
+def check_same_data(identity: str, axis: Axis) -> None:
+    """Refuse ranks that read different shards (`Manifest.identity`). Collective.
+
+    Raises:
+        ConfigError: the same on every rank.
+    """
+    refuse_differences({"data.shards (sha256 of their content)": identity[:16]}, axis,
+                       remedy="copy the same shards to every machine")
+
+
+def refuse_differences(facts: Mapping[str, str], axis: Axis, *, remedy: str) -> None:
+    """Compare facts over the ranks of an axis. Collective.
+
+    Raises:
+        ConfigError: the same on every rank.
+    """
+    if axis.size == 1:
+        return
+    own = (socket.gethostname(), dict(facts))
+    ranks = [own] * axis.size
+    dist.all_gather_object(ranks, own, group=axis.group)
+    everything = sorted(set().union(*(of_rank for _, of_rank in ranks)))
+    different = []
+    for key in everything:
+        values: dict[str, list[int]] = {}
+        for rank, (_, of_rank) in enumerate(ranks):
+            values.setdefault(of_rank.get(key, "not known"), []).append(rank)
+        if len(values) > 1:
+            hosts = [host for host, _ in ranks]
+            different.append(f"{key} is " + ", ".join(f"{value} on {_ranks(which, hosts)}"
+                                                       for value, which in values.items()))
+    if different:
+        raise ConfigError(f"the ranks differ: {'; '.join(different)}: {remedy}")
+
+
+@cache
+def source_hash(root: Path = Path(hyena_dist.__file__).parent) -> str:
+    """Of the Python files of this package; edited code has another."""
+    content = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        content.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes() + b"\0")
+    return content.hexdigest()[:12]
+
+
+def _ranks(which: list[int], hosts: list[str]) -> str:
+    """The first few are enough to find the machine."""
+    some = ", ".join(map(str, which[:4])) + (f" and {len(which) - 4} more" if len(which) > 4 else "")
+    return f"rank{'s' if len(which) > 1 else ''} {some} (host {hosts[which[0]]})"

@@ -1,0 +1,124 @@
+"""A signal to one rank stops all ranks, at the same step."""
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from hyena_dist.parallel.groups import Axis, gloo_copy
+from hyena_dist.train import signals
+from hyena_dist.train.signals import StopSignal, clear_requeue, requeue_marker, write_requeue
+from tests.dist.harness import run_distributed
+
+FIRST_SIGNAL = 7
+
+
+def _loop(axis: Axis, rank: int, act: Any, *, seconds: float = 0.002) -> dict[str, Any]:
+    """Steps of unequal lengths; `act(stop)` happens on one rank in step 7."""
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)]
+    local_first = None
+    with StopSignal(axis) as stop:
+        for step in range(1, 21):
+            time.sleep(seconds * (1 + axis.rank))
+            if step == FIRST_SIGNAL and axis.rank == rank:
+                act(stop)
+            if stop.requested and local_first is None:
+                local_first = step
+            reason = stop.agreed()
+            if reason is not None:
+                os.kill(os.getpid(), signal.SIGTERM)  # launchers repeat themselves while a run saves
+                os.kill(os.getpid(), signal.SIGUSR1)
+                break
+        time.sleep(0.01)
+        after_second = stop.requested
+    restored = before == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)]
+    return {"step": step, "reason": reason, "alone": local_first, "after": after_second, "restored": restored}
+
+
+def _stuck(axis: Axis) -> dict[str, Any]:
+    """A signal while the main thread of rank 1 waits in a collective."""
+    seen: dict[str, Any] = {}
+    with StopSignal(axis) as stop:
+        def look() -> None:
+            time.sleep(0.3)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.2)
+            seen["handler"] = stop._reason  # of the Python handler
+            seen["requested"] = stop.requested
+
+        if axis.rank == 1:
+            thread = threading.Thread(target=look)
+            thread.start()
+        else:
+            time.sleep(1.0)
+        dist.barrier(group=axis.group)
+        if axis.rank == 1:
+            thread.join()
+    return seen
+
+
+def _of_a_child(axis: Axis) -> str | None:
+    """A signal to a forked reader process is none to this rank."""
+    with StopSignal(axis) as stop:
+        child = os.fork()
+        if child == 0:
+            signal.pause()
+            os._exit(0)
+        time.sleep(0.1)
+        os.kill(child, signal.SIGUSR1)
+        os.waitpid(child, 0)
+        return stop.requested
+
+
+def _cases() -> dict[str, Any]:
+    axis = gloo_copy(Axis.of(dist.group.WORLD))
+    found = {
+        "SIGTERM": _loop(axis, 1, lambda stop: os.kill(os.getpid(), signal.SIGTERM)),
+        "SIGUSR1": _loop(axis, 0, lambda stop: os.kill(os.getpid(), signal.SIGUSR1)),
+        "launcher gone": _loop(axis, 1, lambda stop: stop.request("launcher gone")),
+        "nothing": _loop(axis, 1, lambda stop: None),
+        "stuck": _stuck(axis),
+        "child": _of_a_child(axis),
+        "alone": _loop(Axis(), 0, lambda stop: os.kill(os.getpid(), signal.SIGTERM)),
+    }
+    signals._LONG_STEP_MILLISECONDS = 5
+    found["long"] = _loop(axis, 1, lambda stop: os.kill(os.getpid(), signal.SIGTERM), seconds=0.02)
+    return found
+
+
+def test_one_signal_stops_every_rank_at_the_same_step() -> None:
+    first, second = run_distributed(_cases, 2)
+    for reason, signalled in (("SIGTERM", 1), ("SIGUSR1", 0), ("launcher gone", 1)):
+        ranks = first[reason], second[reason]
+        print(reason, ranks)
+        assert [rank["reason"] for rank in ranks] == [reason] * 2
+        assert [rank["after"] for rank in ranks][signalled] == reason  # the second signal changed nothing
+        assert [rank["step"] for rank in ranks] == [FIRST_SIGNAL + 1] * 2
+        assert all(rank["restored"] for rank in ranks)
+        # The control: by its own signal alone one rank would have stopped, and the other gone on.
+        assert [rank["alone"] for rank in ranks][signalled] == FIRST_SIGNAL
+        assert [rank["alone"] for rank in ranks][1 - signalled] is None
+    assert [rank["nothing"]["reason"] for rank in (first, second)] == [None, None]
+    # Long steps: the answer is that of the step of the signal.
+    assert [rank["long"]["step"] for rank in (first, second)] == [FIRST_SIGNAL] * 2
+    assert first["alone"] | {"alone": 7} == {"step": 7, "reason": "SIGTERM", "alone": 7, "after": "SIGTERM",
+                                             "restored": True}
+    # Another thread sees the signal while Python cannot call its handler.
+    assert second["stuck"] == {"handler": None, "requested": "SIGTERM"}
+    assert first["child"] is second["child"] is None
+
+
+def test_the_marker_says_why_and_where(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    clear_requeue(tmp_path)
+    write_requeue(tmp_path, "SIGUSR1", 120)
+    content = json.loads(requeue_marker(tmp_path).read_text())
+    assert content.pop("time").startswith("20")
+    assert content == {"signal": "SIGUSR1", "step": 120, "job": "4711"}
+    clear_requeue(tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,128 @@
+"""Ranks that start differently are refused on every rank, with the difference; a slow rank is named."""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+from hyena_dist.config.errors import ConfigError
+from hyena_dist.config.schema import Config, DataSection, OptimSection, TrainSection
+from hyena_dist.parallel.groups import Axis, gloo_copy, init_groups
+from hyena_dist.train import startup
+from hyena_dist.train.agree import agree
+from hyena_dist.train.logs import StepTimes
+from hyena_dist.train.run_lock import RunLock
+from hyena_dist.train.startup import check_same_data, check_same_start, source_hash
+from tests.dist.harness import run_distributed
+
+
+def _refusal(check: Any, *args: Any) -> str:
+    try:
+        check(*args)
+    except ConfigError as error:
+        return str(error)
+    return "accepted"
+
+
+def _starts(axis: Axis) -> dict[str, str]:
+    config = Config(data=DataSection(shards=f"/scratch/{axis.rank}"), train=TrainSection(run_dir="runs/x"))
+    odd = axis.rank == 1
+    other = dataclasses.replace(config, optim=OptimSection(lr=0.5 if odd else 0.25),
+                                train=TrainSection(run_dir="runs/y" if odd else "runs/x"))
+    found = {"same": _refusal(check_same_start, config, axis), "config": _refusal(check_same_start, other, axis)}
+    own, startup.source_hash = startup.source_hash, (lambda: "edited") if odd else startup.source_hash
+    found["source"] = _refusal(check_same_start, config, axis)
+    startup.source_hash = own
+    version, startup.importlib.metadata.version = startup.importlib.metadata.version, (
+        (lambda name: "2.7.0" if name == "torch" else version(name)) if odd else startup.importlib.metadata.version)
+    found["torch"] = _refusal(check_same_start, config, axis)
+    startup.importlib.metadata.version = version
+    found["same data"] = _refusal(check_same_data, "0123456789abcdef", axis)
+    found["data"] = _refusal(check_same_data, "fedcba9876543210" if odd else "0123456789abcdef", axis)
+    return found
+
+
+def _warnings(axis: Axis, slow: int | None) -> list[str]:
+    """What is logged while one rank needs three times as long for its batches."""
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("hyena_dist.train.logs").addHandler(handler)
+    times = StepTimes(axis, steps=5)
+    for _ in range(30):
+        times.add(loading=0.3 if axis.rank == slow else 0.1, forward=1.0)
+    logging.getLogger("hyena_dist.train.logs").removeHandler(handler)
+    return said
+
+
+def _cases(run_dir: str) -> dict[str, Any]:
+    groups = init_groups()
+    axis = gloo_copy(groups.world)
+
+    def lock() -> RunLock | None:
+        return RunLock(Path(run_dir)) if axis.rank == 0 else None
+
+    return {"starts": _starts(groups.world), "slow": _warnings(axis, 1), "equal": _warnings(axis, None),
+            "locked": _refusal(lambda: agree(lock, groups))}
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory) -> list[dict[str, Any]]:
+    run_dir = tmp_path_factory.mktemp("run")
+    held = RunLock(run_dir)
+    try:
+        return run_distributed(_cases, 3, str(run_dir))
+    finally:
+        held.release()
+
+
+def test_differences_are_named_on_every_rank(ranks):
+    starts = ranks[0]["starts"]
+    assert all(rank["starts"] == starts for rank in ranks)
+    for what, said in starts.items():
+        print(f"{what}: {said}")
+    assert starts["same"] == starts["same data"] == "accepted"  # the control
+    assert "optim.lr is 0.25 on ranks 0, 2 (host " in starts["config"]
+    assert "), 0.5 on rank 1 (host " in starts["config"]
+    assert 'train.run_dir is "runs/x" on ranks 0, 2' in starts["config"]
+    assert "train.steps" not in starts["config"]
+    assert starts["config"].endswith("start every rank with the same --config and overrides")
+    assert "hyena_dist is " in starts["source"]
+    assert "source edited on rank 1" in starts["source"]
+    assert "torch is " in starts["torch"]
+    assert "2.7.0 on rank 1" in starts["torch"]
+    assert "hyena_dist" not in starts["torch"].partition(": ")[2]
+    assert "data.shards (sha256 of their content) is 0123456789abcdef on ranks 0, 2" in starts["data"]
+
+
+def test_a_slow_rank_is_named_once_by_the_first(ranks):
+    [said] = ranks[0]["slow"]
+    print(said)
+    assert said.startswith("rank 1 (host ")
+    assert "loading data takes it 0.300 s per step, 3.0 times the ranks' median of 0.100 s" in said
+    assert ranks[1]["slow"] == ranks[2]["slow"] == []
+    assert [rank["equal"] for rank in ranks] == [[], [], []]  # the control
+
+
+def test_a_locked_run_directory_is_refused_on_every_rank(ranks):
+    assert all("is in use by another run (host " in rank["locked"] for rank in ranks)
+
+
+def test_edited_code_has_another_hash(tmp_path):
+    (tmp_path / "a.py").write_text("x = 1\n")
+    before = source_hash(tmp_path)
+    source_hash.cache_clear()
+    (tmp_path / "notes.txt").write_text("no code")
+    assert source_hash(tmp_path) == before
+    source_hash.cache_clear()
+    (tmp_path / "a.py").write_text("x = 2\n")
+    assert source_hash(tmp_path) != before
+
+
+def test_one_rank_has_nobody_to_differ_from():
+    check_same_start(Config(data=DataSection(shards="x"), train=TrainSection(run_dir="y")), Axis())
+    StepTimes(Axis()).add(loading=1.0, forward=1.0)
+    assert not dist.is_initialized()

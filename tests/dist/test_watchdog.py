@@ -1,0 +1,241 @@
+"""A rank that can only hang ends in seconds and says why; one that works is left alone. Real processes, killed."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch.distributed as dist
+
+from hyena_dist.engine.launch import launcher_processes, leave
+from hyena_dist.parallel.groups import Axis, gloo_copy
+from hyena_dist.train.logs import RankLog
+from hyena_dist.train.signals import EXIT_REQUEUE, StopSignal
+from hyena_dist.train.watchdog import Patience, Watchdog
+from tests.dist.harness import fork_server
+
+
+@dataclass
+class Rank:
+    """What a rank's function gets."""
+
+    rank: int
+    axis: Axis
+    stop: StopSignal
+    watchdog: Watchdog
+    directory: Path
+
+
+PATIENCE = Patience(period=0.1, peer=0.4, stop=1.0, start=1.0)
+HUNG = 30.0
+
+
+def _ranks(fn: Callable[..., int], directory: Path, launchers: list[psutil.Process] | None = None) -> None:
+    """This process becomes two ranks of `fn`; the first is its child. Ends with the status that `fn` returns."""
+    rank = 0 if os.fork() == 0 else 1
+    _join(fn, rank, directory, launchers or [])
+
+
+def _join(fn: Callable[..., int], rank: int, directory: Path, launchers: list[psutil.Process]) -> None:
+    (directory / f"pid.{rank}").write_text(str(os.getpid()))
+    dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2,
+                            timeout=timedelta(seconds=2 * HUNG))
+    axis = gloo_copy(Axis.of(dist.group.WORLD))
+    status = 1
+    try:
+        with RankLog(directory, rank), StopSignal(axis) as stop, \
+                Watchdog(axis, stop, launchers=launchers, patience=PATIENCE) as watchdog:
+            (directory / f"ready.{rank}").touch()
+            status = fn(Rank(rank, axis, stop, watchdog, directory))
+    finally:
+        leave(status)
+
+
+def _compute(me: Rank) -> int:
+    """No collective that could fail, and signals only set a flag."""
+    while not (me.directory / "enough").exists():
+        time.sleep(0.02)
+    return 0
+
+
+def _stuck(me: Rank) -> int:
+    """Rank 1 waits for rank 0, which never comes."""
+    if me.rank == 0:
+        return _compute(me)
+    me.watchdog.beat()
+    dist.barrier(group=me.axis.group)
+    return 0
+
+
+def _steps(me: Rank) -> int:
+    """A loop that saves for longer than the watchdog waits for a step, and tells it so."""
+    for step in range(3000):
+        time.sleep(0.02)
+        me.watchdog.beat()
+        reason = me.stop.agreed()
+        if reason is not None:
+            me.watchdog.beat(allow=60)
+            time.sleep(1.7)
+            (me.directory / f"saved.{me.rank}").write_text(f"{step} {reason}")
+            return EXIT_REQUEUE
+    return 0
+
+
+def _defect(me: Rank) -> int:
+    if me.rank == 0:
+        raise ZeroDivisionError("a defect of rank 0")
+    return _compute(me)
+
+
+def _early(me: Rank) -> int:
+    """Rank 1 is done long before rank 0."""
+    if me.rank == 0:
+        time.sleep(1.7)
+    return 0
+
+
+def _launch(fn: Callable[..., int], directory: Path) -> None:
+    """A launcher of two ranks, which ignores what becomes of them."""
+    launcher = psutil.Process()
+    for rank in (0, 1):
+        if os.fork() == 0:
+            _join(fn, rank, directory, [launcher])
+    while True:
+        time.sleep(1)
+
+
+class Run:
+    """Two ranks, and what becomes of them."""
+
+    def __init__(self, directory: Path, fn: Callable[..., int], *, start: Callable[..., None] = _ranks) -> None:
+        self.directory = directory
+        self.top = fork_server().Process(target=start, args=(fn, directory))
+        self.top.start()
+        wait_for(lambda: all((directory / f"ready.{rank}").exists() for rank in (0, 1)))
+        self.ranks = [psutil.Process(int((directory / f"pid.{rank}").read_text())) for rank in (0, 1)]
+
+    def kill(self, rank: int, number: int) -> None:
+        self.ranks[rank].send_signal(number)
+
+    def alive(self, rank: int) -> bool:
+        process = self.ranks[rank]
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+    def seconds_until_ended(self, *ranks: int) -> float:
+        started = time.monotonic()
+        wait_for(lambda: not any(self.alive(rank) for rank in ranks), HUNG)
+        return time.monotonic() - started
+
+    def log(self, rank: int) -> str:
+        return (self.directory / "logs" / f"rank-{rank:05d}.log").read_text()
+
+    def clean_up(self) -> None:
+        for process in self.ranks:
+            if process.is_running():
+                process.kill()
+        self.top.kill()
+        self.top.join()
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def start(tmp_path):
+    runs = []
+
+    def begin(*args, **kwargs) -> Run:
+        runs.append(Run(tmp_path, *args, **kwargs))
+        return runs[-1]
+
+    yield begin
+    for run in runs:
+        run.clean_up()
+
+
+def test_a_killed_peer_ends_this_rank(start):
+    run = start(_compute)
+    time.sleep(1.5)
+    assert run.alive(0)  # the control: while both live, nobody is ended
+    assert run.alive(1)
+    run.kill(0, signal.SIGKILL)
+    run.kill(1, signal.SIGTERM)  # as a launcher then does: a flag, which nobody reads
+    seconds = run.seconds_until_ended(1)
+    print(f"ended {seconds:.1f} s after its peer; the launcher would have killed it after 30 s")
+    assert seconds < 5
+    run.top.join()
+    assert run.top.exitcode == 1
+    assert "rank 0 (host " in run.log(1)
+    assert f"process {run.ranks[0].pid}) has ended" in run.log(1)
+    assert "in _compute" in run.log(1)  # where its main thread was
+
+
+def test_a_peers_error_ends_this_rank_and_has_its_traceback_in_the_log(start):
+    run = start(_defect)
+    seconds = run.seconds_until_ended(0, 1)
+    print(f"both ended after {seconds:.1f} s")
+    assert seconds < 5
+    assert "Traceback" in run.log(0)
+    assert "ZeroDivisionError: a defect of rank 0" in run.log(0)
+    assert "rank 0 (host " in run.log(1)
+
+
+def test_a_rank_that_is_done_early_says_goodbye(start):
+    run = start(_early)
+    run.top.join()
+    assert run.top.exitcode == 0  # rank 1
+    run.seconds_until_ended(0)
+    assert run.log(0) == run.log(1) == ""
+
+
+def test_a_stop_that_hangs_ends_the_rank(start):
+    run = start(_stuck)
+    time.sleep(1.5)
+    assert run.alive(1)  # the control: without a signal it may wait
+    run.kill(1, signal.SIGTERM)
+    seconds = run.seconds_until_ended(1)
+    print(f"ended {seconds:.1f} s after the signal, patience 1 s")
+    assert seconds < 5
+    assert "SIGTERM, and no step ended for 1 s" in run.log(1)
+    assert "in _stuck" in run.log(1)
+
+
+def test_ranks_without_a_launcher_save_and_end(start):
+    """Undisturbed, though the save takes longer than the watchdog waits for a step."""
+    run = start(_steps, start=_launch)
+    time.sleep(0.5)
+    assert not list(run.directory.glob("saved.*"))  # the control: with a launcher they train
+    run.top.kill()
+    seconds = run.seconds_until_ended(0, 1)
+    print(f"saved and ended in {seconds:.1f} s, 1.7 s of them for the save, patience 1 s")
+    saved = [(run.directory / f"saved.{rank}").read_text() for rank in (0, 1)]
+    assert saved[0] == saved[1]
+    assert saved[0].endswith("launcher gone")
+    assert "the launcher (process " in run.log(0)
+
+
+def test_launchers_are_told_from_shells(tmp_path):
+    """The `deepspeed` command above a rank is one; the shell above it, or above plain python, is none."""
+    for name in ("deepspeed", "sleep"):
+        (tmp_path / name).write_text("import subprocess, sys\nsubprocess.run(sys.argv[1:])\n")
+    command = ["bash", "-c", f"{psutil.Process().exe()} {tmp_path}/NAME sleep 60; true"]
+    for name, expected in (("deepspeed", 1), ("sleep", 0)):
+        shell = psutil.Popen([word.replace("NAME", name) for word in command])
+        try:
+            wait_for(lambda shell=shell: [child.name() for child in shell.children(recursive=True)][1:] == ["sleep"])
+            rank = shell.children(recursive=True)[-1]
+            assert len(launcher_processes(rank.pid)) == expected
+        finally:
+            for child in shell.children(recursive=True):
+                child.kill()
+            shell.wait()
