@@ -9,7 +9,6 @@ or NCCL on as many GPUs.
 import json
 import statistics
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from benchmarks.memory import peak_tensor_bytes
+from benchmarks.timing import timed
 from hyena_dist.config.schema import ModelSection, ParallelSection
 from hyena_dist.model.config import hyena_config
 from hyena_dist.model.initial import initialize
@@ -208,11 +208,7 @@ def measure(size: Size, groups: Groups, method: str, repetitions: int, device: t
     for _ in range(repetitions if method != EXACT else 0):
         model.zero_grad()
         dist.barrier()
-        started = time.perf_counter()
-        forward_backward(model, axis, size.length)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - started)
+        seconds.append(timed(lambda: forward_backward(model, axis, size.length), device)[0])
     return Result(traffic.total, size.layers * (sum(mixer) + sum(halo)), peak.bytes,
                   statistics.median(seconds) if seconds else 0.0, logits.cpu(), gradients)
 

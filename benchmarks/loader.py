@@ -6,9 +6,7 @@ bare pattern, without the tokenizer library's own overhead. Both sides end at in
 windows.
 """
 
-import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +16,7 @@ import numpy as np
 import pyfaidx
 import torch
 
+from benchmarks.timing import interleaved, ratio
 from hyena_dist.data.build import build
 from hyena_dist.data.fasta import Source, read_contigs
 from hyena_dist.data.manifest import Manifest
@@ -64,12 +63,12 @@ def _published(fasta: pyfaidx.Fasta, contig: str, start: int, end: int) -> tuple
     return ids[:-1].clone(), ids[1:].clone()
 
 
-def _rate(read: Callable[[], int], seconds: float) -> float:
-    """Tokens per second of a function that reads some tokens and says how many."""
-    tokens, start = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - start) < seconds:
-        tokens += read()
-    return tokens / elapsed
+def _reads(read: Callable[[], int]) -> Callable[[int], None]:
+    """Repeat a function that reads some tokens and says how many, until there are as many as asked for."""
+    def until(tokens: int) -> None:
+        while tokens > 0:
+            tokens -= read()
+    return until
 
 
 def _readers(stream: TrainStream, fasta: pyfaidx.Fasta) -> tuple[Callable[[], int], Callable[[], int]]:
@@ -116,9 +115,9 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def run(*, seq_lens: tuple[int, ...] = (1024, 1 << 20), rounds: int = 5, seconds: float = 0.5,
+def run(*, seq_lens: tuple[int, ...] = (1024, 1 << 20), rounds: int = 5, tokens: int = 4 << 20,
         random_bases: int = RANDOM_BASES) -> list[LoaderRow]:
-    """Measure each length: `rounds` turns of `seconds` for each loader, interleaved; medians."""
+    """Measure each length: `rounds` turns of `tokens` for each loader, interleaved; medians."""
     rows = []
     with tempfile.TemporaryDirectory() as directory, _one_thread():
         contigs, path = _genome(random_bases), Path(directory) / "genome.fa"
@@ -132,7 +131,8 @@ def run(*, seq_lens: tuple[int, ...] = (1024, 1 << 20), rounds: int = 5, seconds
                 stream = TrainStream(manifest, seq_len=seq_len, seed=0)
                 _check_same_tokens(manifest, fasta, stream)
                 ours, published = _readers(stream, fasta)
-                pairs = [(_rate(ours, seconds), _rate(published, seconds)) for _ in range(rounds)]
-                rate, published_rate = (statistics.median(column) for column in zip(*pairs, strict=True))
-                rows.append(LoaderRow(seq_len, rate, published_rate, rate / published_rate, bytes_per_base))
+                times = interleaved({"ours": _reads(ours), "published": _reads(published)}, lambda _: tokens,
+                                    rounds=rounds, device=torch.device("cpu"))
+                rows.append(LoaderRow(seq_len, tokens / times["ours"].seconds, tokens / times["published"].seconds,
+                                      ratio(times["published"].wall, times["ours"].wall), bytes_per_base))
     return rows

@@ -1,114 +1,122 @@
-"""A whole training step, ours against the frozen baseline, interleaved in one process on the same fresh inputs.
+"""A whole training step: forward, loss, backward, clipping, AdamW; ours, the frozen baseline from the same weights, and
+a Transformer of the same size, which is our model with attention in place of Hyena."""
 
-The step: forward, loss, backward, clipping, AdamW. Both start from the same weights, and a row is refused when the
-first step's losses differ.
-"""
-
-import statistics
-import time
+import copy
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
 
 from benchmarks.baseline import BaselineHyenaDNA, plain_training_loop
-from hyena_dist.config.schema import OptimSection
-from hyena_dist.convert import from_published, to_published
+from benchmarks.compare import BASELINE, OURS, TOLERANCE, VALUE, YARDSTICK_TOLERANCE, Case, Measured, Results, Side
+from benchmarks.models import Models, Size, autocast, published
+from benchmarks.operators import DTYPES
+from hyena_dist.config.schema import ModelSection, OptimSection
+from hyena_dist.model.config import hyena_config
+from hyena_dist.model.initial import initialize
 from hyena_dist.model.loss import token_loss
+from hyena_dist.model.model import HyenaModel
+from hyena_dist.scaling.flops import TRAINING_PASSES, flops, parts, training_bytes
 from hyena_dist.train.optim import build_optimizer
 
-LOSS_TOLERANCE = 1e-4
+TRANSFORMER = "transformer"
+ATTENTION_FLOPS = {"cpu": 1.5e11, "cuda": 5e15}
+"""Of the attention in a step, by kind of device: beyond it, some 5 to 10 seconds, the Transformer is skipped."""
 
 
-@dataclass(frozen=True)
-class Size:
-    """Layers x channels at a length and a batch."""
-
-    layers: int
-    channels: int
-    length: int
-    batch: int
-
-    def __str__(self) -> str:
-        return f"{self.layers}x{self.channels} at {self.length} x {self.batch}"
-
-
-SIZES = (Size(2, 128, 1024, 32), Size(2, 64, 131072, 1))
-
-
-@dataclass(frozen=True)
-class Row:
-    """Medians over the repetitions."""
-
-    size: str
-    ours_seconds: float
-    baseline_seconds: float
-    ratio: float
-    """Median of baseline / ours, pair by pair: more than 1 is faster than the baseline."""
-    tokens_per_second: float
-    loss_difference: float
+def step(size: Size, device: torch.device, precision: str) -> Case:
+    """Whole steps on the same token ids [B, L + 1]; float64 is held against the logits and clipped gradients of the
+    first. A Transformer has values of its own, and is held against itself in float64."""
+    models = Models.build(size, device)
+    exact = plain_step(models.exact, device, "fp32")
+    hyena, attention = size.section(), size.section("A")
+    sides = {OURS: Measured(our_step(models.ours, device, precision), exact, TOLERANCE[precision],
+                            moved_bytes(hyena, size, precision)),
+             BASELINE: Measured(plain_step(models.baseline, device, precision), exact, YARDSTICK_TOLERANCE[precision],
+                                moved_bytes(hyena, size, precision))}
+    skipped = {}
+    work = TRAINING_PASSES * flops(attention, size.length, size.batch)["attention"]
+    if work > ATTENTION_FLOPS[device.type]:
+        skipped[TRANSFORMER] = f"skipped: {work:.0e} operations of attention would take too long here"
+    else:
+        transformer = new_model(attention, device)
+        sides[TRANSFORMER] = Measured(our_step(transformer, device, precision),
+                                      our_step(copy.deepcopy(transformer).double(), device, "fp32"),
+                                      YARDSTICK_TOLERANCE[precision], moved_bytes(attention, size, precision))
+    return Case(size.length, size.batch, lambda turn: token_ids(size, device, turn), sides, skipped)
 
 
-def run(sizes: tuple[Size, ...] = SIZES, *, repetitions: int = 5) -> list[Row]:
-    """Time every size.
-
-    Raises:
-        ValueError: the losses of the two models differ: a time of wrong values is worth nothing.
-    """
-    return [_compare(size, repetitions) for size in sizes]
+def token_ids(size: Size, device: torch.device, turn: int) -> Tensor:
+    """Random bases, int64 [B, L + 1]."""
+    shape = (size.batch, size.length + 1)
+    return torch.randint(7, 11, shape, generator=torch.Generator(device).manual_seed(turn), device=device)
 
 
-def _compare(size: Size, repetitions: int) -> Row:
-    ours, baseline = _steps(size)
-    generator = torch.Generator().manual_seed(0)
-    pairs, differences = [], []
-    for repetition in range(repetitions + 1):
-        ids = torch.randint(7, 11, (size.batch, size.length + 1), generator=generator)
-        order = (ours, baseline) if repetition % 2 else (baseline, ours)
-        timed = {step: _timed(step, ids) for step in order}
-        differences.append(abs(timed[ours][1] - timed[baseline][1]))
-        if repetition:  # the first is the warm-up
-            pairs.append((timed[ours][0], timed[baseline][0]))
-    if max(differences) > LOSS_TOLERANCE:
-        raise ValueError(f"{size}: the losses of the two models differ by {max(differences):.1e}")
-    ours_seconds, baseline_seconds = (statistics.median(times) for times in zip(*pairs, strict=True))
-    return Row(str(size), ours_seconds, baseline_seconds, statistics.median(b / a for a, b in pairs),
-               size.batch * size.length / ours_seconds, max(differences))
+def new_model(section: ModelSection, device: torch.device, activation_checkpointing: str = "none") -> HyenaModel:
+    """A model of a section with its initial values."""
+    config = hyena_config(section, activation_checkpointing=activation_checkpointing)
+    model = HyenaModel(config)
+    initialize(model, config, model.placement(), model.tensor, seed=0)
+    return model.train().to(device)
 
 
-def _timed(step: Callable[[torch.Tensor], float], ids: torch.Tensor) -> tuple[float, float]:
-    started = time.perf_counter()
-    loss = step(ids)
-    return time.perf_counter() - started, loss
+def moved_bytes(section: ModelSection, size: Size, precision: str) -> float:
+    """What a step must move through memory at least, without the optimizer's part."""
+    return sum(training_bytes(part, DTYPES[precision].itemsize)
+               for part in parts(section, size.length, size.batch).values())
 
 
-def _steps(size: Size) -> tuple[Callable[[torch.Tensor], float], Callable[[torch.Tensor], float]]:
-    """One training step of each model on ids [B, L + 1]; both return the loss before the update."""
-    layer = {"l_max": size.length, "emb_dim": 5, "filter_order": 64, "short_filter_order": 3, "order": 2, "w": 10}
-    config = {"d_model": size.channels, "n_layer": size.layers, "d_inner": 4 * size.channels, "vocab_size": 12,
-              "embed_dropout": 0.0, "resid_dropout": 0.0, "pad_vocab_size_multiple": 8, "layer": layer}
-    model = from_published(config, None).train()
-    plain = BaselineHyenaDNA(config)
-    plain.load_state_dict(to_published(model)[1])
+def our_step(model: HyenaModel, device: torch.device, precision: str) -> Side:
+    """A step of our model on ids [B, L + 1]."""
     optim = OptimSection()
     optimizer = build_optimizer(model, model.placement(), optim)
 
-    def ours(ids: torch.Tensor) -> float:
-        total, count = token_loss(model(ids[:, :-1]), ids[:, 1:])
-        loss = total / count
-        loss.backward()
+    def run(ids: Tensor) -> Results:
+        optimizer.zero_grad()
+        with autocast(device, precision):
+            logits = model(ids[:, :-1])
+        total, count = token_loss(logits, ids[:, 1:])
+        (total / count).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), optim.grad_clip)
         optimizer.step()
-        optimizer.zero_grad()
-        return loss.item()
+        logits = logits.detach()
+        return lambda: {VALUE: logits, **_gradients(model)}
 
-    waiting: deque[list[tuple[torch.Tensor, torch.Tensor]]] = deque()
-    losses = plain_training_loop(plain, iter(waiting.popleft, None), lr_at=lambda _: optim.lr, betas=optim.betas,
-                                 eps=optim.eps, weight_decay=optim.weight_decay, grad_clip=optim.grad_clip)
+    return run
 
-    def baseline(ids: torch.Tensor) -> float:
+
+def _gradients(model: HyenaModel) -> dict[str, Tensor]:
+    grads = {name: weight.grad for name, weight in model.named_parameters()}
+    if "A" in model.config.layer_kinds:
+        return grads  # has no published names, and is compared with another of ours
+    return published(model, grads)
+
+
+def plain_step(model: BaselineHyenaDNA, device: torch.device, precision: str) -> Side:
+    """A step of the baseline in its own loop."""
+    optim = OptimSection()
+    waiting: deque[list[tuple[Tensor, Tensor]]] = deque()
+    logits: dict[str, Tensor] = {}
+    model.register_forward_hook(lambda _module, _given, found: logits.update({VALUE: found.detach()}))
+    losses = plain_training_loop(_Autocast(model, device, precision), iter(waiting.popleft, None),
+                                 lr_at=lambda _: optim.lr, betas=optim.betas, eps=optim.eps,
+                                 weight_decay=optim.weight_decay, grad_clip=optim.grad_clip)
+
+    def run(ids: Tensor) -> Results:
         waiting.append([(ids[:, :-1], ids[:, 1:])])
-        return next(losses)
+        next(losses)
+        return lambda: logits | {name: weight.grad for name, weight in model.named_parameters()}
 
-    return ours, baseline
+    return run
+
+
+class _Autocast(nn.Module):
+    """A model under autocast: the loop is plain."""
+
+    def __init__(self, model: nn.Module, device: torch.device, precision: str) -> None:
+        super().__init__()
+        self.model, self.device, self.precision = model, device, precision
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        with autocast(self.device, self.precision):
+            return self.model(input_ids)

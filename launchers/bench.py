@@ -1,6 +1,6 @@
-"""Measure this project against what it replaces, both in one run on the same inputs.
+"""Measure this project against what it replaces, all sides in one run on the same inputs.
 
-example: python launchers/bench.py step --out benchmarks/results
+example: python launchers/bench.py step --lengths 1024 4096 16384 --out benchmarks/results
 """
 
 import argparse
@@ -10,9 +10,10 @@ import platform
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from datetime import date
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,85 +28,178 @@ def count(text: str) -> int:
     return int(text)
 
 
+OPTIONS: dict[str, dict[str, Any]] = {
+    "lengths": {"type": count, "nargs": "+", "metavar": "L", "help": "tokens of a sequence, one comparison each"},
+    "length": {"type": count, "metavar": "L", "help": "tokens of the sequence"},
+    "width": {"type": count, "metavar": "D", "help": "channels"},
+    "layers": {"type": count, "metavar": "N", "help": "layers of the model"},
+    "tokens": {"type": count, "metavar": "T", "help": "tokens of a micro-batch of as many sequences as fit"},
+    "batch": {"type": count, "metavar": "B", "help": "sequences of a micro-batch, in place of --tokens"},
+    "dtype": {"choices": ("fp32", "bf16", "fp16"), "help": "precision of activations"},
+    "device": {"choices": ("auto", "cpu", "cuda"), "help": "where; auto is a GPU if there is one"},
+    "threads": {"type": count, "metavar": "N", "help": "threads of torch on a CPU"},
+    "rounds": {"type": count, "metavar": "N", "help": "turns of each side; medians are reported"},
+    "ranks": {"type": count, "nargs": "+", "metavar": "P",
+              "help": "numbers of ranks, one process each; one rank is always measured"},
+}
+FLAGS = {"dry_run": "print sizes and estimated memory; nothing is measured"}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A command: its help, and the default of every option it has."""
+
+    help: str
+    defaults: dict[str, Any]
+    flags: tuple[str, ...] = ()
+    picture: bool = True
+    needs: tuple[str, ...] = field(default=())
+    """Modules of the extra 'dev'."""
+
+
+def _comparison(help_: str, **defaults: Any) -> Subject:
+    batch = {"batch": None} if "tokens" in defaults else {}
+    return Subject(help_, {"rounds": 5, **defaults, **batch, "device": "auto", "threads": 2}, ("dry_run",))
+
+
+SUBJECTS = {
+    "conv": _comparison("the long convolution against plain torch.fft code and FlashFFTConv where it is installed",
+                        lengths=[2**10, 2**12, 2**14, 2**16, 2**18, 2**20], width=16, tokens=2**18, dtype="fp32"),
+    "filter": _comparison("the implicit filter against plain code, in float32",
+                          lengths=[2**10, 2**12, 2**14, 2**16, 2**18], width=32),
+    "mixer": _comparison("a whole Hyena mixer against the frozen plain one",
+                         lengths=[2**10, 2**12, 2**14, 2**16, 2**18], width=32, tokens=2**16, dtype="fp32"),
+    "step": _comparison("a training step against the frozen plain one and a Transformer of the same size",
+                        lengths=[2**10, 2**12, 2**14, 2**16], width=32, layers=2, tokens=2**14, dtype="fp32"),
+    "memory": _comparison("memory and time of a step for each value of train.activation_checkpointing",
+                          lengths=[2**14], width=64, layers=4, tokens=2**14, rounds=3, dtype="fp32"),
+    "loader": Subject("windows per second on one core against the published reading pattern", {"rounds": 5},
+                      picture=False, needs=("pyfaidx",)),
+    "cp": Subject("bytes, peak memory and time of a rank against the number of context ranks",
+                  {"rounds": 3, "length": 65536, "width": 64, "ranks": [1, 2, 4, 8]}),
+}
+
+
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    subjects = parser.add_subparsers(dest="subject", required=True)
-    loader = subjects.add_parser("loader", help="windows per second on one core against the published reading pattern")
-    loader.add_argument("--rounds", type=count, default=5, help="turns of each side; medians are reported (5)")
-    step = subjects.add_parser("step", help="a training step against the frozen plain torch.fft baseline")
-    step.add_argument("--rounds", type=count, default=5, help="steps of each side; medians are reported (5)")
-    step.add_argument("--threads", type=count, default=2, help="threads of torch (2)")
-    cp = subjects.add_parser("cp", help="bytes, peak memory and time of a rank against the number of context ranks")
-    cp.add_argument("--rounds", type=count, default=3, help="timed passes of each method; medians are reported (3)")
-    cp.add_argument("--length", type=count, default=65536, help="tokens of the sequence (65536)")
-    cp.add_argument("--width", type=count, default=64, help="channels of the model, which has 2 layers (64)")
-    cp.add_argument("--ranks", type=count, nargs="+", default=[1, 2, 4, 8], metavar="P",
-                    help="numbers of ranks, one process each (1 2 4 8); one rank is always measured")
-    for subject in (loader, step, cp):
-        subject.add_argument("--out", type=Path, metavar="DIR", help="also write DIR/SUBJECT-DATE.json"
-                             + (" and its picture, .png" if subject is cp else ""))
+    commands = parser.add_subparsers(dest="subject", required=True)
+    for name, subject in SUBJECTS.items():
+        command = commands.add_parser(name, help=subject.help, description=subject.help)
+        for option, default in subject.defaults.items():
+            keywords = dict(OPTIONS[option])
+            shown = " ".join(map(str, default)) if isinstance(default, list) else default
+            keywords["help"] += "" if default is None else f" ({shown})"
+            command.add_argument(f"--{option}", default=default, **keywords)
+        for flag in subject.flags:
+            command.add_argument(f"--{flag.replace('_', '-')}", action="store_true", help=FLAGS[flag])
+        command.add_argument("--out", type=Path, metavar="DIR", help="also write DIR/SUBJECT-DATE.json"
+                             + (" and its picture, .png" if subject.picture else ""))
     args = parser.parse_args(argv)
+    problem = _problem(args)
+    if problem:
+        commands.choices[args.subject].error(problem)
+    return args
+
+
+def _problem(args: argparse.Namespace) -> str | None:
+    """What no single option is to blame for."""
     if args.subject == "cp":
         for ranks in args.ranks:
             if args.length % ranks**2 or args.width % ranks:
-                cp.error(f"{ranks} ranks need a --length that is a multiple of {ranks**2} and a --width that is one of "
-                         f"{ranks}, got {args.length} and {args.width}")
-    return args
+                return (f"{ranks} ranks need a --length that is a multiple of {ranks**2} and a --width that is one of "
+                        f"{ranks}, got {args.length} and {args.width}")
+    elif args.subject != "loader":
+        import torch
+        if args.device == "cuda" and not torch.cuda.is_available():
+            return "--device cuda: torch sees no GPU here: use --device cpu"
+        if args.subject == "step" and args.width % 2:
+            return f"--width {args.width} is odd: the Transformer's heads need an even number of channels"
+        if min(args.lengths) < 2:
+            return "--lengths must be at least 2"
+    return None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, 1 when values are wrong and no time is reported, 2 a mistake of the user's."""
     args = parse_args(argv)
+    subject = SUBJECTS[args.subject]
+    needed = [*subject.needs, *(["matplotlib"] if subject.picture and args.out else [])]
+    missing = [module for module in needed if find_spec(module) is None]
+    if missing:
+        print(f"error: {missing[0]} is missing: install it with pip install 'hyena-dist[dev]'", file=sys.stderr)
+        return 2
     try:
         if args.out:
             args.out.mkdir(parents=True, exist_ok=True)  # before the minutes that measuring takes
-        if args.subject == "loader":
-            import pyfaidx  # noqa: F401
-        elif args.subject == "cp" and args.out:
-            import matplotlib  # noqa: F401
     except OSError as error:
         print(f"error: --out {args.out}: cannot be made ({error.strerror}): choose another directory", file=sys.stderr)
         return 2
-    except ImportError as error:
-        print(f"error: {error.name} is missing: install it with pip install 'hyena-dist[dev]'", file=sys.stderr)
-        return 2
     try:
-        rows = [_plain(row) for row in _measure(args)]
+        result = _measure(args)
     except (AssertionError, ValueError) as error:
         print(f"error: nothing is reported, the values are wrong: {error}", file=sys.stderr)
         return 1
-    _print(args.subject, rows)
-    if args.out:
-        path = args.out / f"{args.subject}-{date.today()}.json"
-        path.write_text(json.dumps({"machine": _machine(), "rows": rows}, indent=1) + "\n")
-        print(path)
-        if args.subject == "cp":
-            from benchmarks import cp
-            print(cp.draw(path))
+    if args.out and result["rows"]:
+        _write(args, result)
     return 0
 
 
-def _measure(args: argparse.Namespace) -> Sequence[Any]:
-    import torch
+def _measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure and print. Returns what the result file holds, without rows of a dry run."""
     if args.subject == "loader":
         from benchmarks import loader
-        return loader.run(rounds=args.rounds)
-    if args.subject == "cp":
+        found: Sequence[Any] = loader.run(rounds=args.rounds)
+    elif args.subject == "cp":
         from benchmarks import cp
-        return cp.run(cp.Size(args.length, args.width), ranks=tuple(args.ranks), repetitions=args.rounds)
-    from benchmarks import step
+        found = cp.run(cp.Size(args.length, args.width), ranks=tuple(args.ranks), repetitions=args.rounds)
+    else:
+        return _compare(args)
+    rows = [asdict(row) if is_dataclass(row) and not isinstance(row, type) else row._asdict() for row in found]
+    _print(args.subject, [{key: value if isinstance(value, str) else f"{value:,.4g}" if abs(value) < 1e4
+                           else f"{value:,.0f}" for key, value in row.items()} for row in rows])
+    return {"machine": _machine(), "rows": rows}
+
+
+def _compare(args: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    from benchmarks import subjects
+    from benchmarks.models import Size
     torch.set_num_threads(args.threads)
-    return step.run(repetitions=args.rounds)
+    cuda = args.device == "cuda" or (args.device == "auto" and torch.cuda.is_available())
+    given = {"batch": None, "tokens": 1, "layers": 1, "dtype": "fp32", **vars(args)}  # not every subject has these
+    sizes = [Size(length, args.width, given["batch"] or max(1, given["tokens"] // length), given["layers"])
+             for length in sorted(set(args.lengths))]
+    plan = subjects.Plan(args.subject, sizes, torch.device("cuda" if cuda else "cpu"), given["dtype"], args.rounds)
+    if args.dry_run:
+        _print(f"{args.subject}: estimated peak memory of tensors", subjects.estimate(plan))
+        return {"rows": []}
+    machine = _machine(cuda)
+    result = {"machine": machine, **subjects.run(plan)}
+    _print(f"{args.subject} on {machine['device']}", [subjects.shown(row) for row in result["rows"] if row["seconds"]])
+    for note in subjects.notes(result["rows"]):
+        print(note)
+    copy = result["copy_bytes_per_second"] / 1e9
+    print(f"ratios: times that of {result['rows'][0]['side']}; a copy moves {copy:.1f} GB/s here")
+    for side, grown in result["growth"].items():
+        print(f"{side}: time per token grows {grown:.2f} times as much as log L, from the shortest to the longest L")
+    return result
 
 
-def _plain(row: Any) -> dict[str, Any]:
-    return asdict(row) if is_dataclass(row) and not isinstance(row, type) else row._asdict()
+def _write(args: argparse.Namespace, result: dict[str, Any]) -> None:
+    path = args.out / f"{args.subject}-{date.today()}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    print(path)
+    if SUBJECTS[args.subject].picture:
+        from benchmarks import cp, picture
+        print((cp if args.subject == "cp" else picture).draw(path))
 
 
-def _machine() -> dict[str, Any]:
+def _machine(cuda: bool | None = None) -> dict[str, Any]:
     import torch
     packages = ("torch", "numpy", "scipy", "megatron-core", "hyena-dist")
-    return {"device": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
+    cuda = torch.cuda.is_available() if cuda is None else cuda
+    return {"device": torch.cuda.get_device_name() if cuda else _processor(),
             "cores": os.cpu_count(), "threads": torch.get_num_threads(), "python": platform.python_version(),
             "date": str(date.today()), **{name: version(name) for name in packages}}
 
@@ -118,17 +212,19 @@ def _processor() -> str:
     return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
 
 
-def _print(subject: str, rows: Sequence[dict[str, Any]]) -> None:
+def _print(title: str, rows: Sequence[dict[str, str]]) -> None:
     from rich.console import Console
     from rich.table import Table
-    table = Table(title=f"{subject} on {_machine()['device']}", title_justify="left")
-    for key in rows[0]:
-        table.add_column(key.replace("_", " "), justify="left" if isinstance(rows[0][key], str) else "right",
-                         overflow="fold")
+    table = Table(title=title, title_justify="left")
+    columns = [key for key in rows[0] if any(row.get(key) for row in rows)]
+    for key in columns:
+        table.add_column(key.replace("_", " "), justify="left" if key in TEXTS else "right", overflow="fold")
     for row in rows:
-        table.add_row(*(value if isinstance(value, str) else f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
-                        for value in row.values()))
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+        table.add_row(*(row.get(key, "") for key in columns))
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+TEXTS = ("side", "size", "method")
 
 
 if __name__ == "__main__":

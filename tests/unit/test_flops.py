@@ -1,0 +1,137 @@
+"""The formulas of operations and bytes: products as torch counts them, transforms as they are called."""
+
+import pytest
+import torch
+from scipy.fft import next_fast_len
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.baseline import BaselineHyenaDNA
+from benchmarks.step import new_model
+from hyena_dist.config.schema import ModelSection
+from hyena_dist.ops.long_conv import causal_conv
+from hyena_dist.scaling import flops as formulas
+
+L, B = 60, 3
+SECTION = ModelSection(num_layers=3, hidden_size=16, ffn_hidden_size=40, max_seq_len=L, hyena_order=3, filter_order=24,
+                       filter_emb_dim=7, filter_num_inner_mlps=1, embed_dropout=0.0, num_attention_heads=2)
+MIXED = ModelSection(**{**vars(SECTION), "layer_pattern": "HHA"})
+PRODUCTS = ("projections", "filter", "mlp", "head")
+CPU = torch.device("cpu")
+
+
+def ids() -> torch.Tensor:
+    return torch.randint(7, 11, (B, L), generator=torch.Generator().manual_seed(0))
+
+
+def plain() -> BaselineHyenaDNA:
+    layer = {"l_max": L, "emb_dim": 7, "filter_order": 24, "num_inner_mlps": 1, "order": 3, "w": 10}
+    return BaselineHyenaDNA({"d_model": 16, "n_layer": 3, "d_inner": 40, "vocab_size": 12, "embed_dropout": 0.0,
+                             "resid_dropout": 0.0, "pad_vocab_size_multiple": 8, "layer": layer})
+
+
+def test_products_of_every_part_are_what_torch_counts():
+    """The plain model: torch counts no FFT and no depthwise convolution's parts that it does not know."""
+    model = plain()
+    with FlopCounterMode(display=False) as counter:
+        model(ids())
+    counted = {name: sum(by_operator.values()) for name, by_operator in counter.get_flop_counts().items()}
+
+    def of(*suffixes: str) -> int:
+        return sum(count for name, count in counted.items() if name.endswith(suffixes))
+
+    found = formulas.flops(SECTION, L, B)
+    assert {"projections": of("in_proj", "out_proj"), "filter": of("implicit_filter"), "mlp": of(".mlp"),
+            "head": of("lm_head")} == {name: found[name] for name in PRODUCTS}
+    assert formulas.flops(SECTION, L, B + 1)["mlp"] != found["mlp"], "the control"
+
+
+def test_our_model_has_the_products_of_the_formula():
+    with FlopCounterMode(display=False) as counter:
+        new_model(SECTION, CPU)(ids())
+    found = formulas.flops(SECTION, L, B)
+    assert counter.get_total_flops() == sum(found[name] for name in PRODUCTS)
+
+
+def test_attention_counts_the_lower_triangle():
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        new_model(MIXED, CPU)(ids())
+    found = formulas.flops(MIXED, L, B)
+    whole_square = found["attention"] * 2 * L / (L + 1)
+    assert counter.get_total_flops() == pytest.approx(sum(found[name] for name in PRODUCTS) + whole_square, rel=1e-12)
+    assert found["filter"] == formulas.flops(SECTION, L, B)["filter"] * 2 / 3
+
+
+def test_training_is_three_times_the_forward_pass():
+    """But for the first layer of the filters, whose input has no gradient."""
+    model = plain()
+    with FlopCounterMode(display=False) as counter:
+        model(ids()).sum().backward()
+    by_operator = counter.get_flop_counts()["Global"]
+    products = sum(count for operator, count in by_operator.items() if "conv" not in str(operator))
+    found = formulas.flops(SECTION, L, B)
+    no_gradient = SECTION.num_layers * 2 * L * SECTION.filter_emb_dim * SECTION.filter_order
+    assert products == 3 * sum(found[name] for name in PRODUCTS) - no_gradient
+    assert formulas.training_flops(SECTION, L, B) == 3 * sum(found.values())
+
+
+def test_recomputing_blocks_repeats_their_forward_pass():
+    """torch stops at the last tensor that the backward pass needs, the input of a block's last product."""
+    counted = {}
+    for value in ("none", "full"):
+        with FlopCounterMode(display=False) as counter:
+            new_model(SECTION, CPU, value)(ids()).sum().backward()
+        counted[value] = counter.get_total_flops()
+    found = formulas.flops(SECTION, L, B)
+    last_products = found["mlp"] / 2
+    expected = formulas.recomputed_flops(SECTION, L, B) - found["short_conv"] - found["long_conv"]
+    assert counted["full"] - counted["none"] in (expected, expected - last_products)
+
+
+class Transforms(TorchDispatchMode):
+    """Counts the points of complex FFTs."""
+
+    points = 0
+
+    def __torch_dispatch__(self, func, _types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._fft_c2c.default:
+            self.points += result.numel()
+        return result
+
+
+@pytest.mark.parametrize("length", [64, 61])
+def test_transforms_are_those_of_the_convolution(length):
+    u = torch.randn(B, 16, length)
+    with Transforms() as counter:
+        causal_conv(u, torch.randn(16, length), torch.randn(16), u, method="right_angle")
+    size = next_fast_len(length)
+    section = ModelSection(num_layers=1, hidden_size=16, max_seq_len=length)
+    transforms = counter.points / size
+    assert transforms == 16 * (2 * B + 1)
+    assert formulas.flops(section, length, B)["long_conv"] == transforms * formulas.fft_flops(size)
+    assert formulas.fft_flops(1024) == 5 * 1024 * 10
+
+
+def test_bytes_by_hand():
+    """Forward: inputs read, outputs written. Training adds the inputs and the outputs' gradients read again, and the
+    inputs' gradients written."""
+    part = formulas.parts(SECTION, L, B)["head"]
+    x, weight, y = B * L * 16, 16 * 16, B * L * 16
+    assert formulas.forward_bytes(part, 4) == 4 * (x + weight + y)
+    assert formulas.training_bytes(part, 2) == 2 * (x + weight + y + (x + weight) + y + (x + weight))
+
+
+def test_peaks_are_found_by_the_names_that_cuda_gives():
+    for name, peak in {"NVIDIA H200": 989.5, "NVIDIA H100 80GB HBM3": 989.5, "NVIDIA H100 PCIe": 756.5,
+                       "NVIDIA H100 NVL": 835.5, "NVIDIA A100-SXM4-80GB": 312, "NVIDIA A100 80GB PCIe": 312}.items():
+        assert formulas.peak_flops(name, "bf16") == formulas.peak_flops(name, "fp16") == peak * 1e12, name
+    assert formulas.peak_flops("NVIDIA A100-SXM4-40GB", "fp32") == 19.5e12
+    for unknown in ("AMD EPYC", "NVIDIA GH200 480GB", "NVIDIA A100-SXM4-40GB MIG 1g.5gb", "NVIDIA RTX A1000"):
+        assert formulas.peak_flops(unknown, "bf16") is None, unknown
+
+
+def test_utilisation_is_model_operations_over_the_peak():
+    per_token = formulas.training_flops(SECTION, L, B) / (B * L)
+    assert formulas.mfu(SECTION, L, tokens_per_second=10.0, peak=40 * per_token, micro_batch_size=B) == 0.25
