@@ -9,8 +9,6 @@ from typing import TypeVar
 import torch
 
 Inputs = TypeVar("Inputs")
-COPY_BYTES = 2**28
-"""Size of the copied tensor: far more than a cache."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +68,3 @@ def timed(work: Callable[[], object], device: torch.device) -> tuple[float, floa
 def ratio(side: list[float], ours: list[float]) -> float:
     """The median of side / ours, turn by turn: more than 1 is slower than ours."""
     return statistics.median(a / b for a, b in zip(side, ours, strict=True))
-
-
-def copy_bandwidth(device: torch.device) -> float:
-    """Bytes per second, read and written together, of a large copy on this device: the most that any operator that
-    goes through memory can reach."""
-    source = torch.ones(COPY_BYTES // 4, device=device)
-    target = torch.empty_like(source)
-    copy = interleaved({"copy": target.copy_}, lambda _: source, rounds=5, device=device)["copy"]
-    return 2 * COPY_BYTES / copy.seconds

@@ -76,6 +76,7 @@ def _run(args: argparse.Namespace) -> int:
 
     from hyena_dist.engine.launch import init_distributed
     from hyena_dist.parallel.groups import Axis, init_groups
+    from hyena_dist.scaling.utilisation import Utilisation
     from hyena_dist.train.signals import EXIT_REQUEUE
     from hyena_dist.train.startup import check_same_start
     from hyena_dist.train.trainer import Trainer
@@ -83,7 +84,8 @@ def _run(args: argparse.Namespace) -> int:
     device = init_distributed(dump_dir=Path(config.train.run_dir) / "logs")
     check_same_start(config, Axis.of(dist.group.WORLD))
     groups = init_groups(tensor=config.parallel.tensor, context=config.parallel.context)
-    reason = Trainer(config, groups, device).fit()
+    utilisation = Utilisation.of_device(config, groups.world.size, device)
+    reason = Trainer(config, groups, device, shares=utilisation.shares).fit()
     dist.destroy_process_group()
     return 0 if reason is None else EXIT_REQUEUE
 

@@ -9,6 +9,7 @@ aside and renamed, so a directory of the final name is whole or was damaged late
 import json
 import secrets
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -228,6 +229,8 @@ class _Writer(dcp.FileSystemWriter):
 
 
 def _write_tensors(aside: Path, tensors: dict[str, torch.Tensor], groups: Groups) -> None:
+    # One rank without a group is no mistake; a filter of this block alone would be one of all threads too.
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
     writer = _Writer(str(aside), sync_files=True)
     try:
         dcp.save(tensors, storage_writer=writer, process_group=groups.world.group, no_dist=groups.world.group is None)

@@ -43,6 +43,10 @@ class Row:
     """Before clipping; null in validation rows."""
     tokens_per_second: float | None
     """Over all ranks, of this step; null in validation rows."""
+    mfu: float | None = None
+    """Model FLOPs utilisation of all devices; null where their peak is not known, and in validation rows."""
+    bandwidth: float | None = None
+    """Share of the devices' memory bandwidth, by the bytes that the model must move at least; null as mfu."""
     peak_memory_bytes: int
     """Of this rank: the device's allocations on CUDA, the process's resident set on a CPU."""
 
@@ -102,7 +106,8 @@ class Metrics:
         board, self._board = self._board, None
         if board is not None:
             with self._surviving("TensorBoard's curves end here"):
-                for key in ("loss", "perplexity", "lr", "grad_norm", "tokens_per_second", "peak_memory_bytes"):
+                for key in ("loss", "perplexity", "lr", "grad_norm", "tokens_per_second", "mfu", "bandwidth",
+                            "peak_memory_bytes"):
                     if values[key] is not None:
                         board.add_scalar(f"{row.split}/{key}", values[key], row.step)
                 self._board = board

@@ -19,7 +19,7 @@ TABLE_ROWS = 40
 class StepProfiler:
     """Traces `steps` training steps of this rank, after the first two of the process.
 
-        with StepProfiler(run_dir, config.train.profile, rank) as profiler:
+        with StepProfiler(run_dir, config.train.profile_steps, rank) as profiler:
             for ...:
                 train_step()
                 profiler.step()
@@ -60,7 +60,7 @@ class StepProfiler:
                  traceback: TracebackType | None) -> None:
         if self._profiler is None:
             return
-        logger.warning("train.profile: the run ended %d steps before the trace was complete", self._left)
+        logger.warning("train.profile_steps: the run ended %d steps before the trace was complete", self._left)
         self._stop()  # writes the steps that it has
 
     def _stop(self) -> None:
@@ -76,4 +76,4 @@ class StepProfiler:
             self._stem.parent.mkdir(parents=True, exist_ok=True)
         write_whole(table, lambda path: path.write_text(rows))
         write_whole(trace, lambda path: profiler.export_chrome_trace(str(path)))
-        logger.info("train.profile: wrote %s and %s", table, trace)
+        logger.info("train.profile_steps: wrote %s and %s", table, trace)

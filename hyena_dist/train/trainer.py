@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,7 @@ from hyena_dist.train.checkpoint import load_checkpoint, read_metadata
 from hyena_dist.train.curriculum import Curriculum
 from hyena_dist.train.logs import RankLog, StepTimes
 from hyena_dist.train.metrics import Metrics, Row, peak_memory_bytes
+from hyena_dist.train.profile import StepProfiler
 from hyena_dist.train.report import write_report
 from hyena_dist.train.run_directory import RunDirectory, is_import
 from hyena_dist.train.saver import CheckpointSaver
@@ -78,15 +79,18 @@ class Trainer:
         config: already checked (`config.checks`).
         groups: of the initialised process group.
         device: of this rank, already selected.
+        shares: from length, micro-batch and tokens per second to MFU and share of the bandwidth, for the metrics.
 
     Raises:
         UserError: shards, checkpoint or run directory do not fit the configuration; the same on every rank.
     """
 
-    def __init__(self, config: Config, groups: Groups, device: torch.device) -> None:
+    def __init__(self, config: Config, groups: Groups, device: torch.device, *,
+                 shares: Callable[..., tuple[float | None, float | None]] = lambda **_: (None, None)) -> None:
         self.config = config
         self.groups = groups
         self.device = device
+        self._shares = shares
         self.step = 0
         self.best_val_loss = math.inf
         self.val_loss = math.nan
@@ -150,6 +154,8 @@ class Trainer:
             if self._is_first:
                 self._metrics = Metrics(self.run.path, last_step=self.step, total_steps=self.config.train.steps)
                 stack.callback(self._metrics.close)
+            self._profiler = stack.enter_context(StepProfiler(self.run.path, self.config.train.profile_steps,
+                                                              self.groups.world.rank))
             reason = self._loop()
             self.watchdog.beat(allow=SAVE_SECONDS)
             failure = self.saver.wait()
@@ -171,16 +177,17 @@ class Trainer:
     def _loop(self) -> str | None:
         """Every step to the last, or to the one after which all ranks stop; why they do."""
         train = self.config.train
-        if self.step and self._due(train.eval_every) and self.val_step != self.step:
+        if self.step and _due(self.step, train.eval_every) and self.val_step != self.step:
             self._validate()  # the run was stopped before it could
         while self.step < train.steps:
             self._pending.append(self._train_step())
+            self._profiler.step()
             self.watchdog.beat()
             reason = self.stop.agreed()
             last = self.step == train.steps
             stop = reason is not None and not last
-            validate = not stop and (last or self._due(train.eval_every))
-            save = stop or last or self._due(train.save_every)
+            validate = not stop and (last or _due(self.step, train.eval_every))
+            save = stop or last or _due(self.step, train.save_every)
             try:
                 self._settle(keep=0 if validate or save else 1)  # one step late: the loop does not wait for the device
             except _RollBack as lost:
@@ -193,9 +200,6 @@ class Trainer:
             if stop:
                 return reason
         return None
-
-    def _due(self, every: int) -> bool:
-        return bool(every) and self.step % every == 0
 
     def _train_step(self) -> _Pending:
         """Forward and backward of every micro-batch, then the update."""
@@ -235,8 +239,11 @@ class Trainer:
             loss, grad_norm = float(pending.loss), float(pending.result.grad_norm)
             if math.isfinite(loss) and math.isfinite(grad_norm):
                 self._lost = 0
-                self._write_row(pending.step, "train", loss, pending.stage.seq_len, lr=pending.lr, grad_norm=grad_norm,
-                                tokens_per_second=pending.stage.tokens_per_step / pending.seconds)
+                stage, rate = pending.stage, pending.stage.tokens_per_step / pending.seconds
+                mfu, bandwidth = self._shares(seq_len=stage.seq_len, micro_batch_size=stage.micro_batch_size,
+                                              tokens_per_second=rate)
+                self._write_row(pending.step, "train", loss, stage.seq_len, lr=pending.lr, grad_norm=grad_norm,
+                                tokens_per_second=rate, mfu=mfu, bandwidth=bandwidth)
             elif pending.result.overflow and self.engine.loss_scaler is not None:
                 logger.info("step %d: gradients overflowed in fp16 and were not applied; the loss scale is now %g",
                             pending.step, self.engine.loss_scaler.scale)
@@ -245,8 +252,7 @@ class Trainer:
                                          "not applied")
 
     def _lose(self, step: int, what: str) -> None:
-        """Do as `train.on_nonfinite` says with a step that was not finite. The same on every rank, as its numbers are.
-        """
+        """Do as `train.on_nonfinite` says with a step that was not finite; the same on every rank, as its numbers."""
         self._lost += 1
         choice = self.config.train.on_nonfinite
         if choice == "stop" or self._lost > MOST_LOST_STEPS:
@@ -275,10 +281,11 @@ class Trainer:
     @torch.no_grad()
     def _validate(self) -> bool:
         """Loss per scored base of the validation split. Returns whether it is the best so far."""
+        seq_len = self.config.data.val_seq_len or self.config.data.seq_len
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         self.engine.module.eval()
         # A stage may train with more windows at a time, but of fewer tokens.
-        for batch in validation_batches(self.manifest, seq_len=self._val_seq_len, dp_rank=self.groups.data.rank,
+        for batch in validation_batches(self.manifest, seq_len=seq_len, dp_rank=self.groups.data.rank,
                                         batch_size=self.config.train.micro_batch_size, dp_size=self.groups.data.size):
             input_ids, targets, _ = self._to_device(batch)
             loss, count = token_loss(self.engine.module(input_ids), targets, self.groups.tensor)
@@ -289,13 +296,9 @@ class Trainer:
             logger.warning("%s has no validation bases: validation is skipped", self.manifest.directory)
             return False
         self.val_loss, self.val_step = total / count, self.step
-        self._write_row(self.step, "val", self.val_loss, self._val_seq_len)
+        self._write_row(self.step, "val", self.val_loss, seq_len)
         best, self.best_val_loss = self.best_val_loss, min(self.best_val_loss, self.val_loss)
         return self.val_loss < best
-
-    @property
-    def _val_seq_len(self) -> int:
-        return self.config.data.val_seq_len or self.config.data.seq_len
 
     def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """(input_ids [B, l], targets [B, l], windows [B]), int64: this context rank's slice, on this rank's device."""
@@ -310,14 +313,12 @@ class Trainer:
             dist.all_reduce(tensor, group=self.groups.data_context.group)
         return tensor
 
-    def _write_row(self, step: int, split: str, loss: float, seq_len: int, *, lr: float | None = None,
-                   grad_norm: float | None = None, tokens_per_second: float | None = None) -> None:
-        if self._metrics is None:
-            return
-        self._metrics.write(Row(step=step, split=split, loss=loss, perplexity=_perplexity(loss),
-                                tokens=tokens_after(self.curriculum.stages, step), seq_len=seq_len, lr=lr,
-                                grad_norm=grad_norm, tokens_per_second=tokens_per_second,
-                                peak_memory_bytes=peak_memory_bytes(self.device)))
+    def _write_row(self, step: int, split: str, loss: float, seq_len: int, **of_training: float | None) -> None:
+        if self._metrics is not None:
+            numbers = {"lr": None, "grad_norm": None, "tokens_per_second": None, **of_training}
+            self._metrics.write(Row(step=step, split=split, loss=loss, perplexity=_perplexity(loss), seq_len=seq_len,
+                                    tokens=tokens_after(self.curriculum.stages, step), **numbers,
+                                    peak_memory_bytes=peak_memory_bytes(self.device)))
 
     def _save(self) -> None:
         self.watchdog.beat(allow=SAVE_SECONDS)
@@ -383,6 +384,10 @@ class Trainer:
             method = choose_method(config.parallel.context_method, rows=rows // config.parallel.overlap_groups,
                                    context=groups.context.size)
             logger.info("parallel.context_method=%s: %s", config.parallel.context_method, method)
+
+
+def _due(step: int, every: int) -> bool:
+    return bool(every) and step % every == 0
 
 
 def _finite(value: float) -> float | None:

@@ -85,14 +85,14 @@ ROWS = [
     Row(stage=3, tensor=2, sequence=True, precision="bf16"),
     Row("fsdp", context=2, precision="fp16"),
 ]
-FAST = [ROWS[i] for i in (0, 1, 3, 5, 6, 7, 18, 19)]
+FAST = [ROWS[i] for i in (0, 1, 3, 5, 18, 19)]
 
 
 def config_of(row: Row, shards: Path, run_dir: Path, resume: Path | None = None) -> Config:
     return Config(
         model=ModelSection(num_layers=2, hidden_size=32, max_seq_len=250, filter_order=16, embed_dropout=0.1),
         data=DataSection(shards=str(shards), seq_len=250, num_workers=row.workers),  # no P divides 250
-        train=TrainSection(run_dir=str(run_dir), steps=STEPS, micro_batch_size=2, global_batch_size=8, eval_every=0,
+        train=TrainSection(run_dir=str(run_dir), steps=STEPS, micro_batch_size=2, global_batch_size=4, eval_every=0,
                            save_every=CUT, precision=row.precision, resume="auto" if resume is None else str(resume)),
         # Adam's g / (|g| + eps) amplifies the rounding of small gradients; clipping acts at every step.
         optim=OptimSection(lr=2e-3, warmup_steps=5, eps=1e-4, grad_clip=0.5),
@@ -159,7 +159,7 @@ def check(rows: list[Row], crossings: list[tuple[Row, Row]], shards: Path, direc
 
 
 def test_a_covering_part_of_the_rows(shards, tmp_path):
-    check(FAST, [(FAST[5], FAST[4]), (FAST[4], FAST[1])], shards, tmp_path)
+    check(FAST, [(FAST[3], FAST[2]), (FAST[2], FAST[1])], shards, tmp_path)
 
 
 @pytest.mark.slow

@@ -8,10 +8,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import operators, recompute, step, subjects, timing
+from benchmarks import operators, recompute, step, subjects
 from benchmarks.compare import BASELINE, OURS, VALUE, Case, Measured, Row, WrongValues, compare, differences, growth
 from benchmarks.models import Size
 from benchmarks.timing import interleaved, ratio, timed
+from hyena_dist.scaling import utilisation
 from hyena_dist.scaling.flops import parts, training_bytes
 from launchers.bench import main
 
@@ -158,7 +159,7 @@ def test_flashfftconv_is_taken_where_it_can_run(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def small_copies(monkeypatch):
-    monkeypatch.setattr(timing, "COPY_BYTES", 2**20)
+    monkeypatch.setattr(utilisation, "COPY_BYTES", 2**20)
 
 
 @pytest.mark.parametrize("subject", ["filter", "step"])
