@@ -13,14 +13,8 @@ from dataclasses import asdict
 
 from hyena_dist.config.errors import ConfigError, UserError
 from hyena_dist.config.extend import extended
+from hyena_dist.config.formats import FORMATS
 from hyena_dist.config.schema import ModelSection
-
-FORMATS = {
-    "safetensors": "model.safetensors by this package's parameter names, and config.json",
-    "published": "weights.ckpt and config.json as the published HyenaDNA code loads them",
-    "huggingface": "model.safetensors and config.json of the LongSafari/hyenadna-*-hf models",
-    "checkpoint": "a checkpoint of step 0 for train.resume=DEST",
-}
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hyena_dist.config.checks import check
-from hyena_dist.config.errors import TrainingError, UserError
+from hyena_dist.config.errors import TrainingError, UserError, agreed, is_agreed
 from hyena_dist.config.load import dump_config, load_config
 
 logger = logging.getLogger("pretrain")
@@ -33,7 +33,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 trained, 1 the run failed, 2 a mistake of the user's, 85 saved and stopped before its end."""
+    """Exit status: 0 trained, 1 the run failed, 2 a mistake of the user's, 85 saved and stopped before its end, 130
+    interrupted from the keyboard."""
     args = parse_args(argv)
     if args.local_rank is not None:
         os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
@@ -47,28 +48,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     threading.excepthook = lambda failed: None if issubclass(failed.exc_type, OSError) else default(failed)
     try:
         return _run(args)
-    except UserError as error:
-        status, message = 2, str(error)
-    except OSError as error:  # a full disk, a peer that is gone
-        status, message = 1, str(error)
-    except TrainingError as error:
-        status, message = 1, str(error)
+    except (UserError, TrainingError, OSError) as error:  # the last: a full disk, a peer that is gone
+        if first or not is_agreed(error):  # what all ranks raise the first one says
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
+    except KeyboardInterrupt:
+        return 130
     except Exception:  # noqa: BLE001 - a defect: its traceback is wanted, and the end of this process
         logger.exception("this rank failed")
         return 1
-    if first:
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return status
 
 
 def _run(args: argparse.Namespace) -> int:
     # Imported here: torch, megatron-core and DeepSpeed take seconds, --help and a mistyped key should not.
-    config = load_config(args.config, args.overrides)
     from hyena_dist.engine.deepspeed_config import check_raw_section
     from hyena_dist.engine.launch import rank_environment
 
-    check(config, world_size=int(rank_environment(os.environ)["WORLD_SIZE"]))
-    check_raw_section(config.engine.deepspeed)
+    try:
+        config = load_config(args.config, args.overrides)
+        check(config, world_size=int(rank_environment(os.environ)["WORLD_SIZE"]))
+        check_raw_section(config.engine.deepspeed)
+    except UserError as error:
+        raise agreed(error) from None  # every rank has read the same
     if args.dry_run:
         print(dump_config(config), end="")
         return 0

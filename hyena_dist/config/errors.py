@@ -1,5 +1,10 @@
 """Errors that commands print as one line. All others are defects."""
 
+import re
+from typing import TypeVar
+
+Raised = TypeVar("Raised", bound=BaseException)
+
 
 class UserError(ValueError):
     """Something that the user gave cannot be used; the message names the file, key or position, and the remedy. A
@@ -11,5 +16,22 @@ class ConfigError(UserError):
 
 
 class TrainingError(RuntimeError):
-    """A run that cannot go on; the message names the step and the last good checkpoint. Its command ends with status
-    1."""
+    """A run that cannot go on, on every rank; the message names the step and the last good checkpoint. Its command ends
+    with status 1."""
+
+
+def agreed(error: Raised) -> Raised:
+    """Mark an error that every rank raises: one of them is enough to print it."""
+    error.__dict__["agreed"] = True
+    return error
+
+
+def is_agreed(error: BaseException) -> bool:
+    """Whether every rank raises this error; otherwise this may be the only one that can print it."""
+    return isinstance(error, TrainingError) or bool(error.__dict__.get("agreed", False))
+
+
+def first_sentence(error: BaseException) -> str:
+    """Of a library's message, in one line: those of torch go on with advice, to trust the file for one."""
+    text = " ".join(str(error).split())
+    return re.split(r"\. ", text, maxsplit=1)[0].removesuffix(".") or type(error).__name__

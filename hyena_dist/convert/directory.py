@@ -18,6 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from hyena_dist.config.errors import first_sentence
+from hyena_dist.config.formats import FORMATS
 from hyena_dist.config.schema import ModelSection
 from hyena_dist.convert.huggingface import from_huggingface, to_huggingface
 from hyena_dist.convert.lightning import load_lightning
@@ -26,7 +28,8 @@ from hyena_dist.convert.section import ConversionError, checked_section
 from hyena_dist.model.config import hyena_config
 from hyena_dist.model.model import HyenaModel
 from hyena_dist.parallel.groups import Groups
-from hyena_dist.train.checkpoint import choose_checkpoint, load_model_weights, read_metadata, save_checkpoint
+from hyena_dist.train.checkpoint import load_model_weights, save_checkpoint
+from hyena_dist.train.checkpoint_directory import choose_checkpoint, read_metadata
 from hyena_dist.train.files import new_directory
 
 CONFIG, WEIGHTS, PUBLISHED_WEIGHTS, BINARY_WEIGHTS = ("config.json", "model.safetensors", "weights.ckpt",
@@ -68,7 +71,7 @@ def write_model(dest: str | Path, format: str, section: ModelSection, model: Hye
     """Write a model into a new directory, and return the names of its files.
 
     Args:
-        format: one of FORMATS.
+        format: one of `config.formats.FORMATS`.
         source: where the model came from; a checkpoint's metadata keeps it.
 
     Raises:
@@ -78,7 +81,7 @@ def write_model(dest: str | Path, format: str, section: ModelSection, model: Hye
     if dest.exists():
         raise ConversionError(f"{dest} exists: choose another destination")
     try:
-        FORMATS[format](dest, section, model, source)
+        _WRITERS[format](dest, section, model, source)
     except OSError as error:
         raise ConversionError(f"{dest}: could not be written ({error}): choose another destination") from error
     return sorted(path.name for path in dest.iterdir())
@@ -153,9 +156,8 @@ def _read_huggingface(source: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).split("\n")[0]
-        raise ConversionError(f"{path}: no readable file of weights ({reason}): a Hugging Face directory has "
-                              f"{WEIGHTS} or {BINARY_WEIGHTS}") from error
+        raise ConversionError(f"{path}: no readable file of weights ({first_sentence(error)}): a Hugging Face "
+                              f"directory has {WEIGHTS} or {BINARY_WEIGHTS}") from error
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ConversionError(f"{path}: holds something else than tensors by name")
     return content
@@ -209,12 +211,10 @@ class _Untrained:
 
 def _write_checkpoint(dest: Path, section: ModelSection, model: HyenaModel, source: str) -> None:
     metadata = {"step": 0, "identity": {f"model.{key}": value for key, value in asdict(section).items()},
-                "config": None, "data": None, "val_loss": None, "best_val_loss": None, "seconds": 0.0,
-                "version": importlib.metadata.version("hyena-dist"), "source": source}
+                "config": None, "data": None, "val_loss": None, "best_val_loss": None, "loss_scale": None,
+                "seconds": 0.0, "version": importlib.metadata.version("hyena-dist"), "source": source}
     save_checkpoint(dest, _Untrained(model), model.placement(), Groups.single(), metadata)
 
 
-FORMATS: dict[str, Callable[[Path, ModelSection, HyenaModel, str], None]] = {
-    "safetensors": _write_own, "published": _write_published, "huggingface": _write_huggingface,
-    "checkpoint": _write_checkpoint}
-"""What `write_model` writes: our parameter names, the published code's, Hugging Face's, a start for training."""
+_WRITERS: dict[str, Callable[[Path, ModelSection, HyenaModel, str], None]] = dict(zip(
+    FORMATS, (_write_own, _write_published, _write_huggingface, _write_checkpoint), strict=True))

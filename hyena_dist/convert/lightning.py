@@ -4,10 +4,11 @@ import pickle
 from collections import OrderedDict
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
+from torch.serialization import _is_zipfile as is_zipfile
 
 from hyena_dist.convert.section import ConversionError
 
@@ -22,7 +23,9 @@ def load_lightning(path: str | Path) -> dict[str, Tensor]:
         ConversionError: unreadable, not a checkpoint, or without a `state_dict` of tensors.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_TENSORS_ONLY)
+        with Path(path).open("rb") as file:  # once: what is checked is what is read
+            _refuse_program(file)
+            content = torch.load(file, map_location="cpu", weights_only=False, pickle_module=_TENSORS_ONLY)
         state = dict(content["state_dict"])
     except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError, AttributeError,
             IndexError) as error:
@@ -30,6 +33,14 @@ def load_lightning(path: str | Path) -> dict[str, Tensor]:
     if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
         raise ConversionError(f"{path}: its state_dict holds more than tensors")
     return state
+
+
+def _refuse_program(file: BinaryIO) -> None:
+    """torch.load hands a TorchScript archive to torch.jit.load, which runs it. Told apart as torch.load does: another
+    reader of zip files could be made to see other records."""
+    if is_zipfile(file) and "constants.pkl" in torch._C.PyTorchFileReader(file).get_all_records():
+        raise pickle.UnpicklingError("it is a TorchScript program")
+    file.seek(0)
 
 
 class _Inert:

@@ -2,7 +2,7 @@
 gradients. FSDP2's own knows the data ranks only, and is wrong where weights are split over tensor ranks."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 import torch.distributed as dist
@@ -37,13 +37,13 @@ def global_grad_norm(gradients: Mapping[str, Tensor], table: Table | None, tenso
     return squares.sqrt().float()
 
 
-def clip_gradients(gradients: Iterable[Tensor], norm: Tensor, max_norm: float, *, loss_scale: float = 1.0) -> None:
-    """Divide by the loss scale and clip, in place. `norm` is that of the gradients without the scale."""
-    if max_norm == math.inf and loss_scale == 1.0:
+def clip_gradients(gradients: Collection[Tensor], norm: Tensor, max_norm: float, *, loss_scale: float = 1.0) -> None:
+    """Divide by the loss scale and clip, in place. `norm` is that of the gradients without the scale; they are on one
+    device, which may be another."""
+    if not gradients or (max_norm == math.inf and loss_scale == 1.0):
         return
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0) / loss_scale  # torch's own rule, the small number included
-    for gradient in gradients:
-        gradient.mul_(factor.to(gradient.device))
+    torch._foreach_mul_(list(gradients), factor.to(next(iter(gradients)).device))
 
 
 def _sum_of_squares(gradients: list[Tensor], device: torch.device) -> Tensor:

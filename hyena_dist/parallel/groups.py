@@ -5,12 +5,13 @@ torch.distributed: every axis has size 1 and no group, and collectives over it d
 """
 
 from dataclasses import dataclass, field
+from datetime import timedelta
 
+import torch
 import torch.distributed as dist
 from megatron.core.process_groups_config import ProcessGroupCollection
-from torch.distributed.device_mesh import init_device_mesh
 
-from hyena_dist.config.errors import ConfigError
+from hyena_dist.config.errors import ConfigError, agreed
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Groups:
 
 
 def init_groups(*, tensor: int = 1, context: int = 1) -> Groups:
-    """Split the ranks of the initialised default process group. What is left of them is data parallel.
+    """Split the ranks of the initialised default process group, whose time-out all groups have. What is left of them
+    is data parallel.
 
     Megatron's order: tensor ranks are neighbours, then context, then data. Its global state is not touched: modules get
     their groups as arguments.
@@ -62,23 +64,38 @@ def init_groups(*, tensor: int = 1, context: int = 1) -> Groups:
     """
     world = dist.get_world_size()
     if world % (tensor * context):
-        raise ConfigError(f"{world} ranks cannot be split into parallel.tensor={tensor} x parallel.context={context}: "
-                          f"start a multiple of {tensor * context} ranks")
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    mesh = init_device_mesh(device, (world // (tensor * context), context, tensor),
-                            mesh_dim_names=("data", "context", "tensor"))
+        raise agreed(ConfigError(f"{world} ranks cannot be split into parallel.tensor={tensor} x parallel.context="
+                                 f"{context}: start a multiple of {tensor * context} ranks"))
+    ranks = torch.arange(world, device="cpu").view(-1, context, tensor)  # [data, context, tensor]
     return Groups(
-        tensor=Axis.of(mesh.get_group("tensor")),
-        context=Axis.of(mesh.get_group("context")),
-        data=Axis.of(mesh.get_group("data")),
-        data_context=Axis.of(mesh["data", "context"]._flatten().get_group()),
+        tensor=_axis(ranks.reshape(-1, tensor), "tensor"),
+        context=_axis(ranks.movedim(1, -1).reshape(-1, context), "context"),
+        data=_axis(ranks.movedim(0, -1).flatten(0, 1), "data"),
+        data_context=_axis(ranks.movedim(2, 0).flatten(1), "data_context"),
         world=Axis.of(dist.group.WORLD),
     )
 
 
+def _axis(groups: torch.Tensor, name: str) -> Axis:
+    """[groups, ranks of one] -> the group of this rank. The world is not made twice."""
+    if len(groups) == 1:
+        return Axis.of(dist.group.WORLD)
+    group, _ = dist.new_subgroups_by_enumeration(groups.tolist(), timeout=_timeout(), group_desc=name)
+    return Axis.of(group)
+
+
+def _timeout() -> timedelta:
+    """Of the default process group. A new group takes torch's own default, half an hour on gloo, unless it is told."""
+    assert dist.group.WORLD is not None
+    device = torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+    return dist.group.WORLD._get_backend(device).options._timeout
+
+
 def gloo_copy(axis: Axis) -> Axis:
     """A gloo group of its own over the same ranks: for flags that must not wait for a device, or for a thread, whose
-    collectives must not meet those of the main thread. Collective over the world; one rank alone needs no group."""
+    collectives must not meet those of the main thread. Its time-out is the default process group's. Collective over the
+    world; one rank alone needs no group."""
     if axis.size == 1 or axis.group is None:
         return Axis()
-    return Axis(dist.new_group(dist.get_process_group_ranks(axis.group), backend="gloo"), axis.rank, axis.size)
+    group = dist.new_group(dist.get_process_group_ranks(axis.group), backend="gloo", timeout=_timeout())
+    return Axis(group, axis.rank, axis.size)

@@ -16,7 +16,8 @@ from hyena_dist.model.loss import token_loss
 from hyena_dist.model.model import HyenaModel, build_model
 from hyena_dist.parallel.groups import Groups
 from hyena_dist.tasks.markov import markov_perplexity
-from hyena_dist.train.checkpoint import choose_checkpoint, load_model_weights
+from hyena_dist.train.checkpoint import load_model_weights
+from hyena_dist.train.checkpoint_directory import choose_checkpoint
 
 ROWS_PER_BATCH_TOKENS = 2**15
 """Tokens of a forward pass: enough to fill two cores, little enough for any machine."""

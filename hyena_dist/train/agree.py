@@ -5,7 +5,7 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
-from hyena_dist.config.errors import UserError
+from hyena_dist.config.errors import UserError, agreed
 from hyena_dist.parallel.groups import Groups
 
 T = TypeVar("T")
@@ -15,7 +15,7 @@ def agree(action: Callable[[], T], groups: Groups) -> T:
     """Run an action on this rank; collective, but for the action itself.
 
     Raises:
-        UserError, OSError: on every rank that of the first rank on which the action failed.
+        UserError, OSError: on every rank that of the first rank on which the action failed, marked as `agreed`.
     """
     failure: UserError | OSError | None = None
     try:
@@ -28,7 +28,7 @@ def agree(action: Callable[[], T], groups: Groups) -> T:
         dist.all_gather_object(failures, failure, group=groups.world.group)
     for first in failures:
         if first is not None:
-            raise first
+            raise agreed(first)
     return result
 
 

@@ -12,6 +12,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,24 +28,9 @@ from torch.futures import Future
 from hyena_dist.engine.protocol import FIELDS, Engine, Placed, Table
 from hyena_dist.parallel.groups import Axis, Groups
 from hyena_dist.train.agree import agree, broadcast
-from hyena_dist.train.checkpoint_directory import (
-    FORMAT,
-    MARKER,
-    METADATA,
-    choose_checkpoint,
-    find_best,
-    find_latest,
-    is_whole,
-    prune,
-    read_metadata,
-    step_directory,
-)
-from hyena_dist.train.checkpoint_reader import CheckpointError, TensorReader
+from hyena_dist.train.checkpoint_directory import FORMAT, MARKER, METADATA, read_metadata
+from hyena_dist.train.checkpoint_reader import TensorReader
 from hyena_dist.train.files import sync_directory, write_durably
-
-__all__ = ["CheckpointError", "Exporter", "Snapshot", "choose_checkpoint", "find_best", "find_latest", "is_whole",
-           "load_checkpoint", "load_model_weights", "merge_parts", "prune", "read_metadata", "save_checkpoint",
-           "split_parts", "step_directory", "take_snapshot", "write_snapshot"]
 
 _KINDS = dict(zip(FIELDS, ("model", "optim/exp_avg", "optim/exp_avg_sq"), strict=True))
 
@@ -126,42 +112,51 @@ def write_snapshot(path: str | Path, snapshot: Snapshot, groups: Groups) -> None
         raise
 
 
-def load_checkpoint(path: str | Path, engine: Engine, table: Table, groups: Groups, *,
-                    model: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def load_checkpoint(path: str | Path, engine: Engine, table: Table, groups: Groups) -> dict[str, Any]:
     """Set an engine's weights, moments and step count from a checkpoint, and return its metadata; collective.
 
-    Args:
-        model: the identity that metadata["model"] must have; None: any whose weights fit.
-
     Raises:
-        CheckpointError: not a whole checkpoint, or one of another model; the engine is then as before.
+        CheckpointError: on every rank. Not a whole checkpoint, or one of another model: the engine is as before. Or a
+            tensor cannot be read: the parameters before it are set, and the engine is of no use.
     """
-    metadata = read_metadata(path, model=model)
-    reader = TensorReader(path)
     shapes = {name: _part_shapes(shape, table[name], groups.tensor.size)
               for name, shape in engine.parameter_shapes.items()}
-    reader.check({f"{kind}/{name}{suffix}": shape for name, parts in shapes.items() for suffix, shape in parts.items()
-                  for kind in _KINDS.values()}, ignore=())
+    metadata, reader = agree(partial(_open, path, shapes), groups)
     for name, parts in shapes.items():
-        state = {}
-        for field, kind in _KINDS.items():
-            blocks = reader.read({f"{kind}/{name}{suffix}": shape for suffix, shape in parts.items()})
-            local = {suffix: _local(blocks[f"{kind}/{name}{suffix}"], table[name], groups.tensor) for suffix in parts}
-            state[field] = merge_parts(local, table[name])
-        engine.import_parameter(name, state)
+        # The import is collective: no rank may be left alone in it by one that could not read.
+        engine.import_parameter(name, agree(partial(_read_state, reader, name, parts, table[name], groups.tensor),
+                                            groups))
     engine.optimizer_step_count = metadata["optimizer_step_count"]
     return metadata
 
 
+def _open(path: str | Path, shapes: Mapping[str, Mapping[str, torch.Size]]) -> tuple[dict[str, Any], TensorReader]:
+    metadata = read_metadata(path)
+    reader = TensorReader(path)
+    reader.check({f"{kind}/{name}{suffix}": shape for name, parts in shapes.items() for suffix, shape in parts.items()
+                  for kind in _KINDS.values()}, ignore=())
+    return metadata, reader
+
+
+def _read_state(reader: TensorReader, name: str, parts: Mapping[str, torch.Size], placement: Placed,
+                tensor: Axis) -> dict[str, torch.Tensor]:
+    """This tensor rank's part of a parameter and its moments."""
+    state = {}
+    for field, kind in _KINDS.items():
+        blocks = reader.read({f"{kind}/{name}{suffix}": shape for suffix, shape in parts.items()})
+        state[field] = merge_parts({suffix: _local(blocks[f"{kind}/{name}{suffix}"], placement, tensor)
+                                    for suffix in parts}, placement)
+    return state
+
+
 @torch.no_grad()
-def load_model_weights(path: str | Path, model: nn.Module, table: Table, *,
-                       identity: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def load_model_weights(path: str | Path, model: nn.Module, table: Table) -> dict[str, Any]:
     """Set the weights of a whole model in one process, without engine or process group; return the metadata.
 
     Raises:
         CheckpointError: not a whole checkpoint, or one of another model.
     """
-    metadata = read_metadata(path, model=identity)
+    metadata = read_metadata(path)
     reader = TensorReader(path)
     parameters = dict(model.named_parameters())
     shapes = {name: {f"model/{name}{suffix}": shape
@@ -243,7 +238,8 @@ def _write_tensors(aside: Path, tensors: dict[str, torch.Tensor], groups: Groups
 def _finish(aside: Path, path: Path, metadata: str) -> None:
     """Make the directory whole, durable and visible, in this order."""
     write_durably(aside / METADATA, metadata)
-    sizes = {file.name: file.stat().st_size for file in sorted(aside.iterdir())}
+    # Not of the metadata, which may be amended: cut short, it is no JSON.
+    sizes = {file.name: file.stat().st_size for file in sorted(aside.iterdir()) if file.name != METADATA}
     write_durably(aside / MARKER, json.dumps(sizes, indent=1))
     sync_directory(aside)
     replaced = aside.with_name(f"{aside.name}-old")

@@ -7,18 +7,21 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hyena_dist.train.checkpoint_reader import CheckpointError
+from hyena_dist.train.checkpoint_reader import REMEDY, CheckpointError
+from hyena_dist.train.files import write_whole
 
 FORMAT = 1
 MARKER = "COMPLETE"
 METADATA = "metadata.json"
 _NAME = re.compile(r"step-(\d{8,})")
-_TYPES = {"step": int, "model": dict, "identity": dict}
+_TYPES = {"step": int, "identity": dict}
 """Of the metadata that a load and a resume rely on, where they are there."""
+_RESUMED = ("step", "identity", "data", "val_loss", "best_val_loss", "loss_scale", "seconds")
+"""What a resume takes from the metadata."""
 
 logger = logging.getLogger(__name__)
 
@@ -28,11 +31,11 @@ def step_directory(checkpoints_dir: str | Path, step: int) -> Path:
     return Path(checkpoints_dir, f"step-{step:08d}")
 
 
-def read_metadata(path: str | Path, *, model: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def read_metadata(path: str | Path) -> dict[str, Any]:
     """What was saved beside the tensors.
 
     Raises:
-        CheckpointError: not a whole checkpoint, or metadata["model"] is not `model`.
+        CheckpointError: not a whole checkpoint.
     """
     path = Path(path)
     metadata = _inspect(path)
@@ -41,8 +44,19 @@ def read_metadata(path: str | Path, *, model: Mapping[str, Any] | None = None) -
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{path}: its format is {metadata.get('format')!r}, this version reads {FORMAT}: "
                               f"use the version of hyena_dist that wrote it")
-    if model is not None:
-        _check_identity(path, metadata.get("model") or {}, json.loads(json.dumps(model)))
+    return metadata
+
+
+def read_resumable(path: str | Path) -> dict[str, Any]:
+    """The metadata of a checkpoint that a run can go on from.
+
+    Raises:
+        CheckpointError: not a whole checkpoint, or one whose metadata lacks what a resume takes from it.
+    """
+    metadata = read_metadata(path)
+    if missing := [key for key in _RESUMED if key not in metadata]:
+        raise CheckpointError(f"{path}: its {METADATA} lacks {', '.join(missing)}, so no run can go on from it: "
+                              f"{REMEDY}")
     return metadata
 
 
@@ -92,16 +106,26 @@ def choose_checkpoint(run_dir: str | Path, choice: str) -> Path:
     return found
 
 
-def prune(checkpoints_dir: str | Path, *, keep: int = 2, protect: Collection[str | Path] = ()) -> None:
-    """Delete all but the newest `keep` whole checkpoints, the best and those in `protect`, and what killed runs left.
+def amend_metadata(path: str | Path, **values: Any) -> None:
+    """Change values beside the tensors of a whole checkpoint; for one rank, while none saves.
+
+    Raises:
+        CheckpointError: not a whole checkpoint.
+        OSError: it could not be written; the checkpoint is as before.
+    """
+    text = json.dumps({**read_metadata(path), **values}, indent=1)
+    write_whole(Path(path) / METADATA, lambda aside: aside.write_text(text))
+
+
+def prune(checkpoints_dir: str | Path, *, keep: int = 2) -> None:
+    """Delete all but the newest `keep` whole checkpoints and the best, and what killed runs left.
 
     For one rank, while none saves. What cannot be deleted is logged.
     """
     whole = [path for path in _newest_first(checkpoints_dir) if is_whole(path)]
     best = find_best(checkpoints_dir)
-    kept = {Path(path).name for path in (*whole[:keep], *protect, *([best] if best else []))}
-    for path in whole:
-        if path.name not in kept:
+    for path in whole[keep:]:
+        if path != best:
             # Under a name of the leftovers first: cut short, a delete must not leave what looks like a torn checkpoint.
             try:
                 path.rename(path.with_name(f"{path.name}.tmp-{secrets.token_hex(4)}"))
@@ -164,11 +188,3 @@ def _val_loss(path: Path) -> float | None:
     metadata = _inspect(path)
     loss = None if isinstance(metadata, str) else metadata.get("val_loss")
     return loss if isinstance(loss, float) and math.isfinite(loss) else None
-
-
-def _check_identity(path: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    differing = [f"{key} is {saved.get(key)!r} there and {wanted.get(key)!r} here"
-                 for key in sorted({*saved, *wanted}) if saved.get(key) != wanted.get(key)]
-    if differing:
-        raise CheckpointError(f"{path} is of another model: {'; '.join(differing)}: set these keys as saved, or choose "
-                              f"another checkpoint")

@@ -13,7 +13,10 @@ import torch
 from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
 from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata
 
-from hyena_dist.config.errors import UserError
+from hyena_dist.config.errors import UserError, first_sentence
+
+REMEDY = "delete it to resume the one before, or choose another"
+"""For a checkpoint that is taken for whole and cannot be used."""
 
 _INDEX = ".metadata"
 _DESCRIPTIONS = {
@@ -67,8 +70,8 @@ class TensorReader:
             reader.set_up_storage_reader(self._index, is_coordinator=True)
             reader.read_data(planner.finish_plan(planner.create_local_plan()), planner).wait()
         except Exception as error:  # noqa: BLE001 - a damaged file raises anything
-            raise CheckpointError(f"{self._path}: its tensors cannot be read ({_one_line(error)}): choose another "
-                                  f"checkpoint") from error
+            raise CheckpointError(f"{self._path}: its tensors cannot be read ({first_sentence(error)}): "
+                                  f"{REMEDY}") from error
         return tensors
 
     def _refuse(self, difference: str) -> NoReturn:
@@ -102,10 +105,6 @@ def _read_index(path: Path) -> tuple[Metadata, dict[str, torch.Size]]:
         if outside:
             raise pickle.UnpicklingError(f"it refers to the file {outside[0].relative_path} outside the checkpoint")
     except Exception as error:  # noqa: BLE001 - a damaged pickle raises anything
-        raise CheckpointError(f"{path}: refused ({_one_line(error)}): use only checkpoints that hyena_dist wrote and "
-                              f"nobody changed") from error
+        raise CheckpointError(f"{path.parent}: its index {_INDEX} is refused, as damaged or not written by hyena_dist "
+                              f"({first_sentence(error)}): {REMEDY}") from error
     return index, shapes
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -13,7 +13,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hyena_dist.config.errors import UserError
-from hyena_dist.parallel.groups import Axis
+from hyena_dist.config.schema import Config
+from hyena_dist.model.context import choose_method
+from hyena_dist.parallel.groups import Axis, Groups
 from hyena_dist.train.files import writing
 
 logger = logging.getLogger(__name__)
@@ -69,6 +71,15 @@ class RankLog:
 class _QuietFileHandler(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         """A full disk: what is lost is a log line, and the terminal still has it."""
+
+
+def log_context_method(config: Config, groups: Groups) -> None:
+    """Say what `parallel.context_method=auto` took."""
+    if groups.context.size > 1:
+        rows = config.train.micro_batch_size * config.model.hidden_size // groups.tensor.size
+        method = choose_method(config.parallel.context_method, rows=rows // config.parallel.overlap_groups,
+                               context=groups.context.size)
+        logger.info("parallel.context_method=%s: %s", config.parallel.context_method, method)
 
 
 class StepTimes:

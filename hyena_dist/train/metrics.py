@@ -79,7 +79,8 @@ class Metrics:
     def __init__(self, run_dir: Path, *, last_step: int, total_steps: int) -> None:
         self._path = run_dir / "metrics.jsonl"
         self._board_path = run_dir / "tensorboard"
-        self._waiting: list[bytes] = []
+        self._waiting: list[tuple[int, bytes]] = []
+        """Step and text of rows that are not on the disk yet."""
         self._open(last_step)
         self._progress = _ProgressLine(last_step, total_steps)
 
@@ -96,11 +97,12 @@ class Metrics:
     def go_back(self, last_step: int) -> None:
         """Drop the rows past `last_step`: the run goes on from there."""
         self._close_files()
+        self._waiting = [(step, text) for step, text in self._waiting if step <= last_step]
         self._open(last_step)
 
     def write(self, row: Row) -> None:
         values = asdict(row)
-        self._waiting.append(json.dumps(values).encode() + b"\n")
+        self._waiting.append((row.step, json.dumps(values).encode() + b"\n"))
         with self._surviving("its rows wait in memory"):
             self._write_waiting()
         board, self._board = self._board, None
@@ -122,7 +124,7 @@ class Metrics:
                 self._write_waiting()
 
     def _write_waiting(self) -> None:
-        rows = b"".join(self._waiting)
+        rows = b"".join(text for _, text in self._waiting)
         written = 0
         try:
             while written < len(rows):
@@ -146,6 +148,7 @@ class Metrics:
         if self._board is not None:
             with self._surviving("TensorBoard's curves lack their end"):
                 self._board.close()
+            self._board = None
 
 
 class _ProgressLine:

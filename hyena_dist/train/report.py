@@ -14,7 +14,7 @@ MEDIAN_REACH = 15
 
 
 def write_report(run_dir: Path) -> Path | None:
-    """Draw training loss, validation perplexity and learning rate against tokens; None without matplotlib."""
+    """Draw training loss, validation perplexity and learning rate against tokens; None without matplotlib or rows."""
     try:
         import matplotlib
     except ImportError:
@@ -24,6 +24,8 @@ def write_report(run_dir: Path) -> Path | None:
     from matplotlib import pyplot as plt
 
     rows = read_rows(run_dir / "metrics.jsonl")
+    if not rows:
+        return None
     train = [row for row in rows if row.split == "train"]
     val = [row for row in rows if row.split == "val"]
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(8, 7), sharex=True, height_ratios=[3, 1], layout="constrained")

@@ -1,6 +1,7 @@
 """Where a run lives: who may write there, and the checkpoint that it goes on from."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ from hyena_dist.config.identity import differences, identity
 from hyena_dist.config.load import dump_config
 from hyena_dist.config.schema import Config
 from hyena_dist.parallel.groups import Groups
-from hyena_dist.train.checkpoint import find_latest, read_metadata
+from hyena_dist.train.checkpoint_directory import find_latest, read_resumable
 from hyena_dist.train.files import write_whole
 from hyena_dist.train.run_lock import RunLock
 from hyena_dist.train.signals import clear_requeue
+
+logger = logging.getLogger(__name__)
 
 
 class RunDirectory:
@@ -59,23 +62,29 @@ class RunDirectory:
             UserError: it was saved with another configuration, is not whole, or would lose newer ones.
         """
         choice = self._config.train.resume
+        path = Path(choice)
+        if choice not in ("auto", "none") and latest is not None and path.resolve().parent != latest.resolve().parent:
+            logger.info("train.run_dir=%s has a checkpoint of its own: going on from %s, not from train.resume=%s",
+                        self.path, latest.name, choice)
+            choice = "auto"
         if choice == "none" and latest is not None:
             raise ConfigError(f"train.run_dir={self.path} holds a run already ({latest.name}): choose another "
                               "directory, or resume it with train.resume=auto")
-        path = Path(choice) if choice not in ("auto", "none") else latest
-        if path is None:
-            return None
-        metadata = read_metadata(path)
+        if choice in ("auto", "none"):
+            if latest is None:
+                return None
+            path = latest
+        metadata = read_resumable(path)
         saved, current = metadata["identity"], json.loads(json.dumps(identity(self._config)))
         if is_import(metadata):  # weights without a run: only the model must be the same
             current = {key: value for key, value in current.items() if key in saved}
         if changed := differences(saved, current):
             raise ConfigError(f"{path} cannot be resumed with another configuration: {'; '.join(changed)}: set "
                               "these keys as saved, or start afresh in another train.run_dir")
-        if latest is not None and latest != path and read_metadata(latest)["step"] > metadata["step"]:
-            # Its own checkpoints would be older than those, which it would resume from and keep instead.
-            raise ConfigError(f"train.resume={path} is older than {latest}, which is in train.run_dir: resume that "
-                              "one with train.resume=auto, or choose another train.run_dir")
+        if latest is not None and latest != path and read_resumable(latest)["step"] > metadata["step"]:
+            # Its next checkpoints would be older than those, which the run would resume from and keep instead.
+            raise ConfigError(f"train.resume={path} is older than {latest}: delete the newer ones, resume that one "
+                              "with train.resume=auto, or choose another train.run_dir")
         return path, metadata
 
     def begin(self) -> None:

@@ -11,19 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hyena_dist.config.errors import UserError
 from hyena_dist.engine.protocol import Table
 from hyena_dist.parallel.groups import Groups, gloo_copy
 from hyena_dist.train.agree import broadcast
-from hyena_dist.train.checkpoint import (
-    Exporter,
-    Snapshot,
-    is_whole,
-    prune,
-    step_directory,
-    take_snapshot,
-    write_snapshot,
-)
+from hyena_dist.train.checkpoint import Exporter, Snapshot, take_snapshot, write_snapshot
+from hyena_dist.train.checkpoint_directory import is_whole, prune, step_directory
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +41,9 @@ class CheckpointSaver:
         self._keep = keep
         self._groups = groups
         self._own = replace(groups, world=gloo_copy(groups.world))
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        device = torch.cuda.current_device() if torch.cuda.is_available() else None
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint", initializer=_select,
+                                          initargs=(device,))
         self._writing: Future[OSError | None] | None = None
 
     def save(self, engine: Exporter, table: Table, step: int, metadata: Mapping[str, Any]) -> None:
@@ -97,6 +94,14 @@ class CheckpointSaver:
             except UserError as error:
                 logger.warning("old checkpoints are not deleted: %s", error)
         return failure
+
+
+def _select(device: int | None) -> None:
+    """Let the thread use this rank's device, where a new thread has the first one, and a stream of its own: torch's
+    writer waits for the current one, which by default is that of the training."""
+    if device is not None:
+        torch.cuda.set_device(device)
+        torch.cuda.set_stream(torch.cuda.Stream(device))
 
 
 def _is_saved(path: Path) -> bool:

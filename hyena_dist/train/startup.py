@@ -12,7 +12,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 import hyena_dist
-from hyena_dist.config.errors import ConfigError
+from hyena_dist.config.errors import ConfigError, agreed
 from hyena_dist.config.schema import Config
 from hyena_dist.parallel.groups import Axis
 
@@ -53,7 +53,7 @@ def refuse_differences(facts: Mapping[str, str], axis: Axis, *, remedy: str) -> 
     """Compare facts over the ranks of an axis. Collective.
 
     Raises:
-        ConfigError: the same on every rank.
+        ConfigError: the same on every rank, marked as `agreed`.
     """
     if axis.size == 1:
         return
@@ -71,7 +71,7 @@ def refuse_differences(facts: Mapping[str, str], axis: Axis, *, remedy: str) -> 
             different.append(f"{key} is " + ", ".join(f"{value} on {_ranks(which, hosts)}"
                                                        for value, which in values.items()))
     if different:
-        raise ConfigError(f"the ranks differ: {'; '.join(different)}: {remedy}")
+        raise agreed(ConfigError(f"the ranks differ: {'; '.join(different)}: {remedy}"))
 
 
 @cache

@@ -5,36 +5,34 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from hyena_dist.config.errors import TrainingError, UserError
+from hyena_dist.config.errors import TrainingError
 from hyena_dist.config.identity import identity
 from hyena_dist.config.load import dump_config
 from hyena_dist.config.schema import Config
 from hyena_dist.config.warmup import Stage, tokens_after
 from hyena_dist.data.manifest import Manifest
-from hyena_dist.data.stream import Batch, validation_batches
-from hyena_dist.data.tokenizer import IGNORE, PAD, split_window
+from hyena_dist.data.tokenizer import IGNORE
+from hyena_dist.engine.loss_scale import LossScaler
 from hyena_dist.engine.protocol import StepResult
-from hyena_dist.model.context import choose_method
 from hyena_dist.model.loss import token_loss
 from hyena_dist.model.model import build_model
 from hyena_dist.ops.dropout import DropoutKey
 from hyena_dist.parallel.groups import Groups, gloo_copy
-from hyena_dist.parallel.tokens import slice_tokens
 from hyena_dist.train.agree import agree, broadcast
 from hyena_dist.train.build_engine import build_engine
-from hyena_dist.train.checkpoint import load_checkpoint, read_metadata
+from hyena_dist.train.checkpoint import load_checkpoint
+from hyena_dist.train.checkpoint_directory import amend_metadata, is_whole, read_resumable, step_directory
 from hyena_dist.train.curriculum import Curriculum
-from hyena_dist.train.logs import RankLog, StepTimes
+from hyena_dist.train.logs import RankLog, StepTimes, log_context_method
 from hyena_dist.train.metrics import Metrics, Row, peak_memory_bytes
 from hyena_dist.train.profile import StepProfiler
 from hyena_dist.train.report import write_report
@@ -43,6 +41,7 @@ from hyena_dist.train.saver import CheckpointSaver
 from hyena_dist.train.schedules import learning_rate
 from hyena_dist.train.signals import StopSignal, write_requeue
 from hyena_dist.train.startup import check_same_data
+from hyena_dist.train.validation import slicer, sum_over_data, validation_loss
 from hyena_dist.train.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
@@ -99,13 +98,15 @@ class Trainer:
         self._metrics: Metrics | None = None
         self._pending: deque[_Pending] = deque()
         self._lost = 0
-        """Steps in a row that were not finite."""
+        """Steps that were not finite, in a row or since the last checkpoint."""
         self.run = RunDirectory(config, first=self._is_first)
+        self._control = gloo_copy(groups.world)
         with ExitStack() as stack:
+            # From now on: a request during the set-up is answered after the first step.
+            self.stop = stack.enter_context(StopSignal(self._control))
             agree(self.run.claim, groups)
             stack.callback(self.run.release)
             agree(lambda: stack.enter_context(RankLog(self.run.path, groups.world.rank)), groups)
-            stack.enter_context(self._heard())
             self._set_up(stack)
             self._open = stack.pop_all()
 
@@ -117,21 +118,21 @@ class Trainer:
         self.curriculum = agree(lambda: Curriculum(self.manifest, config, dp_rank=groups.data.rank,
                                                    dp_size=groups.data.size), groups)
         stack.callback(self.curriculum.close)
-        # The first rank's view: the others may look a moment later, or at a directory that is not shared.
+        # The first rank's view: the others may look later, or at a directory that is not shared.
         latest = broadcast(agree(self.run.newest, groups), groups)
         resume = agree(lambda: self.run.start_from(latest), groups)
-        agree(self.run.begin, groups)
         model = build_model(config, groups).to(self.device)
-        self.token_multiple = model.token_multiple
+        self._take = slicer(groups, self.device, token_multiple=model.token_multiple)
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
         self.table = model.placement()
-        self._log_context_method()
+        log_context_method(config, groups)
         self.engine = build_engine(config, model, self.table, groups)
         self.saver = CheckpointSaver(self.run.checkpoints, groups)
         stack.callback(self.saver.close)
         self._started = time.monotonic()
         if resume is not None:
             self._resume(*resume)
+        agree(self.run.begin, groups)  # not before all that could refuse
 
     def fit(self) -> str | None:
         """Train to the last step, validating and saving on the way; afterwards write summary.json and report.png.
@@ -147,57 +148,50 @@ class Trainer:
             OSError: the metrics could not be written.
         """
         with self._open, ExitStack() as stack:
-            control = gloo_copy(self.groups.world)
-            self.stop = stack.enter_context(StopSignal(control))
-            self.watchdog = stack.enter_context(Watchdog(control, self.stop))
-            self._times = StepTimes(control)
-            if self._is_first:
-                self._metrics = Metrics(self.run.path, last_step=self.step, total_steps=self.config.train.steps)
-                stack.callback(self._metrics.close)
+            self.watchdog = stack.enter_context(Watchdog(self._control, self.stop))
+            self._times = StepTimes(self._control)
+            agree(lambda: self._open_metrics(stack), self.groups)
             self._profiler = stack.enter_context(StepProfiler(self.run.path, self.config.train.profile_steps,
                                                               self.groups.world.rank))
             reason = self._loop()
             self.watchdog.beat(allow=SAVE_SECONDS)
             failure = self.saver.wait()
-            if reason is not None:
-                if self._is_first:
-                    write_requeue(self.run.path, reason, self.step)
-                return reason
             if failure is not None:
                 raise TrainingError(f"step {self.step}: {failure}; last good checkpoint: {self._last_checkpoint()}")
-            if self._is_first:
-                self.run.write_summary(
-                    self.groups, final_val_perplexity=_finite(_perplexity(self.val_loss)),
-                    best_val_perplexity=_finite(_perplexity(self.best_val_loss)), steps=self.step,
-                    tokens=tokens_after(self.curriculum.stages, self.step), seconds=round(self._seconds, 3),
-                    parameters=self.num_parameters)
-                write_report(self.run.path)
-        return None
+            agree(lambda: self._finish(reason), self.groups)
+        return reason
+
+    def _open_metrics(self, stack: ExitStack) -> None:
+        if self._is_first:
+            self._metrics = Metrics(self.run.path, last_step=self.step, total_steps=self.config.train.steps)
+            stack.callback(self._metrics.close)
 
     def _loop(self) -> str | None:
         """Every step to the last, or to the one after which all ranks stop; why they do."""
         train = self.config.train
-        if self.step and _due(self.step, train.eval_every) and self.val_step != self.step:
-            self._validate()  # the run was stopped before it could
+        if self.step and self.val_step != self.step and (self.step == train.steps or _due(self.step, train.eval_every)):
+            if reason := self._validate():  # the run was stopped before it could
+                return reason
+            agree(self._note_validation, self.groups)
         while self.step < train.steps:
             self._pending.append(self._train_step())
             self._profiler.step()
-            self.watchdog.beat()
             reason = self.stop.agreed()
             last = self.step == train.steps
-            stop = reason is not None and not last
-            validate = not stop and (last or _due(self.step, train.eval_every))
-            save = stop or last or _due(self.step, train.save_every)
-            try:
-                self._settle(keep=0 if validate or save else 1)  # one step late: the loop does not wait for the device
+            validate = last or _due(self.step, train.eval_every)
+            save = last or _due(self.step, train.save_every)
+            try:  # one step late: the loop does not wait for the device
+                self._settle(keep=0 if reason or validate or save else 1)
             except _RollBack as lost:
                 self._roll_back(lost.step)
                 continue
-            if validate:
-                save |= self._validate()
-            if save:
+            if validate and not reason:
+                best = self.best_val_loss
+                reason = self._validate()
+                save |= self.best_val_loss < best
+            if save or reason:
                 self._save()
-            if stop:
+            if reason:
                 return reason
         return None
 
@@ -205,11 +199,11 @@ class Trainer:
         """Forward and backward of every micro-batch, then the update."""
         started = time.monotonic()
         stage, batches = self.curriculum.take()
-        micro_batches = [self._to_device(batch) for batch in batches]
+        micro_batches = [self._take(batch) for batch in batches]
         loaded = time.monotonic()
         # The count of the whole step divides every micro-batch's sum, so that each token weighs the same.
-        count = self._sum_over_data(sum(((targets != IGNORE).sum() for _, targets, _ in micro_batches),
-                                        torch.zeros((), dtype=torch.int64, device=self.device))).clamp(min=1)
+        count = torch.stack([(targets != IGNORE).sum() for _, targets, _ in micro_batches]).sum()
+        count = sum_over_data(count, self.groups).clamp(min=1)
         total = torch.zeros((), device=self.device)
         counted = time.monotonic()
         forward = 0.0
@@ -224,7 +218,9 @@ class Trainer:
         lr = learning_rate(self.step, optim=self.config.optim, steps=self.config.train.steps)
         result = self.engine.step(lr)
         self.step += 1
-        loss = self._sum_over_data(total) / count
+        loss = sum_over_data(total, self.groups) / count
+        changes = self.curriculum.stage is not stage  # the first step of the next stage takes longer
+        self.watchdog.beat(step=True, allow=SAVE_SECONDS if changes else 0.0)
         self._times.add(loading=loaded - started, forward=forward)
         return _Pending(self.step, stage, lr, loss, result, time.monotonic() - started)
 
@@ -238,7 +234,8 @@ class Trainer:
             pending = self._pending.popleft()
             loss, grad_norm = float(pending.loss), float(pending.result.grad_norm)
             if math.isfinite(loss) and math.isfinite(grad_norm):
-                self._lost = 0
+                if self.config.train.on_nonfinite == "skip":
+                    self._lost = 0
                 stage, rate = pending.stage, pending.stage.tokens_per_step / pending.seconds
                 mfu, bandwidth = self._shares(seq_len=stage.seq_len, micro_batch_size=stage.micro_batch_size,
                                               tokens_per_second=rate)
@@ -248,15 +245,16 @@ class Trainer:
                 logger.info("step %d: gradients overflowed in fp16 and were not applied; the loss scale is now %g",
                             pending.step, self.engine.loss_scaler.scale)
             else:
-                self._lose(pending.step, f"step {pending.step}: loss {loss}, gradient norm {grad_norm}: its update was "
-                                         "not applied")
+                update = "was applied" if pending.result.applied else "was not applied"
+                self._lose(pending.step, f"step {pending.step}: loss {loss}, gradient norm {grad_norm}: its update "
+                                         f"{update}")
 
     def _lose(self, step: int, what: str) -> None:
         """Do as `train.on_nonfinite` says with a step that was not finite; the same on every rank, as its numbers."""
         self._lost += 1
         choice = self.config.train.on_nonfinite
         if choice == "stop" or self._lost > MOST_LOST_STEPS:
-            again = f" ({self._lost} times in a row)" if self._lost > 1 else ""
+            again = f" ({self._lost} such steps)" if self._lost > 1 else ""
             raise TrainingError(f"{what}{again}; last good checkpoint: {self._last_checkpoint()}. Lower optim.lr or "
                                 "optim.grad_clip and start afresh, resume where the cause was not the model, or set "
                                 "train.on_nonfinite")
@@ -267,51 +265,38 @@ class Trainer:
     def _roll_back(self, lost: int) -> None:
         """To the last checkpoint, but on with the windows after those of step `lost`."""
         self._pending.clear()
+        self.watchdog.beat(allow=SAVE_SECONDS)
         self.saver.wait()
         latest = broadcast(agree(self.run.newest, self.groups), self.groups)
         if latest is None:
             raise TrainingError(f"step {lost} was not finite, and there is no checkpoint to go back to: set "
                                 "train.save_every, or train.on_nonfinite=skip")
         passed = self.curriculum.passed  # by earlier ways back: those windows must not come again either
-        self._resume(latest, read_metadata(latest))
+        self._resume(latest, agree(lambda: read_resumable(latest), self.groups))
         self.curriculum.skip(steps=passed - self.curriculum.passed + lost - self.step)
-        if self._metrics is not None:
-            self._metrics.go_back(self.step)
+        agree(lambda: self._metrics.go_back(self.step) if self._metrics else None, self.groups)
+        self.watchdog.beat()
 
-    @torch.no_grad()
-    def _validate(self) -> bool:
-        """Loss per scored base of the validation split. Returns whether it is the best so far."""
-        seq_len = self.config.data.val_seq_len or self.config.data.seq_len
-        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
-        self.engine.module.eval()
-        # A stage may train with more windows at a time, but of fewer tokens.
-        for batch in validation_batches(self.manifest, seq_len=seq_len, dp_rank=self.groups.data.rank,
-                                        batch_size=self.config.train.micro_batch_size, dp_size=self.groups.data.size):
-            input_ids, targets, _ = self._to_device(batch)
-            loss, count = token_loss(self.engine.module(input_ids), targets, self.groups.tensor)
-            sums += torch.stack([loss.double(), count.double()])
+    def _validate(self) -> str | None:
+        """Measure the validation loss. Returns why all ranks stop; the measurement is then given up."""
+        reasons: list[str] = []
+
+        def stop() -> bool:
             self.watchdog.beat()
-        total, count = self._sum_over_data(sums).tolist()
-        if not count:
-            logger.warning("%s has no validation bases: validation is skipped", self.manifest.directory)
-            return False
-        self.val_loss, self.val_step = total / count, self.step
-        self._write_row(self.step, "val", self.val_loss, seq_len)
-        best, self.best_val_loss = self.best_val_loss, min(self.best_val_loss, self.val_loss)
-        return self.val_loss < best
+            reasons.extend(filter(None, [self.stop.agreed()]))
+            return bool(reasons)
 
-    def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """(input_ids [B, l], targets [B, l], windows [B]), int64: this context rank's slice, on this rank's device."""
-        input_ids, targets = split_window(batch.ids.to(self.device, non_blocking=True))
-        axis, multiple = self.groups.context, self.token_multiple
-        return (slice_tokens(input_ids, axis, multiple=multiple, fill=PAD),
-                slice_tokens(targets, axis, multiple=multiple, fill=IGNORE),
-                batch.windows.to(self.device, non_blocking=True))
-
-    def _sum_over_data(self, tensor: Tensor) -> Tensor:
-        if self.groups.data_context.size > 1:
-            dist.all_reduce(tensor, group=self.groups.data_context.group)
-        return tensor
+        seq_len = self.config.data.val_seq_len or self.config.data.seq_len
+        loss = validation_loss(self.engine.module, self.manifest, self._take, self.groups, self.device,
+                               seq_len=seq_len, batch_size=self.config.train.micro_batch_size, stop=stop)
+        if loss is not None and math.isnan(loss):
+            logger.warning("%s has no validation bases, or the model gives no number: there is no validation loss",
+                           self.manifest.directory)
+        elif loss is not None:
+            self.val_loss, self.val_step = loss, self.step
+            self.best_val_loss = min(self.best_val_loss, loss)
+            self._write_row(self.step, "val", loss, seq_len)
+        return reasons[0] if reasons else None
 
     def _write_row(self, step: int, split: str, loss: float, seq_len: int, **of_training: float | None) -> None:
         if self._metrics is not None:
@@ -335,7 +320,14 @@ class Trainer:
             "version": importlib.metadata.version("hyena-dist"),
         }
         self.saver.save(self.engine, self.table, self.step, metadata)
+        self._lost = 0
         self.watchdog.beat()
+
+    def _note_validation(self) -> None:
+        """Write a validation that was made up for into the checkpoint of this step."""
+        path = step_directory(self.run.checkpoints, self.step)
+        if self._is_first and is_whole(path):
+            amend_metadata(path, val_loss=_finite(self.val_loss), best_val_loss=_finite(self.best_val_loss))
 
     def _resume(self, path: Path, metadata: dict[str, Any]) -> None:
         load_checkpoint(path, self.engine, self.table, self.groups)
@@ -344,18 +336,32 @@ class Trainer:
             return
         self.step = metadata["step"]
         self.curriculum.load_state_dict(metadata["data"])
-        if metadata["val_loss"] is not None:
-            self.val_loss, self.val_step = metadata["val_loss"], self.step
-        self.best_val_loss = math.inf if metadata["best_val_loss"] is None else metadata["best_val_loss"]
-        if self.engine.loss_scaler is not None and metadata["loss_scale"] is not None:
-            self.engine.loss_scaler.load_state_dict(metadata["loss_scale"])
+        val_loss, best = metadata["val_loss"], metadata["best_val_loss"]
+        self.val_loss, self.val_step = (math.nan, 0) if val_loss is None else (val_loss, self.step)
+        self.best_val_loss = math.inf if best is None else best
+        if self.engine.loss_scaler is not None:
+            self.engine.loss_scaler.load_state_dict(metadata["loss_scale"] or LossScaler().state_dict())
         self._started = time.monotonic() - metadata["seconds"]
         logger.info("resumed %s at step %d", path, self.step)
 
     def _last_checkpoint(self) -> str:
         self.saver.wait()
-        newest = agree(self.run.newest, self.groups)
-        return str(broadcast(newest, self.groups) or "none was saved yet")
+        return str(broadcast(agree(self.run.newest, self.groups), self.groups) or "none was saved yet")
+
+    def _finish(self, reason: str | None) -> None:
+        """What the first rank writes at the end: the marker of a run that is to be started again, or the summary."""
+        if self._metrics is None:
+            return
+        self._metrics.close()
+        if reason is not None:
+            write_requeue(self.run.path, reason, self.step)
+            return
+        self.run.write_summary(
+            self.groups, final_val_perplexity=_finite(_perplexity(self.val_loss)),
+            best_val_perplexity=_finite(_perplexity(self.best_val_loss)), steps=self.step,
+            tokens=tokens_after(self.curriculum.stages, self.step), seconds=round(self._seconds, 3),
+            parameters=self.num_parameters)
+        write_report(self.run.path)
 
     @property
     def _is_first(self) -> bool:
@@ -365,25 +371,6 @@ class Trainer:
     def _seconds(self) -> float:
         """Of training so far, over every start of the run."""
         return time.monotonic() - self._started
-
-    @contextmanager
-    def _heard(self) -> Iterator[None]:
-        """Lets a user's mistake that only this rank meets, a damaged shard for one, be read though it is not the first
-        rank, which alone speaks."""
-        try:
-            yield
-        except UserError as error:
-            if not self._is_first:
-                logger.error("rank %d: %s", self.groups.world.rank, error)
-            raise
-
-    def _log_context_method(self) -> None:
-        config, groups = self.config, self.groups
-        if groups.context.size > 1:
-            rows = config.train.micro_batch_size * config.model.hidden_size // groups.tensor.size
-            method = choose_method(config.parallel.context_method, rows=rows // config.parallel.overlap_groups,
-                                   context=groups.context.size)
-            logger.info("parallel.context_method=%s: %s", config.parallel.context_method, method)
 
 
 def _due(step: int, every: int) -> bool:

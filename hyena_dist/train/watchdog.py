@@ -90,14 +90,15 @@ class Watchdog:
             self._over.set()
             self._thread.join()
 
-    def beat(self, *, allow: float = 0.0) -> None:
-        """A step is done, or part of something longer than a step.
+    def beat(self, *, step: bool = False, allow: float = 0.0) -> None:
+        """Something is done.
 
         Args:
+            step: it was a training step; the longest of the last ones tell how long one may take.
             allow: seconds that what comes next may take, a save for example, beyond the usual.
         """
         now = time.monotonic()
-        if not self._allowed:
+        if step and not self._allowed:
             self._gaps.append(now - self._last_beat)
         self._last_beat, self._allowed = now, allow
 

@@ -1,12 +1,14 @@
 """Checkpoints across stages and numbers of ranks; damaged, foreign and malicious ones; a disk that fills up."""
 
 import errno
+import io
 import json
 import logging
 import os
 import pickle
 import resource
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +21,19 @@ from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata
 from hyena_dist.model.placement import Placement
 from hyena_dist.parallel.groups import Axis, Groups
 from hyena_dist.train.checkpoint import (
-    CheckpointError,
-    find_latest,
     load_checkpoint,
     load_model_weights,
     merge_parts,
-    prune,
-    read_metadata,
     save_checkpoint,
     split_parts,
-    step_directory,
 )
+from hyena_dist.train.checkpoint_directory import find_latest, prune, read_metadata, read_resumable, step_directory
+from hyena_dist.train.checkpoint_reader import CheckpointError
 from tests.dist.harness import run_distributed
 from tests.dist.toy import TABLE, Toy, data_groups, make_engine, state_of, train
 
 STAGES = (0, 1, 2, 3)
 BEFORE, AFTER = (0, 1), (2, 3, 4)
-IDENTITY = {"hidden_size": 5, "layer_pattern": "HH"}
 # Relative; another number of ranks sums in another order. Moments that start anew move the next losses by 1e-2.
 TOLERANCE = 1e-6
 
@@ -83,10 +81,10 @@ def _save_and_continue(directory: str) -> dict[str, Any]:
         engine = make_engine(stage, groups)
         train(engine, groups, BEFORE)
         path = step_directory(f"{directory}/stage{stage}", len(BEFORE))
-        save_checkpoint(path, engine, TABLE, groups, {"step": len(BEFORE), "model": IDENTITY})
+        save_checkpoint(path, engine, TABLE, groups, {"step": len(BEFORE)})
         found[f"through {stage}"] = (train(engine, groups, AFTER), state_of(engine))
         resumed = make_engine(stage, groups, seed=stage + 1)
-        load_checkpoint(path, resumed, TABLE, groups, model=IDENTITY)
+        load_checkpoint(path, resumed, TABLE, groups)
         found[f"resumed {stage}"] = (train(resumed, groups, AFTER), state_of(resumed))
     if groups.world.size == 2:
         found["tensor"] = _tensor_ranks(directory, groups)
@@ -204,13 +202,13 @@ def checkpoint(tmp_path: Path) -> Path:
     """A whole checkpoint of Toy's shapes, written by one process."""
     engine = DictEngine.random({name: tuple(parameter.shape) for name, parameter in Toy().named_parameters()})
     path = step_directory(tmp_path, 5)
-    save_checkpoint(path, engine, TABLE, Groups.single(), {"step": 5, "model": IDENTITY})
+    save_checkpoint(path, engine, TABLE, Groups.single(), {"step": 5, "identity": {"seed": 1}})
     return path
 
 
 def test_weights_load_into_a_bare_model(checkpoint: Path) -> None:
     model = Toy(seed=3)
-    metadata = load_model_weights(checkpoint, model, TABLE, identity=IDENTITY)
+    metadata = load_model_weights(checkpoint, model, TABLE)
     saved = DictEngine.random({name: tuple(parameter.shape) for name, parameter in model.named_parameters()})
     assert all(torch.equal(parameter, saved.state[name]["weight"]) for name, parameter in model.named_parameters())
     assert metadata["step"] == 5
@@ -250,13 +248,37 @@ def test_a_truncated_file_is_noticed(checkpoint: Path) -> None:
 def test_damaged_tensors_are_refused(checkpoint: Path) -> None:
     file = checkpoint / "__0_0.distcp"
     file.write_bytes(b"\0" * file.stat().st_size)
-    with pytest.raises(CheckpointError, match="tensors cannot be read"):
+    with pytest.raises(CheckpointError, match="tensors cannot be read") as refused:
         load_model_weights(checkpoint, Toy(), TABLE)
+    assert str(refused.value).endswith("delete it to resume the one before, or choose another")
+
+
+def test_a_refusal_does_not_quote_advice_to_trust_the_file(checkpoint: Path) -> None:
+    """A file of the right form with something else than a tensor in it, of which torch says how to run it."""
+    file = io.BytesIO()
+    torch.save(_Malicious(checkpoint.parent / "owned"), file)
+    index = pickle.loads((checkpoint / ".metadata").read_bytes())
+    for key, info in index.storage_data.items():
+        index.storage_data[key] = replace(info, offset=0, length=len(file.getvalue()))
+    _replace(checkpoint, ".metadata", pickle.dumps(index))
+    _replace(checkpoint, "__0_0.distcp", file.getvalue())
+    with pytest.raises(CheckpointError) as refused:
+        load_model_weights(checkpoint, Toy(), TABLE)
+    print(refused.value)
+    assert "weights_only" in str(refused.value.__cause__), "control: torch's own text has it"
+    assert "cannot be read (Weights only load failed): delete it to resume the one before" in str(refused.value)
+
+
+def test_metadata_that_a_resume_cannot_go_on_from(checkpoint: Path) -> None:
+    rest = dict.fromkeys(("data", "val_loss", "best_val_loss", "loss_scale", "seconds"))
+    with pytest.raises(CheckpointError, match=r"step-00000005: its metadata.json lacks data, val_loss, .*: delete it"):
+        read_resumable(checkpoint)
+    metadata = json.loads((checkpoint / "metadata.json").read_text())
+    (checkpoint / "metadata.json").write_text(json.dumps({**metadata, **rest}))
+    assert read_resumable(checkpoint)["step"] == 5
 
 
 def test_another_model_is_refused(checkpoint: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"another model: hidden_size is 5 there and 6 here"):
-        read_metadata(checkpoint, model={**IDENTITY, "hidden_size": 6})
     shapes = {name: tuple(parameter.shape) for name, parameter in Toy().named_parameters()}
     for changed, message in (({"out.bias": (2,)}, r"model/out.bias has shape \(1,\) there and \(2,\) here"),
                              ({"new": (2,)}, r"model/new is missing \(3 such keys\)")):
@@ -338,21 +360,20 @@ def test_a_failed_save_keeps_the_old_one(checkpoint: Path, monkeypatch: pytest.M
             with pytest.raises(OSError, match="No space left on device.*make room"):
                 save_checkpoint(step_directory(checkpoint.parent, step), engine, TABLE, Groups.single(), {"step": step})
         assert [path.name for path in checkpoint.parent.iterdir()] == [checkpoint.name]
-    assert read_metadata(checkpoint)["model"] == IDENTITY
-    save_checkpoint(checkpoint, engine, TABLE, Groups.single(), {"step": 5, "model": {}})
-    assert read_metadata(checkpoint)["model"] == {}, "a whole save replaces what was there"
+    assert read_metadata(checkpoint)["identity"] == {"seed": 1}
+    save_checkpoint(checkpoint, engine, TABLE, Groups.single(), {"step": 5, "identity": {}})
+    assert read_metadata(checkpoint)["identity"] == {}, "a whole save replaces what was there"
     assert [path.name for path in checkpoint.parent.iterdir()] == [checkpoint.name]
 
 
-def test_prune_keeps_the_newest_and_the_protected(tmp_path: Path) -> None:
+def test_prune_keeps_the_newest(tmp_path: Path) -> None:
     engine = DictEngine.random({"bias": (3,)})
     for step in range(1, 6):
         save_checkpoint(step_directory(tmp_path, step), engine, {"bias": Placement()}, Groups.single(), {})
     (tmp_path / "step-00000009.tmp-abcd").mkdir()
     step_directory(tmp_path, 9).mkdir()  # torn: it does not count as one of those kept
-    prune(tmp_path, keep=2, protect={step_directory(tmp_path, 1)})
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "step-00000001", "step-00000004", "step-00000005", "step-00000009"]
+    prune(tmp_path, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000004", "step-00000005", "step-00000009"]
 
 
 def test_an_axis_of_one_needs_no_group() -> None:

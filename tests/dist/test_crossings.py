@@ -23,7 +23,7 @@ from hyena_dist.config.schema import (
     TrainSection,
 )
 from hyena_dist.parallel.groups import init_groups
-from hyena_dist.train.checkpoint import step_directory
+from hyena_dist.train.checkpoint_directory import step_directory
 from hyena_dist.train.checkpoint_reader import TensorReader
 from hyena_dist.train.metrics import read_rows
 from hyena_dist.train.trainer import Trainer

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+import resource
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -12,14 +13,16 @@ from typing import Any
 import pytest
 import torch
 
-from hyena_dist.config.errors import TrainingError
+from hyena_dist.config.errors import TrainingError, UserError
 from hyena_dist.config.schema import Config, DataSection, EngineSection, ModelSection, OptimSection, TrainSection
 from hyena_dist.config.warmup import stages
 from hyena_dist.parallel.groups import init_groups
-from hyena_dist.train.checkpoint import find_latest
+from hyena_dist.train.checkpoint_directory import find_latest, read_metadata
 from hyena_dist.train.metrics import read_rows
 from hyena_dist.train.signals import requeue_marker
 from hyena_dist.train.trainer import Trainer
+from shards.build import main as build_shards
+from tests.conftest import SAMPLE
 from tests.dist.harness import run_distributed
 
 ENGINES = {"zero0": EngineSection(zero_stage=0), "zero2": EngineSection(zero_stage=2),
@@ -51,13 +54,15 @@ def _record_windows(trainer: Trainer) -> dict[int, list[int]]:
     return taken
 
 
-def _poison(trainer: Trainer, steps: set[int]) -> None:
-    """The gradients of the last micro-batch of these steps are nan on the last rank, once each."""
+def _poison(trainer: Trainer, steps: set[int], *, again: bool = False) -> None:
+    """The gradients of the last micro-batch of these steps are nan on the last rank, once each or whenever they come.
+    """
     backward, calls = trainer.engine.backward, []
 
     def poisoned(loss: torch.Tensor) -> None:
         calls.append(trainer.step + 1)
-        hit = (trainer.step + 1 in steps and calls.count(trainer.step + 1) == trainer.engine.accumulation_steps
+        last = again or calls.count(trainer.step + 1) == trainer.engine.accumulation_steps
+        hit = (trainer.step + 1 in steps and last
                and trainer.groups.world.rank == trainer.groups.world.size - 1)
         backward(loss * math.nan if hit else loss)
 
@@ -86,7 +91,12 @@ def _run_policies(shards: str, directory: Path) -> dict[str, Any]:
     config = config_of(shards, directory / "hopeless", on_nonfinite="skip", steps=30, save_every=0)
     trainer = Trainer(config, groups, torch.device("cpu"))
     _poison(trainer, set(range(4, 31)))
-    with pytest.raises(TrainingError, match="11 times in a row"):
+    with pytest.raises(TrainingError, match="11 such steps"):
+        trainer.fit()
+    config = config_of(shards, directory / "circle", on_nonfinite="rollback", steps=30)
+    trainer = Trainer(config, groups, torch.device("cpu"))
+    _poison(trainer, {LOST}, again=True)  # two good steps after the checkpoint, and the next is lost, every time
+    with pytest.raises(TrainingError, match="11 such steps"):
         trainer.fit()
     return found
 
@@ -194,3 +204,78 @@ def test_a_stop_request_is_a_checkpoint_and_a_marker(shards, tmp_path):
     assert [row.step for row in rows if row.split == "val"] == [4, 8, 12], "the stop cut one off"
     assert [row.step for row in rows if row.split == "train"] == list(range(1, STEPS + 1))
     assert len(stages(config, data_ranks=2)) == 1
+
+
+def _stop_in_validation(config: Config) -> dict[str, Any]:
+    """A run whose first rank gets a SIGTERM in the validation after step 4."""
+    trainer = Trainer(config, init_groups(), torch.device("cpu"))
+    take, batches = trainer._take, []
+
+    def signalled(batch: Any) -> Any:
+        if trainer.step == 4 and not trainer.engine.module.module.training:
+            batches.append(batch)
+            if len(batches) == 2 and trainer.groups.world.rank == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+        return take(batch)
+
+    trainer._take = signalled
+    return {"reason": trainer.fit(), "step": trainer.step, "batches": len(batches)}
+
+
+def test_a_stop_in_a_validation_gives_it_up_and_the_resume_makes_up_for_it(shards, tmp_path):
+    config = config_of(str(shards), tmp_path / "run", eval_every=4, save_every=0, steps=8)
+    for rank in run_distributed(_stop_in_validation, 2, config):
+        assert (rank["reason"], rank["step"]) == ("SIGTERM", 4)
+        assert rank["batches"] <= 4, "the validation went on"
+    saved = tmp_path / "run" / "checkpoints" / "step-00000004"
+    assert read_metadata(saved)["val_loss"] is None
+    run_distributed(_run_until_stopped, 2, config, 0)
+    rows = {row.step: row.loss for row in read_rows(tmp_path / "run" / "metrics.jsonl") if row.split == "val"}
+    assert sorted(rows) == [4, 8]
+    assert read_metadata(saved)["val_loss"] == rows[4], "the best checkpoint is chosen by it"
+
+
+def _save_fails(config: Config) -> str:
+    trainer = Trainer(config, init_groups(), torch.device("cpu"))
+    take = trainer.curriculum.take
+
+    def signalled() -> Any:
+        if trainer.step == 3:
+            _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (16384, hard))  # stands for a full disk: no checkpoint fits
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return take()
+
+    trainer.curriculum.take = signalled  # type: ignore[method-assign]
+    with pytest.raises(TrainingError, match="could not be written") as failure:
+        trainer.fit()
+    return str(failure.value)
+
+
+def test_a_stop_that_could_not_save_is_a_failure_without_marker(shards, tmp_path):
+    config = config_of(str(shards), tmp_path / "run", save_every=0)
+    assert "none was saved yet" in run_distributed(_save_fails, 1, config)[0]
+    assert not requeue_marker(tmp_path / "run").exists()
+
+
+def _refused(config: Config) -> None:
+    with pytest.raises(UserError, match="manifest"):
+        Trainer(config, init_groups(), torch.device("cpu"))
+
+
+def test_a_refused_start_changes_nothing_and_a_start_from_elsewhere_resumes(shards, tmp_path, tmp_path_factory):
+    config = config_of(str(shards), tmp_path / "run", save_every=0)
+    run_distributed(_run_until_stopped, 1, config, 4)
+    run_dir = tmp_path / "run"
+    before = {name: (run_dir / name).read_text() for name in ("config.yaml", "requeue.json")}
+    other = tmp_path_factory.mktemp("other") / "shards"
+    assert build_shards([str(SAMPLE / "phix174.fa.gz"), "--val-fraction", "0.1", "--out", str(other)]) == 0
+    run_distributed(_refused, 1, replace(config, data=replace(config.data, shards=str(other))))
+    assert {name: (run_dir / name).read_text() for name in before} == before
+
+    start = find_latest(run_dir / "checkpoints")
+    away = replace(config, train=replace(config.train, run_dir=str(tmp_path / "away"), resume=str(start)))
+    stopped = run_distributed(_run_until_stopped, 1, away, 8)[0]
+    assert stopped["step"] >= 8
+    finished = run_distributed(_run_until_stopped, 1, away, 0)[0]  # the same command
+    assert (finished["reason"], min(finished["windows"])) == (None, stopped["step"] + 1)

@@ -17,19 +17,16 @@ import torch.distributed as dist
 from hyena_dist.model.placement import Placement
 from hyena_dist.parallel.groups import Groups
 from hyena_dist.train import saver as saver_module
-from hyena_dist.train.checkpoint import (
-    CheckpointError,
-    Snapshot,
+from hyena_dist.train.checkpoint import Snapshot, load_checkpoint, save_checkpoint, write_snapshot
+from hyena_dist.train.checkpoint_directory import (
     find_best,
     find_latest,
     is_whole,
-    load_checkpoint,
     prune,
     read_metadata,
-    save_checkpoint,
     step_directory,
-    write_snapshot,
 )
+from hyena_dist.train.checkpoint_reader import CheckpointError
 from hyena_dist.train.saver import CheckpointSaver
 from tests.dist.harness import fork_server, run_distributed
 from tests.dist.test_checkpoint import DictEngine
@@ -299,3 +296,23 @@ def test_strange_json_is_passed_over_and_refused(tmp_path: Path, caplog: pytest.
     with pytest.raises(CheckpointError, match="step-00000002: its .*: choose another checkpoint$") as caught:
         read_metadata(newest)
     assert "\n" not in str(caught.value)
+
+
+def test_the_thread_has_its_rank_s_device_and_a_stream_of_its_own(tmp_path: Path,
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU: which calls come from which thread. A new thread starts on device 0, on the training's stream."""
+    calls: list[tuple[str, Any]] = []
+
+    def record(name: str) -> Callable[[Any], None]:
+        return lambda value: calls.append((threading.current_thread().name, (name, value)))
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: f"new on {device}")
+    monkeypatch.setattr(torch.cuda, "set_device", record("device"))
+    monkeypatch.setattr(torch.cuda, "set_stream", record("stream"))
+    monkeypatch.setattr(saver_module, "write_snapshot", lambda *_: record("write")(None))
+    saver = CheckpointSaver(tmp_path, Groups.single())
+    saver.save(filled(1), TABLE, 1, {})
+    assert saver.close() is None
+    assert calls == [("checkpoint_0", call) for call in (("device", 3), ("stream", "new on 3"), ("write", None))]

@@ -67,8 +67,8 @@ def _plain_losses(config: Config, *, weight_decay: float, steps: int = STEPS) ->
     windows = stream.batches(stream.start(), micro_batch_size=batch, global_batch_size=batch)
     batches = ([split_window(next(windows).ids)] for _ in range(steps))
     return list(plain_training_loop(
-        model, batches, lr_at=lambda step: learning_rate(step, optim=config.optim, steps=STEPS), betas=config.optim.betas,
-        eps=config.optim.eps, weight_decay=weight_decay, grad_clip=config.optim.grad_clip))
+        model, batches, lr_at=lambda step: learning_rate(step, optim=config.optim, steps=STEPS),
+        betas=config.optim.betas, eps=config.optim.eps, weight_decay=weight_decay, grad_clip=config.optim.grad_clip))
 
 
 def test_200_steps_equal_a_plain_loop(trained):

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from hyena_dist.train.checkpoint import find_latest
+from hyena_dist.train.checkpoint_directory import find_latest
 from tests.e2e.test_pretrain import ENVIRONMENT, ROOT, SMALL, command, losses, wait_for
 
 SECONDS = 30

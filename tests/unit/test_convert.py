@@ -154,6 +154,37 @@ def test_lightning_pickle_runs_nothing(tmp_path):
     assert (tmp_path / "owned").exists()
 
 
+class _Program(torch.nn.Module):
+    """Makes a file when it is loaded."""
+
+    def __init__(self, target: str) -> None:
+        super().__init__()
+        self.target = target
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[str, bool]:
+        return self.target, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[str, bool]) -> None:
+        self.target, self.training = state
+        assert torch.from_file(self.target, True, 4).numel() == 4
+
+    def forward(self) -> str:
+        return self.target
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore:.*TorchScript")
+def test_lightning_runs_no_torchscript(tmp_path):
+    owned = tmp_path / "owned"
+    torch.jit.script(_Program(str(owned))).save(tmp_path / "weights.ckpt")
+    with pytest.raises(ConversionError, match=r"weights.ckpt: .*it is a TorchScript program"):
+        load_lightning(tmp_path / "weights.ckpt")
+    assert not owned.exists()
+    torch.load(tmp_path / "weights.ckpt", weights_only=False)  # the control: torch.load does run it
+    assert owned.exists()
+
+
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", pickle.dumps({"state_dict": {}})])
 def test_lightning_refuses_other_files(tmp_path, content):
     path = tmp_path / "weights.ckpt"

@@ -24,7 +24,8 @@ from hyena_dist.model.config import hyena_config
 from hyena_dist.model.initial import initialize
 from hyena_dist.model.model import HyenaModel
 from hyena_dist.parallel.groups import Axis, Groups
-from hyena_dist.train.checkpoint import load_checkpoint, read_metadata, save_checkpoint, step_directory
+from hyena_dist.train.checkpoint import load_checkpoint, save_checkpoint
+from hyena_dist.train.checkpoint_directory import read_metadata, step_directory
 from launchers.convert import main
 from tests.compare import rel
 

@@ -11,7 +11,8 @@ from hyena_dist.config.schema import Config, DataSection, ModelSection, TrainSec
 from hyena_dist.model.model import build_model
 from hyena_dist.parallel.groups import Groups
 from hyena_dist.tasks.evaluate import load_run
-from hyena_dist.train.checkpoint import save_checkpoint, step_directory
+from hyena_dist.train.checkpoint import save_checkpoint
+from hyena_dist.train.checkpoint_directory import step_directory
 from launchers.evaluate import main, parse_args
 from tests.dist.test_checkpoint import DictEngine
 
