@@ -1,6 +1,5 @@
 """Training through DeepSpeed over tensor, context and data ranks equals training on one rank, at every ZeRO stage."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,7 @@ STEPS = 20
 TOLERANCE = 1e-5
 TOPOLOGIES = [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 4, 1), (2, 2, 1), (1, 2, 2)]
 STAGES = (0, 1, 2, 3)
-FAST = [((1, 1, 1), 1), ((2, 1, 1), 3), ((1, 2, 1), 2), ((1, 4, 1), 3), ((2, 2, 1), 0), ((1, 2, 2), 1)]
+FAST = [((1, 1, 1), 1), ((2, 1, 1), 3), ((1, 2, 1), 2), ((1, 2, 2), 0)]
 
 
 def run_config(shards: Path, directory: Path, topology: tuple[int, int, int], stage: int) -> Config:
@@ -77,17 +76,10 @@ def check(shards: Path, directory: Path, runs: list[tuple[tuple[int, int, int], 
         assert max(loss, norm) < TOLERANCE, (topology, stage)
 
 
-@pytest.fixture(scope="module")
-def trained(shards, tmp_path_factory) -> Path:
-    directory = tmp_path_factory.mktemp("topologies")
-    train(shards, directory, FAST)
-    return directory
-
-
-def test_every_topology_and_every_stage_equal_one_rank(shards, trained):
-    assert {topology for topology, _ in FAST} == set(TOPOLOGIES)
+def test_some_topologies_and_every_stage_equal_one_rank(shards, tmp_path):
     assert {stage for _, stage in FAST} == set(STAGES)
-    check(shards, trained, FAST)
+    train(shards, tmp_path, FAST)
+    check(shards, tmp_path, FAST)
 
 
 @pytest.mark.slow
@@ -95,17 +87,3 @@ def test_every_topology_at_every_stage_equals_one_rank(shards, tmp_path):
     runs = [(topology, stage) for topology in TOPOLOGIES for stage in STAGES]
     train(shards, tmp_path, runs)
     check(shards, tmp_path, runs)
-
-
-def test_resumed_at_another_topology(shards, trained, tmp_path):
-    """Step 10 of one rank continues on four, and step 10 of four on one."""
-    one, four = (run_config(shards, trained, *run) for run in (FAST[0], FAST[4]))
-    for source, target in ((one, four), (four, one)):
-        checkpoint = Path(source.train.run_dir) / "checkpoints" / "step-00000010"
-        config = replace(target, train=replace(target.train, resume=str(checkpoint),
-                                               run_dir=str(tmp_path / Path(target.train.run_dir).name)))
-        ranks = target.parallel.tensor * target.parallel.context
-        run_distributed(_train_all, ranks, [config])
-        loss, norm = differences(rows(config), rows(one)[10:])
-        print(f"step 10 of {source.parallel} on {target.parallel}: losses {loss:.1e}, gradient norms {norm:.1e}")
-        assert max(loss, norm) < TOLERANCE

@@ -86,6 +86,7 @@ def test_control_a_forgotten_weight_decay_is_seen(trained):
     assert worst > 2 * LOSS_TOLERANCE
 
 
+@pytest.mark.slow
 def test_resumed_at_step_100_is_bit_equal(trained, tmp_path):
     whole = Path(trained.train.run_dir)
     assert len(_losses(whole)) == STEPS

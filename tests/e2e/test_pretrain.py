@@ -75,6 +75,7 @@ def test_a_run_leaves_what_it_should(whole):
     assert (whole / "report.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_is_bit_equal(whole, shards, tmp_path):
     """kill -9 of every process somewhere after step 20, then the same command again."""
     arguments = command("deepspeed", shards, tmp_path / "cut", "train.steps=40", "train.eval_every=20",
@@ -172,6 +173,7 @@ def test_a_resume_refuses_another_run(whole, shards):
         assert message in result.stderr
 
 
+@pytest.mark.slow
 def test_started_again_a_finished_run_stays_as_it_is(whole, shards, tmp_path):
     shutil.copytree(whole, tmp_path / "run")
     result = run(command("python", shards, tmp_path / "run", "train.steps=40"))

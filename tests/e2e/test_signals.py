@@ -71,6 +71,7 @@ def test_sigterm_to_the_deepspeed_command_ends_its_orphans(shards, tmp_path):
         check_saved(run_dir, "launcher gone")
 
 
+@pytest.mark.slow
 def test_sigusr1_to_the_ranks_under_deepspeed_is_status_85(shards, tmp_path):
     run_dir = tmp_path / "run"
     with started(command("deepspeed", shards, run_dir, *LONG), run_dir) as process:
@@ -130,6 +131,7 @@ def test_a_signal_to_the_process_group_as_srun_sends_it(shards, tmp_path, name):
         assert json.loads((run_dir / "requeue.json").read_text())["job"] == "7"
 
 
+@pytest.mark.slow
 def test_two_runs_in_one_directory(shards, tmp_path):
     run_dir = tmp_path / "run"
     with started(command("python", shards, run_dir, *LONG), run_dir):
