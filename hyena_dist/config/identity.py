@@ -8,7 +8,8 @@ from hyena_dist.config.warmup import warmup_entries
 
 FREE_KEYS = frozenset({
     # Topology and its engine: a checkpoint does not depend on them. Its weights are float32 at any precision.
-    "train.micro_batch_size", "train.activation_checkpointing", "train.precision", "data.num_workers",
+    "train.micro_batch_size", "train.activation_checkpointing", "train.activation_offload", "train.precision",
+    "data.num_workers",
     # Cadence and places. The shards are compared by their content, not by their path.
     "train.run_dir", "train.resume", "train.eval_every", "train.save_every", "train.on_nonfinite",
     "train.profile_steps", "data.shards",

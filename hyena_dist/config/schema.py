@@ -206,7 +206,11 @@ class TrainSection:
     precision: str = "fp32"
     """fp32, bf16 or fp16, by autocast; parameters, filter and FFT stay float32."""
     activation_checkpointing: str = "none"
-    """none, or full: recompute each block in the backward pass."""
+    """What the backward pass recomputes. none; selective: what is wide and cheap (norms, projections inside a block,
+    gates, short convolutions, activations); block: each block from its input; full: both, the least memory. Values
+    and weight names are the same."""
+    activation_offload: bool = False
+    """Keep what the backward pass needs in the memory of the host instead of the device."""
     eval_every: int = 200
     """Steps between validations; 0: only after the last step."""
     save_every: int = 200
@@ -228,7 +232,8 @@ class TrainSection:
         _one_of("train", "on_nonfinite", self.on_nonfinite, ("stop", "skip", "rollback"))
         _seed("train", self.seed)
         _one_of("train", "precision", self.precision, ("fp32", "bf16", "fp16"))
-        _one_of("train", "activation_checkpointing", self.activation_checkpointing, ("none", "full"))
+        _one_of("train", "activation_checkpointing", self.activation_checkpointing,
+                ("none", "selective", "block", "full"))
         self._check_warmup()
 
     def _check_warmup(self) -> None:

@@ -12,7 +12,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor, nn
 
 from hyena_dist.model.config import HyenaConfig
-from hyena_dist.model.layers import ColumnLinear, RowLinear, context_axis, refuse_arguments, tensor_axis
+from hyena_dist.model.layers import ColumnLinear, Norm, RowLinear, context_axis, refuse_arguments, tensor_axis
 from hyena_dist.ops.precision import compute_dtype, without_autocast
 from hyena_dist.parallel.collectives import Exchange
 from hyena_dist.parallel.groups import Axis
@@ -24,16 +24,17 @@ def rotary(x: Tensor, start: int) -> Tensor:
     """Rotary positions (Su et al. 2021) in the rotate-half form: with theta_i = 10000^(-2i / Dh), i < Dh/2, channels i
     and i + Dh/2 of the token at position t turn together by the angle t theta_i.
 
-    x [..., l, Dh], whose first token is at the global position `start` -> the same shape and dtype. Angles and products
-    are in float32, in float64 for float64 input, whatever the autocast around.
+    x [..., l, Dh], whose first token is at the global position `start` -> the same shape and dtype. Angles are in
+    float64, because one of 10^5 in float32 is wrong in the second digit of its sine; products are in float32, in
+    float64 for float64 input, whatever the autocast around.
     """
     dtype = compute_dtype(x)
     length, width = x.shape[-2:]
     with without_autocast(x):
-        exponents = torch.arange(0, width, 2, dtype=dtype, device=x.device) / width
-        positions = torch.arange(start, start + length, dtype=dtype, device=x.device)
+        exponents = torch.arange(0, width, 2, dtype=torch.float64, device=x.device) / width
+        positions = torch.arange(start, start + length, dtype=torch.float64, device=x.device)
         angles = positions[:, None] * ROTARY_BASE**-exponents
-        cos, sin = angles.cos(), angles.sin()
+        cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
         first, second = x.to(dtype).chunk(2, dim=-1)
         return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
@@ -89,15 +90,20 @@ class AttentionMixer(nn.Module):
         self.qkv_proj = ColumnLinear(width, 3 * width, config=config, pg_collection=pg_collection)
         self.out_proj = RowLinear(width, width, config=config, pg_collection=pg_collection)
 
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None,
-                **attention_arguments: Any) -> tuple[Tensor, None]:
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, *, norm: Norm | None = None,
+                residual: bool = False, **attention_arguments: Any) -> tuple[Tensor, None]:
         """[l, B, D], under sequence parallelism [l / T, B, D] -> (the same shape, no bias left to add).
+
+        Args:
+            norm: the norm before the mixer, where it is not applied yet.
+            residual: add hidden_states, not normalised.
 
         Raises:
             ValueError: an argument of attention that is not None, or the context ranks do not divide the local heads.
         """
         refuse_arguments("AttentionMixer is causal by itself and", attention_mask=attention_mask, **attention_arguments)
-        qkv = self.qkv_proj(hidden_states).unflatten(-1, (3, self.local_heads, -1))
+        qkv = self.qkv_proj(hidden_states, norm).unflatten(-1, (3, self.local_heads, -1))
         q, k, v = qkv.permute(2, 1, 3, 0, 4)  # [l, B, 3, H, Dh] -> 3 of [B, H, l, Dh]
         y = context_attention(q, k, v, self.context)
-        return self.out_proj(y.permute(2, 0, 1, 3).flatten(2)), None
+        out = self.out_proj(y.permute(2, 0, 1, 3).flatten(2))
+        return hidden_states + out if residual else out, None

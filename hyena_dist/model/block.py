@@ -30,9 +30,11 @@ class Block(nn.Module):
         self.mlp = MLP(config, pg_collection)
 
     def forward(self, x: Tensor, key: DropoutKey | None) -> Tensor:
-        mixed, _ = self.mixer(self.input_norm(x))
-        x = x + self._dropout(mixed, key, 2 * self.layer_number)
-        return x + self._dropout(self.mlp(self.mlp_norm(x)), key, 2 * self.layer_number + 1)
-
-    def _dropout(self, x: Tensor, key: DropoutKey | None, site: int) -> Tensor:
-        return x if key is None else dropout(x, self.config.resid_dropout, key, site)
+        p = self.config.resid_dropout
+        if key is None or p == 0:
+            # The branches add x themselves, which spares a tensor each.
+            x, _ = self.mixer(x, norm=self.input_norm, residual=True)
+            return self.mlp(x, self.mlp_norm, residual=True)
+        mixed, _ = self.mixer(x, norm=self.input_norm)
+        x = x + dropout(mixed, p, key, 2 * self.layer_number)
+        return x + dropout(self.mlp(x, self.mlp_norm), p, key, 2 * self.layer_number + 1)

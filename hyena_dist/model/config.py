@@ -28,8 +28,10 @@ class HyenaConfig(TransformerConfig):
     resid_dropout: float = 0.0
     compute_dtype: torch.dtype | None = None
     """Dtype of the matrix products, by autocast inside the model's forward; None: that of the parameters."""
-    recompute_blocks: bool = False
-    """Recompute each block in the backward pass."""
+    recompute: str = "none"
+    """What the backward pass recomputes: none, selective, block or full (`train.activation_checkpointing`)."""
+    offload_activations: bool = False
+    """Keep what the backward pass needs in the host's memory."""
     context_method: str = "auto"
     """How the long convolution crosses context ranks: auto, all_to_all or distributed_fft."""
     overlap_groups: int = 1
@@ -47,13 +49,24 @@ class HyenaConfig(TransformerConfig):
         return (self.layer_pattern * self.num_layers)[: self.num_layers]
 
     @property
+    def recompute_blocks(self) -> bool:
+        """Keep only the inputs of blocks."""
+        return self.recompute in ("block", "full")
+
+    @property
+    def recompute_inner(self) -> bool:
+        """Do not keep the inner tensors of a block, of several times its width, either."""
+        return self.recompute in ("selective", "full")
+
+    @property
     def num_filters(self) -> int:
         """Long convolutions of a mixer."""
         return self.hyena_order - 1
 
 
 def hyena_config(model: ModelSection, *, precision: str = "fp32", activation_checkpointing: str = "none",
-                 params_dtype: torch.dtype = torch.float32, parallel: ParallelSection | None = None) -> HyenaConfig:
+                 offload_activations: bool = False, params_dtype: torch.dtype = torch.float32,
+                 parallel: ParallelSection | None = None) -> HyenaConfig:
     """Derive the Megatron configuration of a `model` section; without `parallel`, of one rank."""
     parallel = parallel or ParallelSection()
     return HyenaConfig(
@@ -88,5 +101,6 @@ def hyena_config(model: ModelSection, *, precision: str = "fp32", activation_che
         embed_dropout=model.embed_dropout,
         resid_dropout=model.resid_dropout,
         compute_dtype=COMPUTE_DTYPES[precision],
-        recompute_blocks=activation_checkpointing == "full",
+        recompute=activation_checkpointing,
+        offload_activations=offload_activations,
     )

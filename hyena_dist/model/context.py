@@ -30,27 +30,19 @@ def choose_method(method: str, *, rows: int, context: int) -> str:
     return "all_to_all" if rows % context == 0 else "distributed_fft"
 
 
-def local_convs(u: Tensor, gates: list[Tensor], mixer_filter: Filter, bias: Tensor) -> Tensor:
-    """One context rank: u [B, C, L] through every filter; after filter o comes gates[o]. bias [N - 1, C]."""
-    filters = mixer_filter([slice(0, u.shape[-1])])
-    for h, b, gate in zip(filters, bias, gates, strict=True):
-        u = causal_conv(u, h, b, gate)
-    return u
+def all_to_all_convs(inputs: Tensor, mixer_filter: Filter, bias: Tensor, axis: Axis, groups: int) -> Tensor:
+    """inputs [N - 1, B, C, l], u and the gates between two convolutions -> the last convolution, [B, C, l]. bias
+    [N - 1, C].
 
-
-def all_to_all_convs(u: Tensor, gates: list[Tensor], mixer_filter: Filter, bias: Tensor, axis: Axis,
-                     groups: int) -> Tensor:
-    """u [B, C, l] -> [B, C, l]: tokens are exchanged for channels and back, in groups of channels, so that a group's
-    exchange runs while the group before it is transformed. Each rank generates its own rows of the filters only."""
-    inner, last = gates[:-1], gates[-1]
-    batch, _, length = u.shape
-    packed = torch.stack([u, *inner])
-    pieces = packed.chunk(groups, dim=2)
+    Tokens are exchanged for channels and back, in groups of channels, so that a group's exchange runs while the group
+    before it is transformed. Each rank generates its own rows of the filters only."""
+    _, batch, _, length = inputs.shape
+    pieces = inputs.chunk(groups, dim=2)
     started = [Exchange(_rows_to_ranks(piece, axis.size), axis) for piece in pieces]
     returning: list[Exchange] = []
     first_channel = 0
     for piece, exchange in zip(pieces, started, strict=True):
-        owned = _owned_rows(piece.shape[2] * batch, axis).to(u.device) // batch  # the channel of each row
+        owned = _owned_rows(piece.shape[2] * batch, axis).to(inputs.device) // batch  # the channel of each row
         channel, row = owned.unique_consecutive(return_inverse=True)
         filters = mixer_filter([slice(0, axis.size * length)], first_channel + channel)
         rows, *inner_rows = _tokens_in_order(exchange.wait())
@@ -61,17 +53,19 @@ def all_to_all_convs(u: Tensor, gates: list[Tensor], mixer_filter: Filter, bias:
         first_channel += piece.shape[2]
         returning.append(Exchange(rows.unflatten(1, (axis.size, length)).movedim(1, 0), axis))
     back = [_channels_in_order(exchange.wait(), batch) for exchange in returning]
-    return (torch.cat(back, dim=1) if len(back) > 1 else back[0]) * last
+    return torch.cat(back, dim=1) if len(back) > 1 else back[0]
 
 
-def distributed_fft_convs(u: Tensor, gates: list[Tensor], mixer_filter: Filter, bias: Tensor, axis: Axis) -> Tensor:
-    """u [B, C, l] -> [B, C, l]: tokens stay, the transform is spread over the ranks; each generates all rows of the
-    filters at the lags that it needs."""
-    length = u.shape[-1]
+def distributed_fft_convs(inputs: Tensor, mixer_filter: Filter, bias: Tensor, axis: Axis) -> Tensor:
+    """The same, but tokens stay and the transform is spread over the ranks; each generates all rows of the filters at
+    the lags that it needs."""
+    length = inputs.shape[-1]
     lags = strided_lags(length * axis.size, axis.rank, axis.size)
     filters = mixer_filter(lags).unflatten(-1, (axis.size, length // axis.size))
-    for h, b, gate in zip(filters, bias, gates, strict=True):
-        u = gate * distributed_causal_conv(u, h, b, axis)
+    u, *gates = inputs
+    for o, (h, b) in enumerate(zip(filters, bias, strict=True)):
+        u = distributed_causal_conv(u, h, b, axis)
+        u = gates[o] * u if o < len(gates) else u
     return u
 
 

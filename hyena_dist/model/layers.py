@@ -10,13 +10,15 @@ the norms see l / T tokens of the slice, and products see all l.
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
 from torch import Tensor, nn
 
 from hyena_dist.model.config import HyenaConfig
+from hyena_dist.ops.linear import linear
+from hyena_dist.ops.mlp import MLPWeights, mlp
+from hyena_dist.ops.norm import NormWeights, layer_norm
 from hyena_dist.parallel.collectives import copy_to, gather_from, reduce_from, reduce_scatter_to
 from hyena_dist.parallel.groups import Axis
 
@@ -62,14 +64,39 @@ def leave_tensor_region(x: Tensor, config: HyenaConfig, axis: Axis) -> Tensor:
     return reduce_scatter_to(x, axis, 0) if config.sequence_parallel else reduce_from(x, axis)
 
 
-def whole(weight: Tensor, config: HyenaConfig, axis: Axis) -> Tensor:
-    """A weight that every tensor rank holds whole and uses on the tokens that it has: under sequence parallelism these
-    are a part of them, and the gradient is summed here, at the weight's use."""
-    return copy_to(weight, axis) if config.sequence_parallel else weight
+def whole(weight: Tensor, axis: Axis) -> Tensor:
+    """A weight that every tensor rank holds whole and uses for a part of the channels or tokens: its gradient is summed
+    over the ranks here, at the weight's use."""
+    return copy_to(weight, axis)
+
+
+class Norm(nn.LayerNorm):
+    """LayerNorm over the channels of [..., D]."""
+
+    def __init__(self, config: HyenaConfig, pg_collection: ProcessGroupCollection | None) -> None:
+        super().__init__(config.hidden_size, eps=config.layernorm_epsilon, dtype=config.params_dtype)
+        self.config = config
+        self.axis = tensor_axis(pg_collection)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.config.sequence_parallel:
+            return layer_norm(input, self.in_tensor_region())
+        return layer_norm(input, NormWeights(self.weight, self.bias, self.eps))
+
+    def in_tensor_region(self) -> NormWeights:
+        """The norm as a part of the product after it, which recomputes it: there it stands behind
+        `enter_tensor_region`, with all tokens of the slice, and each rank's product gives a part of its gradients."""
+        return NormWeights(whole(self.weight, self.axis), whole(self.bias, self.axis), self.eps)
+
+
+def in_tensor_region(norm: Norm | None) -> NormWeights | None:
+    """A norm as a part of the product after it, if there is one."""
+    return None if norm is None else norm.in_tensor_region()
 
 
 class ColumnLinear(_PlainState, ColumnParallelLinear):
-    """x [l or l / T, B, I] -> [l, B, O / T], with bias; the weight's rows are split over the tensor ranks."""
+    """x [l or l / T, B, I] -> [l, B, O / T], with bias, of the normalised x where a norm is given; the weight's rows
+    are split over the tensor ranks."""
 
     def __init__(self, input_size: int, output_size: int, *, config: HyenaConfig,
                  pg_collection: ProcessGroupCollection | None) -> None:
@@ -81,8 +108,9 @@ class ColumnLinear(_PlainState, ColumnParallelLinear):
             raise ValueError("Megatron's global tensor group is in the way of a module that was given another: pass a "
                              "pg_collection with the `tp` group that this model is split over")
 
-    def forward(self, input_: Tensor) -> Tensor:
-        return F.linear(enter_tensor_region(input_, self.config, self.axis), self.weight, self.bias)
+    def forward(self, input_: Tensor, norm: Norm | None = None) -> Tensor:
+        x = enter_tensor_region(input_, self.config, self.axis)
+        return linear(x, self.weight, self.bias, in_tensor_region(norm))
 
 
 class RowLinear(_PlainState, RowParallelLinear):
@@ -96,30 +124,19 @@ class RowLinear(_PlainState, RowParallelLinear):
         self.axis = axis
 
     def forward(self, input_: Tensor) -> Tensor:
+        return self.finish(linear(input_, self.weight, self.local_bias))
+
+    @property
+    def local_bias(self) -> Tensor | None:
+        """What the product itself adds: over several ranks nothing, because their products are summed."""
+        return self.bias if self.axis.size == 1 else None
+
+    def finish(self, product: Tensor) -> Tensor:
+        """What follows the product: [l, B, O] -> [l or l / T, B, O]."""
         if self.axis.size == 1:
-            return F.linear(input_, self.weight, self.bias)
-        return self._sum(F.linear(input_, self.weight))
-
-    def _sum(self, partial: Tensor) -> Tensor:
-        return leave_tensor_region(partial, self.config, self.axis) + whole(self.bias, self.config, self.axis)
-
-
-class ToChannels(ColumnLinear):
-    """x [l or l / T, B, I] -> [B, O / T, l]: the product is written channels first, so that nothing is transposed."""
-
-    def forward(self, input_: Tensor) -> Tensor:
-        x = enter_tensor_region(input_, self.config, self.axis).permute(1, 2, 0)
-        return torch.baddbmm(self.bias[:, None], self.weight.expand(x.shape[0], -1, -1), x)
-
-
-class FromChannels(RowLinear):
-    """x [B, I / T, l] -> [l or l / T, B, O]: the product reads channels first, so that nothing is transposed."""
-
-    def forward(self, input_: Tensor) -> Tensor:
-        x, weight = input_.transpose(1, 2), self.weight.t().expand(input_.shape[0], -1, -1)
-        if self.axis.size == 1:
-            return torch.baddbmm(self.bias, x, weight).transpose(0, 1)
-        return self._sum(torch.bmm(x, weight).transpose(0, 1))
+            return product
+        bias = whole(self.bias, self.axis) if self.config.sequence_parallel else self.bias
+        return leave_tensor_region(product, self.config, self.axis) + bias
 
 
 class Embedding(nn.Module):
@@ -144,27 +161,20 @@ class Embedding(nn.Module):
         return leave_tensor_region(rows, self.config, self.axis)
 
 
-class Norm(nn.LayerNorm):
-    """LayerNorm over the channels of [..., D]."""
-
-    def __init__(self, config: HyenaConfig, pg_collection: ProcessGroupCollection | None) -> None:
-        super().__init__(config.hidden_size, eps=config.layernorm_epsilon, dtype=config.params_dtype)
-        self.config = config
-        self.axis = tensor_axis(pg_collection)
-
-    def forward(self, input: Tensor) -> Tensor:
-        weight, bias = (whole(w, self.config, self.axis) for w in (self.weight, self.bias))
-        return F.layer_norm(input, self.normalized_shape, weight, bias, self.eps)
-
-
 class MLP(nn.Module):
-    """[l or l / T, B, D] -> the same: fc1, GELU by tanh as published, fc2."""
+    """[l or l / T, B, D] -> the same: the norm before it where one is given, fc1, GELU by tanh as published, fc2."""
 
     def __init__(self, config: HyenaConfig, pg_collection: ProcessGroupCollection | None) -> None:
         super().__init__()
         assert config.ffn_hidden_size is not None
+        self.config = config
         self.fc1 = ColumnLinear(config.hidden_size, config.ffn_hidden_size, config=config, pg_collection=pg_collection)
         self.fc2 = RowLinear(config.ffn_hidden_size, config.hidden_size, config=config, pg_collection=pg_collection)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+    def forward(self, x: Tensor, norm: Norm | None = None, *, residual: bool = False) -> Tensor:
+        """With `residual`, x is added."""
+        inside = residual and self.fc1.axis.size == 1
+        weights = MLPWeights(self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.local_bias)
+        y = self.fc2.finish(mlp(enter_tensor_region(x, self.config, self.fc1.axis), weights, in_tensor_region(norm),
+                                residual=inside, recompute=self.config.recompute_inner))
+        return x + y if residual and not inside else y

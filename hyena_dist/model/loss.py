@@ -2,10 +2,11 @@
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from hyena_dist.parallel.collectives import reduce_from
+from hyena_dist.ops.precision import compute_dtype
+from hyena_dist.parallel.collectives import all_reduce
 from hyena_dist.parallel.groups import Axis
 
 ONE_RANK = Axis()
@@ -20,23 +21,41 @@ def token_loss(logits: Tensor, targets: Tensor, tensor: Axis = ONE_RANK, *,
         targets: int64 [B, l]; `ignore_index` is not scored.
         tensor: the axis over which the vocabulary is split.
     """
-    logits = logits.float() if logits.dtype.itemsize < 4 else logits
     scored = targets != ignore_index
-    if tensor.size == 1:
-        total = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=ignore_index, reduction="sum")
-    else:
-        total = _vocab_parallel_cross_entropy(logits, targets.masked_fill(~scored, 0), tensor)[scored].sum()
-    return total, scored.sum()
+    return _CrossEntropy.apply(logits, targets, scored, tensor), scored.sum()
 
 
-def _vocab_parallel_cross_entropy(logits: Tensor, targets: Tensor, axis: Axis) -> Tensor:
-    """logits [..., V / T], targets [...] -> the loss of every token, [...]: log(sum exp) - the target's logit, both
-    summed over the ranks that hold parts of the vocabulary."""
-    largest = logits.detach().amax(-1)
-    dist.all_reduce(largest, dist.ReduceOp.MAX, group=axis.group)
-    shifted = logits - largest[..., None]
-    local = targets - axis.rank * logits.shape[-1]
-    elsewhere = (local < 0) | (local >= logits.shape[-1])
-    picked = shifted.gather(-1, local.masked_fill(elsewhere, 0)[..., None])[..., 0].masked_fill(elsewhere, 0)
-    sums = reduce_from(torch.stack([shifted.exp().sum(-1), picked]), axis)
-    return sums[0].log() - sums[1]
+class _CrossEntropy(torch.autograd.Function):
+    """log(sum exp) - the target's logit, both summed over the ranks that hold parts of the vocabulary; 0 where a
+    target is not scored. Saves the logits, and one number for each token."""
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, targets: Tensor, scored: Tensor, axis: Axis) -> Tensor:
+        values = logits.to(compute_dtype(logits))
+        largest = values.amax(-1)
+        if axis.size > 1:
+            dist.all_reduce(largest, dist.ReduceOp.MAX, group=axis.group)
+        local, here = _local_targets(targets, scored, logits.shape[-1], axis)
+        picked = values.gather(-1, local[..., None])[..., 0].sub_(largest).mul_(here)
+        sums = torch.stack([(values - largest[..., None]).exp_().sum(-1), picked])
+        if axis.size > 1:
+            sums = all_reduce(sums, axis)
+        ctx.save_for_backward(logits, targets, scored, largest.add_(sums[0].log_()))
+        ctx.axis = axis
+        return (sums[0] - sums[1]).mul_(scored).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        logits, targets, scored, log_sum = ctx.saved_tensors
+        local, here = _local_targets(targets, scored, logits.shape[-1], ctx.axis)
+        probability = (logits.to(log_sum.dtype) - log_sum[..., None]).exp_()
+        probability.scatter_add_(-1, local[..., None], -here.to(log_sum.dtype)[..., None])
+        return probability.mul_(scored[..., None] * grad).to(logits.dtype), None, None, None
+
+
+def _local_targets(targets: Tensor, scored: Tensor, size: int, axis: Axis) -> tuple[Tensor, Tensor]:
+    """The targets' places in this rank's part of the vocabulary, and whether they are scored and in it."""
+    local = targets - axis.rank * size
+    here = scored & (local >= 0) & (local < size)
+    return local.masked_fill(~here, 0), here

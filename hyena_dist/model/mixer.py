@@ -12,11 +12,23 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor, nn
 
 from hyena_dist.model.config import HyenaConfig
-from hyena_dist.model.context import all_to_all_convs, choose_method, distributed_fft_convs, local_convs
-from hyena_dist.model.layers import FromChannels, ToChannels, context_axis, refuse_arguments, tensor_axis
+from hyena_dist.model.context import all_to_all_convs, choose_method, distributed_fft_convs
+from hyena_dist.model.layers import (
+    ColumnLinear,
+    Norm,
+    RowLinear,
+    context_axis,
+    enter_tensor_region,
+    in_tensor_region,
+    refuse_arguments,
+    tensor_axis,
+)
+from hyena_dist.ops.gates import gated_inputs, gated_output, split_projection
+from hyena_dist.ops.hyena import HyenaWeights, hyena
 from hyena_dist.ops.implicit_filter import decay_rates, implicit_filter
+from hyena_dist.ops.linear import to_channels
+from hyena_dist.ops.norm import NormWeights
 from hyena_dist.ops.precision import without_autocast
-from hyena_dist.ops.short_conv import short_conv
 from hyena_dist.parallel.collectives import copy_to, halo_from_left
 
 
@@ -56,7 +68,8 @@ class ImplicitFilter(nn.Module):
             for part in lags:
                 defined = slice(min(part.start, config.max_seq_len), min(part.stop, config.max_seq_len))
                 rows = implicit_filter(trunk, freq, last.flatten(0, 1), decay.flatten(), config.filter_shape, defined)
-                pieces.append(F.pad(rows, (0, part.stop - part.start - rows.shape[1])))
+                padding = part.stop - part.start - rows.shape[1]
+                pieces.append(F.pad(rows, (0, padding)) if padding else rows)
         return (torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0]).unflatten(0, (filters, -1))
 
     def _trunk(self) -> list[tuple[Tensor, Tensor]]:
@@ -66,25 +79,13 @@ class ImplicitFilter(nn.Module):
 
 
 class ShortConv(nn.Module):
-    """Depthwise causal convolution of this tensor rank's (N + 1) C channels: [B, (N + 1) C, l] -> the same shape. The
-    first tokens of a slice take their left neighbours from the context rank before."""
+    """Weights of the depthwise causal convolution of this tensor rank's (N + 1) C channels."""
 
     def __init__(self, config: HyenaConfig, pg_collection: ProcessGroupCollection | None) -> None:
         super().__init__()
-        self.axis = context_axis(pg_collection)
         channels = (config.hyena_order + 1) * config.hidden_size // tensor_axis(pg_collection).size
         self.weight = nn.Parameter(torch.empty(channels, config.short_conv_kernel, dtype=config.params_dtype))
         self.bias = nn.Parameter(torch.empty(channels, dtype=config.params_dtype))
-
-    def forward(self, p: Tensor) -> Tensor:
-        reach = self.weight.shape[1] - 1
-        if self.axis.size == 1 or reach == 0:
-            return short_conv(p, self.weight, self.bias)
-        halo = halo_from_left(p[..., -reach:], self.axis)
-        y = short_conv(p, self.weight, self.bias)
-        # What the halo adds to the first tokens: the convolution is linear, so the slice itself is not copied.
-        y[..., :reach] += short_conv(F.pad(halo, (0, reach)), self.weight, torch.zeros_like(self.bias))[..., reach:]
-        return y
 
 
 class HyenaMixer(nn.Module):
@@ -106,32 +107,54 @@ class HyenaMixer(nn.Module):
         width = config.hidden_size
         self.axis = context_axis(pg_collection)
         self.channels = width // tensor_axis(pg_collection).size
-        self.in_proj = ToChannels(width, (config.hyena_order + 1) * width, config=config, pg_collection=pg_collection)
+        self.in_proj = ColumnLinear(width, (config.hyena_order + 1) * width, config=config, pg_collection=pg_collection)
         self.short_conv = ShortConv(config, pg_collection)
         self.filter = ImplicitFilter(config, pg_collection)
         self.conv_bias = nn.Parameter(torch.empty(config.num_filters * self.channels, dtype=config.params_dtype))
-        self.out_proj = FromChannels(width, width, config=config, pg_collection=pg_collection)
+        self.out_proj = RowLinear(width, width, config=config, pg_collection=pg_collection)
 
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None,
-                **attention_arguments: Any) -> tuple[Tensor, None]:
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, *, norm: Norm | None = None,
+                residual: bool = False, **attention_arguments: Any) -> tuple[Tensor, None]:
         """[l or l / T, B, D] -> (the same shape, no bias left to add).
+
+        Args:
+            norm: the norm before the mixer, where it is not applied yet.
+            residual: add hidden_states, not normalised.
 
         Raises:
             ValueError: an argument of attention that is not None.
         """
         refuse_arguments("HyenaMixer is a causal convolution and", attention_mask=attention_mask, **attention_arguments)
-        p = self.short_conv(self.in_proj(hidden_states))
-        *gates, v = p.split(self.channels, dim=1)
-        u = gates.pop() * v
-        return self.out_proj(self._convs(u, gates[::-1])), None
+        x = enter_tensor_region(hidden_states, self.config, self.in_proj.axis)
+        weights = in_tensor_region(norm)
+        inside = residual and self.axis.size == self.in_proj.axis.size == 1
+        out = self._over_context(x, weights) if self.axis.size > 1 else self._on_one_rank(x, weights, inside)
+        out = self.out_proj.finish(out)
+        return hidden_states + out if residual and not inside else out, None
 
-    def _convs(self, u: Tensor, gates: list[Tensor]) -> Tensor:
-        """u [B, C, l] through every filter, each followed by a gate."""
-        config, bias = self.config, self.conv_bias.view(self.config.num_filters, self.channels)
-        if self.axis.size == 1:
-            return local_convs(u, gates, self.filter, bias)
-        method = choose_method(config.context_method, rows=u.shape[0] * u.shape[1] // config.overlap_groups,
+    @property
+    def _bias(self) -> Tensor:
+        return self.conv_bias.view(self.config.num_filters, self.channels)
+
+    def _on_one_rank(self, x: Tensor, norm: NormWeights | None, residual: bool) -> Tensor:
+        """x [l, B, D] -> what out_proj gives, [l, B, D]; with `residual`, x is added."""
+        in_proj, short, out_proj = self.in_proj, self.short_conv, self.out_proj
+        weights = HyenaWeights(in_proj.weight, in_proj.bias, short.weight, short.bias, self.filter([slice(0, len(x))]),
+                               self._bias, out_proj.weight, out_proj.local_bias)
+        return hyena(x, weights, norm, residual=residual, recompute=self.config.recompute_inner)
+
+    def _over_context(self, x: Tensor, norm: NormWeights | None) -> Tensor:
+        """The same, of a slice: only the convolutions' inputs and results, and halos, cross the context ranks."""
+        config, channels, short = self.config, self.channels, self.short_conv
+        p, rest, tail = split_projection(to_channels(x, self.in_proj.weight, self.in_proj.bias, norm), channels,
+                                         config.short_conv_kernel - 1)
+        halo = halo_from_left(tail, self.axis) if tail.shape[2] else tail
+        inputs = gated_inputs(rest, halo[:, channels:], short.weight[channels:], short.bias[channels:], channels)
+        method = choose_method(config.context_method, rows=x.shape[1] * channels // config.overlap_groups,
                                context=self.axis.size)
         if method == "all_to_all":
-            return all_to_all_convs(u, gates, self.filter, bias, self.axis, config.overlap_groups)
-        return distributed_fft_convs(u, gates, self.filter, bias, self.axis)
+            conv = all_to_all_convs(inputs, self.filter, self._bias, self.axis, config.overlap_groups)
+        else:
+            conv = distributed_fft_convs(inputs, self.filter, self._bias, self.axis)
+        return gated_output(p, halo[:, :channels], conv, short.weight[:channels], short.bias[:channels],
+                            self.out_proj.weight, self.out_proj.local_bias)

@@ -4,7 +4,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -14,8 +13,10 @@ from hyena_dist.model.block import MIXER_SPECS, Block
 from hyena_dist.model.config import HyenaConfig, hyena_config
 from hyena_dist.model.initial import initialize
 from hyena_dist.model.layers import Embedding, Norm, context_axis, enter_tensor_region, tensor_axis
+from hyena_dist.model.offload import on_host
 from hyena_dist.model.placement import Placement, placement_table
 from hyena_dist.ops.dropout import DropoutKey, dropout
+from hyena_dist.ops.linear import linear
 from hyena_dist.parallel.groups import Groups
 from hyena_dist.parallel.tokens import padded_length, token_multiple
 
@@ -48,27 +49,32 @@ class HyenaModel(nn.Module):
         Raises:
             ValueError: L exceeds max_seq_len, or the key is missing.
         """
-        hidden = self.hidden_states(input_ids, dropout_key)
-        with self._autocast(hidden):
-            hidden = enter_tensor_region(hidden, self.config, self.tensor)
-            return F.linear(hidden, self.embedding.word_embeddings.weight).transpose(0, 1)
+        with self._autocast(input_ids):
+            x = enter_tensor_region(self._run_blocks(input_ids, dropout_key), self.config, self.tensor)
+            head = self.embedding.word_embeddings.weight
+            return linear(x, head, norm=self.final_norm.in_tensor_region()).transpose(0, 1)
 
     def hidden_states(self, input_ids: Tensor, dropout_key: DropoutKey | None = None) -> Tensor:
         """int64 [B, l] -> the final norm's output in Megatron's layout, [l or l / T, B, D]."""
+        with self._autocast(input_ids):
+            return self.final_norm(self._run_blocks(input_ids, dropout_key))
+
+    def _run_blocks(self, input_ids: Tensor, dropout_key: DropoutKey | None) -> Tensor:
+        """int64 [B, l] -> what the final norm reads, [l or l / T, B, D]."""
         config = self.config
         length = input_ids.shape[1] * self.context.size
         if length > padded_length(config.max_seq_len, self.token_multiple):
             raise ValueError(f"the input has {length} tokens, but this model takes at most max_seq_len = "
                              f"{config.max_seq_len}: shorten the input or use a model of a longer context")
         key = self._active_key(dropout_key, input_ids.shape[1])
-        with self._autocast(input_ids):
-            x = self.embedding(input_ids)
-            if key is not None:
-                x = dropout(x, config.embed_dropout, key, site=0)
+        x = self.embedding(input_ids)
+        if key is not None:
+            x = dropout(x, config.embed_dropout, key, site=0)
+        recompute = config.recompute_blocks and torch.is_grad_enabled()
+        with on_host() if config.offload_activations else nullcontext():
             for layer in self.layers:
-                recompute = config.recompute_blocks and torch.is_grad_enabled()
                 x = checkpoint(layer, x, key, use_reentrant=False) if recompute else layer(x, key)
-            return self.final_norm(x)
+        return x
 
     @property
     def token_multiple(self) -> int:
@@ -104,6 +110,7 @@ def build_model(config: Config, groups: Groups) -> HyenaModel:
     """
     model_config = hyena_config(config.model, precision=config.train.precision,
                                 activation_checkpointing=config.train.activation_checkpointing,
+                                offload_activations=config.train.activation_offload,
                                 parallel=replace(config.parallel, tensor=groups.tensor.size,
                                                  context=groups.context.size,
                                                  sequence=config.parallel.sequence and groups.tensor.size > 1))

@@ -1,14 +1,34 @@
-"""Bounds the workspace of an operator, which works through its channels in chunks of a fixed number of elements."""
+"""Bounds the workspace of an operator, which works through its rows, channels or tokens in chunks of a fixed number of
+elements."""
 
 from collections.abc import Iterator
 
-CHUNK_ELEMENTS = 2**20
-"""Elements of a chunk's largest real tensor. Small enough that a chunk's few temporaries stay near the cache, large
-enough that an FFT call has rows for all threads; 2**18 to 2**20 measured alike, smaller chunks slower."""
+import torch
+
+CHUNK_ELEMENTS = 2**18
+"""Elements of a chunk's largest real tensor on a CPU. A chunk's few temporaries stay in the cache, and their memory is
+used again: fresh pages cost a CPU more than the arithmetic on them. A chunk still has rows for all threads."""
+
+GPU_FACTOR = 64
+"""How many times larger a chunk is elsewhere: a GPU needs the work, and calls cost it more."""
 
 
-def chunks(size: int, elements_per_item: int) -> Iterator[slice]:
+def chunks(size: int, elements_per_item: int, device: torch.device) -> Iterator[slice]:
     """Cut range(size) into slices of about CHUNK_ELEMENTS elements, at least one item each."""
-    step = max(1, CHUNK_ELEMENTS // max(1, elements_per_item))
+    limit = CHUNK_ELEMENTS if device.type == "cpu" else CHUNK_ELEMENTS * GPU_FACTOR
+    step = max(1, limit // max(1, elements_per_item))
     for start in range(0, size, step):
         yield slice(start, min(start + step, size))
+
+
+def row_chunks(rows: int, length: int, elements_per_token: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
+    """Cut [rows, length] into pieces of whole rows, or of one row's tokens where a row is too long."""
+    for part in chunks(rows, length * elements_per_token, device):
+        count = part.stop - part.start
+        for tokens in chunks(length, count * elements_per_token, device):
+            yield part, tokens
+
+
+def in_blocks(part: slice, blocks: int, size: int) -> list[slice]:
+    """A chunk's place in each of several blocks of `size` items that stand one after the other."""
+    return [slice(i * size + part.start, i * size + part.stop) for i in range(blocks)]

@@ -55,7 +55,7 @@ def _apply_mask(x: Tensor, p: float, rows: Tensor, first_token: int) -> Tensor:
     length, batch, channels = x.shape
     y = torch.empty_like(x)
     columns = torch.arange(channels, device=x.device)
-    for part in chunks(length, batch * channels):
+    for part in chunks(length, batch * channels, x.device):
         tokens = torch.arange(first_token + part.start, first_token + part.stop, device=x.device)[:, None]
         keep = _mix(_mix(rows, tokens)[..., None], columns) >= int(p * 2**32)
         torch.mul(x[part] * (1 / (1 - p)), keep, out=y[part])

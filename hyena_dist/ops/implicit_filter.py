@@ -18,8 +18,8 @@ from torch.autograd.function import once_differentiable
 
 from hyena_dist.ops.precision import without_autocast
 
-LAGS_PER_CHUNK = 8192
-"""Lags whose [lags, F] trunk activations live at one time: 2 MB each at F = 64 in float32."""
+LAGS_PER_CHUNK = 2048
+"""Lags whose [lags, F] trunk activations live at one time: 0.5 MB each at F = 64 in float32, ten in a backward pass."""
 
 FAST_DECAY, SLOW_DECAY, DECAY_TARGET = 0.3, 1.5, 1e-2
 
@@ -92,47 +92,59 @@ def implicit_filter_reference(trunk: list[tuple[Tensor, Tensor]], freq: Tensor, 
                               shape: FilterShape, lags: slice) -> Tensor:
     """The same function in one piece, through autograd."""
     with without_autocast(freq):
-        activation = positional_features(shape, lags, freq.dtype, freq.device)
-        for weight, bias in trunk:
-            activation = torch.sin(freq * F.linear(activation, weight, bias))
-        t = time(shape, lags, freq.dtype, freq.device)
-        window = torch.exp(-decay.abs()[:, None] * t) + shape.shift
-        return last_weight.mm(activation.t()) * window
+        flat = [tensor for pair in trunk for tensor in pair]
+        return last_weight.mm(_trunk(freq, flat, shape, lags).t()) * _window(decay, shape, lags)
 
 
 class _ImplicitFilter(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, shape: FilterShape, lags: slice, decay: Tensor, *weights: Tensor) -> Tensor:
-        ctx.save_for_backward(decay, *weights)
+    def forward(ctx, shape: FilterShape, lags: slice, decay: Tensor, freq: Tensor, last_weight: Tensor,
+                *trunk: Tensor) -> Tensor:
+        ctx.save_for_backward(decay, freq, last_weight, *trunk)
         ctx.shape, ctx.lags = shape, lags
         h = torch.empty(len(decay), lags.stop - lags.start, dtype=decay.dtype, device=decay.device)
-        for part in _parts(lags):
-            h[:, part.start - lags.start : part.stop - lags.start] = _rows(decay, weights, shape, part)
+        with without_autocast(freq):
+            for part, place in _parts(lags):
+                torch.mul(last_weight.mm(_trunk(freq, trunk, shape, part).t()), _window(decay, shape, part),
+                          out=h[:, place])
         return h
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dh: Tensor) -> tuple[Tensor | None, ...]:
-        decay, *weights = ctx.saved_tensors
-        leaves = [weight.detach().requires_grad_() for weight in weights]
-        grads = [torch.zeros_like(weight) for weight in weights]
-        for part in _parts(ctx.lags):
-            with torch.enable_grad():
-                h = _rows(decay, leaves, ctx.shape, part)
-            piece = dh[:, part.start - ctx.lags.start : part.stop - ctx.lags.start]
-            for total, grad in zip(grads, torch.autograd.grad(h, leaves, piece), strict=True):
-                total.add_(grad)
-        return None, None, None, *grads
+        decay, freq, last_weight, *trunk = ctx.saved_tensors
+        leaves = [weight.detach().requires_grad_() for weight in (freq, *trunk)]
+        totals = [torch.zeros_like(weight) for weight in leaves]
+        dlast = torch.zeros_like(last_weight)
+        with without_autocast(freq):
+            for part, place in _parts(ctx.lags):
+                with torch.enable_grad():
+                    activation = _trunk(leaves[0], leaves[1:], ctx.shape, part)
+                grad = _window(decay, ctx.shape, part).mul_(dh[:, place])
+                dlast.addmm_(grad, activation.detach())
+                for total, part_grad in zip(totals, torch.autograd.grad(activation, leaves, grad.t().mm(last_weight)),
+                                            strict=True):
+                    total.add_(part_grad)
+        return None, None, None, totals[0], dlast, *totals[1:]
 
 
-def _parts(lags: slice) -> list[slice]:
-    # Chunks start at multiples of their length, so that a lag's value does not depend on the range it is asked in.
+def _parts(lags: slice) -> list[tuple[slice, slice]]:
+    """Chunks of the lags, and their places in the range. They start at multiples of their length, so that a lag's value
+    does not depend on the range that it is asked in."""
     first = (lags.start // LAGS_PER_CHUNK + 1) * LAGS_PER_CHUNK
     edges = [lags.start, *range(first, lags.stop, LAGS_PER_CHUNK), lags.stop]
-    return [slice(start, stop) for start, stop in pairwise(edges)]
+    return [(slice(start, stop), slice(start - lags.start, stop - lags.start)) for start, stop in pairwise(edges)]
 
 
-def _rows(decay: Tensor, weights: Sequence[Tensor], shape: FilterShape, lags: slice) -> Tensor:
-    freq, last_weight, *flat = weights
-    trunk = list(zip(flat[::2], flat[1::2], strict=True))
-    return implicit_filter_reference(trunk, freq, last_weight, decay, shape, lags)
+def _trunk(freq: Tensor, weights: Sequence[Tensor], shape: FilterShape, lags: slice) -> Tensor:
+    """What the last layer reads: [n, F]. `weights` are weight, bias, weight, bias, ..."""
+    activation = positional_features(shape, lags, freq.dtype, freq.device)
+    for weight, bias in zip(weights[::2], weights[1::2], strict=True):
+        activation = torch.sin(freq * F.linear(activation, weight, bias))
+    return activation
+
+
+def _window(decay: Tensor, shape: FilterShape, lags: slice) -> Tensor:
+    """[R, n]"""
+    t = time(shape, lags, decay.dtype, decay.device)
+    return (-decay.abs()[:, None] * t).exp_().add_(shape.shift)

@@ -6,6 +6,7 @@ float32 and y is returned in the dtype of u; float64 stays float64.
 
 import math
 from functools import lru_cache
+from typing import Protocol
 
 import torch
 from scipy.fft import next_fast_len
@@ -17,7 +18,7 @@ from hyena_dist.ops.precision import compute_dtype, without_autocast
 
 METHODS = ("auto", "right_angle", "rfft")
 
-# `auto` takes a method only on a kind of device on which it was measured and checked; elsewhere the plain reference.
+# `auto` takes a method only on a kind of device on which it was measured and checked; elsewhere the plain one.
 _FASTEST = {"cpu": "right_angle"}
 
 
@@ -26,23 +27,17 @@ def causal_conv(u: Tensor, h: Tensor, bias: Tensor, gate: Tensor | None = None, 
 
         y[b, c, t] = gate[b, c, t] * (sum_{s <= t} h[c, t - s] u[b, c, s] + bias[c] u[b, c, t])
 
-    `right_angle` saves its inputs only and works in channel chunks; `rfft` is the plain reference through autograd.
+    Saves its inputs only and works in channel chunks: spectra are recomputed, and none outlives a chunk.
 
     Raises:
         ValueError: unknown method, or shapes that do not fit.
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     batch, channels, length = u.shape
     if h.shape != (channels, length) or bias.shape != (channels,) or (gate is not None and gate.shape != u.shape):
         got = [None if t is None else tuple(t.shape) for t in (h, bias, gate)]
         raise ValueError(f"u {tuple(u.shape)} needs h [{channels}, {length}], bias [{channels}] and a gate of its own "
                          f"shape, got {got}")
-    if method == "auto":
-        method = _FASTEST.get(u.device.type, "rfft")
-    if method == "rfft":
-        return causal_conv_reference(u, h, bias, gate)
-    return _RightAngleConv.apply(u, h, bias, gate)
+    return _CausalConv.apply(u, h, bias, gate, resolve(method, u.device))
 
 
 def causal_conv_reference(u: Tensor, h: Tensor, bias: Tensor, gate: Tensor | None = None) -> Tensor:
@@ -56,38 +51,113 @@ def causal_conv_reference(u: Tensor, h: Tensor, bias: Tensor, gate: Tensor | Non
         return (y if gate is None else y * gate.to(dtype)).to(u.dtype)
 
 
-@lru_cache(maxsize=8)
-def _twist(size: int, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """w^n for n < length, w = exp(i pi / (2 size)): [length], complex."""
-    angle = torch.arange(length, dtype=torch.float64, device=device) * (math.pi / (2 * size))
-    return torch.polar(torch.ones_like(angle), angle).to(dtype.to_complex())
+def resolve(method: str, device: torch.device) -> str:
+    """The method that `method` means on a device.
+
+    Raises:
+        ValueError: unknown method.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    return _FASTEST.get(device.type, "rfft") if method == "auto" else method
 
 
-class _RightAngleConv(torch.autograd.Function):
-    """The right-angle convolution: with w = exp(i pi / 2N) and any N >= L,
+class Transform(Protocol):
+    """Of one length, [..., L] real <-> [..., F] complex, in which the causal convolution is a product:
+
+        h (*) u = inverse(forward(h) * forward(u))
+        the gradient at u of <g, h (*) u> is inverse_adjoint(forward(h) * adjoint(g)), and at h likewise with u
+
+    The inverses may overwrite their argument, and what they return may be strided: read it once.
+    """
+
+    def forward(self, x: Tensor) -> Tensor: ...
+    def inverse(self, spectrum: Tensor) -> Tensor: ...
+    def adjoint(self, g: Tensor) -> Tensor: ...
+    def inverse_adjoint(self, spectrum: Tensor) -> Tensor: ...
+
+
+def transform(method: str, length: int, dtype: torch.dtype, device: torch.device) -> Transform:
+    """The transform of a method (`resolve`), of tensors of a real dtype."""
+    return RightAngle(length, dtype, device) if method == "right_angle" else PaddedReal(length)
+
+
+class PaddedReal:
+    """The plain method: real FFTs of a fast length of at least 2 L."""
+
+    def __init__(self, length: int) -> None:
+        self._length, self._size = length, next_fast_len(2 * length, real=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.rfft(x, n=self._size)
+
+    def inverse(self, spectrum: Tensor) -> Tensor:
+        return torch.fft.irfft(spectrum, n=self._size)[..., : self._length]
+
+    def adjoint(self, g: Tensor) -> Tensor:
+        return self.forward(g).conj_physical_()
+
+    def inverse_adjoint(self, spectrum: Tensor) -> Tensor:
+        return self.inverse(spectrum.conj_physical_())
+
+
+class RightAngle:
+    """With w = exp(i pi / 2N) and any N >= L,
 
         y = Re( w^-n IFFT_N( FFT_N(w^n u) FFT_N(w^n h) ) )[:L]
 
     is the causal convolution: a product modulo x^N = i, so what wraps around lands in the imaginary part. One complex
-    transform of N per real channel, no zero padding to 2L. Gradients are the same pipeline with conjugate spectra,
-    recomputed from the saved inputs chunk by chunk; no spectrum outlives a chunk.
+    transform of N per real channel, no zero padding to 2L. All four matrices in it are symmetric, so that the adjoint
+    is the same pipeline from the other end, Re(w^n FFT_N(H IFFT_N(w^-n g))): no spectrum is conjugated.
     """
 
+    def __init__(self, length: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._length, self._size = length, next_fast_len(length)
+        self._twist, self._untwist = _twists(self._size, length, dtype, device)
+        self._scratch = torch.empty(0, dtype=dtype.to_complex(), device=device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.fft(self._times(x, self._twist), n=self._size)
+
+    def inverse(self, spectrum: Tensor) -> Tensor:
+        return torch.fft.ifft(spectrum)[..., : self._length].mul_(self._untwist).real
+
+    def adjoint(self, g: Tensor) -> Tensor:
+        return torch.fft.ifft(self._times(g, self._untwist), n=self._size)
+
+    def inverse_adjoint(self, spectrum: Tensor) -> Tensor:
+        return torch.fft.fft(spectrum)[..., : self._length].mul_(self._twist).real
+
+    def _times(self, x: Tensor, twist: Tensor) -> Tensor:
+        # Into memory that is used again: fresh pages would cost more than the product.
+        if self._scratch.numel() < x.numel():
+            self._scratch = self._scratch.new_empty(x.numel())
+        return torch.mul(x, twist, out=self._scratch[: x.numel()].view(x.shape))
+
+
+@lru_cache(maxsize=8)
+def _twists(size: int, length: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """w^n and w^-n for n < length, w = exp(i pi / (2 size)): each [length], complex."""
+    angle = torch.arange(length, dtype=torch.float64, device=device) * (math.pi / (2 * size))
+    twist = torch.polar(torch.ones_like(angle), angle).to(dtype.to_complex())
+    return twist, twist.conj().resolve_conj()
+
+
+class _CausalConv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, u: Tensor, h: Tensor, bias: Tensor, gate: Tensor | None) -> Tensor:
+    def forward(ctx, u: Tensor, h: Tensor, bias: Tensor, gate: Tensor | None, method: str) -> Tensor:
         ctx.save_for_backward(u, h, bias, gate)
+        ctx.method = method
         dtype = compute_dtype(u, h)
         batch, channels, length = u.shape
-        transform = _Transform(length, dtype, u.device)
         y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
         with without_autocast(u):
-            for part in chunks(channels, batch * transform.size):
+            fft = transform(method, length, dtype, u.device)
+            for part in chunks(channels, batch * length, u.device):
                 x = u[:, part].to(dtype)
-                conv = transform.inverse(transform.forward(x).mul_(transform.forward(h[part].to(dtype))))
-                if gate is None:
-                    torch.addcmul(conv, x, bias[part, None].to(dtype), out=y[:, part])
-                else:
-                    torch.mul(conv.addcmul_(x, bias[part, None].to(dtype)), gate[:, part], out=y[:, part])
+                conv = fft.inverse(fft.forward(x).mul_(fft.forward(h[part].to(dtype))))
+                conv = torch.addcmul(conv, x, bias[part, None].to(dtype))
+                y[:, part] = conv if gate is None else conv.mul_(gate[:, part])
         return y
 
     @staticmethod
@@ -96,36 +166,29 @@ class _RightAngleConv(torch.autograd.Function):
         u, h, bias, gate = ctx.saved_tensors
         dtype = compute_dtype(u, h)
         batch, channels, length = u.shape
-        transform = _Transform(length, dtype, u.device)
         du = torch.empty(u.shape, dtype=u.dtype, device=u.device)
         dh, dbias = torch.empty_like(h), torch.empty_like(bias)
         dgate = None if gate is None else torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
         with without_autocast(u):
-            for part in chunks(channels, batch * transform.size):
+            fft = transform(ctx.method, length, dtype, u.device)
+            for part in chunks(channels, batch * length, u.device):
                 x, g, b = u[:, part].to(dtype), dy[:, part].to(dtype), bias[part, None].to(dtype)
-                spectrum_u, spectrum_h = transform.forward(x), transform.forward(h[part].to(dtype))
+                spectrum_u, spectrum_h = fft.forward(x), fft.forward(h[part].to(dtype))
                 if gate is not None and dgate is not None:
-                    torch.mul(transform.inverse(spectrum_u * spectrum_h).addcmul_(x, b), g, out=dgate[:, part])
+                    conv = fft.inverse(spectrum_u * spectrum_h)
+                    dgate[:, part] = torch.addcmul(conv, x, b).mul_(g)
                     g = g * gate[:, part]
-                spectrum_g = transform.forward(g)
-                dh[part] = transform.inverse(spectrum_u.conj_physical_().mul_(spectrum_g).sum(0))
+                dx = correlate(fft, g, spectrum_u, spectrum_h, dh[part])
                 dbias[part] = (g * x).sum((0, 2))
-                torch.addcmul(transform.inverse(spectrum_g.mul_(spectrum_h.conj_physical_())), g, b, out=du[:, part])
-        return du, dh, dbias, dgate
+                du[:, part] = torch.addcmul(dx, g, b)
+        return du, dh, dbias, dgate, None
 
 
-class _Transform:
-    """The twisted transform of one length and its inverse: [..., L] real <-> [..., N] complex."""
-
-    def __init__(self, length: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.length = length
-        self.size = next_fast_len(length)
-        self.twist = _twist(self.size, length, dtype, device)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.fft.fft(x * self.twist, n=self.size)
-
-    def inverse(self, spectrum: Tensor) -> Tensor:
-        y = torch.fft.ifft(spectrum)[..., : self.length]
-        # Re(conj(w^n) y) in two real multiply-adds: no complex product whose imaginary half is thrown away.
-        return (y.real * self.twist.real).addcmul_(y.imag, self.twist.imag)
+def correlate(fft: Transform, g: Tensor, spectrum_u: Tensor, spectrum_h: Tensor, dh: Tensor) -> Tensor:
+    """Gradients of h (*) u from that at the result, g [B, c, L], and from the spectra of u and h: that at h, summed
+    over the batch, is written to dh [c, L], that at u is returned. It may be strided: read it once. The spectrum of u
+    is overwritten."""
+    spectrum = fft.adjoint(g)
+    product = spectrum_u.mul_(spectrum)
+    dh.copy_(fft.inverse_adjoint(product[0] if len(product) == 1 else product.sum(0)))
+    return fft.inverse_adjoint(spectrum.mul_(spectrum_h))

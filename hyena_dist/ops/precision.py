@@ -14,3 +14,23 @@ def without_autocast(tensor: Tensor) -> AbstractContextManager:
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
     """float64 if any of the tensors is, else float32."""
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of a matrix product of x where it is called: autocast's, else its own."""
+    kind = x.device.type
+    lowered = torch.is_autocast_enabled(kind) and x.dtype != torch.float64
+    return torch.get_autocast_dtype(kind) if lowered else x.dtype
+
+
+def add(branch: Tensor, x: Tensor) -> Tensor:
+    """branch + x, in the memory of branch where it has the dtype of the sum."""
+    return branch.add_(x) if branch.dtype == x.dtype else branch + x
+
+
+def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a @ b, where total may be wider than the factors."""
+    if total.dtype == a.dtype:
+        total.addmm_(a, b)
+    else:
+        total.add_(a.mm(b))

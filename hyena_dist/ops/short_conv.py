@@ -1,67 +1,58 @@
-"""The depthwise causal short convolution: y[b, c, t] = bias[c] + sum_j weight[c, K-1-j] x[b, c, t-j]."""
+"""The depthwise causal short convolution: y[b, c, t] = bias[c] + sum_j weight[c, K-1-j] x[b, c, t-j].
+
+Shapes: x, y [B, C, L], weight [C, K] (last tap on the present token, as torch's Conv1d), bias [C]. Shifted
+multiply-adds on chunks of channels: several times as fast as torch's depthwise conv1d on a CPU.
+"""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from hyena_dist.ops.chunking import chunks
 from hyena_dist.ops.precision import compute_dtype, without_autocast
 
 
-def short_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Convolve each channel with its own K taps, from zeros on the left.
-
-    x [B, C, L], weight [C, K] (last tap on the present token, as torch's Conv1d), bias [C] -> [B, C, L] in x's dtype.
-    Shifted multiply-adds in channel chunks: several times as fast as torch's depthwise conv1d on a CPU, and saves its
-    inputs only.
-    """
-    return _ShortConv.apply(x, weight, bias)
-
-
-def short_conv_reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """The same function by torch's depthwise conv1d on a copy padded on the left."""
+def short_conv_reference(x: Tensor, weight: Tensor, bias: Tensor, halo: Tensor | None = None) -> Tensor:
+    """By torch's depthwise conv1d; the tokens on the left are `halo` [B, C, K-1], or zeros."""
     dtype = compute_dtype(x, weight)
     with without_autocast(x):
-        padded = F.pad(x.to(dtype), (weight.shape[1] - 1, 0))
-        return F.conv1d(padded, weight.to(dtype)[:, None], bias.to(dtype), groups=weight.shape[0]).to(x.dtype)
+        padded = F.pad(x, (weight.shape[1] - 1, 0)) if halo is None else torch.cat([halo, x], dim=2)
+        return F.conv1d(padded.to(dtype), weight.to(dtype)[:, None], bias.to(dtype), groups=len(weight)).to(x.dtype)
 
 
-class _ShortConv(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight, bias)
-        dtype = compute_dtype(x, weight)
-        batch, channels, length = x.shape
-        y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        with without_autocast(x):
-            for part in chunks(channels, batch * length):
-                taps = weight[part].to(dtype).flip(1)  # taps[:, j] multiplies the token j back
-                source = x[:, part].to(dtype)
-                out = torch.addcmul(bias[part, None].to(dtype), source, taps[:, :1])
-                for j in range(1, min(weight.shape[1], length)):
-                    out[..., j:].addcmul_(source[..., :-j], taps[:, j : j + 1])
-                y[:, part] = out
+class ShortConvTape:
+    """The short convolution of chunks of channels and its gradients, collected over the chunks.
+
+    `rows` says which channels of weight and bias a chunk x [B, c, L] is. Chunks are in the dtype of computation.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> None:
+        self._taps = weight.to(dtype).flip(1)  # [:, j] multiplies the token j back
+        self._bias = bias.to(dtype)
+        self.dweight, self.dbias = torch.zeros_like(weight), torch.zeros_like(bias)
+
+    def forward(self, x: Tensor, rows: slice, halo: Tensor | None = None) -> Tensor:
+        taps = self._taps[rows]
+        y = torch.addcmul(self._bias[rows, None], x, taps[:, :1])
+        for j in self._reached(x):
+            y[..., j:].addcmul_(x[..., :-j], taps[:, j : j + 1])
+            if halo is not None:
+                y[..., :j].addcmul_(halo[..., -j:], taps[:, j : j + 1])
         return y
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dy: Tensor) -> tuple[Tensor, ...]:
-        x, weight, bias = ctx.saved_tensors
-        dtype = compute_dtype(x, weight)
-        batch, channels, length = x.shape
-        dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        dweight, dbias = torch.zeros_like(weight), torch.empty_like(bias)
-        last = weight.shape[1] - 1
-        with without_autocast(x):
-            for part in chunks(channels, batch * length):
-                taps = weight[part].to(dtype).flip(1)
-                source, grad = x[:, part].to(dtype), dy[:, part].to(dtype)
-                out = grad * taps[:, :1]
-                dbias[part] = grad.sum((0, 2))
-                dweight[part, last] = (grad * source).sum((0, 2))
-                for j in range(1, min(last + 1, length)):
-                    out[..., :-j].addcmul_(grad[..., j:], taps[:, j : j + 1])
-                    dweight[part, last - j] = (grad[..., j:] * source[..., :-j]).sum((0, 2))
-                dx[:, part] = out
-        return dx, dweight, dbias
+    def backward(self, dy: Tensor, x: Tensor, rows: slice, halo: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The gradients at x and at the halo; that of no halo is empty."""
+        taps, last = self._taps[rows], self._taps.shape[1] - 1
+        dx = dy * taps[:, :1]
+        dhalo = torch.zeros(0) if halo is None else torch.zeros_like(halo)
+        self.dbias[rows] = dy.sum((0, 2))
+        self.dweight[rows, last] = (dy * x).sum((0, 2))
+        for j in self._reached(x):
+            dx[..., :-j].addcmul_(dy[..., j:], taps[:, j : j + 1])
+            self.dweight[rows, last - j] = (dy[..., j:] * x[..., :-j]).sum((0, 2))
+            if halo is not None:
+                dhalo[..., -j:].addcmul_(dy[..., :j], taps[:, j : j + 1])
+                self.dweight[rows, last - j] += (dy[..., :j] * halo[..., -j:]).sum((0, 2))
+        return dx, dhalo
+
+    def _reached(self, x: Tensor) -> range:
+        return range(1, min(self._taps.shape[1], x.shape[2]))

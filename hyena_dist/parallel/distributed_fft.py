@@ -21,8 +21,11 @@ from torch.autograd.function import once_differentiable
 from hyena_dist.parallel.collectives import Exchange
 from hyena_dist.parallel.groups import Axis
 
-CHUNK_ELEMENTS = 2**20
-"""Elements on one rank of the rows that are transformed together, which bounds the workspace."""
+CHUNK_ELEMENTS = 2**18
+"""Elements on one rank of the rows that are transformed together on a CPU, which bounds the workspace."""
+
+GPU_FACTOR = 64
+"""How many times as many elsewhere, where messages and calls cost more."""
 
 _Item = TypeVar("_Item")
 
@@ -97,7 +100,7 @@ class _DistributedConv(torch.autograd.Function):
             product = spectra[:batch].mul_(spectra[batch:])
             return Exchange(transform.inverse(product).to(u.dtype), axis)
 
-        parts = _channel_parts(channels, (batch + 1) * tokens)
+        parts = _channel_parts(channels, (batch + 1) * tokens, u.device.type)
         with torch.autocast(u.device.type, enabled=False):
             incoming = _one_behind((part, Exchange(_to_strided(u[:, part], axis), axis)) for part in parts)
             outgoing = _one_behind((part, conv(part, exchange)) for part, exchange in incoming)
@@ -130,7 +133,7 @@ class _DistributedConv(torch.autograd.Function):
             dh[part] = gradient[:, batch].movedim(0, 1)
             return Exchange(gradient[:, :batch].to(u.dtype), axis)
 
-        parts = _channel_parts(channels, (2 * batch + 1) * tokens)
+        parts = _channel_parts(channels, (2 * batch + 1) * tokens, u.device.type)
         with torch.autocast(u.device.type, enabled=False):
             incoming = _one_behind((part, start(part)) for part in parts)
             outgoing = _one_behind((part, correlate(part, exchange)) for part, exchange in incoming)
@@ -203,9 +206,10 @@ def _to_slice(x: Tensor) -> Tensor:
     return x.movedim(0, -2).flatten(-2)
 
 
-def _channel_parts(channels: int, elements_per_channel: int) -> Iterator[slice]:
+def _channel_parts(channels: int, elements_per_channel: int, device: str = "cpu") -> Iterator[slice]:
     """Cut the channels into slices of about CHUNK_ELEMENTS elements, at least one channel each."""
-    step = max(1, CHUNK_ELEMENTS // elements_per_channel)
+    limit = CHUNK_ELEMENTS if device == "cpu" else CHUNK_ELEMENTS * GPU_FACTOR
+    step = max(1, limit // elements_per_channel)
     for start in range(0, channels, step):
         yield slice(start, min(start + step, channels))
 

@@ -7,7 +7,7 @@ from hyena_dist.ops import chunking, implicit_filter, long_conv
 from hyena_dist.ops.dropout import DropoutKey, dropout
 from hyena_dist.ops.implicit_filter import FilterShape, decay_rates, positional_features
 from hyena_dist.ops.long_conv import causal_conv, causal_conv_reference
-from hyena_dist.ops.short_conv import short_conv, short_conv_reference
+from hyena_dist.ops.short_conv import ShortConvTape, short_conv_reference
 from tests.compare import rel
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5}
@@ -85,23 +85,41 @@ def test_long_conv_refuses(shapes, method):
         causal_conv(*(torch.zeros(shape) for shape in shapes), method=method)
 
 
+def test_every_method_is_the_same_function():
+    tensors = randoms((2, 5, 97), (5, 97), (5,), (2, 5, 97), dtype=torch.float64)
+    dy = torch.randn(2, 5, 97, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+    expected = values_and_grads(causal_conv_reference, tensors, dy)
+    for method in set(long_conv.METHODS) - {"auto"}:
+        found = values_and_grads(lambda *a, method=method: causal_conv(*a, method=method), tensors, dy)
+        assert worst(found, expected) < TOLERANCE[torch.float64], method
+
+
 def test_auto_takes_only_what_was_measured():
     assert long_conv._FASTEST.keys() <= {"cpu"}, "add a kind of device together with its benchmark and test"
 
 
-@pytest.mark.usefixtures("small_chunks")
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("with_halo", [True, False])
 @pytest.mark.parametrize("kernel", [1, 3, 4])
 @pytest.mark.parametrize("length", [1, 2, 50])
-def test_short_conv(length, kernel, dtype):
-    exact = randoms((2, 6, length), (6, kernel), (6,), dtype=torch.float64)
+def test_short_conv(length, kernel, with_halo):
+    if with_halo and length < kernel:
+        pytest.skip("a slice has at least as many tokens as the halo")
+    x, halo, weight, bias = randoms((2, 6, length), (2, 6, kernel - 1), (6, kernel), (6,), dtype=torch.float64)
+    halo = halo if with_halo else None
+    inputs = [t for t in (x, weight, bias, halo) if t is not None]
     dy = torch.randn(2, 6, length, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
-    expected = values_and_grads(short_conv_reference, exact, dy)
-    found = values_and_grads(short_conv, [t.detach().to(dtype).requires_grad_() for t in exact], dy)
-    # Taps beyond the sequence have a zero gradient, on which a relative error cannot be formed.
-    reached = [(a, b) for a, b in zip(found, expected, strict=True) if b.abs().max() > 0]
-    assert worst(*zip(*reached, strict=True)) < TOLERANCE[dtype]
-    assert all(torch.count_nonzero(a) == 0 for a, b in zip(found, expected, strict=True) if b.abs().max() == 0)
+    expected = values_and_grads(lambda *_: short_conv_reference(x, weight, bias, halo), inputs, dy)
+    tape, found = ShortConvTape(weight.detach(), bias.detach(), torch.float64), [[], [], []]
+    with torch.no_grad():
+        for rows in (slice(0, 4), slice(4, 6)):
+            left = None if halo is None else halo[:, rows]
+            results = tape.forward(x[:, rows], rows, left), *tape.backward(dy[:, rows], x[:, rows], rows, left)
+            for result, pieces in zip(results, found, strict=True):
+                pieces.append(result)
+    y, dx, dhalo = (torch.cat(pieces, 1 if halo is not None or pieces[0].ndim == 3 else 0) for pieces in found)
+    pairs = zip([y, dx, tape.dweight, tape.dbias, *[dhalo] * with_halo], expected, strict=True)
+    # Taps beyond the sequence and an empty halo have no gradient on which a relative error can be formed.
+    assert max(rel(a, b) for a, b in pairs if b.numel() and b.abs().max() > 0) < TOLERANCE[torch.float64]
 
 
 def filter_weights(dtype, emb_dim=5, width=8, rows=6, inner=2):

@@ -1,0 +1,163 @@
+"""The Hyena operator of order N, from the norm before it to the product after it, on one context rank:
+
+    x0 | x1 | ... | v = short_conv(in_weight norm(x) + in_bias)
+    u = x_{N-1} * v;   for o in 0 .. N-2:  u = x_{N-2-o} * (h_o (*) u + bias_o * u)
+    out = out_weight u + out_bias
+
+Legend: l tokens, B batch, D channels of the residual stream, C of them here (D / T on a tensor rank), K taps.
+
+Over several context ranks the convolutions cross ranks, and what stands on either side is in `ops.gates`.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from hyena_dist.ops.chunking import chunks, in_blocks
+from hyena_dist.ops.linear import (
+    at_channels,
+    linear_reference,
+    read_channels,
+    read_channels_backward,
+    write_channels,
+    write_channels_backward,
+)
+from hyena_dist.ops.long_conv import causal_conv_reference, correlate, resolve, transform
+from hyena_dist.ops.norm import NO_NORM, NormWeights
+from hyena_dist.ops.precision import add, compute_dtype, product_dtype, without_autocast
+from hyena_dist.ops.short_conv import ShortConvTape, short_conv_reference
+
+
+class HyenaWeights(NamedTuple):
+    """in_weight [(N + 1) C, D], in_bias [(N + 1) C], short_weight [(N + 1) C, K], short_bias [(N + 1) C],
+    filters h [N - 1, C, l], bias [N - 1, C], out_weight [D, C], out_bias [D] or None."""
+
+    in_weight: Tensor
+    in_bias: Tensor
+    short_weight: Tensor
+    short_bias: Tensor
+    filters: Tensor
+    bias: Tensor
+    out_weight: Tensor
+    out_bias: Tensor | None
+
+
+def hyena(x: Tensor, weights: HyenaWeights, norm: NormWeights | None = None, *, residual: bool = False,
+          recompute: bool = False, method: str = "auto") -> Tensor:
+    """x [l, B, D] -> [l, B, D]. Saves x, the filters and the inner projection [B, (N + 1) C, l], from which the
+    backward pass recomputes the rest chunk by chunk, and over which it writes its gradient: a graph is good for one
+    backward pass.
+
+    Args:
+        residual: add x, not normalised.
+        recompute: recompute the projection too.
+        method: of the long convolutions (`ops.long_conv`).
+    """
+    options = _Options(residual, recompute, resolve(method, x.device), product_dtype(x))
+    return _Hyena.apply(x, options, *weights, *(norm or NO_NORM))
+
+
+def hyena_reference(x: Tensor, weights: HyenaWeights, norm: NormWeights | None = None) -> Tensor:
+    """The same function by the slow references, through autograd."""
+    p = linear_reference(x, weights.in_weight, weights.in_bias, norm).permute(1, 2, 0)
+    order = len(weights.filters) + 1
+    *gates, u = short_conv_reference(p, weights.short_weight, weights.short_bias).chunk(order + 1, dim=1)
+    u = u * gates.pop()
+    for h, b in zip(weights.filters, weights.bias, strict=True):
+        u = causal_conv_reference(u, h, b, gates.pop())
+    return linear_reference(u.permute(2, 0, 1), weights.out_weight, weights.out_bias)
+
+
+class _Options(NamedTuple):
+    residual: bool
+    recompute: bool
+    method: str
+    dtype: torch.dtype
+
+
+class _Hyena(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, options: _Options, *tensors: Any) -> Tensor:
+        weights, norm = HyenaWeights(*tensors[:8]), tensors[8:]
+        ctx.options, ctx.eps = options, norm[2]
+        with without_autocast(x):
+            p = write_channels(x, weights.in_weight, weights.in_bias, options.dtype, norm)
+            y = _mix(p, weights, options.method)
+            ctx.save_for_backward(x, None if options.recompute else p, *weights, *norm[:2])
+            del p
+            out = read_channels(y, weights.out_weight, weights.out_bias)
+            return add(out, x) if options.residual else out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dout: Tensor) -> tuple[Tensor | None, ...]:
+        x, p, *tensors = ctx.saved_tensors
+        weights, norm, options = HyenaWeights(*tensors[:8]), (*tensors[8:], ctx.eps), ctx.options
+        with without_autocast(x):
+            if p is None:
+                p = write_channels(x, weights.in_weight, weights.in_bias, options.dtype, norm)
+            dy = at_channels(dout, weights.out_weight, options.dtype)
+            middle = _mix_backward(p, dy, weights, options.method)
+            last = read_channels_backward(dout, dy, weights.out_weight, weights.out_bias)
+            del dy
+            dx, *first = write_channels_backward(p, x, weights.in_weight, weights.in_bias, norm)
+            if options.residual:
+                dx.add_(dout)
+        return dx, None, *first[:2], *middle, *last, *first[2:]
+
+
+def _mix(p: Tensor, weights: HyenaWeights, method: str) -> Tensor:
+    """From the projection [B, (N + 1) C, l] to what the last product reads, [B, C, l]."""
+    dtype = compute_dtype(p, weights.filters)
+    batch, _, length = p.shape
+    filters, channels, _ = weights.filters.shape
+    short = ShortConvTape(weights.short_weight, weights.short_bias, dtype)
+    fft = transform(method, length, dtype, p.device)
+    y = torch.empty(batch, channels, length, dtype=p.dtype, device=p.device)
+    for part in chunks(channels, batch * length, p.device):
+        *gates, u = (short.forward(p[:, rows].to(dtype), rows) for rows in in_blocks(part, filters + 2, channels))
+        u.mul_(gates.pop())
+        for h, b in zip(weights.filters[:, part], weights.bias[:, part, None].to(dtype), strict=True):
+            conv = fft.inverse(fft.forward(u).mul_(fft.forward(h.to(dtype))))
+            u = torch.addcmul(conv, u, b).mul_(gates.pop())
+        y[:, part] = u
+    return y
+
+
+def _mix_backward(p: Tensor, dy: Tensor, weights: HyenaWeights, method: str) -> tuple[Tensor, ...]:
+    """Gradients of `_mix` at the short convolution's weight and bias, the filters and their bias. That at p takes p's
+    place, and `_mix(p)` takes dy's."""
+    dtype = compute_dtype(p, weights.filters)
+    filters, channels, length = weights.filters.shape
+    short = ShortConvTape(weights.short_weight, weights.short_bias, dtype)
+    fft = transform(method, length, dtype, p.device)
+    dfilters, dbias = torch.empty_like(weights.filters), torch.empty_like(weights.bias)
+
+    def through_short(grad: Tensor, rows: slice) -> None:
+        p[:, rows] = short.backward(grad, p[:, rows].to(dtype), rows)[0]
+
+    for part in chunks(channels, len(p) * length, p.device):
+        blocks = in_blocks(part, filters + 2, channels)
+        *gates, v = (short.forward(p[:, rows].to(dtype), rows) for rows in blocks)
+        u, b = gates[-1] * v, weights.bias[:, part, None].to(dtype)
+        steps = []
+        for o in range(filters):
+            spectra = fft.forward(u), fft.forward(weights.filters[o, part].to(dtype))
+            conv = torch.addcmul(fft.inverse(spectra[0] * spectra[1]), u, b[o])
+            steps.append((u, spectra, conv))
+            u = conv * gates[filters - 1 - o]
+        grad = dy[:, part].to(dtype)
+        for o in reversed(range(filters)):
+            step_input, spectra, conv = steps.pop()
+            gate = filters - 1 - o
+            through_short(conv.mul_(grad), blocks[gate])
+            grad = gates[gate].mul_(grad)
+            dstep = correlate(fft, grad, *spectra, dfilters[o, part])
+            dbias[o, part] = step_input.mul_(grad).sum((0, 2))
+            grad = torch.addcmul(dstep, grad, b[o])
+        dy[:, part] = u
+        through_short(v.mul_(grad), blocks[-2])
+        through_short(gates[-1].mul_(grad), blocks[-1])
+    return short.dweight, short.dbias, dfilters, dbias

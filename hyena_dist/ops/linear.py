@@ -1,0 +1,146 @@
+"""A matrix product over the channels, with the layer norm before it: y = W norm(x) + b.
+
+Saves x only, and works in chunks of tokens, so that a norm's output never leaves the cache. Products are in autocast's
+dtype where it is on, norms and the sums of gradients in float32 (float64 for float64).
+
+Legend: l tokens, B batch, I and O channels in and out.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from hyena_dist.ops.chunking import chunks, row_chunks
+from hyena_dist.ops.norm import NO_NORM, NormArguments, NormTape, NormWeights, layer_norm_reference
+from hyena_dist.ops.precision import add_product, compute_dtype, product_dtype, without_autocast
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, norm: NormWeights | None = None) -> Tensor:
+    """x [..., I], weight [O, I], bias [O] -> [..., O]; with `norm` of the normalised x."""
+    return _Linear.apply(x, weight, bias, product_dtype(x), *(norm or NO_NORM))
+
+
+def to_channels(x: Tensor, weight: Tensor, bias: Tensor, norm: NormWeights | None = None) -> Tensor:
+    """x [l, B, I], weight [O, I], bias [O] -> [B, O, l]: the product is written channels first."""
+    return _ToChannels.apply(x, weight, bias, product_dtype(x), *(norm or NO_NORM))
+
+
+def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None = None, norm: NormWeights | None = None) -> Tensor:
+    """The same function as `linear` by torch, through autograd."""
+    return torch.nn.functional.linear(x if norm is None else layer_norm_reference(x, norm), weight, bias)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype,
+                *norm: Any) -> Tensor:
+        ctx.save_for_backward(x, weight, bias, *norm[:2])
+        ctx.dtype, ctx.eps = dtype, norm[2]
+        tape = NormTape(norm, compute_dtype(x, weight))
+        rows, w = x.flatten(0, -2), weight.to(dtype).t()
+        b = None if bias is None else bias.to(dtype)
+        y = torch.empty(len(rows), len(weight), dtype=dtype, device=x.device)
+        with without_autocast(x):
+            for part in chunks(len(rows), max(weight.shape), x.device):
+                n = tape.forward(rows[part]).to(dtype)
+                torch.mm(n, w, out=y[part]) if b is None else torch.addmm(b, n, w, out=y[part])
+        return y.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, *norm = ctx.saved_tensors
+        tape = NormTape((*norm, ctx.eps), compute_dtype(x, weight))
+        rows, grads, w = x.flatten(0, -2), dy.flatten(0, -2), weight.to(ctx.dtype)
+        dx = torch.empty(rows.shape, dtype=x.dtype, device=x.device)
+        dweight = torch.zeros_like(weight)
+        dbias = None if bias is None else torch.zeros_like(bias)
+        with without_autocast(x):
+            for part in chunks(len(rows), max(weight.shape), x.device):
+                n, g = tape.forward(rows[part]).to(ctx.dtype), grads[part]
+                dx[part] = tape.backward(g.mm(w))
+                add_product(dweight, g.t(), n)
+                if dbias is not None:
+                    dbias.add_(g.sum(0, dtype=dbias.dtype))
+        return dx.view(x.shape), dweight, dbias, None, *tape.gradients()
+
+
+def write_channels(x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype, norm: NormArguments) -> Tensor:
+    """`to_channels`, outside autograd and with autocast off."""
+    length, batch, _ = x.shape
+    tape, w = NormTape(norm, compute_dtype(x, weight)), weight.to(dtype)
+    b = bias.to(dtype)[:, None]
+    p = torch.empty(batch, len(weight), length, dtype=dtype, device=x.device)
+    for rows, tokens in row_chunks(batch, length, len(weight), x.device):
+        n = tape.forward(_by_row(x, rows, tokens)).to(dtype)
+        product = w.mm(n.t()).unflatten(1, (-1, tokens.stop - tokens.start))
+        torch.add(product.transpose(0, 1), b, out=p[rows, :, tokens])
+    return p
+
+
+def write_channels_backward(dp: Tensor, x: Tensor, weight: Tensor, bias: Tensor,
+                            norm: NormArguments) -> tuple[Any, ...]:
+    """Gradients of `write_channels`, (x, weight, bias, and the three of `norm`), from that of its result, [B, O, l]."""
+    length, batch, width = x.shape
+    tape, w = NormTape(norm, compute_dtype(x, weight)), weight.to(dp.dtype)
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    dweight, dbias = torch.zeros_like(weight), torch.zeros_like(bias)
+    for rows, tokens in row_chunks(batch, length, len(weight), x.device):
+        n = tape.forward(_by_row(x, rows, tokens)).to(dp.dtype)
+        g = dp[rows, :, tokens].transpose(0, 1).flatten(1)  # [O, rows tokens]
+        dn = tape.backward(g.t().mm(w))
+        dx[tokens, rows] = dn.view(-1, tokens.stop - tokens.start, width).transpose(0, 1)
+        add_product(dweight, g, n)
+        dbias.add_(g.sum(1, dtype=dbias.dtype))
+    return dx, dweight, dbias, *tape.gradients()
+
+
+def _by_row(x: Tensor, rows: slice, tokens: slice) -> Tensor:
+    """[l, B, I] -> [rows tokens, I], row by row."""
+    return x[tokens, rows].transpose(0, 1).flatten(0, 1)
+
+
+def read_channels(y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """y [B, I, l] -> [l, B, O], read channels first, in its dtype; outside autograd and with autocast off."""
+    batch, _, length = y.shape
+    out = torch.empty(length, batch, len(weight), dtype=y.dtype, device=y.device)
+    w = weight.to(y.dtype).t().expand(batch, -1, -1)
+    if bias is None:
+        torch.bmm(y.transpose(1, 2), w, out=out.transpose(0, 1))
+    else:
+        torch.baddbmm(bias.to(y.dtype), y.transpose(1, 2), w, out=out.transpose(0, 1))
+    return out
+
+
+def at_channels(dout: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """The gradient of `read_channels` at its input: [l, B, O] -> [B, I, l]."""
+    return torch.bmm(weight.to(dtype).t().expand(dout.shape[1], -1, -1), dout.to(dtype).permute(1, 2, 0))
+
+
+def read_channels_backward(dout: Tensor, y: Tensor, weight: Tensor,
+                           bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Those at its weight and bias."""
+    dweight = torch.zeros_like(weight)
+    for row in range(len(y)):
+        add_product(dweight, dout[:, row].t().to(y.dtype), y[row].t())
+    return dweight, None if bias is None else dout.sum((0, 1), dtype=bias.dtype)
+
+
+class _ToChannels(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype,
+                *norm: Any) -> Tensor:
+        ctx.save_for_backward(x, weight, bias, *norm[:2])
+        ctx.eps = norm[2]
+        with without_autocast(x):
+            return write_channels(x, weight, bias, dtype, norm)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dp: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, *norm = ctx.saved_tensors
+        with without_autocast(x):
+            dx, dweight, dbias, *dnorm = write_channels_backward(dp, x, weight, bias, (*norm, ctx.eps))
+        return dx, dweight, dbias, None, *dnorm

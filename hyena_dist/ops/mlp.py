@@ -1,0 +1,124 @@
+"""The MLP with the layer norm before it: y = second_weight gelu(first_weight norm(x) + first_bias) + second_bias.
+
+Works in chunks of tokens, so that the products are all that touches memory: GELU costs a CPU as much as the product
+before it when its inner tensor leaves the cache. GELU is by tanh, as published.
+
+Legend: D channels, I inner channels (of this tensor rank).
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from hyena_dist.ops.chunking import chunks
+from hyena_dist.ops.linear import linear_reference
+from hyena_dist.ops.norm import NO_NORM, NormTape, NormWeights
+from hyena_dist.ops.precision import add_product, compute_dtype, product_dtype, without_autocast
+
+# gelu(h) = h sigmoid(h (A + B h^2)), the same function as h (1 + tanh(sqrt(2 / pi) (h + 0.044715 h^3))) / 2.
+_A = 2 * math.sqrt(2 / math.pi)
+_B = 0.044715 * _A
+
+
+class MLPWeights(NamedTuple):
+    """first_weight [I, D], first_bias [I], second_weight [D, I], second_bias [D] or None."""
+
+    first_weight: Tensor
+    first_bias: Tensor
+    second_weight: Tensor
+    second_bias: Tensor | None
+
+
+def mlp(x: Tensor, weights: MLPWeights, norm: NormWeights | None = None, *, residual: bool = False,
+        recompute: bool = False) -> Tensor:
+    """x [..., D] -> [..., D]. Saves x and the first product [..., I]; with `recompute` x only. With `residual` it adds
+    x, not normalised."""
+    recompute = recompute or not torch.is_grad_enabled()
+    return _MLP.apply(x, residual, recompute, product_dtype(x), *weights, *(norm or NO_NORM))
+
+
+def mlp_reference(x: Tensor, weights: MLPWeights, norm: NormWeights | None = None) -> Tensor:
+    """The same function by torch, through autograd."""
+    inner = F.gelu(linear_reference(x, weights.first_weight, weights.first_bias, norm), approximate="tanh")
+    return F.linear(inner, weights.second_weight, weights.second_bias)
+
+
+class _MLP(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, residual: bool, recompute: bool, dtype: torch.dtype, *tensors: Any) -> Tensor:
+        norm = tensors[4:]
+        first, first_bias, second = (t.to(dtype) for t in tensors[:3])
+        second_bias = None if tensors[3] is None else tensors[3].to(dtype)
+        tape, rows = NormTape(norm, compute_dtype(x, first)), x.flatten(0, -2)
+        inner = None if recompute else torch.empty(len(rows), len(first), dtype=dtype, device=x.device)
+        kind = torch.promote_types(dtype, x.dtype) if residual else dtype
+        y = torch.empty(rows.shape, dtype=kind, device=x.device)
+        with without_autocast(x):
+            for part in chunks(len(rows), len(first), x.device):
+                n = tape.forward(rows[part]).to(dtype)
+                if inner is None:
+                    h = torch.addmm(first_bias, n, first.t())
+                else:
+                    h = torch.addmm(first_bias, n, first.t(), out=inner[part])
+                product = _gelu(h).mm(second.t())
+                if second_bias is not None:
+                    product.add_(second_bias)
+                if residual:
+                    torch.add(product, rows[part], out=y[part])
+                else:
+                    y[part] = product
+        ctx.save_for_backward(x, inner, *tensors[:4], *norm[:2])
+        ctx.residual, ctx.dtype, ctx.eps = residual, dtype, norm[2]
+        return y.view(x.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, inner, *tensors = ctx.saved_tensors
+        weights, norm = MLPWeights(*tensors[:4]), (*tensors[4:], ctx.eps)
+        first, first_bias, second = (t.to(ctx.dtype) for t in tensors[:3])
+        tape, rows, grads = NormTape(norm, compute_dtype(x, first)), x.flatten(0, -2), dy.flatten(0, -2)
+        dx = torch.empty(rows.shape, dtype=x.dtype, device=x.device)
+        dfirst, dfirst_bias, dsecond = (torch.zeros_like(w) for w in weights[:3])
+        with without_autocast(x):
+            for part in chunks(len(rows), len(first), x.device):
+                n, g = tape.forward(rows[part]).to(ctx.dtype), grads[part].to(ctx.dtype)
+                h = torch.addmm(first_bias, n, first.t()) if inner is None else inner[part]
+                a, dh = _gelu_backward(h, g.mm(second))
+                add_product(dsecond, g.t(), a)
+                add_product(dfirst, dh.t(), n)
+                dfirst_bias.add_(dh.sum(0, dtype=dfirst_bias.dtype))
+                dn = tape.backward(dh.mm(first))
+                if ctx.residual:
+                    torch.add(dn, grads[part], out=dx[part])
+                else:
+                    dx[part] = dn
+            dsecond_bias = None if weights.second_bias is None else grads.sum(0, dtype=weights.second_bias.dtype)
+        return dx.view(x.shape), None, None, None, dfirst, dfirst_bias, dsecond, dsecond_bias, *tape.gradients()
+
+
+def _gelu(h: Tensor) -> Tensor:
+    if not _by_sigmoid(h):
+        return F.gelu(h, approximate="tanh")
+    return torch.addcmul(h.new_tensor(_A), h, h, value=_B).mul_(h).sigmoid_().mul_(h)
+
+
+def _gelu_backward(h: Tensor, da: Tensor) -> tuple[Tensor, Tensor]:
+    """a = gelu(h) and the gradient at h from that at a, which is overwritten."""
+    if not _by_sigmoid(h):
+        return F.gelu(h, approximate="tanh"), torch.ops.aten.gelu_backward(da, h, approximate="tanh")
+    constant = h.new_tensor(_A)
+    s = torch.addcmul(constant, h, h, value=_B).mul_(h).sigmoid_()
+    # gelu' = s + s (1 - s) h (A + 3 B h^2)
+    slope = torch.addcmul(constant, h, h, value=3 * _B).mul_(h)
+    torch.ops.aten.sigmoid_backward.grad_input(slope, s, grad_input=slope)
+    return s * h, slope.add_(s).mul_(da)
+
+
+def _by_sigmoid(h: Tensor) -> bool:
+    """On a CPU torch's tanh takes three times as long as its sigmoid; elsewhere its own GELU is one pass."""
+    return h.device.type == "cpu" and h.dtype.itemsize >= 4

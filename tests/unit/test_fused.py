@@ -1,0 +1,153 @@
+"""The functions that fuse a norm, products and what is between them, against the same by torch's own autograd: values
+and the gradient of every input, in float64 and float32, in chunks so small that every loop runs several times."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from hyena_dist.ops import chunking, gates, mlp, norm
+from hyena_dist.ops import linear as lin
+from hyena_dist.ops.hyena import HyenaWeights, hyena, hyena_reference
+from hyena_dist.ops.mlp import MLPWeights
+from hyena_dist.ops.norm import NormWeights
+from tests.compare import rel
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5}
+D, C, TAPS = 6, 4, 3
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A fast function, its reference, and the shapes of their inputs and result."""
+
+    fast: Callable[..., Tensor]
+    reference: Callable[..., Tensor]
+    inputs: list[tuple[int, ...]]
+    result: tuple[int, ...]
+
+
+def normed(weights: tuple[Tensor, ...]) -> NormWeights | None:
+    return NormWeights(*weights, 1e-5) if weights else None
+
+
+def hyena_pair(order: int, batch: int, length: int, with_norm: bool, with_bias: bool = True, **options) -> Pair:
+    shapes = [((order + 1) * C, D), ((order + 1) * C,), ((order + 1) * C, TAPS), ((order + 1) * C,),
+              (order - 1, C, length), (order - 1, C), (D, C)] + [(D,)] * with_bias
+
+    def weights(tensors: tuple[Tensor, ...]) -> tuple[HyenaWeights, NormWeights | None]:
+        count = len(shapes)
+        return HyenaWeights(*tensors[:count], *([] if with_bias else [None])), normed(tensors[count:])
+
+    return Pair(lambda x, *w: hyena(x, *weights(w), **options),
+                lambda x, *w: hyena_reference(x, *weights(w)) + (x if options.get("residual") else 0),
+                [(length, batch, D), *shapes, *[(D,)] * (2 * with_norm)], (length, batch, D))
+
+
+def mlp_pair(with_norm: bool, with_bias: bool = True, **options) -> Pair:
+    shapes = [(4 * D, D), (4 * D,), (D, 4 * D)] + [(D,)] * with_bias
+
+    def weights(tensors: tuple[Tensor, ...]) -> tuple[MLPWeights, NormWeights | None]:
+        count = len(shapes)
+        return MLPWeights(*tensors[:count], *([] if with_bias else [None])), normed(tensors[count:])
+
+    return Pair(lambda x, *w: mlp.mlp(x, *weights(w), **options),
+                lambda x, *w: mlp.mlp_reference(x, *weights(w)) + (x if options.get("residual") else 0),
+                [(37, 2, D), *shapes, *[(D,)] * (2 * with_norm)], (37, 2, D))
+
+
+def linear_pair(function: Callable[..., Tensor], batch: int, layout: Callable[[Tensor], Tensor]) -> Pair:
+    return Pair(lambda x, w, b, *n: function(x, w, b, normed(n)),
+                lambda x, w, b, *n: layout(lin.linear_reference(x, w, b, normed(n))),
+                [(37, batch, D), (9, D), (9,), (D,), (D,)], tuple(layout(torch.empty(37, batch, 9)).shape))
+
+
+PAIRS = {
+    "hyena": hyena_pair(2, 2, 50, True),
+    "hyena, one row": hyena_pair(2, 1, 97, True),
+    "hyena, no norm": hyena_pair(2, 3, 40, False),
+    "hyena, no last bias": hyena_pair(2, 2, 40, True, with_bias=False),
+    "hyena of order 3": hyena_pair(3, 2, 50, True),
+    "hyena of order 4, recomputed": hyena_pair(4, 2, 31, True, recompute=True),
+    "hyena by rfft": hyena_pair(3, 2, 50, True, method="rfft"),
+    "hyena and residual": hyena_pair(2, 2, 50, True, residual=True),
+    "hyena, recomputed": hyena_pair(2, 2, 50, True, recompute=True),
+    "mlp": mlp_pair(True),
+    "mlp, no norm": mlp_pair(False),
+    "mlp, no last bias": mlp_pair(True, with_bias=False),
+    "mlp and residual": mlp_pair(True, residual=True),
+    "mlp, recomputed": mlp_pair(True, recompute=True),
+    "linear": linear_pair(lin.linear, 2, lambda y: y),
+    "to channels": linear_pair(lin.to_channels, 2, lambda y: y.permute(1, 2, 0)),
+    "to channels, one row": linear_pair(lin.to_channels, 1, lambda y: y.permute(1, 2, 0)),
+    "norm": Pair(lambda x, *n: norm.layer_norm(x, normed(n)), lambda x, *n: norm.layer_norm_reference(x, normed(n)),
+                 [(37, 2, D), (D,), (D,)], (37, 2, D)),
+    "gated inputs": Pair(lambda *t: gates.gated_inputs(*t, C), lambda *t: gates.gated_inputs_reference(*t, C),
+                         [(2, 3 * C, 50), (2, 3 * C, TAPS - 1), (3 * C, TAPS), (3 * C,)], (2, 2, C, 50)),
+    "gated output": Pair(gates.gated_output, gates.gated_output_reference,
+                         [(2, C, 50), (2, C, TAPS - 1), (2, C, 50), (C, TAPS), (C,), (D, C), (D,)], (50, 2, D)),
+}
+
+
+def values_and_grads(function: Callable[..., Tensor], tensors: list[Tensor], dy: Tensor) -> list[Tensor]:
+    y = function(*tensors)
+    return [y, *torch.autograd.grad(y, tensors, dy.to(y.dtype))]
+
+
+@pytest.mark.parametrize("chunk", [100, 2**18])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("name", PAIRS)
+def test_fast_equals_reference(name, dtype, chunk, monkeypatch):
+    monkeypatch.setattr(chunking, "CHUNK_ELEMENTS", chunk)
+    pair, generator = PAIRS[name], torch.Generator().manual_seed(0)
+    exact = [torch.randn(shape, dtype=torch.float64, generator=generator).requires_grad_() for shape in pair.inputs]
+    dy = torch.randn(pair.result, dtype=torch.float64, generator=generator)
+    expected = values_and_grads(pair.reference, exact, dy)
+    found = values_and_grads(pair.fast, [t.detach().to(dtype).requires_grad_() for t in exact], dy)
+    errors = [rel(a, b) for a, b in zip(found, expected, strict=True)]
+    print(f"{name}: {max(errors):.1e}, tolerance {TOLERANCE[dtype]}")
+    assert max(errors) < TOLERANCE[dtype]
+    # The control: the gradient of one input moved by one part in ten thousand is seen.
+    assert max(rel(a * (1 + 1e-4), b) for a, b in zip(found, expected, strict=True)) > TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("name", ["hyena", "mlp", "linear"])
+def test_under_autocast_products_are_lowered_and_sums_are_not(name):
+    """Half precision: the result in bfloat16, near that of float32; gradients of weights in float32."""
+    pair, generator = PAIRS[name], torch.Generator().manual_seed(0)
+    tensors = [torch.randn(shape, generator=generator).requires_grad_() for shape in pair.inputs]
+    dy = torch.randn(pair.result, generator=generator)
+    expected = values_and_grads(pair.reference, tensors, dy)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = pair.fast(*tensors)
+    assert y.dtype == torch.bfloat16
+    found = [y, *torch.autograd.grad(y, tensors, dy.bfloat16())]
+    assert all(grad.dtype == torch.float32 for grad in found[1:])
+    worst = max(rel(a, b) for a, b in zip(found, expected, strict=True))
+    print(f"{name} in bfloat16: {worst:.1e}, tolerance 0.05")
+    assert 1e-4 < worst < 0.05
+
+
+def test_a_graph_of_the_operator_is_good_for_one_backward_pass():
+    """Its gradient is written over what it saved: a second pass is an error, not a wrong gradient."""
+    pair = PAIRS["hyena"]
+    tensors = [torch.randn(shape, dtype=torch.float64).requires_grad_() for shape in pair.inputs]
+    y = pair.fast(*tensors).sum()
+    y.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.backward()
+
+
+def test_sums_over_a_million_tokens_keep_their_digits():
+    """The gradient of a norm's bias, a sum over all tokens; the control is torch's kernel, which sums in one run."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2**20, 8, generator=generator)
+    dy = torch.rand(2**20, 8, generator=generator)
+    weights = [torch.ones(8).requires_grad_(), torch.zeros(8).requires_grad_()]
+    exact = dy.double().sum(0)
+    errors = [rel(torch.autograd.grad(function(x, normed(weights)), weights[1], dy)[0], exact)
+              for function in (norm.layer_norm, norm.layer_norm_reference)]
+    print(f"chunks {errors[0]:.1e}, tolerance 1e-6; one run {errors[1]:.1e}")
+    assert errors[0] < 1e-6 < 1e-5 < errors[1]
