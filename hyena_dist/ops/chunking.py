@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import torch
 
-CHUNK_ELEMENTS = 2**18
+CHUNK_ELEMENTS = 2**17
 """Elements of a chunk's largest real tensor on a CPU. A chunk's few temporaries stay in the cache, and their memory is
 used again: fresh pages cost a CPU more than the arithmetic on them. A chunk still has rows for all threads."""
 

@@ -32,7 +32,8 @@ def slurm(tmp_path):
     def run(srun: str) -> subprocess.CompletedProcess:
         command("srun", f'echo "$MASTER_ADDR $MASTER_PORT $@" > {tmp_path}/srun\n'
                         f'marker="{tmp_path}/my run/requeue.json"\n{srun}')
-        env = {**os.environ, "PATH": f"{commands}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(tmp_path),
+        outside = {key: value for key, value in os.environ.items() if not key.startswith(("MASTER_", "SLURM_"))}
+        env = {**outside, "PATH": f"{commands}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(tmp_path),
                "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_JOB_ID": "4711", "SLURM_JOB_NUM_NODES": "2",
                "SLURM_NTASKS_PER_NODE": "4", "SLURM_CPUS_PER_TASK": "6"}
         return subprocess.run(["bash", SCRIPT, "--config", "a b.yaml", "train.steps=3"], env=env, capture_output=True,
