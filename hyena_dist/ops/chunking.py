@@ -9,24 +9,38 @@ CHUNK_ELEMENTS = 2**17
 """Elements of a chunk's largest real tensor on a CPU. A chunk's few temporaries stay in the cache, and their memory is
 used again: fresh pages cost a CPU more than the arithmetic on them. A chunk still has rows for all threads."""
 
+LEAST_TOKENS = 256
+"""Tokens of a chunk that is the side of a matrix product, which is slower with fewer, and with an odd number."""
+
 GPU_FACTOR = 64
 """How many times larger a chunk is elsewhere: a GPU needs the work, and calls cost it more."""
 
 
 def chunks(size: int, elements_per_item: int, device: torch.device) -> Iterator[slice]:
     """Cut range(size) into slices of about CHUNK_ELEMENTS elements, at least one item each."""
-    limit = CHUNK_ELEMENTS if device.type == "cpu" else CHUNK_ELEMENTS * GPU_FACTOR
-    step = max(1, limit // max(1, elements_per_item))
-    for start in range(0, size, step):
-        yield slice(start, min(start + step, size))
+    yield from _slices(size, max(1, _limit(device) // max(1, elements_per_item)))
+
+
+def token_chunks(tokens: int, width: int, device: torch.device) -> Iterator[slice]:
+    """Cut range(tokens), of tokens `width` elements wide, into slices for matrix products."""
+    yield from _slices(tokens, LEAST_TOKENS * max(1, _limit(device) // (width * LEAST_TOKENS)))
 
 
 def row_chunks(rows: int, length: int, elements_per_token: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
     """Cut [rows, length] into pieces of whole rows, or of one row's tokens where a row is too long."""
     for part in chunks(rows, length * elements_per_token, device):
         count = part.stop - part.start
-        for tokens in chunks(length, count * elements_per_token, device):
+        for tokens in token_chunks(length, count * elements_per_token, device):
             yield part, tokens
+
+
+def _limit(device: torch.device) -> int:
+    return CHUNK_ELEMENTS if device.type == "cpu" else CHUNK_ELEMENTS * GPU_FACTOR
+
+
+def _slices(size: int, step: int) -> Iterator[slice]:
+    for start in range(0, size, step):
+        yield slice(start, min(start + step, size))
 
 
 def in_blocks(part: slice, blocks: int, size: int) -> list[slice]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hyena_dist.ops.chunking import chunks, row_chunks
+from hyena_dist.ops.chunking import row_chunks, token_chunks
 from hyena_dist.ops.norm import NO_NORM, NormArguments, NormTape, NormWeights, layer_norm_reference
 from hyena_dist.ops.precision import add_product, compute_dtype, product_dtype, without_autocast
 
@@ -43,7 +43,7 @@ class _Linear(torch.autograd.Function):
         b = None if bias is None else bias.to(dtype)
         y = torch.empty(len(rows), len(weight), dtype=dtype, device=x.device)
         with without_autocast(x):
-            for part in chunks(len(rows), max(weight.shape), x.device):
+            for part in token_chunks(len(rows), max(weight.shape), x.device):
                 n = tape.forward(rows[part]).to(dtype)
                 torch.mm(n, w, out=y[part]) if b is None else torch.addmm(b, n, w, out=y[part])
         return y.view(*x.shape[:-1], -1)
@@ -58,7 +58,7 @@ class _Linear(torch.autograd.Function):
         dweight = torch.zeros_like(weight)
         dbias = None if bias is None else torch.zeros_like(bias)
         with without_autocast(x):
-            for part in chunks(len(rows), max(weight.shape), x.device):
+            for part in token_chunks(len(rows), max(weight.shape), x.device):
                 n, g = tape.forward(rows[part]).to(ctx.dtype), grads[part]
                 dx[part] = tape.backward(g.mm(w))
                 add_product(dweight, g.t(), n)

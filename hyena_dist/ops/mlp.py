@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hyena_dist.ops.chunking import chunks
+from hyena_dist.ops.chunking import token_chunks
 from hyena_dist.ops.linear import linear_reference
 from hyena_dist.ops.norm import NO_NORM, NormTape, NormWeights
 from hyena_dist.ops.precision import add_product, compute_dtype, product_dtype, without_autocast
@@ -58,7 +58,7 @@ class _MLP(torch.autograd.Function):
         kind = torch.promote_types(dtype, x.dtype) if residual else dtype
         y = torch.empty(rows.shape, dtype=kind, device=x.device)
         with without_autocast(x):
-            for part in chunks(len(rows), len(first), x.device):
+            for part in token_chunks(len(rows), len(first), x.device):
                 n = tape.forward(rows[part]).to(dtype)
                 if inner is None:
                     h = torch.addmm(first_bias, n, first.t())
@@ -85,7 +85,7 @@ class _MLP(torch.autograd.Function):
         dx = torch.empty(rows.shape, dtype=x.dtype, device=x.device)
         dfirst, dfirst_bias, dsecond = (torch.zeros_like(w) for w in weights[:3])
         with without_autocast(x):
-            for part in chunks(len(rows), len(first), x.device):
+            for part in token_chunks(len(rows), len(first), x.device):
                 n, g = tape.forward(rows[part]).to(ctx.dtype), grads[part].to(ctx.dtype)
                 h = torch.addmm(first_bias, n, first.t()) if inner is None else inner[part]
                 a, dh = _gelu_backward(h, g.mm(second))

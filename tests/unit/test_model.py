@@ -120,8 +120,8 @@ def test_recomputation_and_offload_change_no_bit(precision, pattern):
 @pytest.mark.slow
 def test_recomputation_saves_the_memory_that_it_promises(monkeypatch):
     """The shares of `none` that 8 x 256 channels at 32768 tokens keep to, here everything is smaller in proportion."""
-    monkeypatch.setattr(chunking, "CHUNK_ELEMENTS", 2**15)
-    monkeypatch.setattr(implicit_filter, "LAGS_PER_CHUNK", 512)
+    monkeypatch.setattr(chunking, "CHUNK_ELEMENTS", 2**16)
+    monkeypatch.setattr(implicit_filter, "LAGS_PER_CHUNK", 1024)
     peaks = {}
     for value in RECOMPUTATION:
         model = small_model(checkpointing=value, num_layers=8, hidden_size=32, max_seq_len=8192)
