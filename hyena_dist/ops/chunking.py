@@ -18,12 +18,12 @@ GPU_FACTOR = 64
 
 def chunks(size: int, elements_per_item: int, device: torch.device) -> Iterator[slice]:
     """Cut range(size) into slices of about CHUNK_ELEMENTS elements, at least one item each."""
-    yield from _slices(size, max(1, _limit(device) // max(1, elements_per_item)))
+    yield from _slices(size, max(1, chunk_elements(device) // max(1, elements_per_item)))
 
 
 def token_chunks(tokens: int, width: int, device: torch.device) -> Iterator[slice]:
     """Cut range(tokens), of tokens `width` elements wide, into slices for matrix products."""
-    yield from _slices(tokens, LEAST_TOKENS * max(1, _limit(device) // (width * LEAST_TOKENS)))
+    yield from _slices(tokens, LEAST_TOKENS * max(1, chunk_elements(device) // (width * LEAST_TOKENS)))
 
 
 def row_chunks(rows: int, length: int, elements_per_token: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
@@ -34,7 +34,8 @@ def row_chunks(rows: int, length: int, elements_per_token: int, device: torch.de
             yield part, tokens
 
 
-def _limit(device: torch.device) -> int:
+def chunk_elements(device: torch.device) -> int:
+    """Elements of a chunk's largest real tensor on a device."""
     return CHUNK_ELEMENTS if device.type == "cpu" else CHUNK_ELEMENTS * GPU_FACTOR
 
 

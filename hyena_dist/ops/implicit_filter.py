@@ -16,10 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hyena_dist.ops.chunking import GPU_FACTOR
 from hyena_dist.ops.precision import without_autocast
 
 LAGS_PER_CHUNK = 2048
-"""Lags whose [lags, F] trunk activations live at one time: 0.5 MB each at F = 64 in float32, ten in a backward pass."""
+"""Lags whose [lags, F] trunk activations live at one time on a CPU: 0.5 MB each at F = 64 in float32, ten in a backward
+pass. On a GPU there are GPU_FACTOR times as many."""
 
 FAST_DECAY, SLOW_DECAY, DECAY_TARGET = 0.3, 1.5, 1e-2
 
@@ -104,7 +106,7 @@ class _ImplicitFilter(torch.autograd.Function):
         ctx.shape, ctx.lags = shape, lags
         h = torch.empty(len(decay), lags.stop - lags.start, dtype=decay.dtype, device=decay.device)
         with without_autocast(freq):
-            for part, place in _parts(lags):
+            for part, place in _parts(lags, freq.device):
                 torch.mul(last_weight.mm(_trunk(freq, trunk, shape, part).t()), _window(decay, shape, part),
                           out=h[:, place])
         return h
@@ -117,7 +119,7 @@ class _ImplicitFilter(torch.autograd.Function):
         totals = [torch.zeros_like(weight) for weight in leaves]
         dlast = torch.zeros_like(last_weight)
         with without_autocast(freq):
-            for part, place in _parts(ctx.lags):
+            for part, place in _parts(ctx.lags, freq.device):
                 with torch.enable_grad():
                     activation = _trunk(leaves[0], leaves[1:], ctx.shape, part)
                 grad = _window(decay, ctx.shape, part).mul_(dh[:, place])
@@ -128,11 +130,11 @@ class _ImplicitFilter(torch.autograd.Function):
         return None, None, None, totals[0], dlast, *totals[1:]
 
 
-def _parts(lags: slice) -> list[tuple[slice, slice]]:
+def _parts(lags: slice, device: torch.device) -> list[tuple[slice, slice]]:
     """Chunks of the lags, and their places in the range. They start at multiples of their length, so that a lag's value
     does not depend on the range that it is asked in."""
-    first = (lags.start // LAGS_PER_CHUNK + 1) * LAGS_PER_CHUNK
-    edges = [lags.start, *range(first, lags.stop, LAGS_PER_CHUNK), lags.stop]
+    step = LAGS_PER_CHUNK if device.type == "cpu" else LAGS_PER_CHUNK * GPU_FACTOR
+    edges = [lags.start, *range((lags.start // step + 1) * step, lags.stop, step), lags.stop]
     return [(slice(start, stop), slice(start - lags.start, stop - lags.start)) for start, stop in pairwise(edges)]
 
 

@@ -78,10 +78,15 @@ def training_flops(section: ModelSection, seq_len: int, micro_batch_size: int = 
     return TRAINING_PASSES * sum(flops(section, seq_len, micro_batch_size).values())
 
 
-def recomputed_flops(section: ModelSection, seq_len: int, micro_batch_size: int = 1) -> float:
-    """Operations that recomputing whole blocks in the backward pass adds: everything but embedding and head."""
-    found = flops(section, seq_len, micro_batch_size)
-    return sum(found.values()) - found["embedding"] - found["head"]
+def recomputed_flops(section: ModelSection, seq_len: int, micro_batch_size: int,
+                     activation_checkpointing: str) -> float:
+    """Operations that a value of train.activation_checkpointing adds to the backward pass. The filter's trunk and the
+    spectra are recomputed at every value, and are not in it."""
+    found, D, tokens = flops(section, seq_len, micro_batch_size), section.hidden_size, micro_batch_size * seq_len
+    blocks = sum(found.values()) - found["embedding"] - found["head"]
+    inner = (layer_kinds(section).count("H") * _linear(tokens, D, (section.hyena_order + 1) * D).flops
+             + section.num_layers * _linear(tokens, D, section.inner_size).flops)
+    return {"none": 0.0, "selective": inner, "block": blocks, "full": blocks + inner}[activation_checkpointing]
 
 
 def forward_bytes(part: Part, itemsize: int) -> float:

@@ -76,17 +76,18 @@ def test_training_is_three_times_the_forward_pass():
     assert formulas.training_flops(SECTION, L, B) == 3 * sum(found.values())
 
 
-def test_recomputing_blocks_repeats_their_forward_pass():
-    """torch stops at the last tensor that the backward pass needs, the input of a block's last product."""
+def test_recomputation_adds_the_products_of_the_formula():
     counted = {}
-    for value in ("none", "block"):
+    for value in ("none", "selective", "block", "full"):
         with FlopCounterMode(display=False) as counter:
-            new_model(SECTION, CPU, value)(ids()).sum().backward()
+            new_model(MIXED, CPU, value)(ids()).sum().backward()
         counted[value] = counter.get_total_flops()
-    found = formulas.flops(SECTION, L, B)
-    last_products = found["mlp"] / 2
-    expected = formulas.recomputed_flops(SECTION, L, B) - found["short_conv"] - found["long_conv"]
-    assert counted["block"] - counted["none"] in (expected, expected - last_products)
+    uncounted = {name: formulas.flops(MIXED, L, B)[name] for name in ("short_conv", "long_conv", "attention")}
+    for value, found in counted.items():
+        expected = formulas.recomputed_flops(MIXED, L, B, value)
+        whole_blocks = value in ("block", "full")
+        assert found - counted["none"] == expected - whole_blocks * sum(uncounted.values()), value
+    assert counted["none"] < counted["selective"] < counted["block"] < counted["full"]
 
 
 class Transforms(TorchDispatchMode):

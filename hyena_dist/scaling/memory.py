@@ -1,0 +1,126 @@
+"""What a training step keeps in a device's memory, by formula: model states, what the backward pass needs, and what the
+backward pass itself works in.
+
+Legend: B sequences of L tokens, T = B L, D channels, I inner channels of the MLP, N order, V vocabulary, E bytes of an
+element of a product (2 in half precision). The residual stream, the filters and the gradients of both are float32.
+Checked against the measured peak by `tests/unit/test_memory_formula.py`.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from hyena_dist.config.schema import ModelSection
+from hyena_dist.ops.chunking import chunk_elements
+from hyena_dist.scaling.flops import layer_kinds
+
+FP32 = 4
+STATE_BYTES = 16
+"""Of a parameter: weight, gradient and AdamW's two moments in float32, which is what every train.precision keeps."""
+
+HYENA_CHUNK, FILTER_CHUNK, MLP_CHUNK = 13, 5, 6
+"""Float32 tensors of one chunk that live at a time in the backward pass of a mixer, more of them for each of its
+filters, and of an MLP. A complex one counts as two."""
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """Bytes on one device that holds the whole model. A CUDA context and the allocator's gaps come on top of them."""
+
+    states: float
+    """Parameters, their gradients and the optimizer's moments."""
+    saved: float
+    """What the forward pass keeps for the backward pass."""
+    working: float
+    """What the backward pass holds beside that where it holds most."""
+
+    @property
+    def total(self) -> float:
+        return self.states + self.saved + self.working
+
+
+class _Block(NamedTuple):
+    """Bytes of one block: what the backward pass of each half is given by the forward pass, and holds beside it."""
+
+    mixer_saved: float
+    mlp_saved: float
+    mixer_working: float
+    mlp_working: float
+
+    @property
+    def saved(self) -> float:
+        return self.mixer_saved + self.mlp_saved
+
+    @property
+    def working(self) -> float:
+        """The most beside `saved`: the MLP comes first, and has freed its own when the mixer comes."""
+        return max(self.mlp_working, self.mixer_working - self.mlp_saved)
+
+
+def parameters(section: ModelSection) -> int:
+    """Number of the model's weights; embedding and head share theirs."""
+    D, N, F, inner = section.hidden_size, section.hyena_order, section.filter_order, section.inner_size
+    trunk = F * (section.filter_emb_dim + 1) + section.filter_num_inner_mlps * F * (F + 1)
+    hyena = ((N + 1) * D * (D + 1 + section.short_conv_kernel + 1) + D * (D + 1)  # products and short convolution
+             + F + trunk + (N - 1) * D * (F + 1))                                 # filter and direct term
+    mixers = {"H": hyena, "A": 4 * D * (D + 1)}
+    mlp = inner * (D + 1) + D * (inner + 1)
+    return (sum(mixers[kind] + mlp + 4 * D for kind in layer_kinds(section))
+            + 2 * D + section.padded_vocab_size * D)
+
+
+def training_memory(section: ModelSection, seq_len: int, micro_batch_size: int = 1, *, precision: str = "fp32",
+                    activation_checkpointing: str = "none", device: str = "cuda") -> TrainingMemory:
+    """Of a micro-batch on one rank, at a value of train.precision and of train.activation_checkpointing, with the
+    chunks of that kind of device ("cpu" or "cuda")."""
+    tokens, E = micro_batch_size * seq_len, FP32 if precision == "fp32" else 2
+    stream = FP32 * tokens * section.hidden_size
+    wide = activation_checkpointing in ("none", "block")
+    chunk = FP32 * max(tokens, chunk_elements(torch.device(device)))
+    kinds = {"H": _hyena(section, seq_len, micro_batch_size, E, wide, chunk),
+             "A": _attention(section, seq_len, micro_batch_size, E, wide, chunk)}
+    blocks = [kinds[kind] for kind in layer_kinds(section)]
+    if activation_checkpointing in ("block", "full"):
+        saved = len(blocks) * stream  # of one block at a time comes the rest
+        working = max(block.saved - stream + block.working for block in blocks)
+    else:
+        saved, working = sum(block.saved for block in blocks), blocks[-1].working
+    head = 2 * stream + 2 * E * tokens * section.padded_vocab_size  # the norm's input and logits, and their gradients
+    return TrainingMemory(STATE_BYTES * parameters(section), saved, max(working, head))
+
+
+def _hyena(section: ModelSection, seq_len: int, batch: int, E: int, wide: bool, chunk: float) -> _Block:
+    """Saves x, the projection where `wide` things are kept, and the filters; works in the gradients of its output,
+    input and filters, and in the projection where it was not kept."""
+    D, N, tokens = section.hidden_size, section.hyena_order, batch * seq_len
+    stream, projection, filters = FP32 * tokens * D, E * (N + 1) * tokens * D, FP32 * (N - 1) * D * seq_len
+    return _Block(stream + wide * projection + filters, _mlp_saved(section, tokens, E, wide),
+                  2 * stream + (not wide) * projection + filters + (HYENA_CHUNK + (N - 1) * FILTER_CHUNK) * chunk,
+                  2 * stream + MLP_CHUNK * chunk)
+
+
+def _attention(section: ModelSection, seq_len: int, batch: int, E: int, wide: bool, chunk: float) -> _Block:
+    """Saves x; q, k and v, q and k with their positions, and the heads' output in both layouts; cosines and sines for q
+    and for k, and a number of every token and head. A fused kernel has no [L, L] matrix."""
+    D, heads, tokens = section.hidden_size, section.num_attention_heads, batch * seq_len
+    stream, wide_again = FP32 * tokens * D, 6 * E * tokens * D  # gradients of q, k and v, in two layouts
+    return _Block(stream + 7 * E * tokens * D + FP32 * (tokens * heads + 2 * seq_len * D // heads),
+                  _mlp_saved(section, tokens, E, wide), stream + wide_again, 2 * stream + MLP_CHUNK * chunk)
+
+
+def _mlp_saved(section: ModelSection, tokens: int, E: int, wide: bool) -> float:
+    return FP32 * tokens * section.hidden_size + wide * E * tokens * section.inner_size
+
+
+def longest_sequence(section: ModelSection, memory_bytes: float, *, precision: str = "fp32",
+                     activation_checkpointing: str = "none") -> int:
+    """The most tokens of one sequence, a multiple of 1024, with which a CUDA device of this memory can train; 0: not
+    even 1024."""
+    low, high = 0, 2**17  # in 1024 tokens
+    while high - low > 1:
+        middle = (low + high) // 2
+        needed = training_memory(section, 1024 * middle, precision=precision,
+                                 activation_checkpointing=activation_checkpointing)
+        low, high = (middle, high) if needed.total <= memory_bytes else (low, middle)
+    return 1024 * low
