@@ -6,10 +6,14 @@ from collections.abc import Iterator
 import torch
 
 CHUNK_ELEMENTS = 2**17
-"""Elements of a chunk's largest real tensor on a CPU. A chunk's few temporaries stay in the cache, and their memory is
-used again: fresh pages cost a CPU more than the arithmetic on them. A chunk still has rows for all threads."""
+"""Elements of a chunk's largest real tensor, for each thread of a CPU. A chunk's few temporaries stay in the cache, and
+their memory is used again: fresh pages cost a CPU more than the arithmetic on them."""
 
-LEAST_TOKENS = 256
+LEAST_SEQUENCES = 8
+"""Sequences of a chunk that is transformed, while they are not more than this many times CHUNK_ELEMENTS: a plan is made
+for every call, and the threads of a CPU share the sequences."""
+
+LEAST_TOKENS = 512
 """Tokens of a chunk that is the side of a matrix product, which is slower with fewer, and with an odd number."""
 
 GPU_FACTOR = 64
@@ -19,6 +23,11 @@ GPU_FACTOR = 64
 def chunks(size: int, elements_per_item: int, device: torch.device) -> Iterator[slice]:
     """Cut range(size) into slices of about CHUNK_ELEMENTS elements, at least one item each."""
     yield from _slices(size, max(1, chunk_elements(device) // max(1, elements_per_item)))
+
+
+def channel_chunks(channels: int, batch: int, length: int, device: torch.device) -> Iterator[slice]:
+    """Cut range(channels) of [batch, channels, length] into slices for transforms."""
+    yield from _slices(channels, max(1, transform_elements(length, device) // (batch * length)))
 
 
 def token_chunks(tokens: int, width: int, device: torch.device) -> Iterator[slice]:
@@ -36,7 +45,12 @@ def row_chunks(rows: int, length: int, elements_per_token: int, device: torch.de
 
 def chunk_elements(device: torch.device) -> int:
     """Elements of a chunk's largest real tensor on a device."""
-    return CHUNK_ELEMENTS if device.type == "cpu" else CHUNK_ELEMENTS * GPU_FACTOR
+    return CHUNK_ELEMENTS * (torch.get_num_threads() if device.type == "cpu" else GPU_FACTOR)
+
+
+def transform_elements(length: int, device: torch.device) -> int:
+    """The same of one that is transformed."""
+    return max(chunk_elements(device), LEAST_SEQUENCES * min(length, CHUNK_ELEMENTS))
 
 
 def _slices(size: int, step: int) -> Iterator[slice]:

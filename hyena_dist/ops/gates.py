@@ -104,7 +104,7 @@ class _GatedInputs(torch.autograd.Function):
                            for (x, left), rows in zip(inputs[-2:], parts[-2:], strict=True))
                 grads = [*inner[::-1], v.mul_(du), gate.mul_(du)]
                 for (x, left), rows, grad in zip(inputs, parts, grads, strict=True):
-                    dp[:, rows], dhalo[:, rows] = short.backward(grad, x, rows, left)
+                    dhalo[:, rows] = short.backward(grad, x, rows, dp[:, rows], left)
         return dp, dhalo, short.dweight, short.dbias, None
 
 
@@ -136,7 +136,7 @@ class _GatedOutput(torch.autograd.Function):
                 x, left, grad = p[:, part].to(dtype), halo[:, part].to(dtype), dy[:, part].to(dtype)
                 gate = short.forward(x, part, left)
                 dconv[:, part] = gate * grad
-                dp[:, part], dhalo[:, part] = short.backward(grad * conv[:, part], x, part, left)
+                dhalo[:, part] = short.backward(grad * conv[:, part], x, part, dp[:, part], left)
                 dy[:, part] = gate.mul_(conv[:, part])
             last = read_channels_backward(dout, dy, out_weight, out_bias)
         return dp, dhalo, dconv, short.dweight, short.dbias, *last, None

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hyena_dist.ops.chunking import chunks, in_blocks
+from hyena_dist.ops.chunking import channel_chunks, in_blocks
 from hyena_dist.ops.linear import (
     at_channels,
     linear_reference,
@@ -26,7 +26,7 @@ from hyena_dist.ops.linear import (
 )
 from hyena_dist.ops.long_conv import causal_conv_reference, correlate, resolve, transform
 from hyena_dist.ops.norm import NO_NORM, NormWeights
-from hyena_dist.ops.precision import add, compute_dtype, product_dtype, without_autocast
+from hyena_dist.ops.precision import compute_dtype, product_dtype, without_autocast
 from hyena_dist.ops.short_conv import ShortConvTape, short_conv_reference
 
 
@@ -87,8 +87,7 @@ class _Hyena(torch.autograd.Function):
             y = _mix(p, weights, options.method)
             ctx.save_for_backward(x, None if options.recompute else p, *weights, *norm[:2])
             del p
-            out = read_channels(y, weights.out_weight, weights.out_bias)
-            return add(out, x) if options.residual else out
+            return read_channels(y, weights.out_weight, weights.out_bias, x if options.residual else None)
 
     @staticmethod
     @once_differentiable
@@ -102,9 +101,8 @@ class _Hyena(torch.autograd.Function):
             middle = _mix_backward(p, dy, weights, options.method)
             last = read_channels_backward(dout, dy, weights.out_weight, weights.out_bias)
             del dy
-            dx, *first = write_channels_backward(p, x, weights.in_weight, weights.in_bias, norm)
-            if options.residual:
-                dx.add_(dout)
+            dx, *first = write_channels_backward(p, x, weights.in_weight, weights.in_bias, norm,
+                                                 dout if options.residual else None)
         return dx, None, *first[:2], *middle, *last, *first[2:]
 
 
@@ -116,7 +114,7 @@ def _mix(p: Tensor, weights: HyenaWeights, method: str) -> Tensor:
     short = ShortConvTape(weights.short_weight, weights.short_bias, dtype)
     fft = transform(method, length, dtype, p.device)
     y = torch.empty(batch, channels, length, dtype=p.dtype, device=p.device)
-    for part in chunks(channels, batch * length, p.device):
+    for part in channel_chunks(channels, batch, length, p.device):
         *gates, u = (short.forward(p[:, rows].to(dtype), rows) for rows in in_blocks(part, filters + 2, channels))
         u.mul_(gates.pop())
         for h, b in zip(weights.filters[:, part], weights.bias[:, part, None].to(dtype), strict=True):
@@ -136,9 +134,9 @@ def _mix_backward(p: Tensor, dy: Tensor, weights: HyenaWeights, method: str) -> 
     dfilters, dbias = torch.empty_like(weights.filters), torch.empty_like(weights.bias)
 
     def through_short(grad: Tensor, rows: slice) -> None:
-        p[:, rows] = short.backward(grad, p[:, rows].to(dtype), rows)[0]
+        short.backward(grad, p[:, rows].to(dtype), rows, p[:, rows])
 
-    for part in chunks(channels, len(p) * length, p.device):
+    for part in channel_chunks(channels, len(p), length, p.device):
         blocks = in_blocks(part, filters + 2, channels)
         *gates, v = (short.forward(p[:, rows].to(dtype), rows) for rows in blocks)
         u, b = gates[-1] * v, weights.bias[:, part, None].to(dtype)

@@ -6,7 +6,7 @@ One function gives any channel rows at any range of lags. Legend: E positional f
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -94,8 +94,10 @@ def implicit_filter_reference(trunk: list[tuple[Tensor, Tensor]], freq: Tensor, 
                               shape: FilterShape, lags: slice) -> Tensor:
     """The same function in one piece, through autograd."""
     with without_autocast(freq):
-        flat = [tensor for pair in trunk for tensor in pair]
-        return last_weight.mm(_trunk(freq, flat, shape, lags).t()) * _window(decay, shape, lags)
+        activation = positional_features(shape, lags, freq.dtype, freq.device)
+        for weight, bias in trunk:
+            activation = torch.sin(freq * F.linear(activation, weight, bias))
+        return last_weight.mm(activation.t()) * _window(decay, shape, lags)
 
 
 class _ImplicitFilter(torch.autograd.Function):
@@ -105,29 +107,26 @@ class _ImplicitFilter(torch.autograd.Function):
         ctx.save_for_backward(decay, freq, last_weight, *trunk)
         ctx.shape, ctx.lags = shape, lags
         h = torch.empty(len(decay), lags.stop - lags.start, dtype=decay.dtype, device=decay.device)
+        tape = _TrunkTape(freq, trunk)
         with without_autocast(freq):
             for part, place in _parts(lags, freq.device):
-                torch.mul(last_weight.mm(_trunk(freq, trunk, shape, part).t()), _window(decay, shape, part),
-                          out=h[:, place])
+                activation = tape.forward(positional_features(shape, part, freq.dtype, freq.device))
+                torch.mul(last_weight.mm(activation.t()), _window(decay, shape, part), out=h[:, place])
         return h
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dh: Tensor) -> tuple[Tensor | None, ...]:
         decay, freq, last_weight, *trunk = ctx.saved_tensors
-        leaves = [weight.detach().requires_grad_() for weight in (freq, *trunk)]
-        totals = [torch.zeros_like(weight) for weight in leaves]
-        dlast = torch.zeros_like(last_weight)
+        tape, dlast = _TrunkTape(freq, trunk), torch.zeros_like(last_weight)
         with without_autocast(freq):
             for part, place in _parts(ctx.lags, freq.device):
-                with torch.enable_grad():
-                    activation = _trunk(leaves[0], leaves[1:], ctx.shape, part)
+                activation = tape.forward(positional_features(ctx.shape, part, freq.dtype, freq.device))
                 grad = _window(decay, ctx.shape, part).mul_(dh[:, place])
-                dlast.addmm_(grad, activation.detach())
-                for total, part_grad in zip(totals, torch.autograd.grad(activation, leaves, grad.t().mm(last_weight)),
-                                            strict=True):
-                    total.add_(part_grad)
-        return None, None, None, totals[0], dlast, *totals[1:]
+                dlast.addmm_(grad, activation)
+                tape.backward(grad.t().mm(last_weight))
+            dfreq, *dtrunk = tape.gradients()
+        return None, None, None, dfreq, dlast, *dtrunk
 
 
 def _parts(lags: slice, device: torch.device) -> list[tuple[slice, slice]]:
@@ -138,12 +137,47 @@ def _parts(lags: slice, device: torch.device) -> list[tuple[slice, slice]]:
     return [(slice(start, stop), slice(start - lags.start, stop - lags.start)) for start, stop in pairwise(edges)]
 
 
-def _trunk(freq: Tensor, weights: Sequence[Tensor], shape: FilterShape, lags: slice) -> Tensor:
-    """What the last layer reads: [n, F]. `weights` are weight, bias, weight, bias, ..."""
-    activation = positional_features(shape, lags, freq.dtype, freq.device)
-    for weight, bias in zip(weights[::2], weights[1::2], strict=True):
-        activation = torch.sin(freq * F.linear(activation, weight, bias))
-    return activation
+class _TrunkTape:
+    """The trunk on chunks of lags, and its gradients, summed over the chunks. The frequency is folded into the weights:
+    sin(w (W z + b)) = sin((w W) z + w b).
+
+    `weights` are weight, bias, weight, bias, ...
+    """
+
+    def __init__(self, freq: Tensor, weights: Sequence[Tensor]) -> None:
+        self._freq = freq
+        self._layers = list(zip(weights[::2], weights[1::2], strict=True))
+        self._folded = [(freq[:, None] * weight, freq * bias) for weight, bias in self._layers]
+        self._sums = [(torch.zeros_like(weight), torch.zeros_like(bias)) for weight, bias in self._layers]
+
+    def forward(self, activation: Tensor) -> Tensor:
+        """Positional features [n, E] -> what the last layer reads, [n, F]; `backward` is of the last call."""
+        self._inputs, self._phases = [], []
+        for weight, bias in self._folded:
+            self._inputs.append(activation)
+            self._phases.append(torch.addmm(bias, activation, weight.t()))
+            activation = self._phases[-1].sin()
+        return activation
+
+    def backward(self, grad: Tensor) -> None:
+        """Add the gradients of a chunk, from that at its result."""
+        while self._phases:
+            grad = self._phases.pop().cos_().mul_(grad)
+            dweight, dbias = self._sums[len(self._phases)]
+            dweight.addmm_(grad.t(), self._inputs.pop())
+            dbias.add_(grad.sum(0))
+            if self._phases:  # the features have no gradient
+                grad = grad.mm(self._folded[len(self._phases)][0])
+
+    def gradients(self) -> Iterator[Tensor]:
+        """At the frequency and the weights, from those at the folded weights."""
+        dfreq = torch.zeros_like(self._freq)
+        for (dweight, dbias), (weight, bias) in zip(self._sums, self._layers, strict=True):
+            dfreq += (dweight * weight).sum(1) + dbias * bias
+        yield dfreq
+        for dweight, dbias in self._sums:
+            yield self._freq[:, None] * dweight
+            yield self._freq * dbias
 
 
 def _window(decay: Tensor, shape: FilterShape, lags: slice) -> Tensor:

@@ -80,18 +80,22 @@ def write_channels(x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype, 
     return p
 
 
-def write_channels_backward(dp: Tensor, x: Tensor, weight: Tensor, bias: Tensor,
-                            norm: NormArguments) -> tuple[Any, ...]:
-    """Gradients of `write_channels`, (x, weight, bias, and the three of `norm`), from that of its result, [B, O, l]."""
+def write_channels_backward(dp: Tensor, x: Tensor, weight: Tensor, bias: Tensor, norm: NormArguments,
+                            dresidual: Tensor | None = None) -> tuple[Any, ...]:
+    """Gradients of `write_channels`, (x, weight, bias, and the three of `norm`), from that of its result, [B, O, l].
+    `dresidual` [l, B, I] is added to the first."""
     length, batch, width = x.shape
     tape, w = NormTape(norm, compute_dtype(x, weight)), weight.to(dp.dtype)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     dweight, dbias = torch.zeros_like(weight), torch.zeros_like(bias)
     for rows, tokens in row_chunks(batch, length, len(weight), x.device):
         n = tape.forward(_by_row(x, rows, tokens)).to(dp.dtype)
-        g = dp[rows, :, tokens].transpose(0, 1).flatten(1)  # [O, rows tokens]
-        dn = tape.backward(g.t().mm(w))
-        dx[tokens, rows] = dn.view(-1, tokens.stop - tokens.start, width).transpose(0, 1)
+        g = dp[rows, :, tokens].transpose(0, 1).flatten(1).contiguous()  # [O, rows tokens], for both products
+        dn = tape.backward(g.t().mm(w)).view(-1, tokens.stop - tokens.start, width).transpose(0, 1)
+        if dresidual is None:
+            dx[tokens, rows] = dn
+        else:
+            torch.add(dn, dresidual[tokens, rows], out=dx[tokens, rows])
         add_product(dweight, g, n)
         dbias.add_(g.sum(1, dtype=dbias.dtype))
     return dx, dweight, dbias, *tape.gradients()
@@ -102,16 +106,24 @@ def _by_row(x: Tensor, rows: slice, tokens: slice) -> Tensor:
     return x[tokens, rows].transpose(0, 1).flatten(0, 1)
 
 
-def read_channels(y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """y [B, I, l] -> [l, B, O], read channels first, in its dtype; outside autograd and with autocast off."""
+def read_channels(y: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None) -> Tensor:
+    """y [B, I, l] -> [l, B, O], read channels first, in its dtype, plus `residual` [l, B, O], which may be of a wider
+    dtype; outside autograd and with autocast off."""
     batch, _, length = y.shape
     out = torch.empty(length, batch, len(weight), dtype=y.dtype, device=y.device)
+    added = None if residual is None or residual.dtype != y.dtype else residual
+    start(out, added, None if bias is None else bias.to(y.dtype))
     w = weight.to(y.dtype).t().expand(batch, -1, -1)
-    if bias is None:
-        torch.bmm(y.transpose(1, 2), w, out=out.transpose(0, 1))
-    else:
-        torch.baddbmm(bias.to(y.dtype), y.transpose(1, 2), w, out=out.transpose(0, 1))
-    return out
+    rows = out.transpose(0, 1)
+    torch.baddbmm(rows, y.transpose(1, 2), w, out=rows)
+    return out if residual is None or added is not None else out + residual
+
+
+def start(y: Tensor, residual: Tensor | None, bias: Tensor | None) -> Tensor:
+    """What a product is added to, written to y: the residual and the bias, where they are."""
+    if residual is None:
+        return y.zero_() if bias is None else y.copy_(bias)
+    return y.copy_(residual) if bias is None else torch.add(residual, bias, out=y)
 
 
 def at_channels(dout: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:

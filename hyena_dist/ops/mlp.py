@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hyena_dist.ops.chunking import token_chunks
-from hyena_dist.ops.linear import linear_reference
+from hyena_dist.ops.linear import linear_reference, start
 from hyena_dist.ops.norm import NO_NORM, NormTape, NormWeights
 from hyena_dist.ops.precision import add_product, compute_dtype, product_dtype, without_autocast
 
@@ -64,13 +64,7 @@ class _MLP(torch.autograd.Function):
                     h = torch.addmm(first_bias, n, first.t())
                 else:
                     h = torch.addmm(first_bias, n, first.t(), out=inner[part])
-                product = _gelu(h).mm(second.t())
-                if second_bias is not None:
-                    product.add_(second_bias)
-                if residual:
-                    torch.add(product, rows[part], out=y[part])
-                else:
-                    y[part] = product
+                add_product(start(y[part], rows[part] if residual else None, second_bias), _gelu(h), second.t())
         ctx.save_for_backward(x, inner, *tensors[:4], *norm[:2])
         ctx.residual, ctx.dtype, ctx.eps = residual, dtype, norm[2]
         return y.view(x.shape)
@@ -113,10 +107,10 @@ def _gelu_backward(h: Tensor, da: Tensor) -> tuple[Tensor, Tensor]:
         return F.gelu(h, approximate="tanh"), torch.ops.aten.gelu_backward(da, h, approximate="tanh")
     constant = h.new_tensor(_A)
     s = torch.addcmul(constant, h, h, value=_B).mul_(h).sigmoid_()
-    # gelu' = s + s (1 - s) h (A + 3 B h^2)
-    slope = torch.addcmul(constant, h, h, value=3 * _B).mul_(h)
-    torch.ops.aten.sigmoid_backward.grad_input(slope, s, grad_input=slope)
-    return s * h, slope.add_(s).mul_(da)
+    a = s * h
+    # gelu' = s + a (1 - s) (A + 3 B h^2)
+    slope = torch.addcmul(constant, h, h, value=3 * _B).mul_(torch.addcmul(a, a, s, value=-1))
+    return a, slope.add_(s).mul_(da)
 
 
 def _by_sigmoid(h: Tensor) -> bool:

@@ -39,20 +39,24 @@ class ShortConvTape:
                 y[..., :j].addcmul_(halo[..., -j:], taps[:, j : j + 1])
         return y
 
-    def backward(self, dy: Tensor, x: Tensor, rows: slice, halo: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The gradients at x and at the halo; that of no halo is empty."""
+    def backward(self, dy: Tensor, x: Tensor, rows: slice, dx: Tensor, halo: Tensor | None = None) -> Tensor:
+        """Writes the gradient at x to dx, which may be the memory of x, and returns that at the halo, empty without
+        one."""
         taps, last = self._taps[rows], self._taps.shape[1] - 1
-        dx = dy * taps[:, :1]
         dhalo = torch.zeros(0) if halo is None else torch.zeros_like(halo)
         self.dbias[rows] = dy.sum((0, 2))
         self.dweight[rows, last] = (dy * x).sum((0, 2))
         for j in self._reached(x):
-            dx[..., :-j].addcmul_(dy[..., j:], taps[:, j : j + 1])
             self.dweight[rows, last - j] = (dy[..., j:] * x[..., :-j]).sum((0, 2))
             if halo is not None:
                 dhalo[..., -j:].addcmul_(dy[..., :j], taps[:, j : j + 1])
                 self.dweight[rows, last - j] += (dy[..., :j] * halo[..., -j:]).sum((0, 2))
-        return dx, dhalo
+        found = torch.mul(dy, taps[:, :1], out=dx if dx.dtype == dy.dtype else None)
+        for j in self._reached(dy):
+            found[..., :-j].addcmul_(dy[..., j:], taps[:, j : j + 1])
+        if found is not dx:
+            dx.copy_(found)
+        return dhalo
 
     def _reached(self, x: Tensor) -> range:
         return range(1, min(self._taps.shape[1], x.shape[2]))

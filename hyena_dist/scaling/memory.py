@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from hyena_dist.config.schema import ModelSection
-from hyena_dist.ops.chunking import chunk_elements
+from hyena_dist.ops.chunking import chunk_elements, transform_elements
 from hyena_dist.scaling.flops import layer_kinds
 
 FP32 = 4
@@ -44,8 +44,8 @@ class _Block(NamedTuple):
     """Bytes of one block: what the backward pass of each half is given by the forward pass, and holds beside it."""
 
     mixer_saved: float
-    mlp_saved: float
     mixer_working: float
+    mlp_saved: float
     mlp_working: float
 
     @property
@@ -77,12 +77,13 @@ def training_memory(section: ModelSection, seq_len: int, micro_batch_size: int =
     tokens, E = micro_batch_size * seq_len, FP32 if precision == "fp32" else 2
     stream = FP32 * tokens * section.hidden_size
     wide = activation_checkpointing in ("none", "block")
-    chunk = FP32 * max(tokens, chunk_elements(torch.device(device)))
-    kinds = {"H": _hyena(section, seq_len, micro_batch_size, E, wide, chunk),
-             "A": _attention(section, seq_len, micro_batch_size, E, wide, chunk)}
-    blocks = [kinds[kind] for kind in layer_kinds(section)]
+    mixers = {"H": _hyena(section, seq_len, micro_batch_size, E, wide, torch.device(device)),
+              "A": _attention(section, seq_len, micro_batch_size, E)}
+    mlp = (stream + wide * E * tokens * section.inner_size,
+           2 * stream + MLP_CHUNK * FP32 * chunk_elements(torch.device(device)))
+    blocks = [_Block(*mixers[kind], *mlp) for kind in layer_kinds(section)]
     if activation_checkpointing in ("block", "full"):
-        saved = len(blocks) * stream  # of one block at a time comes the rest
+        saved: float = len(blocks) * stream  # of one block at a time comes the rest
         working = max(block.saved - stream + block.working for block in blocks)
     else:
         saved, working = sum(block.saved for block in blocks), blocks[-1].working
@@ -90,27 +91,25 @@ def training_memory(section: ModelSection, seq_len: int, micro_batch_size: int =
     return TrainingMemory(STATE_BYTES * parameters(section), saved, max(working, head))
 
 
-def _hyena(section: ModelSection, seq_len: int, batch: int, E: int, wide: bool, chunk: float) -> _Block:
+def _hyena(section: ModelSection, seq_len: int, batch: int, E: int, wide: bool,
+           device: torch.device) -> tuple[float, float]:
     """Saves x, the projection where `wide` things are kept, and the filters; works in the gradients of its output,
-    input and filters, and in the projection where it was not kept."""
+    input and filters, in the projection where it was not kept, and in chunks of at least one channel."""
     D, N, tokens = section.hidden_size, section.hyena_order, batch * seq_len
     stream, projection, filters = FP32 * tokens * D, E * (N + 1) * tokens * D, FP32 * (N - 1) * D * seq_len
-    return _Block(stream + wide * projection + filters, _mlp_saved(section, tokens, E, wide),
-                  2 * stream + (not wide) * projection + filters + (HYENA_CHUNK + (N - 1) * FILTER_CHUNK) * chunk,
-                  2 * stream + MLP_CHUNK * chunk)
+    chunk = FP32 * min(D * tokens, max(tokens, transform_elements(seq_len, device)))
+    return (stream + wide * projection + filters,
+            2 * stream + (not wide) * projection + filters + (HYENA_CHUNK + (N - 1) * FILTER_CHUNK) * chunk)
 
 
-def _attention(section: ModelSection, seq_len: int, batch: int, E: int, wide: bool, chunk: float) -> _Block:
+def _attention(section: ModelSection, seq_len: int, batch: int, E: int) -> tuple[float, float]:
     """Saves x; q, k and v, q and k with their positions, and the heads' output in both layouts; cosines and sines for q
-    and for k, and a number of every token and head. A fused kernel has no [L, L] matrix."""
+    and for k, and a number of every token and head. A fused kernel has no [L, L] matrix. Works in the gradients of q, k
+    and v in two layouts."""
     D, heads, tokens = section.hidden_size, section.num_attention_heads, batch * seq_len
-    stream, wide_again = FP32 * tokens * D, 6 * E * tokens * D  # gradients of q, k and v, in two layouts
-    return _Block(stream + 7 * E * tokens * D + FP32 * (tokens * heads + 2 * seq_len * D // heads),
-                  _mlp_saved(section, tokens, E, wide), stream + wide_again, 2 * stream + MLP_CHUNK * chunk)
-
-
-def _mlp_saved(section: ModelSection, tokens: int, E: int, wide: bool) -> float:
-    return FP32 * tokens * section.hidden_size + wide * E * tokens * section.inner_size
+    stream = FP32 * tokens * D
+    return (stream + 7 * E * tokens * D + FP32 * (tokens * heads + 2 * seq_len * D // heads),
+            stream + 6 * E * tokens * D)
 
 
 def longest_sequence(section: ModelSection, memory_bytes: float, *, precision: str = "fp32",
