@@ -92,7 +92,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
             command.add_argument(f"--{option}", default=default, **keywords)
         for flag in subject.flags:
             command.add_argument(f"--{flag.replace('_', '-')}", action="store_true", help=FLAGS[flag])
-        command.add_argument("--out", type=Path, metavar="DIR", help="also write DIR/SUBJECT-DATE.json"
+        command.add_argument("--out", type=Path, metavar="DIR", help="also write DIR/SUBJECT-SIZE-DATE.json"
                              + (" and its picture, .png" if subject.picture else ""))
     args = parser.parse_args(argv)
     problem = _problem(args)
@@ -187,7 +187,8 @@ def _compare(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _write(args: argparse.Namespace, result: dict[str, Any]) -> None:
-    path = args.out / f"{args.subject}-{date.today()}.json"
+    size = f"-{result['size']['layers']}x{result['size']['width']}" if "size" in result else ""
+    path = args.out / f"{args.subject}{size}-{date.today()}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(path)
     if SUBJECTS[args.subject].picture:

@@ -6,7 +6,7 @@ One function gives any channel rows at any range of lags. Legend: E positional f
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -125,7 +125,7 @@ class _ImplicitFilter(torch.autograd.Function):
                 grad = _window(decay, ctx.shape, part).mul_(dh[:, place])
                 dlast.addmm_(grad, activation)
                 tape.backward(grad.t().mm(last_weight))
-            dfreq, *dtrunk = tape.gradients()
+        dfreq, *dtrunk = tape.gradients
         return None, None, None, dfreq, dlast, *dtrunk
 
 
@@ -138,46 +138,38 @@ def _parts(lags: slice, device: torch.device) -> list[tuple[slice, slice]]:
 
 
 class _TrunkTape:
-    """The trunk on chunks of lags, and its gradients, summed over the chunks. The frequency is folded into the weights:
-    sin(w (W z + b)) = sin((w W) z + w b).
+    """The trunk on chunks of lags, and its gradients, summed over the chunks.
 
     `weights` are weight, bias, weight, bias, ...
     """
 
     def __init__(self, freq: Tensor, weights: Sequence[Tensor]) -> None:
-        self._freq = freq
-        self._layers = list(zip(weights[::2], weights[1::2], strict=True))
-        self._folded = [(freq[:, None] * weight, freq * bias) for weight, bias in self._layers]
-        self._sums = [(torch.zeros_like(weight), torch.zeros_like(bias)) for weight, bias in self._layers]
+        self._freq, self._weights = freq, weights
+        self.gradients = [torch.zeros_like(weight) for weight in (freq, *weights)]
 
     def forward(self, activation: Tensor) -> Tensor:
         """Positional features [n, E] -> what the last layer reads, [n, F]; `backward` is of the last call."""
-        self._inputs, self._phases = [], []
-        for weight, bias in self._folded:
-            self._inputs.append(activation)
-            self._phases.append(torch.addmm(bias, activation, weight.t()))
-            activation = self._phases[-1].sin()
+        self._steps = []
+        for weight, bias in zip(self._weights[::2], self._weights[1::2], strict=True):
+            z = torch.addmm(bias, activation, weight.t())
+            self._steps.append((activation, z))
+            activation = (self._freq * z).sin_()
         return activation
 
     def backward(self, grad: Tensor) -> None:
         """Add the gradients of a chunk, from that at its result."""
-        while self._phases:
-            grad = self._phases.pop().cos_().mul_(grad)
-            dweight, dbias = self._sums[len(self._phases)]
-            dweight.addmm_(grad.t(), self._inputs.pop())
-            dbias.add_(grad.sum(0))
-            if self._phases:  # the features have no gradient
-                grad = grad.mm(self._folded[len(self._phases)][0])
-
-    def gradients(self) -> Iterator[Tensor]:
-        """At the frequency and the weights, from those at the folded weights."""
-        dfreq = torch.zeros_like(self._freq)
-        for (dweight, dbias), (weight, bias) in zip(self._sums, self._layers, strict=True):
-            dfreq += (dweight * weight).sum(1) + dbias * bias
-        yield dfreq
-        for dweight, dbias in self._sums:
-            yield self._freq[:, None] * dweight
-            yield self._freq * dbias
+        dfreq, *dweights = self.gradients
+        while self._steps:
+            activation, z = self._steps.pop()
+            layer = 2 * len(self._steps)
+            grad = (self._freq * z).cos_().mul_(grad)
+            dfreq.add_(z.mul_(grad).sum(0))
+            grad.mul_(self._freq)
+            # Not addmm_, which rounds at the size of the total with every few products: seven times as wrong.
+            dweights[layer].add_(grad.t().mm(activation))
+            dweights[layer + 1].add_(grad.sum(0))
+            if self._steps:  # the features have no gradient
+                grad = grad.mm(self._weights[layer])
 
 
 def _window(decay: Tensor, shape: FilterShape, lags: slice) -> Tensor:
