@@ -28,6 +28,7 @@ from hyena_dist.ops.long_conv import causal_conv_reference, correlate, resolve, 
 from hyena_dist.ops.norm import NO_NORM, NormWeights
 from hyena_dist.ops.precision import compute_dtype, product_dtype, without_autocast
 from hyena_dist.ops.short_conv import ShortConvTape, short_conv_reference
+from hyena_dist.ops.workspace import Workspace
 
 
 class HyenaWeights(NamedTuple):
@@ -113,15 +114,23 @@ def _mix(p: Tensor, weights: HyenaWeights, method: str) -> Tensor:
     filters, channels, _ = weights.filters.shape
     short = ShortConvTape(weights.short_weight, weights.short_bias, dtype)
     fft = transform(method, length, dtype, p.device)
-    y = torch.empty(batch, channels, length, dtype=p.dtype, device=p.device)
+    y, work = torch.empty(batch, channels, length, dtype=p.dtype, device=p.device), Workspace(dtype, p.device)
     for part in channel_chunks(channels, batch, length, p.device):
-        *gates, u = (short.forward(p[:, rows].to(dtype), rows) for rows in in_blocks(part, filters + 2, channels))
+        *gates, u = _short_convs(p, short, in_blocks(part, filters + 2, channels), work)
         u.mul_(gates.pop())
         for h, b in zip(weights.filters[:, part], weights.bias[:, part, None].to(dtype), strict=True):
             conv = fft.inverse(fft.forward(u).mul_(fft.forward(h.to(dtype))))
-            u = torch.addcmul(conv, u, b).mul_(gates.pop())
+            torch.addcmul(conv, u, b, out=u).mul_(gates.pop())
         y[:, part] = u
     return y
+
+
+def _short_convs(p: Tensor, short: ShortConvTape, blocks: list[slice], work: Workspace) -> list[Tensor]:
+    """Of a chunk's channels in each block of the projection."""
+    shape = len(p), blocks[0].stop - blocks[0].start, p.shape[2]
+    places = [work(f"short {i}", *shape) for i in range(len(blocks))]
+    return [short.forward(p[:, rows].to(place.dtype), rows, out=place)
+            for rows, place in zip(blocks, places, strict=True)]
 
 
 def _mix_backward(p: Tensor, dy: Tensor, weights: HyenaWeights, method: str) -> tuple[Tensor, ...]:
@@ -132,20 +141,21 @@ def _mix_backward(p: Tensor, dy: Tensor, weights: HyenaWeights, method: str) -> 
     short = ShortConvTape(weights.short_weight, weights.short_bias, dtype)
     fft = transform(method, length, dtype, p.device)
     dfilters, dbias = torch.empty_like(weights.filters), torch.empty_like(weights.bias)
+    work = Workspace(dtype, p.device)
 
     def through_short(grad: Tensor, rows: slice) -> None:
         short.backward(grad, p[:, rows].to(dtype), rows, p[:, rows])
 
     for part in channel_chunks(channels, len(p), length, p.device):
         blocks = in_blocks(part, filters + 2, channels)
-        *gates, v = (short.forward(p[:, rows].to(dtype), rows) for rows in blocks)
-        u, b = gates[-1] * v, weights.bias[:, part, None].to(dtype)
+        *gates, v = _short_convs(p, short, blocks, work)
+        u, b = torch.mul(gates[-1], v, out=work("u", *v.shape)), weights.bias[:, part, None].to(dtype)
         steps = []
         for o in range(filters):
             spectra = fft.forward(u), fft.forward(weights.filters[o, part].to(dtype))
-            conv = torch.addcmul(fft.inverse(spectra[0] * spectra[1]), u, b[o])
+            conv = torch.addcmul(fft.inverse(spectra[0] * spectra[1]), u, b[o], out=work(f"conv {o}", *v.shape))
             steps.append((u, spectra, conv))
-            u = conv * gates[filters - 1 - o]
+            u = torch.mul(conv, gates[filters - 1 - o], out=work(f"u {o}", *v.shape))
         grad = dy[:, part].to(dtype)
         for o in reversed(range(filters)):
             step_input, spectra, conv = steps.pop()
@@ -154,7 +164,7 @@ def _mix_backward(p: Tensor, dy: Tensor, weights: HyenaWeights, method: str) -> 
             grad = gates[gate].mul_(grad)
             dstep = correlate(fft, grad, *spectra, dfilters[o, part])
             dbias[o, part] = step_input.mul_(grad).sum((0, 2))
-            grad = torch.addcmul(dstep, grad, b[o])
+            torch.addcmul(dstep, grad, b[o], out=grad)
         dy[:, part] = u
         through_short(v.mul_(grad), blocks[-2])
         through_short(gates[-1].mul_(grad), blocks[-1])

@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from hyena_dist.ops.chunking import row_chunks, token_chunks
 from hyena_dist.ops.norm import NO_NORM, NormArguments, NormTape, NormWeights, layer_norm_reference
 from hyena_dist.ops.precision import add_product, compute_dtype, product_dtype, without_autocast
+from hyena_dist.ops.workspace import Workspace
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, norm: NormWeights | None = None) -> Tensor:
@@ -73,10 +74,11 @@ def write_channels(x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype, 
     tape, w = NormTape(norm, compute_dtype(x, weight)), weight.to(dtype)
     b = bias.to(dtype)[:, None]
     p = torch.empty(batch, len(weight), length, dtype=dtype, device=x.device)
+    work = Workspace(dtype, x.device)
     for rows, tokens in row_chunks(batch, length, len(weight), x.device):
         n = tape.forward(_by_row(x, rows, tokens)).to(dtype)
-        product = w.mm(n.t()).unflatten(1, (-1, tokens.stop - tokens.start))
-        torch.add(product.transpose(0, 1), b, out=p[rows, :, tokens])
+        product = torch.mm(w, n.t(), out=work("product", len(weight), len(n)))
+        torch.add(product.unflatten(1, (-1, tokens.stop - tokens.start)).transpose(0, 1), b, out=p[rows, :, tokens])
     return p
 
 
@@ -87,11 +89,13 @@ def write_channels_backward(dp: Tensor, x: Tensor, weight: Tensor, bias: Tensor,
     length, batch, width = x.shape
     tape, w = NormTape(norm, compute_dtype(x, weight)), weight.to(dp.dtype)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    dweight, dbias = torch.zeros_like(weight), torch.zeros_like(bias)
+    dweight, dbias, work = torch.zeros_like(weight), torch.zeros_like(bias), Workspace(dp.dtype, x.device)
     for rows, tokens in row_chunks(batch, length, len(weight), x.device):
         n = tape.forward(_by_row(x, rows, tokens)).to(dp.dtype)
-        g = dp[rows, :, tokens].transpose(0, 1).flatten(1).contiguous()  # [O, rows tokens], for both products
-        dn = tape.backward(g.t().mm(w)).view(-1, tokens.stop - tokens.start, width).transpose(0, 1)
+        piece = dp[rows, :, tokens].transpose(0, 1)
+        g = work("g", *piece.shape).copy_(piece).flatten(1)  # [O, rows tokens]: two products read it
+        dn = tape.backward(torch.mm(g.t(), w, out=work("dn", *n.shape)))
+        dn = dn.view(-1, tokens.stop - tokens.start, width).transpose(0, 1)
         if dresidual is None:
             dx[tokens, rows] = dn
         else:

@@ -18,6 +18,7 @@ from hyena_dist.ops.chunking import token_chunks
 from hyena_dist.ops.linear import linear_reference, start
 from hyena_dist.ops.norm import NO_NORM, NormTape, NormWeights
 from hyena_dist.ops.precision import add_product, compute_dtype, product_dtype, without_autocast
+from hyena_dist.ops.workspace import Workspace
 
 # gelu(h) = h sigmoid(h (A + B h^2)), the same function as h (1 + tanh(sqrt(2 / pi) (h + 0.044715 h^3))) / 2.
 _A = 2 * math.sqrt(2 / math.pi)
@@ -57,14 +58,13 @@ class _MLP(torch.autograd.Function):
         inner = None if recompute else torch.empty(len(rows), len(first), dtype=dtype, device=x.device)
         kind = torch.promote_types(dtype, x.dtype) if residual else dtype
         y = torch.empty(rows.shape, dtype=kind, device=x.device)
+        work = Workspace(dtype, x.device)
         with without_autocast(x):
             for part in token_chunks(len(rows), len(first), x.device):
                 n = tape.forward(rows[part]).to(dtype)
-                if inner is None:
-                    h = torch.addmm(first_bias, n, first.t())
-                else:
-                    h = torch.addmm(first_bias, n, first.t(), out=inner[part])
-                add_product(start(y[part], rows[part] if residual else None, second_bias), _gelu(h), second.t())
+                h = torch.addmm(first_bias, n, first.t(),
+                                out=work("h", len(n), len(first)) if inner is None else inner[part])
+                add_product(start(y[part], rows[part] if residual else None, second_bias), _gelu(h, work), second.t())
         ctx.save_for_backward(x, inner, *tensors[:4], *norm[:2])
         ctx.residual, ctx.dtype, ctx.eps = residual, dtype, norm[2]
         return y.view(x.shape)
@@ -78,15 +78,17 @@ class _MLP(torch.autograd.Function):
         tape, rows, grads = NormTape(norm, compute_dtype(x, first)), x.flatten(0, -2), dy.flatten(0, -2)
         dx = torch.empty(rows.shape, dtype=x.dtype, device=x.device)
         dfirst, dfirst_bias, dsecond = (torch.zeros_like(w) for w in weights[:3])
+        work = Workspace(ctx.dtype, x.device)
         with without_autocast(x):
             for part in token_chunks(len(rows), len(first), x.device):
                 n, g = tape.forward(rows[part]).to(ctx.dtype), grads[part].to(ctx.dtype)
-                h = torch.addmm(first_bias, n, first.t()) if inner is None else inner[part]
-                a, dh = _gelu_backward(h, g.mm(second))
+                wide = len(n), len(first)
+                h = torch.addmm(first_bias, n, first.t(), out=work("h", *wide)) if inner is None else inner[part]
+                a, dh = _gelu_backward(h, torch.mm(g, second, out=work("da", *wide)), work)
                 add_product(dsecond, g.t(), a)
                 add_product(dfirst, dh.t(), n)
                 dfirst_bias.add_(dh.sum(0, dtype=dfirst_bias.dtype))
-                dn = tape.backward(dh.mm(first))
+                dn = tape.backward(torch.mm(dh, first, out=work("dn", *n.shape)))
                 if ctx.residual:
                     torch.add(dn, grads[part], out=dx[part])
                 else:
@@ -95,21 +97,22 @@ class _MLP(torch.autograd.Function):
         return dx.view(x.shape), None, None, None, dfirst, dfirst_bias, dsecond, dsecond_bias, *tape.gradients()
 
 
-def _gelu(h: Tensor) -> Tensor:
+def _gelu(h: Tensor, work: Workspace) -> Tensor:
     if not _by_sigmoid(h):
         return F.gelu(h, approximate="tanh")
-    return torch.addcmul(h.new_tensor(_A), h, h, value=_B).mul_(h).sigmoid_().mul_(h)
+    return torch.addcmul(h.new_tensor(_A), h, h, value=_B, out=work("s", *h.shape)).mul_(h).sigmoid_().mul_(h)
 
 
-def _gelu_backward(h: Tensor, da: Tensor) -> tuple[Tensor, Tensor]:
+def _gelu_backward(h: Tensor, da: Tensor, work: Workspace) -> tuple[Tensor, Tensor]:
     """a = gelu(h) and the gradient at h from that at a, which is overwritten."""
     if not _by_sigmoid(h):
         return F.gelu(h, approximate="tanh"), torch.ops.aten.gelu_backward(da, h, approximate="tanh")
-    constant = h.new_tensor(_A)
-    s = torch.addcmul(constant, h, h, value=_B).mul_(h).sigmoid_()
-    a = s * h
+    constant, shape = h.new_tensor(_A), h.shape
+    s = torch.addcmul(constant, h, h, value=_B, out=work("s", *shape)).mul_(h).sigmoid_()
+    a = torch.mul(s, h, out=work("a", *shape))
     # gelu' = s + a (1 - s) (A + 3 B h^2)
-    slope = torch.addcmul(constant, h, h, value=3 * _B).mul_(torch.addcmul(a, a, s, value=-1))
+    slope = torch.addcmul(a, a, s, value=-1, out=work("slope", *shape))
+    slope.mul_(torch.addcmul(constant, h, h, value=3 * _B, out=work("factor", *shape)))
     return a, slope.add_(s).mul_(da)
 
 

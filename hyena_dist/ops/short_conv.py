@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hyena_dist.ops.precision import compute_dtype, without_autocast
+from hyena_dist.ops.workspace import Workspace
 
 
 def short_conv_reference(x: Tensor, weight: Tensor, bias: Tensor, halo: Tensor | None = None) -> Tensor:
@@ -27,12 +28,12 @@ class ShortConvTape:
 
     def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> None:
         self._taps = weight.to(dtype).flip(1)  # [:, j] multiplies the token j back
-        self._bias = bias.to(dtype)
+        self._bias, self._work = bias.to(dtype), Workspace(dtype, weight.device)
         self.dweight, self.dbias = torch.zeros_like(weight), torch.zeros_like(bias)
 
-    def forward(self, x: Tensor, rows: slice, halo: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, rows: slice, halo: Tensor | None = None, out: Tensor | None = None) -> Tensor:
         taps = self._taps[rows]
-        y = torch.addcmul(self._bias[rows, None], x, taps[:, :1])
+        y = torch.addcmul(self._bias[rows, None], x, taps[:, :1], out=out)
         for j in self._reached(x):
             y[..., j:].addcmul_(x[..., :-j], taps[:, j : j + 1])
             if halo is not None:
@@ -45,9 +46,9 @@ class ShortConvTape:
         taps, last = self._taps[rows], self._taps.shape[1] - 1
         dhalo = torch.zeros(0) if halo is None else torch.zeros_like(halo)
         self.dbias[rows] = dy.sum((0, 2))
-        self.dweight[rows, last] = (dy * x).sum((0, 2))
+        self.dweight[rows, last] = self._sum_of_products(dy, x)
         for j in self._reached(x):
-            self.dweight[rows, last - j] = (dy[..., j:] * x[..., :-j]).sum((0, 2))
+            self.dweight[rows, last - j] = self._sum_of_products(dy[..., j:], x[..., :-j])
             if halo is not None:
                 dhalo[..., -j:].addcmul_(dy[..., :j], taps[:, j : j + 1])
                 self.dweight[rows, last - j] += (dy[..., :j] * halo[..., -j:]).sum((0, 2))
@@ -57,6 +58,9 @@ class ShortConvTape:
         if found is not dx:
             dx.copy_(found)
         return dhalo
+
+    def _sum_of_products(self, a: Tensor, b: Tensor) -> Tensor:
+        return torch.mul(a, b, out=self._work("product", *a.shape)).sum((0, 2))
 
     def _reached(self, x: Tensor) -> range:
         return range(1, min(self._taps.shape[1], x.shape[2]))
