@@ -8,6 +8,7 @@ from hyena_dist.ops.dropout import DropoutKey, dropout
 from hyena_dist.ops.implicit_filter import FilterShape, decay_rates, positional_features
 from hyena_dist.ops.long_conv import causal_conv, causal_conv_reference
 from hyena_dist.ops.short_conv import ShortConvTape, short_conv_reference
+from hyena_dist.ops.workspace import Workspace
 from tests.compare import rel
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5}
@@ -32,6 +33,28 @@ def small_chunks(monkeypatch):
     """Chunks so small that every loop runs several times, the last time on a remainder."""
     monkeypatch.setattr(chunking, "CHUNK_ELEMENTS", 300)
     monkeypatch.setattr(implicit_filter, "LAGS_PER_CHUNK", 7)
+
+
+def test_transforms_have_sequences_for_all_threads(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(chunking, "CHUNK_ELEMENTS", 1024)
+    device = torch.device("cpu")
+
+    def sequences(length: int) -> int:
+        part = next(chunking.channel_chunks(10**6, 1, length, device))
+        return part.stop
+
+    assert sequences(64) == 2 * 1024 / 64, "a chunk for each thread"
+    assert sequences(512) == sequences(1024) == 8
+    assert sequences(4096) == 2, "a bound on the memory comes first"
+    assert sequences(10**6) == 1
+
+
+def test_a_chunk_has_the_memory_of_the_one_before():
+    work = Workspace(torch.float32, torch.device("cpu"))
+    first, other = work("first", 4, 5), work("other", 4, 5)
+    assert work("first", 10).data_ptr() == first.data_ptr() != other.data_ptr()
+    assert work("first", 3, 50).shape == (3, 50)
 
 
 @pytest.mark.usefixtures("small_chunks")
