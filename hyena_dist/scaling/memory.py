@@ -3,7 +3,7 @@ backward pass itself works in.
 
 Legend: B sequences of L tokens, T = B L, D channels, I inner channels of the MLP, N order, V vocabulary, E bytes of an
 element of a product (2 in half precision). The residual stream, the filters and the gradients of both are float32.
-Checked against the measured peak by `tests/unit/test_memory_formula.py`.
+Checked against the measured peak by `tests/unit/test_training_memory.py`.
 """
 
 from dataclasses import dataclass
