@@ -1,4 +1,5 @@
-"""Compares sides that compute the same: their errors against float64 first, and only then their time and memory."""
+"""Compares sides that compute the same: their time and memory, and their errors against float64, without which nothing
+is reported."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -89,14 +90,17 @@ class Row:
 
 
 def compare(case: Case, *, rounds: int, device: torch.device, copy_bytes_per_second: float) -> list[Row]:
-    """Check, then time every side. One that does not fit into the device's memory has a row that says so.
+    """Measure every side's memory, then time them all, then check what they computed. One that does not fit into the
+    device's memory has a row that says so.
+
+    The passes in float64 come last: they leave a CPU's allocator with pages that a training process does not have, and
+    that some sides need more than others.
 
     Raises:
         WrongValues: nothing is to be reported.
     """
-    skipped, peaks, errors = dict(case.skipped), {}, {}
+    skipped, peaks, found = dict(case.skipped), {}, {}
     inputs = case.inputs(0)
-    references: dict[int, dict[str, Tensor] | None] = {}
     for name, side in case.sides.items():
         try:
             with peak_tensor_bytes(device) as peak:
@@ -104,19 +108,28 @@ def compare(case: Case, *, rounds: int, device: torch.device, copy_bytes_per_sec
         except torch.OutOfMemoryError:
             skipped[name] = NO_ROOM
             continue
-        peaks[name] = peak.bytes
-        if id(side.exact) not in references:
-            references[id(side.exact)] = _in_float64(side.exact, inputs)
-        reference = references[id(side.exact)]
-        errors[name] = {} if reference is None else differences(collect(), reference)
-        del collect, reference  # not to be in the way of the next one
-    refuse_wrong(case, errors)
-    del inputs, references
+        peaks[name], found[name] = peak.bytes, collect()
+        del collect
     times = interleaved({name: case.sides[name].run for name in peaks}, case.inputs, rounds=rounds, device=device)
+    errors = _errors(case, found, inputs)
+    refuse_wrong(case, errors)
     base = next(iter(times.values()), None)
     rows = [_row(case, name, times[name], base, errors[name], peaks[name], device, copy_bytes_per_second)
             for name in times]
     return rows + [Row(case.length, case.batch, name, note=why) for name, why in skipped.items()]
+
+
+def _errors(case: Case, found: Mapping[str, dict[str, Tensor]], inputs: Any) -> dict[str, dict[str, float]]:
+    """Of every side's results against those of its float64; none where that does not fit into the device's memory."""
+    references: dict[int, dict[str, Tensor] | None] = {}
+    errors = {}
+    for name, results in found.items():
+        exact = case.sides[name].exact
+        if id(exact) not in references:
+            references[id(exact)] = _in_float64(exact, inputs)
+        reference = references[id(exact)]
+        errors[name] = {} if reference is None else differences(results, reference)
+    return errors
 
 
 def _in_float64(exact: Side, inputs: Any) -> dict[str, Tensor] | None:

@@ -25,7 +25,7 @@ from hyena_dist.model.layers import (
 )
 from hyena_dist.ops.gates import gated_inputs, gated_output, split_projection
 from hyena_dist.ops.hyena import HyenaWeights, hyena
-from hyena_dist.ops.implicit_filter import decay_rates, implicit_filter
+from hyena_dist.ops.implicit_filter import KEPT_LAGS, decay_rates, implicit_filter
 from hyena_dist.ops.linear import to_channels
 from hyena_dist.ops.norm import NormWeights
 from hyena_dist.ops.precision import without_autocast
@@ -53,9 +53,10 @@ class ImplicitFilter(nn.Module):
             self.register_parameter(f"trunk_bias_{i}", nn.Parameter(torch.empty(width, dtype=dtype)))
         self.last_weight = nn.Parameter(torch.empty(config.num_filters * self.channels, width, dtype=dtype))
 
-    def forward(self, lags: list[slice], channels: Tensor | None = None) -> Tensor:
+    def forward(self, lags: list[slice], channels: Tensor | None = None, *, recompute: bool = True) -> Tensor:
         """[N - 1, C, n]: some channels (int64; None: all) at ranges of lags, one after the other. Lags past the
-        model's longest input, which only padding reaches, are 0."""
+        model's longest input, which only padding reaches, are 0. With `recompute`, the backward pass recomputes the
+        trunk, of which only the weights are kept."""
         config, filters = self.config, self.config.num_filters
         freq, trunk = copy_to(self.freq, self.axis), self._trunk()
         decay = decay_rates(filters * config.hidden_size, freq.dtype, freq.device)
@@ -67,7 +68,8 @@ class ImplicitFilter(nn.Module):
             pieces = []
             for part in lags:
                 defined = slice(min(part.start, config.max_seq_len), min(part.stop, config.max_seq_len))
-                rows = implicit_filter(trunk, freq, last.flatten(0, 1), decay.flatten(), config.filter_shape, defined)
+                rows = implicit_filter(trunk, freq, last.flatten(0, 1), decay.flatten(), config.filter_shape, defined,
+                                       recompute=recompute)
                 padding = part.stop - part.start - rows.shape[1]
                 pieces.append(F.pad(rows, (0, padding)) if padding else rows)
         return (torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0]).unflatten(0, (filters, -1))
@@ -138,10 +140,11 @@ class HyenaMixer(nn.Module):
 
     def _on_one_rank(self, x: Tensor, norm: NormWeights | None, residual: bool) -> Tensor:
         """x [l, B, D] -> what out_proj gives, [l, B, D]; with `residual`, x is added."""
-        in_proj, short, out_proj = self.in_proj, self.short_conv, self.out_proj
-        weights = HyenaWeights(in_proj.weight, in_proj.bias, short.weight, short.bias, self.filter([slice(0, len(x))]),
-                               self._bias, out_proj.weight, out_proj.local_bias)
-        return hyena(x, weights, norm, residual=residual, recompute=self.config.recompute_inner)
+        in_proj, short, out_proj, recompute = self.in_proj, self.short_conv, self.out_proj, self.config.recompute_inner
+        filters = self.filter([slice(0, len(x))], recompute=recompute or len(x) > KEPT_LAGS)
+        weights = HyenaWeights(in_proj.weight, in_proj.bias, short.weight, short.bias, filters, self._bias,
+                               out_proj.weight, out_proj.local_bias)
+        return hyena(x, weights, norm, residual=residual, recompute=recompute)
 
     def _over_context(self, x: Tensor, norm: NormWeights | None) -> Tensor:
         """The same, of a slice: only the convolutions' inputs and results, and halos, cross the context ranks."""

@@ -16,6 +16,9 @@ for every call, and the threads of a CPU share the sequences."""
 LEAST_TOKENS = 512
 """Tokens of a chunk that is the side of a matrix product, which is slower with fewer, and with an odd number."""
 
+FORK_FACTOR = 2
+"""How many times larger each thread's part of a chunk is where a CPU has several: every call starts and joins them."""
+
 GPU_FACTOR = 64
 """How many times larger a chunk is elsewhere: a GPU needs the work, and calls cost it more."""
 
@@ -45,12 +48,17 @@ def row_chunks(rows: int, length: int, elements_per_token: int, device: torch.de
 
 def chunk_elements(device: torch.device) -> int:
     """Elements of a chunk's largest real tensor on a device."""
-    return CHUNK_ELEMENTS * (torch.get_num_threads() if device.type == "cpu" else GPU_FACTOR)
+    forks = FORK_FACTOR if device.type == "cpu" and torch.get_num_threads() > 1 else 1
+    return forks * _parallel_elements(device)
 
 
 def transform_elements(length: int, device: torch.device) -> int:
-    """The same of one that is transformed."""
-    return max(chunk_elements(device), LEAST_SEQUENCES * min(length, CHUNK_ELEMENTS))
+    """The same of one that is transformed: no larger for a fork, because transforms need the cache more."""
+    return max(_parallel_elements(device), LEAST_SEQUENCES * min(length, CHUNK_ELEMENTS))
+
+
+def _parallel_elements(device: torch.device) -> int:
+    return CHUNK_ELEMENTS * (torch.get_num_threads() if device.type == "cpu" else GPU_FACTOR)
 
 
 def _slices(size: int, step: int) -> Iterator[slice]:

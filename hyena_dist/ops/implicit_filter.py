@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,10 @@ from hyena_dist.ops.precision import without_autocast
 LAGS_PER_CHUNK = 2048
 """Lags whose [lags, F] trunk activations live at one time on a CPU: 0.5 MB each at F = 64 in float32, ten in a backward
 pass. On a GPU there are GPU_FACTOR times as many."""
+
+KEPT_LAGS = 2**15
+"""The most lags of which a model on one rank keeps the trunk for the backward pass: 51 MB a layer in float32 at F = 64,
+for a tenth of a narrow model's time. On longer inputs memory is dearer."""
 
 FAST_DECAY, SLOW_DECAY, DECAY_TARGET = 0.3, 1.5, 1e-2
 
@@ -74,10 +78,8 @@ def decay_rates(num_channels: int, dtype: torch.dtype, device: torch.device) -> 
 
 
 def implicit_filter(trunk: list[tuple[Tensor, Tensor]], freq: Tensor, last_weight: Tensor, decay: Tensor,
-                    shape: FilterShape, lags: slice) -> Tensor:
+                    shape: FilterShape, lags: slice, *, recompute: bool = True) -> Tensor:
     """The filter's rows at a range of lags: [R, lags.stop - lags.start], contiguous.
-
-    The backward pass recomputes the trunk in chunks of lags, so that no [L, F] tensor outlives a chunk.
 
     Args:
         trunk: (weight [F, E or F], bias [F]) of every layer before the last.
@@ -85,9 +87,11 @@ def implicit_filter(trunk: list[tuple[Tensor, Tensor]], freq: Tensor, last_weigh
         last_weight: [R, F], the rows wanted of the last layer.
         decay: [R], their decay rates.
         lags: start and stop; past shape.seq_len the positions go on along the same line.
+        recompute: the backward pass recomputes the trunk in chunks of lags, so that no [lags, F] tensor outlives a
+            chunk. Else they are kept, and a graph is good for one backward pass.
     """
     flat = [tensor for pair in trunk for tensor in pair]
-    return _ImplicitFilter.apply(shape, lags, decay, freq, last_weight, *flat)
+    return _ImplicitFilter.apply(shape, lags, recompute or not torch.is_grad_enabled(), decay, freq, last_weight, *flat)
 
 
 def implicit_filter_reference(trunk: list[tuple[Tensor, Tensor]], freq: Tensor, last_weight: Tensor, decay: Tensor,
@@ -102,31 +106,34 @@ def implicit_filter_reference(trunk: list[tuple[Tensor, Tensor]], freq: Tensor, 
 
 class _ImplicitFilter(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, shape: FilterShape, lags: slice, decay: Tensor, freq: Tensor, last_weight: Tensor,
-                *trunk: Tensor) -> Tensor:
-        ctx.save_for_backward(decay, freq, last_weight, *trunk)
-        ctx.shape, ctx.lags = shape, lags
+    def forward(ctx, shape: FilterShape, lags: slice, recompute: bool, decay: Tensor, freq: Tensor,
+                last_weight: Tensor, *weights: Tensor) -> Tensor:
+        ctx.shape, ctx.lags, ctx.layers = shape, lags, len(weights) // 2
         h = torch.empty(len(decay), lags.stop - lags.start, dtype=decay.dtype, device=decay.device)
-        tape = _TrunkTape(freq, trunk)
+        trunk, kept = _Trunk(freq, weights), []
         with without_autocast(freq):
             for part, place in _parts(lags, freq.device):
-                activation = tape.forward(positional_features(shape, part, freq.dtype, freq.device))
-                torch.mul(last_weight.mm(activation.t()), _window(decay, shape, part), out=h[:, place])
+                tape = trunk.forward(positional_features(shape, part, freq.dtype, freq.device))
+                torch.mul(last_weight.mm(tape[-1].t()), _window(decay, shape, part), out=h[:, place])
+                kept += [] if recompute else tape
+        ctx.save_for_backward(decay, freq, last_weight, *weights, *kept)
         return h
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dh: Tensor) -> tuple[Tensor | None, ...]:
-        decay, freq, last_weight, *trunk = ctx.saved_tensors
-        tape, dlast = _TrunkTape(freq, trunk), torch.zeros_like(last_weight)
+        decay, freq, last_weight, *rest = ctx.saved_tensors
+        weights, kept = rest[: 2 * ctx.layers], iter(rest[2 * ctx.layers :])
+        trunk, dlast = _Trunk(freq, weights), torch.zeros_like(last_weight)
         with without_autocast(freq):
             for part, place in _parts(ctx.lags, freq.device):
-                activation = tape.forward(positional_features(ctx.shape, part, freq.dtype, freq.device))
+                tape = (list(islice(kept, 2 * ctx.layers + 1))
+                        or trunk.forward(positional_features(ctx.shape, part, freq.dtype, freq.device)))
                 grad = _window(decay, ctx.shape, part).mul_(dh[:, place])
-                dlast.addmm_(grad, activation)
-                tape.backward(grad.t().mm(last_weight))
-        dfreq, *dtrunk = tape.gradients
-        return None, None, None, dfreq, dlast, *dtrunk
+                dlast.addmm_(grad, tape[-1])
+                trunk.backward(tape, grad.t().mm(last_weight))
+        dfreq, *dweights = trunk.gradients
+        return None, None, None, None, dfreq, dlast, *dweights
 
 
 def _parts(lags: slice, device: torch.device) -> list[tuple[slice, slice]]:
@@ -137,7 +144,7 @@ def _parts(lags: slice, device: torch.device) -> list[tuple[slice, slice]]:
     return [(slice(start, stop), slice(start - lags.start, stop - lags.start)) for start, stop in pairwise(edges)]
 
 
-class _TrunkTape:
+class _Trunk:
     """The trunk on chunks of lags, and its gradients, summed over the chunks.
 
     `weights` are weight, bias, weight, bias, ...
@@ -147,28 +154,27 @@ class _TrunkTape:
         self._freq, self._weights = freq, weights
         self.gradients = [torch.zeros_like(weight) for weight in (freq, *weights)]
 
-    def forward(self, activation: Tensor) -> Tensor:
-        """Positional features [n, E] -> what the last layer reads, [n, F]; `backward` is of the last call."""
-        self._steps = []
+    def forward(self, features: Tensor) -> list[Tensor]:
+        """Positional features [n, E] -> what every layer reads and takes the sine of, and last what the last layer
+        reads, [n, F]."""
+        tape = [features]
         for weight, bias in zip(self._weights[::2], self._weights[1::2], strict=True):
-            z = torch.addmm(bias, activation, weight.t())
-            self._steps.append((activation, z))
-            activation = (self._freq * z).sin_()
-        return activation
+            z = torch.addmm(bias, tape[-1], weight.t())
+            tape += [z, (self._freq * z).sin_()]
+        return tape
 
-    def backward(self, grad: Tensor) -> None:
-        """Add the gradients of a chunk, from that at its result."""
+    def backward(self, tape: list[Tensor], grad: Tensor) -> None:
+        """Add the gradients of a chunk, from that at its result. Writes over the tape."""
         dfreq, *dweights = self.gradients
-        while self._steps:
-            activation, z = self._steps.pop()
-            layer = 2 * len(self._steps)
+        for layer in reversed(range(0, len(dweights), 2)):
+            activation, z = tape[layer : layer + 2]
             grad = (self._freq * z).cos_().mul_(grad)
             dfreq.add_(z.mul_(grad).sum(0))
             grad.mul_(self._freq)
             # Not addmm_, which rounds at the size of the total with every few products: seven times as wrong.
             dweights[layer].add_(grad.t().mm(activation))
             dweights[layer + 1].add_(grad.sum(0))
-            if self._steps:  # the features have no gradient
+            if layer:  # the features have no gradient
                 grad = grad.mm(self._weights[layer])
 
 

@@ -80,8 +80,8 @@ def training_flops(section: ModelSection, seq_len: int, micro_batch_size: int = 
 
 def recomputed_flops(section: ModelSection, seq_len: int, micro_batch_size: int,
                      activation_checkpointing: str) -> float:
-    """Operations that a value of train.activation_checkpointing adds to the backward pass. The filter's trunk and the
-    spectra are recomputed at every value, and are not in it."""
+    """Operations that a value of train.activation_checkpointing adds to the backward pass. The spectra are
+    recomputed at every value, the filter's trunk at most, and are not in it."""
     found, D, tokens = flops(section, seq_len, micro_batch_size), section.hidden_size, micro_batch_size * seq_len
     blocks = sum(found.values()) - found["embedding"] - found["head"]
     inner = (layer_kinds(section).count("H") * _linear(tokens, D, (section.hyena_order + 1) * D).flops

@@ -13,6 +13,7 @@ import torch
 
 from hyena_dist.config.schema import ModelSection
 from hyena_dist.ops.chunking import chunk_elements, transform_elements
+from hyena_dist.ops.implicit_filter import KEPT_LAGS
 from hyena_dist.scaling.flops import layer_kinds
 
 FP32 = 4
@@ -79,8 +80,9 @@ def training_memory(section: ModelSection, seq_len: int, micro_batch_size: int =
     wide = activation_checkpointing in ("none", "block")
     mixers = {"H": _hyena(section, seq_len, micro_batch_size, E, wide, torch.device(device)),
               "A": _attention(section, seq_len, micro_batch_size, E)}
-    mlp = (stream + wide * E * tokens * section.inner_size,
-           2 * stream + MLP_CHUNK * FP32 * chunk_elements(torch.device(device)))
+    inner = tokens * section.inner_size
+    mlp = (stream + wide * E * inner,
+           2 * stream + MLP_CHUNK * FP32 * min(inner, chunk_elements(torch.device(device))))
     blocks = [_Block(*mixers[kind], *mlp) for kind in layer_kinds(section)]
     if activation_checkpointing in ("block", "full"):
         saved: float = len(blocks) * stream  # of one block at a time comes the rest
@@ -93,12 +95,14 @@ def training_memory(section: ModelSection, seq_len: int, micro_batch_size: int =
 
 def _hyena(section: ModelSection, seq_len: int, batch: int, E: int, wide: bool,
            device: torch.device) -> tuple[float, float]:
-    """Saves x, the projection where `wide` things are kept, and the filters; works in the gradients of its output,
-    input and filters, in the projection where it was not kept, and in chunks of at least one channel."""
+    """Saves x, the filters, and where `wide` things are kept the projection and the trunk; works in the gradients of
+    its output, input and filters, in the projection where it was not kept, and in chunks of at least one channel."""
     D, N, tokens = section.hidden_size, section.hyena_order, batch * seq_len
     stream, projection, filters = FP32 * tokens * D, E * (N + 1) * tokens * D, FP32 * (N - 1) * D * seq_len
+    activations = section.filter_emb_dim + 2 * (section.filter_num_inner_mlps + 1) * section.filter_order
+    trunk = FP32 * activations * seq_len if seq_len <= KEPT_LAGS else 0
     chunk = FP32 * min(D * tokens, max(tokens, transform_elements(seq_len, device)))
-    return (stream + wide * projection + filters,
+    return (stream + filters + wide * (projection + trunk),
             2 * stream + (not wide) * projection + filters + (HYENA_CHUNK + (N - 1) * FILTER_CHUNK) * chunk)
 
 

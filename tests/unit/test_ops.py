@@ -1,5 +1,7 @@
 """Every fast operator against its slow reference: values and every gradient."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -154,11 +156,12 @@ def filter_weights(dtype, emb_dim=5, width=8, rows=6, inner=2):
 @pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("lags", [slice(0, 40), slice(3, 33), slice(14, 15)])
-def test_filter(lags, dtype):
+@pytest.mark.parametrize("recompute", [True, False])
+def test_filter(recompute, lags, dtype):
     shape = FilterShape(seq_len=40, emb_dim=5, shift=0.05)
     results = []
     for function, of in ((implicit_filter.implicit_filter_reference, torch.float64),
-                         (implicit_filter.implicit_filter, dtype)):
+                         (partial(implicit_filter.implicit_filter, recompute=recompute), dtype)):
         trunk, freq, last, decay = filter_weights(of)
         h = function(trunk, freq, last, decay, shape, lags)
         dh = torch.randn(h.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).to(of)
@@ -180,13 +183,19 @@ def test_filter_pieces_are_the_whole_bit_for_bit(emb_dim):
     assert rel(piece, h[2:4, 9_000:20_000]) < 1e-14
 
 
-def test_filter_keeps_no_trunk():
-    """What autograd saves for the backward pass is the weights: nothing of the size of the lags."""
+def saved_by_filter(**how) -> int:
+    """Elements of the largest tensor that autograd saves for the backward pass."""
     trunk, freq, last, decay = filter_weights(torch.float32)
     sizes = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
-        implicit_filter.implicit_filter(trunk, freq, last, decay, FilterShape(9000, 5, 0.05), slice(0, 9000))
-    assert 0 < max(sizes) < 100
+        implicit_filter.implicit_filter(trunk, freq, last, decay, FilterShape(9000, 5, 0.05), slice(0, 9000), **how)
+    return max(sizes)
+
+
+def test_filter_keeps_a_trunk_where_it_is_told_to():
+    """Else what is saved is the weights: nothing of the size of the lags."""
+    assert 0 < saved_by_filter() < 100
+    assert saved_by_filter(recompute=False) > 2048
 
 
 def key(step=3, windows=(5, 11), seed=1):
