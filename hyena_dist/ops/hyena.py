@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hyena_dist.ops.chunking import channel_chunks, in_blocks
+from hyena_dist.ops.chunking import channel_chunks
 from hyena_dist.ops.linear import (
     at_channels,
     linear_reference,
@@ -29,6 +29,8 @@ from hyena_dist.ops.norm import NO_NORM, NormWeights
 from hyena_dist.ops.precision import compute_dtype, product_dtype, without_autocast
 from hyena_dist.ops.short_conv import ShortConvTape, short_conv_reference
 from hyena_dist.ops.workspace import Workspace
+
+ALL = slice(None)
 
 
 class HyenaWeights(NamedTuple):
@@ -112,11 +114,12 @@ def _mix(p: Tensor, weights: HyenaWeights, method: str) -> Tensor:
     dtype = compute_dtype(p, weights.filters)
     batch, _, length = p.shape
     filters, channels, _ = weights.filters.shape
-    short = ShortConvTape(weights.short_weight, weights.short_bias, dtype)
+    p, short = _blocks(p, weights, dtype)
     fft = transform(method, length, dtype, p.device)
     y, work = torch.empty(batch, channels, length, dtype=p.dtype, device=p.device), Workspace(dtype, p.device)
     for part in channel_chunks(channels, batch, length, p.device):
-        *gates, u = _short_convs(p, short, in_blocks(part, filters + 2, channels), work)
+        x = p[:, :, part].to(dtype)
+        *gates, u = short.forward(x, (ALL, part), out=work("short", *x.shape)).unbind(1)
         u.mul_(gates.pop())
         for h, b in zip(weights.filters[:, part], weights.bias[:, part, None].to(dtype), strict=True):
             conv = fft.inverse(fft.forward(u).mul_(fft.forward(h.to(dtype))))
@@ -125,12 +128,11 @@ def _mix(p: Tensor, weights: HyenaWeights, method: str) -> Tensor:
     return y
 
 
-def _short_convs(p: Tensor, short: ShortConvTape, blocks: list[slice], work: Workspace) -> list[Tensor]:
-    """Of a chunk's channels in each block of the projection."""
-    shape = len(p), blocks[0].stop - blocks[0].start, p.shape[2]
-    places = [work(f"short {i}", *shape) for i in range(len(blocks))]
-    return [short.forward(p[:, rows].to(place.dtype), rows, out=place)
-            for rows, place in zip(blocks, places, strict=True)]
+def _blocks(p: Tensor, weights: HyenaWeights, dtype: torch.dtype) -> tuple[Tensor, ShortConvTape]:
+    """The projection as [B, N + 1, C, l], and its short convolution."""
+    blocks = len(weights.filters) + 2, weights.filters.shape[1]
+    short = ShortConvTape(weights.short_weight.unflatten(0, blocks), weights.short_bias.unflatten(0, blocks), dtype)
+    return p.unflatten(1, blocks), short
 
 
 def _mix_backward(p: Tensor, dy: Tensor, weights: HyenaWeights, method: str) -> tuple[Tensor, ...]:
@@ -138,17 +140,15 @@ def _mix_backward(p: Tensor, dy: Tensor, weights: HyenaWeights, method: str) -> 
     place, and `_mix(p)` takes dy's."""
     dtype = compute_dtype(p, weights.filters)
     filters, channels, length = weights.filters.shape
-    short = ShortConvTape(weights.short_weight, weights.short_bias, dtype)
+    p, short = _blocks(p, weights, dtype)
     fft = transform(method, length, dtype, p.device)
     dfilters, dbias = torch.empty_like(weights.filters), torch.empty_like(weights.bias)
     work = Workspace(dtype, p.device)
-
-    def through_short(grad: Tensor, rows: slice) -> None:
-        short.backward(grad, p[:, rows].to(dtype), rows, p[:, rows])
-
     for part in channel_chunks(channels, len(p), length, p.device):
-        blocks = in_blocks(part, filters + 2, channels)
-        *gates, v = _short_convs(p, short, blocks, work)
+        x = p[:, :, part].to(dtype)
+        *gates, v = short.forward(x, (ALL, part), out=work("short", *x.shape)).unbind(1)
+        dshort = work("dshort", *x.shape)
+        *dgates, dv = dshort.unbind(1)
         u, b = torch.mul(gates[-1], v, out=work("u", *v.shape)), weights.bias[:, part, None].to(dtype)
         steps = []
         for o in range(filters):
@@ -160,12 +160,13 @@ def _mix_backward(p: Tensor, dy: Tensor, weights: HyenaWeights, method: str) -> 
         for o in reversed(range(filters)):
             step_input, spectra, conv = steps.pop()
             gate = filters - 1 - o
-            through_short(conv.mul_(grad), blocks[gate])
+            torch.mul(conv, grad, out=dgates[gate])
             grad = gates[gate].mul_(grad)
             dstep = correlate(fft, grad, *spectra, dfilters[o, part])
             dbias[o, part] = step_input.mul_(grad).sum((0, 2))
             torch.addcmul(dstep, grad, b[o], out=grad)
         dy[:, part] = u
-        through_short(v.mul_(grad), blocks[-2])
-        through_short(gates[-1].mul_(grad), blocks[-1])
-    return short.dweight, short.dbias, dfilters, dbias
+        torch.mul(v, grad, out=dgates[-1])
+        torch.mul(gates[-1], grad, out=dv)
+        short.backward(dshort, x, (ALL, part), p[:, :, part])
+    return short.dweight.flatten(0, 1), short.dbias.flatten(), dfilters, dbias

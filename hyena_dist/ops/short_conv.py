@@ -11,6 +11,8 @@ from torch import Tensor
 from hyena_dist.ops.precision import compute_dtype, without_autocast
 from hyena_dist.ops.workspace import Workspace
 
+Rows = slice | tuple[slice, ...]
+
 
 def short_conv_reference(x: Tensor, weight: Tensor, bias: Tensor, halo: Tensor | None = None) -> Tensor:
     """By torch's depthwise conv1d; the tokens on the left are `halo` [B, C, K-1], or zeros."""
@@ -23,44 +25,51 @@ def short_conv_reference(x: Tensor, weight: Tensor, bias: Tensor, halo: Tensor |
 class ShortConvTape:
     """The short convolution of chunks of channels and its gradients, collected over the chunks.
 
-    `rows` says which channels of weight and bias a chunk x [B, c, L] is. Chunks are in the dtype of computation.
+    weight [*C, K] and bias [*C] may have their channels in several dimensions; `rows` says which of them a chunk
+    x [B, *c, L] is. Chunks are in the dtype of computation.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> None:
-        self._taps = weight.to(dtype).flip(1)  # [:, j] multiplies the token j back
-        self._bias, self._work = bias.to(dtype), Workspace(dtype, weight.device)
+        self._taps = weight.to(dtype).flip(-1)  # [..., j] multiplies the token j back
+        self._bias, self._work = bias.to(dtype)[..., None], Workspace(dtype, weight.device)
         self.dweight, self.dbias = torch.zeros_like(weight), torch.zeros_like(bias)
 
-    def forward(self, x: Tensor, rows: slice, halo: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-        taps = self._taps[rows]
-        y = torch.addcmul(self._bias[rows, None], x, taps[:, :1], out=out)
+    def forward(self, x: Tensor, rows: Rows, halo: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        taps = self._taps[rows].unsqueeze(-2).unbind(-1)
+        y = torch.addcmul(self._bias[rows], x, taps[0], out=out)
         for j in self._reached(x):
-            y[..., j:].addcmul_(x[..., :-j], taps[:, j : j + 1])
+            y[..., j:].addcmul_(x[..., :-j], taps[j])
             if halo is not None:
-                y[..., :j].addcmul_(halo[..., -j:], taps[:, j : j + 1])
+                y[..., :j].addcmul_(halo[..., -j:], taps[j])
         return y
 
-    def backward(self, dy: Tensor, x: Tensor, rows: slice, dx: Tensor, halo: Tensor | None = None) -> Tensor:
+    def backward(self, dy: Tensor, x: Tensor, rows: Rows, dx: Tensor, halo: Tensor | None = None) -> Tensor:
         """Writes the gradient at x to dx, which may be the memory of x, and returns that at the halo, empty without
         one."""
-        taps, last = self._taps[rows], self._taps.shape[1] - 1
+        taps = self._taps[rows].unsqueeze(-2).unbind(-1)
         dhalo = torch.zeros(0) if halo is None else torch.zeros_like(halo)
-        self.dbias[rows] = dy.sum((0, 2))
-        self.dweight[rows, last] = self._sum_of_products(dy, x)
+        dtaps = self.dweight[rows].unbind(-1)[::-1]
+        self.dbias[rows] = _over_tokens(dy)
+        dtaps[0].copy_(self._sum_of_products(dy, x))
         for j in self._reached(x):
-            self.dweight[rows, last - j] = self._sum_of_products(dy[..., j:], x[..., :-j])
+            dtaps[j].copy_(self._sum_of_products(dy[..., j:], x[..., :-j]))
             if halo is not None:
-                dhalo[..., -j:].addcmul_(dy[..., :j], taps[:, j : j + 1])
-                self.dweight[rows, last - j] += (dy[..., :j] * halo[..., -j:]).sum((0, 2))
-        found = torch.mul(dy, taps[:, :1], out=dx if dx.dtype == dy.dtype else None)
+                dhalo[..., -j:].addcmul_(dy[..., :j], taps[j])
+                dtaps[j].add_(_over_tokens(dy[..., :j] * halo[..., -j:]))
+        found = torch.mul(dy, taps[0], out=dx if dx.dtype == dy.dtype else None)
         for j in self._reached(dy):
-            found[..., :-j].addcmul_(dy[..., j:], taps[:, j : j + 1])
+            found[..., :-j].addcmul_(dy[..., j:], taps[j])
         if found is not dx:
             dx.copy_(found)
         return dhalo
 
     def _sum_of_products(self, a: Tensor, b: Tensor) -> Tensor:
-        return torch.mul(a, b, out=self._work("product", *a.shape)).sum((0, 2))
+        return _over_tokens(torch.mul(a, b, out=self._work("product", *a.shape)))
 
     def _reached(self, x: Tensor) -> range:
-        return range(1, min(self._taps.shape[1], x.shape[2]))
+        return range(1, min(self._taps.shape[-1], x.shape[-1]))
+
+
+def _over_tokens(x: Tensor) -> Tensor:
+    """[B, *c, L] -> [*c]"""
+    return x.sum((0, -1))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from scipy.fft import next_fast_len
 
 from hyena_dist.config.schema import ModelSection
+from hyena_dist.ops.implicit_filter import KEPT_LAGS
 
 TRAINING_PASSES = 3
 """Forward, and a backward pass of twice its work: gradients of the inputs and of the weights. The long convolution has
@@ -80,13 +81,17 @@ def training_flops(section: ModelSection, seq_len: int, micro_batch_size: int = 
 
 def recomputed_flops(section: ModelSection, seq_len: int, micro_batch_size: int,
                      activation_checkpointing: str) -> float:
-    """Operations that a value of train.activation_checkpointing adds to the backward pass. The spectra are
-    recomputed at every value, the filter's trunk at most, and are not in it."""
+    """Operations that the backward pass repeats at a value of train.activation_checkpointing. The spectra, which are
+    repeated at every value, are counted in TRAINING_PASSES."""
     found, D, tokens = flops(section, seq_len, micro_batch_size), section.hidden_size, micro_batch_size * seq_len
+    hyena_layers, width = layer_kinds(section).count("H"), section.filter_order
     blocks = sum(found.values()) - found["embedding"] - found["head"]
-    inner = (layer_kinds(section).count("H") * _linear(tokens, D, (section.hyena_order + 1) * D).flops
-             + section.num_layers * _linear(tokens, D, section.inner_size).flops)
-    return {"none": 0.0, "selective": inner, "block": blocks, "full": blocks + inner}[activation_checkpointing]
+    trunk = hyena_layers * 2.0 * seq_len * width * (section.filter_emb_dim + section.filter_num_inner_mlps * width)
+    at_least = trunk if seq_len > KEPT_LAGS else 0.0
+    inner = (hyena_layers * _linear(tokens, D, (section.hyena_order + 1) * D).flops
+             + section.num_layers * _linear(tokens, D, section.inner_size).flops + trunk)
+    return {"none": at_least, "selective": inner, "block": blocks + at_least,
+            "full": blocks + inner}[activation_checkpointing]
 
 
 def forward_bytes(part: Part, itemsize: int) -> float:

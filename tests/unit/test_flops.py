@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.baseline import BaselineHyenaDNA
 from benchmarks.step import new_model
 from hyena_dist.config.schema import ModelSection
+from hyena_dist.model import mixer
 from hyena_dist.ops.long_conv import causal_conv
 from hyena_dist.scaling import flops as formulas
 
@@ -76,18 +77,24 @@ def test_training_is_three_times_the_forward_pass():
     assert formulas.training_flops(SECTION, L, B) == 3 * sum(found.values())
 
 
-def test_recomputation_adds_the_products_of_the_formula():
-    counted = {}
-    for value in ("none", "selective", "block", "full"):
-        with FlopCounterMode(display=False) as counter:
-            new_model(MIXED, CPU, value)(ids()).sum().backward()
-        counted[value] = counter.get_total_flops()
+def test_recomputation_adds_the_products_of_the_formula(monkeypatch):
     uncounted = {name: formulas.flops(MIXED, L, B)[name] for name in ("short_conv", "long_conv", "attention")}
-    for value, found in counted.items():
-        expected = formulas.recomputed_flops(MIXED, L, B, value)
+    counted, repeated = {}, {}
+    for kept_lags in (L, L - 1):
+        for module in (mixer, formulas):
+            monkeypatch.setattr(module, "KEPT_LAGS", kept_lags)
+        for value in ("none", "selective", "block", "full"):
+            with FlopCounterMode(display=False) as counter:
+                new_model(MIXED, CPU, value)(ids()).sum().backward()
+            counted[kept_lags, value] = counter.get_total_flops()
+            repeated[kept_lags, value] = formulas.recomputed_flops(MIXED, L, B, value)
+    assert repeated[L, "none"] == 0 < repeated[L - 1, "none"]
+    for (kept_lags, value), found in counted.items():
         whole_blocks = value in ("block", "full")
-        assert found - counted["none"] == expected - whole_blocks * sum(uncounted.values()), value
-    assert counted["none"] < counted["selective"] < counted["block"] < counted["full"]
+        expected = repeated[kept_lags, value] - whole_blocks * sum(uncounted.values())
+        assert found - counted[L, "none"] == expected, (kept_lags, value)
+    by_value = [found for (kept_lags, _), found in counted.items() if kept_lags == L]
+    assert by_value == sorted(set(by_value))
 
 
 class Transforms(TorchDispatchMode):
