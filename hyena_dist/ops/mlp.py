@@ -112,8 +112,8 @@ def _gelu_backward(h: Tensor, da: Tensor, work: Workspace) -> tuple[Tensor, Tens
     a = torch.mul(s, h, out=work("a", *shape))
     # gelu' = s + a (1 - s) (A + 3 B h^2)
     slope = torch.addcmul(a, a, s, value=-1, out=work("slope", *shape))
-    slope.mul_(torch.addcmul(constant, h, h, value=3 * _B, out=work("factor", *shape)))
-    return a, slope.add_(s).mul_(da)
+    factor = torch.addcmul(constant, h, h, value=3 * _B, out=work("factor", *shape))
+    return a, torch.addcmul(s, slope, factor, out=factor).mul_(da)
 
 
 def _by_sigmoid(h: Tensor) -> bool:
