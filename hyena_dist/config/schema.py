@@ -207,8 +207,8 @@ class TrainSection:
     """fp32, bf16 or fp16, by autocast; parameters, filter and FFT stay float32."""
     activation_checkpointing: str = "none"
     """What the backward pass recomputes. none; selective: what is wide and cheap (norms, projections inside a block,
-    gates, short convolutions, activations); block: each block from its input; full: both, the least memory. Values
-    and weight names are the same."""
+    gates, short convolutions, activations, the filters' trunks); block: each block from its input; full: both, the
+    least memory. Values and weight names are the same."""
     activation_offload: bool = False
     """Keep what the backward pass needs in the memory of the host instead of the device."""
     eval_every: int = 200

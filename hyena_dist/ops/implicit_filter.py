@@ -24,8 +24,8 @@ LAGS_PER_CHUNK = 2048
 pass. On a GPU there are GPU_FACTOR times as many."""
 
 KEPT_LAGS = 2**15
-"""The most lags of which a model on one rank keeps the trunk for the backward pass: 51 MB a layer in float32 at F = 64,
-for a tenth of a narrow model's time. On longer inputs memory is dearer."""
+"""The most lags of which a model without context parallelism keeps the trunk for the backward pass: 51 MB a layer in
+float32 at F = 64, for a tenth of a narrow model's time. On longer inputs memory is dearer."""
 
 FAST_DECAY, SLOW_DECAY, DECAY_TARGET = 0.3, 1.5, 1e-2
 
