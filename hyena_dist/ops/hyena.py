@@ -114,12 +114,11 @@ def _mix(p: Tensor, weights: HyenaWeights, method: str) -> Tensor:
     dtype = compute_dtype(p, weights.filters)
     batch, _, length = p.shape
     filters, channels, _ = weights.filters.shape
-    p, short = _blocks(p, weights, dtype)
+    p, short = _blocks(p, weights, Workspace(dtype, p.device), dtype)
     fft = transform(method, length, dtype, p.device)
-    y, work = torch.empty(batch, channels, length, dtype=p.dtype, device=p.device), Workspace(dtype, p.device)
+    y = torch.empty(batch, channels, length, dtype=p.dtype, device=p.device)
     for part in channel_chunks(channels, batch, length, p.device):
-        x = p[:, :, part].to(dtype)
-        *gates, u = short.forward(x, (ALL, part), out=work("short", *x.shape)).unbind(1)
+        *gates, u = short.forward(p[:, :, part].to(dtype), (ALL, part)).unbind(1)
         u.mul_(gates.pop())
         for h, b in zip(weights.filters[:, part], weights.bias[:, part, None].to(dtype), strict=True):
             conv = fft.inverse(fft.forward(u).mul_(fft.forward(h.to(dtype))))
@@ -128,11 +127,11 @@ def _mix(p: Tensor, weights: HyenaWeights, method: str) -> Tensor:
     return y
 
 
-def _blocks(p: Tensor, weights: HyenaWeights, dtype: torch.dtype) -> tuple[Tensor, ShortConvTape]:
+def _blocks(p: Tensor, weights: HyenaWeights, work: Workspace, dtype: torch.dtype) -> tuple[Tensor, ShortConvTape]:
     """The projection as [B, N + 1, C, l], and its short convolution."""
     blocks = len(weights.filters) + 2, weights.filters.shape[1]
-    short = ShortConvTape(weights.short_weight.unflatten(0, blocks), weights.short_bias.unflatten(0, blocks), dtype)
-    return p.unflatten(1, blocks), short
+    weight, bias = weights.short_weight.unflatten(0, blocks), weights.short_bias.unflatten(0, blocks)
+    return p.unflatten(1, blocks), ShortConvTape(weight, bias, dtype, work)
 
 
 def _mix_backward(p: Tensor, dy: Tensor, weights: HyenaWeights, method: str) -> tuple[Tensor, ...]:
@@ -140,27 +139,28 @@ def _mix_backward(p: Tensor, dy: Tensor, weights: HyenaWeights, method: str) -> 
     place, and `_mix(p)` takes dy's."""
     dtype = compute_dtype(p, weights.filters)
     filters, channels, length = weights.filters.shape
-    p, short = _blocks(p, weights, dtype)
+    work = Workspace(dtype, p.device)
+    p, short = _blocks(p, weights, work, dtype)
     fft = transform(method, length, dtype, p.device)
     dfilters, dbias = torch.empty_like(weights.filters), torch.empty_like(weights.bias)
-    work = Workspace(dtype, p.device)
     for part in channel_chunks(channels, len(p), length, p.device):
         x = p[:, :, part].to(dtype)
-        *gates, v = short.forward(x, (ALL, part), out=work("short", *x.shape)).unbind(1)
+        *gates, v = short.forward(x, (ALL, part)).unbind(1)
         dshort = work("dshort", *x.shape)
-        *dgates, dv = dshort.unbind(1)
-        u, b = torch.mul(gates[-1], v, out=work("u", *v.shape)), weights.bias[:, part, None].to(dtype)
+        *dgates, dv = dshort.unbind(1)  # before they are known, their memory holds u and the convolutions
+        u, b = torch.mul(gates[-1], v, out=dv), weights.bias[:, part, None].to(dtype)
         steps = []
         for o in range(filters):
+            gate = filters - 1 - o
             spectra = fft.forward(u), fft.forward(weights.filters[o, part].to(dtype))
-            conv = torch.addcmul(fft.inverse(spectra[0] * spectra[1]), u, b[o], out=work(f"conv {o}", *v.shape))
+            conv = torch.addcmul(fft.inverse(spectra[0] * spectra[1]), u, b[o], out=dgates[gate])
             steps.append((u, spectra, conv))
-            u = torch.mul(conv, gates[filters - 1 - o], out=work(f"u {o}", *v.shape))
+            u = torch.mul(conv, gates[gate], out=work(f"u {o}", *v.shape))
         grad = dy[:, part].to(dtype)
         for o in reversed(range(filters)):
             step_input, spectra, conv = steps.pop()
             gate = filters - 1 - o
-            torch.mul(conv, grad, out=dgates[gate])
+            conv.mul_(grad)
             grad = gates[gate].mul_(grad)
             dstep = correlate(fft, grad, *spectra, dfilters[o, part])
             dbias[o, part] = step_input.mul_(grad).sum((0, 2))

@@ -116,6 +116,7 @@ class _ImplicitFilter(torch.autograd.Function):
                 tape = trunk.forward(positional_features(shape, part, freq.dtype, freq.device))
                 torch.mul(last_weight.mm(tape[-1].t()), _window(decay, shape, part), out=h[:, place])
                 kept += [] if recompute else tape
+                del tape  # before there is the next one
         ctx.save_for_backward(decay, freq, last_weight, *weights, *kept)
         return h
 
@@ -164,10 +165,11 @@ class _Trunk:
         return tape
 
     def backward(self, tape: list[Tensor], grad: Tensor) -> None:
-        """Add the gradients of a chunk, from that at its result. Writes over the tape."""
+        """Add the gradients of a chunk, from that at its result. Uses up the tape."""
         dfreq, *dweights = self.gradients
-        for layer in reversed(range(0, len(dweights), 2)):
-            activation, z = tape[layer : layer + 2]
+        while len(tape) > 1:
+            del tape[-1]  # what the next layer read
+            z, activation, layer = tape.pop(), tape[-1], len(tape) - 1
             grad = (self._freq * z).cos_().mul_(grad)
             dfreq.add_(z.mul_(grad).sum(0))
             grad.mul_(self._freq)

@@ -26,16 +26,19 @@ class ShortConvTape:
     """The short convolution of chunks of channels and its gradients, collected over the chunks.
 
     weight [*C, K] and bias [*C] may have their channels in several dimensions; `rows` says which of them a chunk
-    x [B, *c, L] is. Chunks are in the dtype of computation.
+    x [B, *c, L] is. Chunks are in the dtype of computation. With `work`, what `forward` returns is good until the next
+    call of either.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype, work: Workspace | None = None) -> None:
         self._taps = weight.to(dtype).flip(-1)  # [..., j] multiplies the token j back
-        self._bias, self._work = bias.to(dtype)[..., None], Workspace(dtype, weight.device)
+        self._bias, self._results_in_work = bias.to(dtype)[..., None], work is not None
+        self._work = work or Workspace(dtype, weight.device)
         self.dweight, self.dbias = torch.zeros_like(weight), torch.zeros_like(bias)
 
-    def forward(self, x: Tensor, rows: Rows, halo: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, rows: Rows, halo: Tensor | None = None) -> Tensor:
         taps = self._taps[rows].unsqueeze(-2).unbind(-1)
+        out = self._work("short", *x.shape) if self._results_in_work else None
         y = torch.addcmul(self._bias[rows], x, taps[0], out=out)
         for j in self._reached(x):
             y[..., j:].addcmul_(x[..., :-j], taps[j])
@@ -64,7 +67,7 @@ class ShortConvTape:
         return dhalo
 
     def _sum_of_products(self, a: Tensor, b: Tensor) -> Tensor:
-        return _over_tokens(torch.mul(a, b, out=self._work("product", *a.shape)))
+        return _over_tokens(torch.mul(a, b, out=self._work("short", *a.shape)))
 
     def _reached(self, x: Tensor) -> range:
         return range(1, min(self._taps.shape[-1], x.shape[-1]))

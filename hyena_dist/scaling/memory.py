@@ -20,7 +20,7 @@ FP32 = 4
 STATE_BYTES = 16
 """Of a parameter: weight, gradient and AdamW's two moments in float32, which is what every train.precision keeps."""
 
-HYENA_CHUNK, FILTER_CHUNK, MLP_CHUNK = 17, 7, 6
+HYENA_CHUNK, FILTER_CHUNK, MLP_CHUNK = 14, 5, 6
 """Float32 tensors of one chunk that live at a time in the backward pass of a mixer, more of them for each of its
 filters, and of an MLP. A complex one counts as two."""
 
