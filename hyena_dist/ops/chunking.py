@@ -19,8 +19,12 @@ LEAST_TOKENS = 512
 FORK_FACTOR = 2
 """How many times larger each thread's part of a chunk is where a CPU has several: every call starts and joins them."""
 
-GPU_FACTOR = 64
-"""How many times larger a chunk is elsewhere: a GPU needs the work, and calls cost it more."""
+GPU_FACTOR = 256
+"""How many times larger a chunk is elsewhere: a GPU has no cache to stay in, needs the work, and calls cost it more."""
+
+GPU_TOKEN_FACTOR = 512
+"""The same of a chunk of tokens that is the side of a matrix product: its temporaries are fewer and in half precision
+half as large."""
 
 
 def chunks(size: int, elements_per_item: int, device: torch.device) -> Iterator[slice]:
@@ -35,12 +39,12 @@ def channel_chunks(channels: int, batch: int, length: int, device: torch.device)
 
 def token_chunks(tokens: int, width: int, device: torch.device) -> Iterator[slice]:
     """Cut range(tokens), of tokens `width` elements wide, into slices for matrix products."""
-    yield from _slices(tokens, LEAST_TOKENS * max(1, chunk_elements(device) // (width * LEAST_TOKENS)))
+    yield from _slices(tokens, LEAST_TOKENS * max(1, product_elements(device) // (width * LEAST_TOKENS)))
 
 
 def row_chunks(rows: int, length: int, elements_per_token: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
     """Cut [rows, length] into pieces of whole rows, or of one row's tokens where a row is too long."""
-    for part in chunks(rows, length * elements_per_token, device):
+    for part in _slices(rows, max(1, product_elements(device) // max(1, length * elements_per_token))):
         count = part.stop - part.start
         for tokens in token_chunks(length, count * elements_per_token, device):
             yield part, tokens
@@ -50,6 +54,11 @@ def chunk_elements(device: torch.device) -> int:
     """Elements of a chunk's largest real tensor on a device."""
     forks = FORK_FACTOR if device.type == "cpu" and torch.get_num_threads() > 1 else 1
     return forks * _parallel_elements(device)
+
+
+def product_elements(device: torch.device) -> int:
+    """The same of one that is the side of a matrix product."""
+    return chunk_elements(device) if device.type == "cpu" else CHUNK_ELEMENTS * GPU_TOKEN_FACTOR
 
 
 def transform_elements(length: int, device: torch.device) -> int:

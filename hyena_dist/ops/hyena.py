@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hyena_dist.ops.chunking import channel_chunks
+from hyena_dist.ops.folded import fold, fold_backward, folds, write_folded, write_folded_backward
 from hyena_dist.ops.linear import (
     at_channels,
     linear_reference,
@@ -25,7 +26,7 @@ from hyena_dist.ops.linear import (
     write_channels_backward,
 )
 from hyena_dist.ops.long_conv import causal_conv_reference, correlate, resolve, transform
-from hyena_dist.ops.norm import NO_NORM, NormWeights
+from hyena_dist.ops.norm import NO_NORM, NormArguments, NormWeights
 from hyena_dist.ops.precision import compute_dtype, product_dtype, without_autocast
 from hyena_dist.ops.short_conv import ShortConvTape, short_conv_reference
 from hyena_dist.ops.workspace import Workspace
@@ -58,7 +59,8 @@ def hyena(x: Tensor, weights: HyenaWeights, norm: NormWeights | None = None, *, 
         recompute: recompute the projection too.
         method: of the long convolutions (`ops.long_conv`).
     """
-    options = _Options(residual, recompute, resolve(method, x.device), product_dtype(x))
+    dtype = product_dtype(x)
+    options = _Options(residual, recompute, resolve(method, x.device), dtype, folds(x.device, dtype))
     return _Hyena.apply(x, options, *weights, *(norm or NO_NORM))
 
 
@@ -78,6 +80,7 @@ class _Options(NamedTuple):
     recompute: bool
     method: str
     dtype: torch.dtype
+    folded: bool
 
 
 class _Hyena(torch.autograd.Function):
@@ -86,8 +89,8 @@ class _Hyena(torch.autograd.Function):
         weights, norm = HyenaWeights(*tensors[:8]), tensors[8:]
         ctx.options, ctx.eps = options, norm[2]
         with without_autocast(x):
-            p = write_channels(x, weights.in_weight, weights.in_bias, options.dtype, norm)
-            y = _mix(p, weights, options.method)
+            p = _project(x, weights, options, norm)
+            y = _mix(p, weights, options)
             ctx.save_for_backward(x, None if options.recompute else p, *weights, *norm[:2])
             del p
             return read_channels(y, weights.out_weight, weights.out_bias, x if options.residual else None)
@@ -99,27 +102,45 @@ class _Hyena(torch.autograd.Function):
         weights, norm, options = HyenaWeights(*tensors[:8]), (*tensors[8:], ctx.eps), ctx.options
         with without_autocast(x):
             if p is None:
-                p = write_channels(x, weights.in_weight, weights.in_bias, options.dtype, norm)
+                p = _project(x, weights, options, norm)
             dy = at_channels(dout, weights.out_weight, options.dtype)
-            middle = _mix_backward(p, dy, weights, options.method)
+            *dshort, dfilters, dbias = _mix_backward(p, dy, weights, options)
             last = read_channels_backward(dout, dy, weights.out_weight, weights.out_bias)
             del dy
-            dx, *first = write_channels_backward(p, x, weights.in_weight, weights.in_bias, norm,
-                                                 dout if options.residual else None)
-        return dx, None, *first[:2], *middle, *last, *first[2:]
+            dx, din, dnorm = _project_backward(p, x, weights, options, norm, dout if options.residual else None)
+        return dx, None, *din, *dshort, dfilters, dbias, *last, *dnorm
 
 
-def _mix(p: Tensor, weights: HyenaWeights, method: str) -> Tensor:
-    """From the projection [B, (N + 1) C, l] to what the last product reads, [B, C, l]."""
+def _project(x: Tensor, weights: HyenaWeights, options: _Options, norm: NormArguments) -> Tensor:
+    """x [l, B, D] -> the projection [B, (N + 1) C, l], with the short convolution where that is folded into it."""
+    if options.folded:
+        return write_folded(x, fold(*weights[:4]).to(options.dtype), norm)
+    return write_channels(x, weights.in_weight, weights.in_bias, options.dtype, norm)
+
+
+def _project_backward(dp: Tensor, x: Tensor, weights: HyenaWeights, options: _Options, norm: NormArguments,
+                      dresidual: Tensor | None) -> tuple[Tensor, list[Tensor], list[Any]]:
+    """Gradients of `_project` at x, at the weights that it reads, and at the three of `norm`."""
+    if options.folded:
+        folded = fold(*weights[:4]).to(options.dtype)
+        dx, dfolded, *dnorm = write_folded_backward(dp, x, folded, norm, dresidual)
+        return dx, list(fold_backward(dfolded, *weights[:3])), dnorm
+    dx, dweight, dbias, *dnorm = write_channels_backward(dp, x, weights.in_weight, weights.in_bias, norm, dresidual)
+    return dx, [dweight, dbias], dnorm
+
+
+def _mix(p: Tensor, weights: HyenaWeights, options: _Options) -> Tensor:
+    """From what `_project` gives, [B, (N + 1) C, l] to what the last product reads, [B, C, l]."""
     dtype = compute_dtype(p, weights.filters)
     batch, _, length = p.shape
     filters, channels, _ = weights.filters.shape
-    p, short = _blocks(p, weights, Workspace(dtype, p.device), dtype)
-    fft = transform(method, length, dtype, p.device)
+    work = Workspace(dtype, p.device)
+    p, short = p.unflatten(1, (-1, channels)), _ShortConv(weights, options, work, dtype)
+    fft = transform(options.method, length, dtype, p.device)
     y = torch.empty(batch, channels, length, dtype=p.dtype, device=p.device)
     for part in channel_chunks(channels, batch, length, p.device):
-        *gates, u = short.forward(p[:, :, part].to(dtype), (ALL, part)).unbind(1)
-        u.mul_(gates.pop())
+        *gates, v = short.forward(p[:, :, part], part)
+        u = torch.mul(v.to(dtype), gates.pop(), out=work("u", *v.shape))
         for h, b in zip(weights.filters[:, part], weights.bias[:, part, None].to(dtype), strict=True):
             conv = fft.inverse(fft.forward(u).mul_(fft.forward(h.to(dtype))))
             torch.addcmul(conv, u, b, out=u).mul_(gates.pop())
@@ -127,28 +148,46 @@ def _mix(p: Tensor, weights: HyenaWeights, method: str) -> Tensor:
     return y
 
 
-def _blocks(p: Tensor, weights: HyenaWeights, work: Workspace, dtype: torch.dtype) -> tuple[Tensor, ShortConvTape]:
-    """The projection as [B, N + 1, C, l], and its short convolution."""
-    blocks = len(weights.filters) + 2, weights.filters.shape[1]
-    weight, bias = weights.short_weight.unflatten(0, blocks), weights.short_bias.unflatten(0, blocks)
-    return p.unflatten(1, blocks), ShortConvTape(weight, bias, dtype, work)
+class _ShortConv:
+    """The short convolution of chunks of channels, where it is not folded into the projection [B, N + 1, C, l]."""
+
+    def __init__(self, weights: HyenaWeights, options: _Options, work: Workspace, dtype: torch.dtype) -> None:
+        blocks = len(weights.filters) + 2, weights.filters.shape[1]
+        self._tape = None if options.folded else ShortConvTape(
+            weights.short_weight.unflatten(0, blocks), weights.short_bias.unflatten(0, blocks), dtype, work)
+        self._dtype = dtype
+
+    def forward(self, x: Tensor, part: slice) -> tuple[Tensor, ...]:
+        """[B, N + 1, c, l] -> x0, x1, ..., v, each [B, c, l]."""
+        return (x if self._tape is None else self._tape.forward(x.to(self._dtype), (ALL, part))).unbind(1)
+
+    def backward(self, dy: Tensor, x: Tensor, part: slice) -> None:
+        """Writes the gradient at x over it."""
+        if self._tape is None:
+            x.copy_(dy)
+        else:
+            self._tape.backward(dy, x.to(self._dtype), (ALL, part), x)
+
+    def gradients(self) -> list[Tensor]:
+        """Those at the weight and the bias."""
+        return [] if self._tape is None else [self._tape.dweight.flatten(0, 1), self._tape.dbias.flatten()]
 
 
-def _mix_backward(p: Tensor, dy: Tensor, weights: HyenaWeights, method: str) -> tuple[Tensor, ...]:
-    """Gradients of `_mix` at the short convolution's weight and bias, the filters and their bias. That at p takes p's
-    place, and `_mix(p)` takes dy's."""
+def _mix_backward(p: Tensor, dy: Tensor, weights: HyenaWeights, options: _Options) -> tuple[Tensor, ...]:
+    """Gradients of `_mix` at the short convolution's weight and bias where it is not folded, at the filters and at
+    their bias. That at p takes p's place, and `_mix(p)` takes dy's."""
     dtype = compute_dtype(p, weights.filters)
     filters, channels, length = weights.filters.shape
     work = Workspace(dtype, p.device)
-    p, short = _blocks(p, weights, work, dtype)
-    fft = transform(method, length, dtype, p.device)
+    p, short = p.unflatten(1, (-1, channels)), _ShortConv(weights, options, work, dtype)
+    fft = transform(options.method, length, dtype, p.device)
     dfilters, dbias = torch.empty_like(weights.filters), torch.empty_like(weights.bias)
     for part in channel_chunks(channels, len(p), length, p.device):
-        x = p[:, :, part].to(dtype)
-        *gates, v = short.forward(x, (ALL, part)).unbind(1)
+        x = p[:, :, part]
+        *gates, v = short.forward(x, part)
         dshort = work("dshort", *x.shape)
         *dgates, dv = dshort.unbind(1)  # before they are known, their memory holds u and the convolutions
-        u, b = torch.mul(gates[-1], v, out=dv), weights.bias[:, part, None].to(dtype)
+        u, b = torch.mul(gates[-1].to(dtype), v, out=dv), weights.bias[:, part, None].to(dtype)
         steps = []
         for o in range(filters):
             gate = filters - 1 - o
@@ -161,12 +200,12 @@ def _mix_backward(p: Tensor, dy: Tensor, weights: HyenaWeights, method: str) -> 
             step_input, spectra, conv = steps.pop()
             gate = filters - 1 - o
             conv.mul_(grad)
-            grad = gates[gate].mul_(grad)
+            grad = grad.mul_(gates[gate])
             dstep = correlate(fft, grad, *spectra, dfilters[o, part])
             dbias[o, part] = step_input.mul_(grad).sum((0, 2))
             torch.addcmul(dstep, grad, b[o], out=grad)
-        dy[:, part] = u
         torch.mul(v, grad, out=dgates[-1])
         torch.mul(gates[-1], grad, out=dv)
-        short.backward(dshort, x, (ALL, part), p[:, :, part])
-    return short.dweight.flatten(0, 1), short.dbias.flatten(), dfilters, dbias
+        dy[:, part] = u  # not before: grad may be its memory
+        short.backward(dshort, x, part)
+    return *short.gradients(), dfilters, dbias

@@ -138,9 +138,8 @@ def at_channels(dout: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
 def read_channels_backward(dout: Tensor, y: Tensor, weight: Tensor,
                            bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Those at its weight and bias."""
-    dweight = torch.zeros_like(weight)
-    for row in range(len(y)):
-        add_product(dweight, dout[:, row].t().to(y.dtype), y[row].t())
+    products = torch.bmm(dout.permute(1, 2, 0).to(y.dtype), y.transpose(1, 2))
+    dweight = products.sum(0, dtype=weight.dtype)
     return dweight, None if bias is None else dout.sum((0, 1), dtype=bias.dtype)
 
 

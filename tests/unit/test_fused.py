@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hyena_dist.ops import chunking, gates, mlp, norm
+from hyena_dist.ops import hyena as hyena_module
 from hyena_dist.ops import linear as lin
 from hyena_dist.ops.hyena import HyenaWeights, hyena, hyena_reference
 from hyena_dist.ops.mlp import MLPWeights
@@ -100,6 +101,35 @@ def values_and_grads(function: Callable[..., Tensor], tensors: list[Tensor], dy:
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("name", PAIRS)
 def test_fast_equals_reference(name, dtype, chunk, monkeypatch):
+    check(name, dtype, chunk, monkeypatch)
+
+
+@pytest.mark.parametrize("chunk", [100, 2**18])
+@pytest.mark.parametrize("name", [name for name in PAIRS if name.startswith("hyena")])
+def test_the_short_convolution_folded_into_the_projection_is_the_same_function(name, chunk, monkeypatch):
+    """As on a GPU in half precision."""
+    monkeypatch.setattr(hyena_module, "folds", lambda *_: True)
+    for dtype in TOLERANCE:
+        check(name, dtype, chunk, monkeypatch)
+
+
+def test_folding_costs_no_precision(monkeypatch):
+    """In bfloat16, beside what the projection and the short convolution one after the other cost."""
+    pair, generator = PAIRS["hyena"], torch.Generator().manual_seed(0)
+    tensors = [torch.randn(shape, generator=generator).requires_grad_() for shape in pair.inputs]
+    dy = torch.randn(pair.result, generator=generator)
+    expected = values_and_grads(pair.reference, tensors, dy)
+    errors = {}
+    for folded in (False, True):
+        monkeypatch.setattr(hyena_module, "folds", lambda *_, folded=folded: folded)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = values_and_grads(pair.fast, tensors, dy)
+        errors[folded] = sum(rel(a, b) for a, b in zip(found, expected, strict=True)) / len(found)
+    print(f"folded {errors[True]:.1e}, apart {errors[False]:.1e}")
+    assert errors[True] < 1.2 * errors[False]
+
+
+def check(name: str, dtype: torch.dtype, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunking, "CHUNK_ELEMENTS", chunk)
     monkeypatch.setattr(chunking, "LEAST_TOKENS", 5)
     monkeypatch.setattr(chunking, "LEAST_SEQUENCES", 1)
