@@ -200,7 +200,7 @@ def _derived(prefix: str, state: Mapping[str, Tensor], shape: FilterShape, inner
     device, every_lag = torch.device("cpu"), slice(0, shape.seq_len)
     return {
         **{f"{prefix}implicit_filter.{2 * i + 1}.freq": freq for i in range(1, inner_mlps + 1)},
-        prefix + "pos_emb.z": positional_features(shape, every_lag, freq.dtype, device)[None],
-        prefix + "pos_emb.t": time(shape, every_lag, freq.dtype, device)[None, :, None],
-        prefix + "modulation.deltas": decay_rates(channels, freq.dtype, device)[None, None],
+        prefix + "pos_emb.z": positional_features(shape, every_lag, freq.dtype, device)[None].clone(),
+        prefix + "pos_emb.t": time(shape, every_lag, freq.dtype, device)[None, :, None].clone(),
+        prefix + "modulation.deltas": decay_rates(channels, freq.dtype, device)[None, None].clone(),
     }

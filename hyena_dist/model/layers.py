@@ -10,12 +10,12 @@ the norms see l / T tokens of the slice, and products see all l.
 
 from typing import Any
 
-import torch.nn.functional as F
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
 from torch import Tensor, nn
 
 from hyena_dist.model.config import HyenaConfig
+from hyena_dist.ops.embedding import embedding
 from hyena_dist.ops.linear import linear
 from hyena_dist.ops.mlp import MLPWeights, mlp
 from hyena_dist.ops.norm import NormWeights, layer_norm
@@ -154,10 +154,10 @@ class Embedding(nn.Module):
     def forward(self, input_ids: Tensor) -> Tensor:
         weight, ids = self.word_embeddings.weight, input_ids.t()
         if self.axis.size == 1:
-            return F.embedding(ids, weight)
+            return embedding(ids, weight)
         local = ids - self.axis.rank * weight.shape[0]
         elsewhere = (local < 0) | (local >= weight.shape[0])
-        rows = F.embedding(local.masked_fill(elsewhere, 0), weight).masked_fill(elsewhere[..., None], 0)
+        rows = embedding(local.masked_fill(elsewhere, 0), weight).masked_fill(elsewhere[..., None], 0)
         return leave_tensor_region(rows, self.config, self.axis)
 
 

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from hyena_dist.ops.chunking import chunks
 
-_MASK = 0xFFFFFFFF
+_MASK, _STATE, _OFFSET = 0xFFFFFFFF, 0x9E3779B1, 0x85EBCA6B
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,31 @@ def _apply_mask(x: Tensor, p: float, rows: Tensor, first_token: int) -> Tensor:
     columns = torch.arange(channels, device=x.device)
     for part in chunks(length, batch * channels, x.device):
         tokens = torch.arange(first_token + part.start, first_token + part.stop, device=x.device)[:, None]
-        keep = _mix(_mix(rows, tokens)[..., None], columns) >= int(p * 2**32)
+        keep = _at_least(_mix(rows, tokens), columns, int(p * 2**32))
         torch.mul(x[part] * (1 / (1 - p)), keep, out=y[part])
     return y
 
 
+def _at_least(state: Tensor, columns: Tensor, threshold: int) -> Tensor:
+    """`_mix(state[..., None], columns) >= threshold`, in 32-bit numbers that wrap around: half the memory traffic."""
+    x = _signed(state * _STATE + _OFFSET & _MASK)[..., None] + columns.int()
+    half = torch.empty_like(x)
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1)):
+        # The shift of a negative number brings in ones.
+        x.bitwise_xor_(torch.bitwise_right_shift(x, shift, out=half).bitwise_and_((1 << 32 - shift) - 1))
+        if factor != 1:
+            x.mul_(factor - (1 << 32) if factor >> 31 else factor)
+    return x.add_(-(1 << 31)) >= threshold - (1 << 31)  # numbers in order, whose first bit is not their sign
+
+
+def _signed(x: Tensor) -> Tensor:
+    """32 bits in int64 -> the same bits in int32."""
+    return (x - ((x >> 31) << 32)).int()
+
+
 def _mix(state: Tensor, value: Tensor | int) -> Tensor:
     """Fold 32 bits of a value into a 32-bit state held in int64 (multipliers of the hash `lowbias32`, C. Wellons)."""
-    x = (state * 0x9E3779B1 + value + 0x85EBCA6B) & _MASK
+    x = (state * _STATE + value + _OFFSET) & _MASK
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK
     x = ((x ^ (x >> 15)) * 0x846CA68B) & _MASK
     return x ^ (x >> 16)

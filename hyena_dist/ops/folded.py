@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hyena_dist.ops.chunking import row_chunks
 from hyena_dist.ops.norm import NormArguments, NormTape
-from hyena_dist.ops.precision import add_product, compute_dtype
+from hyena_dist.ops.precision import accumulate_product, compute_dtype
 
 PADDING = 8
 
@@ -53,7 +53,7 @@ def write_folded(x: Tensor, folded: Tensor, norm: NormArguments) -> Tensor:
     q = torch.empty(batch, len(weight), length, dtype=weight.dtype, device=x.device)
     windows = _Windows(folded)
     for rows, tokens in row_chunks(batch, length, weight.shape[1], x.device):
-        wide = windows(_by_row(x, rows, tokens, tape), first=tokens.start == 0)
+        wide = windows(_normed(x[tokens, rows], tape), first=tokens.start == 0)
         torch.bmm(weight.expand(len(wide), -1, -1), wide.transpose(1, 2), out=q[rows, :, tokens])
     return q
 
@@ -66,23 +66,26 @@ def write_folded_backward(dq: Tensor, x: Tensor, folded: Tensor, norm: NormArgum
     (_, taps, columns), dtype = folded.shape, compute_dtype(x)
     tape, weight, windows = NormTape(norm, dtype), folded.flatten(1), _Windows(folded)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    dfolded = torch.zeros(weight.shape, dtype=dtype, device=x.device)
+    dfolded = None
     for rows, tokens in row_chunks(batch, length, weight.shape[1], x.device):
-        wide = windows(_by_row(x, rows, tokens, tape), first=tokens.start == 0)
+        wide = windows(_normed(x[tokens, rows], tape), first=tokens.start == 0)
         count, size, _ = wide.shape
-        add_product(dfolded, dq[rows, :, tokens].transpose(0, 1).flatten(1), wide.flatten(0, 1))
+        dq_rows = dq[rows, :, tokens].transpose(0, 1).flatten(1)
+        dfolded = accumulate_product(dfolded, dq_rows, wide.flatten(0, 1), dtype)
         # A token is in the windows of the K - 1 tokens after it too.
         seen_by = dq[rows, :, tokens.start : tokens.stop + taps - 1]
         dwide = torch.bmm(seen_by.transpose(1, 2), weight.expand(count, -1, -1)).unflatten(2, (taps, columns))
-        dn = dwide[:, :size, -1, :width].to(dtype)
+        dwide = dwide.transpose(0, 1)
+        dn = dwide[:size, :, -1, :width].to(dtype, memory_format=torch.contiguous_format)
         for back in range(1, taps):
-            later = dwide[:, back : back + size, taps - 1 - back, :width]
-            dn[:, : later.shape[1]].add_(later)
-        dn = tape.backward(dn.flatten(0, 1)).view(count, size, width).transpose(0, 1)
+            later = dwide[back : back + size, :, taps - 1 - back, :width]
+            dn[: len(later)].add_(later)
+        dn = tape.backward(dn.flatten(0, 1)).view(dn.shape)
         if dresidual is None:
             dx[tokens, rows] = dn
         else:
             torch.add(dn, dresidual[tokens, rows], out=dx[tokens, rows])
+    assert dfolded is not None
     return dx, dfolded.view(folded.shape), *tape.gradients()
 
 
@@ -95,12 +98,12 @@ class _Windows:
         self._dtype, self._left = folded.dtype, torch.empty(0)
 
     def __call__(self, n: Tensor, *, first: bool) -> Tensor:
-        """[r, n, D] -> [r, n, K W]."""
-        rows, size, width = n.shape
+        """[n, r, D] -> [r, n, K W]."""
+        size, rows, width = n.shape
         reach = self._taps - 1
         line = torch.zeros(rows, reach + size, self._columns, dtype=self._dtype, device=n.device)
-        line[:, reach:, :width] = n
-        line[:, reach:, width] = 1
+        line[:, reach:, :width] = n.transpose(0, 1)
+        line[:, reach:, width].fill_(1)
         if not first:
             line[:, :reach] = self._left
         self._left = line[:, size:]
@@ -108,10 +111,9 @@ class _Windows:
         return line.as_strided((rows, size, self._taps * self._columns), strides).contiguous()
 
 
-def _by_row(x: Tensor, rows: slice, tokens: slice, tape: NormTape) -> Tensor:
-    """[l, B, D] -> the norm of some of it, [r, n, D]."""
-    piece = x[tokens, rows].transpose(0, 1)
-    return tape.forward(piece.flatten(0, 1)).view(piece.shape)
+def _normed(x: Tensor, tape: NormTape) -> Tensor:
+    """[n, r, D] -> the same shape."""
+    return tape.forward(x.flatten(0, 1)).view(x.shape)
 
 
 def _with_bias(weight: Tensor, bias: Tensor) -> Tensor:

@@ -131,12 +131,13 @@ class _GatedOutput(torch.autograd.Function):
         dp, dhalo = torch.empty(p.shape, dtype=p.dtype, device=p.device), torch.empty_like(halo)
         dconv = torch.empty(conv.shape, dtype=conv.dtype, device=p.device)
         with without_autocast(p):
-            dy = at_channels(dout, out_weight, ctx.product)  # y takes its place, chunk by chunk
+            dproduct = dout.to(ctx.product)
+            dy = at_channels(dproduct, out_weight)  # y takes its place, chunk by chunk
             for part in chunks(p.shape[1], len(p) * p.shape[2], p.device):
                 x, left, grad = p[:, part].to(dtype), halo[:, part].to(dtype), dy[:, part].to(dtype)
                 gate = short.forward(x, part, left)
                 dconv[:, part] = gate * grad
                 dhalo[:, part] = short.backward(grad * conv[:, part], x, part, dp[:, part], left)
                 dy[:, part] = gate.mul_(conv[:, part])
-            last = read_channels_backward(dout, dy, out_weight, out_bias)
+            last = read_channels_backward(dproduct, dy, out_weight, out_bias)
         return dp, dhalo, dconv, short.dweight, short.dbias, *last, None

@@ -103,10 +103,11 @@ class _Hyena(torch.autograd.Function):
         with without_autocast(x):
             if p is None:
                 p = _project(x, weights, options, norm)
-            dy = at_channels(dout, weights.out_weight, options.dtype)
+            dproduct = dout.to(options.dtype)
+            dy = at_channels(dproduct, weights.out_weight)
             *dshort, dfilters, dbias = _mix_backward(p, dy, weights, options)
-            last = read_channels_backward(dout, dy, weights.out_weight, weights.out_bias)
-            del dy
+            last = read_channels_backward(dproduct, dy, weights.out_weight, weights.out_bias)
+            del dproduct, dy
             dx, din, dnorm = _project_backward(p, x, weights, options, norm, dout if options.residual else None)
         return dx, None, *din, *dshort, dfilters, dbias, *last, *dnorm
 

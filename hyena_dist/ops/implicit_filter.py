@@ -1,6 +1,6 @@
 """HyenaDNA's implicit filter: a small sine MLP of the position, under an exponential window (Poli et al. 2023, eq. 7).
 
-    h[c, n] = (W_last sin(w (... W_1 sin(w (W_0 z_n + b_0)) + b_1 ...)))[c] * (exp(-t_n |delta_c|) + shift)
+    h[c, n] = (W_last sin(w (... W_1 sin(w (W_0 z_n + b_0)) + b_1 ...)))[c] * (exp(t_n delta_c) + shift)
 
 One function gives any channel rows at any range of lags. Legend: E positional features, F trunk width, R rows.
 """
@@ -16,12 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hyena_dist.ops.chunking import GPU_FACTOR
-from hyena_dist.ops.precision import without_autocast
+from hyena_dist.ops.precision import accumulate, accumulate_product, without_autocast
 
 LAGS_PER_CHUNK = 2048
 """Lags whose [lags, F] trunk activations live at one time on a CPU: 0.5 MB each at F = 64 in float32, ten in a backward
-pass. On a GPU there are GPU_FACTOR times as many."""
+pass."""
+
+GPU_FACTOR = 256
+"""How many times as many elsewhere."""
 
 KEPT_LAGS = 2**15
 """The most lags of which a model without context parallelism keeps the trunk for the backward pass: 51 MB a layer in
@@ -43,38 +45,60 @@ class FilterShape:
 
 
 @lru_cache(maxsize=2)
-def _grids(seq_len: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _grids(seq_len: int) -> tuple[Tensor, Tensor]:
     """(t in [0, 1], position in [0, seq_len - 1]), each [seq_len] float32: slices of them are those of the whole."""
-    return torch.linspace(0, 1, seq_len, device=device), torch.linspace(0, seq_len - 1, seq_len, device=device)
+    return torch.linspace(0, 1, seq_len), torch.linspace(0, seq_len - 1, seq_len)
 
 
-def _positions(seq_len: int, lags: slice, device: torch.device) -> tuple[Tensor, Tensor]:
+def _positions(seq_len: int, lags: slice) -> tuple[Tensor, Tensor]:
     """(t, position) at a range of lags, each [n] float32: from the grids, and past their end on along the same line."""
-    t, position = (grid[lags] for grid in _grids(seq_len, device))
+    t, position = (grid[lags] for grid in _grids(seq_len))
     if lags.stop <= seq_len:
         return t, position
-    beyond = torch.arange(max(lags.start, seq_len), lags.stop, dtype=torch.float64, device=device)
+    beyond = torch.arange(max(lags.start, seq_len), lags.stop, dtype=torch.float64)
     return torch.cat([t, (beyond / max(seq_len - 1, 1)).float()]), torch.cat([position, beyond.float()])
 
 
 def time(shape: FilterShape, lags: slice, dtype: torch.dtype, device: torch.device) -> Tensor:
     """t at a range of lags: [n]. From float32, then cast, as published: float64 positions change logits by 1e-7."""
-    return _positions(shape.seq_len, lags, device)[0].to(dtype)
+    t = _positions(shape.seq_len, lags)[0] if device.type == "cpu" else _kept(shape, lags, device)[0][lags]
+    return t.to(dtype)
 
 
 def positional_features(shape: FilterShape, lags: slice, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """z at a range of lags: [n, E] = time, cosines, negative sines; a slice equals that of the whole bit for bit."""
+    """z at a range of lags: [n, E] = time, cosines, negative sines; a slice equals that of the whole bit for bit.
+
+    Always computed on the CPU, because a sine has other bits on a GPU, and a model moves between them."""
+    z = _features(shape, lags) if device.type == "cpu" else _kept(shape, lags, device)[1][lags]
+    return z.to(dtype)
+
+
+def _features(shape: FilterShape, lags: slice) -> Tensor:
     bands = (shape.emb_dim - 1) // 2
-    t, position = (column[:, None] for column in _positions(shape.seq_len, lags, device))
-    frequencies = torch.linspace(1e-4, bands - 1, bands, device=device)
+    t, position = (column[:, None] for column in _positions(shape.seq_len, lags))
+    frequencies = torch.linspace(1e-4, bands - 1, bands)
     phase = torch.exp(-1j * frequencies * (2 * math.pi * position / shape.seq_len))
-    return torch.cat([t, phase.real, phase.imag], dim=1).to(dtype)
+    return torch.cat([t, phase.real, phase.imag], dim=1)
 
 
+def _kept(shape: FilterShape, lags: slice, device: torch.device) -> tuple[Tensor, Tensor]:
+    past = lags.stop > shape.seq_len
+    return _features_on(shape, 1 << (lags.stop - 1).bit_length() if past else shape.seq_len, device)
+
+
+@lru_cache(maxsize=4)
+def _features_on(shape: FilterShape, end: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(t, z) of every lag before `end`: a GPU keeps them, 24 MB for a million lags, so that a step copies nothing."""
+    every = slice(0, end)
+    return _positions(shape.seq_len, every)[0].to(device), _features(shape, every).to(device)
+
+
+@lru_cache(maxsize=8)
 def decay_rates(num_channels: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """delta of every channel of a filter: [D], from ln(target) / slow to ln(target) / fast."""
+    """delta of every channel of a filter: [D], from ln(target) / slow to ln(target) / fast, which are negative.
+    Computed on the CPU."""
     log_target = math.log(DECAY_TARGET)
-    return torch.linspace(log_target / SLOW_DECAY, log_target / FAST_DECAY, num_channels, device=device).to(dtype)
+    return torch.linspace(log_target / SLOW_DECAY, log_target / FAST_DECAY, num_channels).to(device, dtype)
 
 
 def implicit_filter(trunk: list[tuple[Tensor, Tensor]], freq: Tensor, last_weight: Tensor, decay: Tensor,
@@ -85,7 +109,7 @@ def implicit_filter(trunk: list[tuple[Tensor, Tensor]], freq: Tensor, last_weigh
         trunk: (weight [F, E or F], bias [F]) of every layer before the last.
         freq: [F], the sine activations' frequency, shared by all layers.
         last_weight: [R, F], the rows wanted of the last layer.
-        decay: [R], their decay rates.
+        decay: [R], their decay rates, none of them positive.
         lags: start and stop; past shape.seq_len the positions go on along the same line.
         recompute: the backward pass recomputes the trunk in chunks of lags, so that no [lags, F] tensor outlives a
             chunk. Else they are kept, and a graph is good for one backward pass.
@@ -125,13 +149,13 @@ class _ImplicitFilter(torch.autograd.Function):
     def backward(ctx, dh: Tensor) -> tuple[Tensor | None, ...]:
         decay, freq, last_weight, *rest = ctx.saved_tensors
         weights, kept = rest[: 2 * ctx.layers], iter(rest[2 * ctx.layers :])
-        trunk, dlast = _Trunk(freq, weights), torch.zeros_like(last_weight)
+        trunk, dlast = _Trunk(freq, weights), None
         with without_autocast(freq):
             for part, place in _parts(ctx.lags, freq.device):
                 tape = (list(islice(kept, 2 * ctx.layers + 1))
                         or trunk.forward(positional_features(ctx.shape, part, freq.dtype, freq.device)))
                 grad = _window(decay, ctx.shape, part).mul_(dh[:, place])
-                dlast.addmm_(grad, tape[-1])
+                dlast = accumulate_product(dlast, grad, tape[-1], grad.dtype)
                 trunk.backward(tape, grad.t().mm(last_weight))
         dfreq, *dweights = trunk.gradients
         return None, None, None, None, dfreq, dlast, *dweights
@@ -153,7 +177,7 @@ class _Trunk:
 
     def __init__(self, freq: Tensor, weights: Sequence[Tensor]) -> None:
         self._freq, self._weights = freq, weights
-        self.gradients = [torch.zeros_like(weight) for weight in (freq, *weights)]
+        self.gradients: list[Tensor | None] = [None] * (1 + len(weights))
 
     def forward(self, features: Tensor) -> list[Tensor]:
         """Positional features [n, E] -> what every layer reads and takes the sine of, and last what the last layer
@@ -166,21 +190,23 @@ class _Trunk:
 
     def backward(self, tape: list[Tensor], grad: Tensor) -> None:
         """Add the gradients of a chunk, from that at its result. Uses up the tape."""
-        dfreq, *dweights = self.gradients
         while len(tape) > 1:
             del tape[-1]  # what the next layer read
             z, activation, layer = tape.pop(), tape[-1], len(tape) - 1
             grad = (self._freq * z).cos_().mul_(grad)
-            dfreq.add_(z.mul_(grad).sum(0))
+            self._add(0, z.mul_(grad).sum(0))
             grad.mul_(self._freq)
             # Not addmm_, which rounds at the size of the total with every few products: seven times as wrong.
-            dweights[layer].add_(grad.t().mm(activation))
-            dweights[layer + 1].add_(grad.sum(0))
+            self._add(1 + layer, grad.t().mm(activation))
+            self._add(2 + layer, grad.sum(0))
             if layer:  # the features have no gradient
                 grad = grad.mm(self._weights[layer])
+
+    def _add(self, place: int, part: Tensor) -> None:
+        self.gradients[place] = accumulate(self.gradients[place], part)
 
 
 def _window(decay: Tensor, shape: FilterShape, lags: slice) -> Tensor:
     """[R, n]"""
     t = time(shape, lags, decay.dtype, decay.device)
-    return (-decay.abs()[:, None] * t).exp_().add_(shape.shift)
+    return (decay[:, None] * t).exp_().add_(shape.shift)

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from hyena_dist.ops.chunking import row_chunks, token_chunks
 from hyena_dist.ops.norm import NO_NORM, NormArguments, NormTape, NormWeights, layer_norm_reference
-from hyena_dist.ops.precision import add_product, compute_dtype, product_dtype, without_autocast
+from hyena_dist.ops.precision import accumulate, accumulate_product, compute_dtype, product_dtype, without_autocast
 from hyena_dist.ops.workspace import Workspace
 
 
@@ -56,15 +56,14 @@ class _Linear(torch.autograd.Function):
         tape = NormTape((*norm, ctx.eps), compute_dtype(x, weight))
         rows, grads, w = x.flatten(0, -2), dy.flatten(0, -2), weight.to(ctx.dtype)
         dx = torch.empty(rows.shape, dtype=x.dtype, device=x.device)
-        dweight = torch.zeros_like(weight)
-        dbias = None if bias is None else torch.zeros_like(bias)
+        dweight = dbias = None
         with without_autocast(x):
             for part in token_chunks(len(rows), max(weight.shape), x.device):
                 n, g = tape.forward(rows[part]).to(ctx.dtype), grads[part]
                 dx[part] = tape.backward(g.mm(w))
-                add_product(dweight, g.t(), n)
-                if dbias is not None:
-                    dbias.add_(g.sum(0, dtype=dbias.dtype))
+                dweight = accumulate_product(dweight, g.t(), n, weight.dtype)
+                if bias is not None:
+                    dbias = accumulate(dbias, g.sum(0, dtype=bias.dtype))
         return dx.view(x.shape), dweight, dbias, None, *tape.gradients()
 
 
@@ -89,7 +88,7 @@ def write_channels_backward(dp: Tensor, x: Tensor, weight: Tensor, bias: Tensor,
     length, batch, width = x.shape
     tape, w = NormTape(norm, compute_dtype(x, weight)), weight.to(dp.dtype)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    dweight, dbias, work = torch.zeros_like(weight), torch.zeros_like(bias), Workspace(dp.dtype, x.device)
+    dweight, dbias, work = None, None, Workspace(dp.dtype, x.device)
     for rows, tokens in row_chunks(batch, length, len(weight), x.device):
         n = tape.forward(_by_row(x, rows, tokens)).to(dp.dtype)
         piece = dp[rows, :, tokens].transpose(0, 1)
@@ -100,8 +99,8 @@ def write_channels_backward(dp: Tensor, x: Tensor, weight: Tensor, bias: Tensor,
             dx[tokens, rows] = dn
         else:
             torch.add(dn, dresidual[tokens, rows], out=dx[tokens, rows])
-        add_product(dweight, g, n)
-        dbias.add_(g.sum(1, dtype=dbias.dtype))
+        dweight = accumulate_product(dweight, g, n, weight.dtype)
+        dbias = accumulate(dbias, g.sum(1, dtype=bias.dtype))
     return dx, dweight, dbias, *tape.gradients()
 
 
@@ -114,12 +113,15 @@ def read_channels(y: Tensor, weight: Tensor, bias: Tensor | None, residual: Tens
     """y [B, I, l] -> [l, B, O], read channels first, in its dtype, plus `residual` [l, B, O], which may be of a wider
     dtype; outside autograd and with autocast off."""
     batch, _, length = y.shape
-    out = torch.empty(length, batch, len(weight), dtype=y.dtype, device=y.device)
     added = None if residual is None or residual.dtype != y.dtype else residual
-    start(out, added, None if bias is None else bias.to(y.dtype))
-    w = weight.to(y.dtype).t().expand(batch, -1, -1)
-    rows = out.transpose(0, 1)
-    torch.baddbmm(rows, y.transpose(1, 2), w, out=rows)
+    b, w = None if bias is None else bias.to(y.dtype), weight.to(y.dtype).t()
+    if added is None and b is not None and batch == 1:
+        out = torch.addmm(b, y[0].t(), w)[:, None]  # which adds the bias as it goes
+    else:
+        out = torch.empty(length, batch, len(weight), dtype=y.dtype, device=y.device)
+        start(out, added, b)
+        rows = out.transpose(0, 1)
+        torch.baddbmm(rows, y.transpose(1, 2), w.expand(batch, -1, -1), out=rows)
     return out if residual is None or added is not None else out + residual
 
 
@@ -130,15 +132,15 @@ def start(y: Tensor, residual: Tensor | None, bias: Tensor | None) -> Tensor:
     return y.copy_(residual) if bias is None else torch.add(residual, bias, out=y)
 
 
-def at_channels(dout: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """The gradient of `read_channels` at its input: [l, B, O] -> [B, I, l]."""
-    return torch.bmm(weight.to(dtype).t().expand(dout.shape[1], -1, -1), dout.to(dtype).permute(1, 2, 0))
+def at_channels(dout: Tensor, weight: Tensor) -> Tensor:
+    """The gradient of `read_channels` at its input: [l, B, O], in the dtype of the product -> [B, I, l]."""
+    return torch.bmm(weight.to(dout.dtype).t().expand(dout.shape[1], -1, -1), dout.permute(1, 2, 0))
 
 
 def read_channels_backward(dout: Tensor, y: Tensor, weight: Tensor,
                            bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Those at its weight and bias."""
-    products = torch.bmm(dout.permute(1, 2, 0).to(y.dtype), y.transpose(1, 2))
+    products = torch.bmm(dout.permute(1, 2, 0), y.transpose(1, 2))
     dweight = products.sum(0, dtype=weight.dtype)
     return dweight, None if bias is None else dout.sum((0, 1), dtype=bias.dtype)
 

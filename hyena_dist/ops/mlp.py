@@ -17,7 +17,13 @@ from torch.autograd.function import once_differentiable
 from hyena_dist.ops.chunking import token_chunks
 from hyena_dist.ops.linear import linear_reference, start
 from hyena_dist.ops.norm import NO_NORM, NormTape, NormWeights
-from hyena_dist.ops.precision import add_product, compute_dtype, product_dtype, without_autocast
+from hyena_dist.ops.precision import (
+    accumulate,
+    accumulate_product,
+    compute_dtype,
+    product_dtype,
+    without_autocast,
+)
 from hyena_dist.ops.workspace import Workspace
 
 # gelu(h) = h sigmoid(h (A + B h^2)), the same function as h (1 + tanh(sqrt(2 / pi) (h + 0.044715 h^3))) / 2.
@@ -64,7 +70,7 @@ class _MLP(torch.autograd.Function):
                 n = tape.forward(rows[part]).to(dtype)
                 h = torch.addmm(first_bias, n, first.t(),
                                 out=work("h", len(n), len(first)) if inner is None else inner[part])
-                add_product(start(y[part], rows[part] if residual else None, second_bias), _gelu(h, work), second.t())
+                _second_product(_gelu(h, work), second, second_bias, rows[part] if residual else None, y[part])
         ctx.save_for_backward(x, inner, *tensors[:4], *norm[:2])
         ctx.residual, ctx.dtype, ctx.eps = residual, dtype, norm[2]
         return y.view(x.shape)
@@ -74,20 +80,23 @@ class _MLP(torch.autograd.Function):
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, inner, *tensors = ctx.saved_tensors
         weights, norm = MLPWeights(*tensors[:4]), (*tensors[4:], ctx.eps)
-        first, first_bias, second = (t.to(ctx.dtype) for t in tensors[:3])
+        first, second = (t.to(ctx.dtype) for t in (weights.first_weight, weights.second_weight))
         tape, rows, grads = NormTape(norm, compute_dtype(x, first)), x.flatten(0, -2), dy.flatten(0, -2)
         dx = torch.empty(rows.shape, dtype=x.dtype, device=x.device)
-        dfirst, dfirst_bias, dsecond = (torch.zeros_like(w) for w in weights[:3])
+        dfirst = dfirst_bias = dsecond = None
         work = Workspace(ctx.dtype, x.device)
         with without_autocast(x):
             for part in token_chunks(len(rows), len(first), x.device):
                 n, g = tape.forward(rows[part]).to(ctx.dtype), grads[part].to(ctx.dtype)
                 wide = len(n), len(first)
-                h = torch.addmm(first_bias, n, first.t(), out=work("h", *wide)) if inner is None else inner[part]
+                if inner is None:
+                    h = torch.addmm(weights.first_bias.to(ctx.dtype), n, first.t(), out=work("h", *wide))
+                else:
+                    h = inner[part]
                 a, dh = _gelu_backward(h, torch.mm(g, second, out=work("da", *wide)), work)
-                add_product(dsecond, g.t(), a)
-                add_product(dfirst, dh.t(), n)
-                dfirst_bias.add_(dh.sum(0, dtype=dfirst_bias.dtype))
+                dsecond = accumulate_product(dsecond, g.t(), a, weights.second_weight.dtype)
+                dfirst = accumulate_product(dfirst, dh.t(), n, weights.first_weight.dtype)
+                dfirst_bias = accumulate(dfirst_bias, dh.sum(0, dtype=weights.first_bias.dtype))
                 dn = tape.backward(torch.mm(dh, first, out=work("dn", *n.shape)))
                 if ctx.residual:
                     torch.add(dn, grads[part], out=dx[part])
@@ -95,6 +104,18 @@ class _MLP(torch.autograd.Function):
                     dx[part] = dn
             dsecond_bias = None if weights.second_bias is None else grads.sum(0, dtype=weights.second_bias.dtype)
         return dx.view(x.shape), None, None, None, dfirst, dfirst_bias, dsecond, dsecond_bias, *tape.gradients()
+
+
+def _second_product(a: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, y: Tensor) -> None:
+    """y = residual + weight a + bias, where y may be wider than the product."""
+    if y.dtype == a.dtype:
+        accumulate_product(start(y, residual, bias), a, weight.t(), y.dtype)
+        return
+    product = a.mm(weight.t()) if bias is None else torch.addmm(bias, a, weight.t())
+    if residual is None:
+        y.copy_(product)
+    else:
+        torch.add(residual, product, out=y)
 
 
 def _gelu(h: Tensor, work: Workspace) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hyena_dist.ops.chunking import chunks
-from hyena_dist.ops.precision import compute_dtype, without_autocast
+from hyena_dist.ops.precision import accumulate, compute_dtype, without_autocast
 
 
 class NormWeights(NamedTuple):
@@ -41,7 +41,7 @@ class NormTape:
         self._dtype = dtype
         self._weights = None if weight is None or bias is None else (weight.to(dtype), bias.to(dtype))
         self._origin = weight
-        self.sums = None if self._weights is None else [torch.zeros_like(w) for w in self._weights]
+        self._sums: list[Tensor | None] = [None, None]
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, D] -> [n, D], normalised; what `backward` needs is kept until the next call."""
@@ -53,19 +53,18 @@ class NormTape:
 
     def backward(self, dy: Tensor) -> Tensor:
         """The gradient at the input of the last `forward`."""
-        if self._weights is None or self.sums is None:
+        if self._weights is None:
             return dy
         dx, *grads = torch.ops.aten.native_layer_norm_backward(
             dy.to(self._dtype), self._x, dy.shape[-1:], self._mean, self._rstd, *self._weights, [True, True, True])
-        for total, grad in zip(self.sums, grads, strict=True):
-            total.add_(grad)
+        self._sums = [accumulate(total, grad) for total, grad in zip(self._sums, grads, strict=True)]
         return dx
 
     def gradients(self) -> tuple[Tensor | None, Tensor | None, None]:
         """Those of NormArguments."""
-        if self.sums is None or self._origin is None:
+        if self._origin is None:
             return None, None, None
-        weight, bias = (total.to(self._origin.dtype) for total in self.sums)
+        weight, bias = (None if total is None else total.to(self._origin.dtype) for total in self._sums)
         return weight, bias, None
 
 

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from hyena_dist.ops import chunking, implicit_filter, long_conv
+from hyena_dist.ops import chunking, dropout, embedding, implicit_filter, long_conv
 from hyena_dist.ops.dropout import DropoutKey, dropout
 from hyena_dist.ops.implicit_filter import FilterShape, decay_rates, positional_features
 from hyena_dist.ops.long_conv import causal_conv, causal_conv_reference
@@ -225,3 +225,29 @@ def test_dropout_depends_on_the_place_only(monkeypatch):
     assert 0.4 < (dropout(x, 0.5, key(), site=1) == y).float().mean() < 0.6
     assert 0.4 < (y[:-1] == y[1:]).float().mean() < 0.6
     assert 0.4 < (y[..., :-1] == y[..., 1:]).float().mean() < 0.6
+
+
+@pytest.mark.parametrize("threshold", [0, 1, int(0.1 * 2**32), 2**31 - 1, 2**31, 2**31 + 5, 2**32 - 1])
+def test_the_dropout_hash_in_32_bits_is_that_in_64(threshold):
+    state = torch.randint(0, 2**32, (200, 3), generator=torch.Generator().manual_seed(0))
+    state[0] = torch.tensor([0, 2**32 - 1, 2**31])
+    columns = torch.arange(70)
+    expected = dropout._mix(state[..., None], columns) >= threshold
+    assert torch.equal(dropout._at_least(state, columns, threshold), expected)
+    assert dropout._at_least(state, columns, 2**31).float().mean().sub(0.5).abs() < 0.02, "the control: half of them"
+
+
+def test_embeddings_gradient_as_a_product():
+    ids = torch.randint(0, 9, (300,), generator=torch.Generator().manual_seed(0))
+    x = torch.randn(300, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    expected = embedding.sums_reference(ids, x, 12)
+    assert rel(embedding.sums(ids, x, 12), expected) < TOLERANCE[torch.float64] < rel(expected.roll(1, 0), expected)
+
+
+def test_positions_are_those_of_the_cpu_on_every_device():
+    """What a GPU keeps is cut from what the CPU computes, past the end of the grid too."""
+    shape = implicit_filter.FilterShape(100, 5, 0.05)
+    for lags in (slice(3, 40), slice(90, 130), slice(0, 100)):
+        t, z = (kept[lags] for kept in implicit_filter._kept(shape, lags, torch.device("cpu")))
+        assert torch.equal(t, implicit_filter.time(shape, lags, torch.float32, torch.device("cpu")))
+        assert torch.equal(z, implicit_filter.positional_features(shape, lags, torch.float32, torch.device("cpu")))
