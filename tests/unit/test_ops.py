@@ -5,7 +5,8 @@ from functools import partial
 import pytest
 import torch
 
-from hyena_dist.ops import chunking, dropout, embedding, implicit_filter, long_conv
+from hyena_dist.ops import chunking, embedding, implicit_filter, long_conv
+from hyena_dist.ops import dropout as dropout_module
 from hyena_dist.ops.dropout import DropoutKey, dropout
 from hyena_dist.ops.implicit_filter import FilterShape, decay_rates, positional_features
 from hyena_dist.ops.long_conv import causal_conv, causal_conv_reference
@@ -232,9 +233,9 @@ def test_the_dropout_hash_in_32_bits_is_that_in_64(threshold):
     state = torch.randint(0, 2**32, (200, 3), generator=torch.Generator().manual_seed(0))
     state[0] = torch.tensor([0, 2**32 - 1, 2**31])
     columns = torch.arange(70)
-    expected = dropout._mix(state[..., None], columns) >= threshold
-    assert torch.equal(dropout._at_least(state, columns, threshold), expected)
-    assert dropout._at_least(state, columns, 2**31).float().mean().sub(0.5).abs() < 0.02, "the control: half of them"
+    expected = dropout_module._mix(state[..., None], columns) >= threshold
+    assert torch.equal(dropout_module._at_least(state, columns, threshold), expected)
+    assert dropout_module._at_least(state, columns, 2**31).float().mean().sub(0.5).abs() < 0.02, "the control: half of them"
 
 
 def test_embeddings_gradient_as_a_product():
