@@ -235,7 +235,7 @@ def test_the_dropout_hash_in_32_bits_is_that_in_64(threshold):
     columns = torch.arange(70)
     expected = dropout_module._mix(state[..., None], columns) >= threshold
     assert torch.equal(dropout_module._at_least(state, columns, threshold), expected)
-    assert dropout_module._at_least(state, columns, 2**31).float().mean().sub(0.5).abs() < 0.02, "the control: half of them"
+    assert dropout_module._at_least(state, columns, 2**31).float().mean().sub(0.5).abs() < 0.02, "half of them"
 
 
 def test_embeddings_gradient_as_a_product():
