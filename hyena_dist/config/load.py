@@ -1,7 +1,11 @@
 """Reads a run's configuration: defaults < YAML file < command-line overrides, strictly typed."""
 
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -9,33 +13,46 @@ from yaml import YAMLError
 
 from hyena_dist.config.errors import ConfigError
 from hyena_dist.config.schema import Config
+from hyena_dist.config.values import hint_of, parse_argument, parse_yaml
+
+_VARIABLE = re.compile(r"\$([A-Za-z_][A-Za-z0-9_]*)")
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read `path`, apply `section.key=value` overrides, and return the frozen, typed configuration.
+def load_config(path: str | Path, overrides: Sequence[str] = (), *, env: Mapping[str, str] = os.environ) -> Config:
+    """Read `path`, apply `section.key=value` overrides, and return the frozen, typed configuration, with `~` and $NAME
+    expanded in its paths. For the configuration of the user's own run; `read_config` is for files of others.
 
     Raises:
-        ConfigError: unreadable file, malformed YAML, unknown key, wrong type, value out of range, missing required key.
+        ConfigError: unreadable file, malformed YAML, unknown key, wrong type, value out of range, missing required key,
+            a value that can be read in two ways, a path with a variable that is not set.
     """
-    try:
-        file = OmegaConf.load(Path(path))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot read the configuration: {error.strerror or error}") from error
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not a valid YAML file: {_one_line(error)}") from error
-    for override in overrides:
-        if "=" not in override or override.startswith("-"):
-            raise ConfigError(f"argument {override!r} is not of the form section.key=value")
-    schema = OmegaConf.structured(Config)
+    config = read_config(path, overrides)
+    train, data = config.train, config.data
+    resume = train.resume if train.resume in ("auto", "none") else _expanded("train.resume", train.resume, env)
+    return replace(config, train=replace(train, run_dir=_expanded("train.run_dir", train.run_dir, env), resume=resume),
+                   data=replace(data, shards=_expanded("data.shards", data.shards, env)))
+
+
+def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """As `load_config`, but every value as it stands in the file: nothing of this process gets into it.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
     source = str(path)
     try:
-        merged = OmegaConf.merge(schema, file)
+        file = parse_yaml(Path(path).read_text(encoding="utf-8"), Config)
+        merged = OmegaConf.merge(OmegaConf.structured(Config), {} if file is None else file)
         for override in overrides:
             source = f"argument {override!r}"
-            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([override]))
+            merged = OmegaConf.merge(merged, _argument(override))
         source = str(path)
         config = OmegaConf.to_object(merged)
-    except (OmegaConfBaseException, ValueError, TypeError, YAMLError) as error:
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the configuration: {error.strerror or error}") from error
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{source}: not a valid YAML file: {_one_line(error)}") from error
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
         raise ConfigError(f"{source}: {_explain(error)}") from error
     assert isinstance(config, Config)
     return config
@@ -44,6 +61,29 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 def dump_config(config: Config) -> str:
     """The resolved configuration as YAML; `load_config` reads it back to an equal Config."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def _argument(override: str) -> dict[str, Any]:
+    key, equals, text = override.partition("=")
+    parts = key.split(".")
+    if not equals or override.startswith("-") or not all(parts):
+        raise ConfigError("it is not of the form section.key=value")
+    value = parse_argument(key, text, hint_of(Config, parts))
+    for part in reversed(parts):
+        value = {part: value}
+    return value
+
+
+def _expanded(key: str, path: str, env: Mapping[str, str]) -> str:
+    """A path with a leading `~`, and every $NAME, replaced."""
+    missing = [name for name in _VARIABLE.findall(path) if not env.get(name)]
+    if missing:
+        raise ConfigError(f"{key}={path}: the environment variable {missing[0]} is not set: set it, or write the path "
+                          "itself")
+    found = os.path.expanduser(_VARIABLE.sub(lambda match: env[match[1]], path))
+    if found.startswith("~"):
+        raise ConfigError(f"{key}={path}: there is no such home directory: write the path itself")
+    return found
 
 
 def _one_line(error: Exception) -> str:

@@ -40,6 +40,12 @@ def _probability(section: str, **values: float) -> None:
             raise ValueError(f"{section}.{key} must be at least 0 and less than 1, got {value}")
 
 
+def _path(section: str, **values: str) -> None:
+    for key, value in values.items():
+        if not value.strip() or "\0" in value:
+            raise ValueError(f"{section}.{key} must be a path, got {value!r}")
+
+
 def _one_of(section: str, key: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{section}.{key} must be one of {', '.join(choices)}, got {value!r}")
@@ -124,7 +130,7 @@ class DataSection:
     """Where the windows come from. `shards` and `seed` are the identity of their order."""
 
     shards: str = "???"
-    """Directory written by shards/build.py."""
+    """Directory written by shards/build.py; `~` and $NAME are expanded."""
     seq_len: int = 1024
     """Length L of a training window; inputs are [:L] and targets [1:] of L + 1 bases."""
     val_seq_len: int | None = None
@@ -137,6 +143,7 @@ class DataSection:
     """Seeds the order of the windows and their reverse complements."""
 
     def __post_init__(self) -> None:
+        _path("data", shards=self.shards)
         _positive("data", seq_len=self.seq_len)
         _not_negative("data", num_workers=self.num_workers)
         _seed("data", self.seed)
@@ -185,7 +192,7 @@ class TrainSection:
     """The run: its length, batches, and when it validates and saves."""
 
     run_dir: str = "???"
-    """Everything that a run writes is in here."""
+    """Everything that a run writes is in here; `~` and $NAME are expanded."""
     seed: int = 0
     """Seeds the initial weights and dropout."""
     steps: int = 1000
@@ -225,6 +232,7 @@ class TrainSection:
     """auto: the newest whole checkpoint of run_dir, or a fresh start; none: a fresh start; else a checkpoint's path."""
 
     def __post_init__(self) -> None:
+        _path("train", run_dir=self.run_dir, resume=self.resume)
         _positive("train", steps=self.steps, micro_batch_size=self.micro_batch_size,
                   global_batch_size=self.global_batch_size)
         _not_negative("train", eval_every=self.eval_every, save_every=self.save_every,
@@ -312,7 +320,8 @@ class EngineSection:
     """What lives in the host's memory instead of the device's: none, optimizer (its state and step), or parameters
     (the weights too)."""
     deepspeed: dict[str, Any] = field(default_factory=dict)
-    """Passed through to DeepSpeed's configuration (buckets, comms logger); keys that this project owns are refused."""
+    """Passed through to DeepSpeed's configuration: its keys that tune or report (buckets, comms logger), as
+    `engine/deepspeed_keys.py` lists them; others are refused."""
 
     def __post_init__(self) -> None:
         _one_of("engine", "name", self.name, ("deepspeed", "fsdp"))

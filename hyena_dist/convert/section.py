@@ -8,6 +8,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hyena_dist.config.errors import UserError
 from hyena_dist.config.schema import ModelSection
+from hyena_dist.config.values import plain_string
 
 
 class ConversionError(UserError):
@@ -18,8 +19,11 @@ def checked_section(values: Mapping[str, Any]) -> ModelSection:
     """The section of these keys, strictly typed.
 
     Raises:
-        ConversionError: an unknown key, a value of another type or out of range.
+        UserError: an unknown key, a value of another type or out of range, an interpolation.
     """
+    for key, value in values.items():
+        if isinstance(value, str):
+            plain_string(value, key)
     try:
         section = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelSection), dict(values)))
     except (OmegaConfBaseException, ValueError, TypeError) as error:

@@ -23,6 +23,7 @@ import deepspeed.ops
 from deepspeed.accelerator import get_accelerator
 from deepspeed.git_version_info import accelerator_name, installed_ops
 from deepspeed.ops.adam import DeepSpeedCPUAdam
+from deepspeed.runtime.config import DeepSpeedConfigError
 from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
@@ -32,7 +33,7 @@ from deepspeed.utils import (
     safe_set_local_optimizer_state,
 )
 
-from hyena_dist.config.errors import ConfigError
+from hyena_dist.config.errors import ConfigError, first_sentence
 from hyena_dist.engine.adam import create_state, require_adam, set_step_count, step_count
 from hyena_dist.engine.grad_norm import clip_gradients, global_grad_norm
 from hyena_dist.engine.loss_scale import LossScaler
@@ -107,6 +108,9 @@ def prepare_deepspeed(model: nn.Module, ds_config: Mapping[str, Any], groups: Gr
         first = error.errors()[0]
         raise ConfigError(f"engine.deepspeed: {'.'.join(map(str, first['loc']))} of {error.title}: {first['msg']}: "
                           "correct the key, or leave it out") from error
+    except (DeepSpeedConfigError, AssertionError, NotImplementedError, ValueError) as error:  # its own checks
+        raise ConfigError(f"engine.deepspeed: DeepSpeed refuses its configuration: {first_sentence(error)}: correct "
+                          "the key, or leave it out") from error
     believed = (engine.dp_world_size, engine.mp_world_size)
     assert believed == (groups.data_context.size, groups.tensor.size), f"DeepSpeed believes in {believed} ranks"
     assert engine.train_batch_size() == (engine.train_micro_batch_size_per_gpu() * engine.gradient_accumulation_steps()

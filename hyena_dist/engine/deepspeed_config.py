@@ -6,70 +6,32 @@ is gathered or reduced in bf16, norms and clipping of scaled gradients); the mod
 """
 
 import copy
+import difflib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from hyena_dist.config.checks import accumulation_steps
 from hyena_dist.config.errors import ConfigError
 from hyena_dist.config.schema import EngineSection
+from hyena_dist.engine.deepspeed_keys import ALLOWED_KEYS, REFUSED_KEYS, SECOND_NAMES
 
 if TYPE_CHECKING:
     from hyena_dist.parallel.groups import Groups
 
-_PRECISION = "set train.precision"
-_OFFLOAD = "set engine.offload"
-_UNSUPPORTED = "it is not supported, leave it out"
-
-OWNED_KEYS: dict[str, str] = {
-    "train_batch_size": "set train.global_batch_size",
-    "train_micro_batch_size_per_gpu": "set train.micro_batch_size",
-    "gradient_accumulation_steps": "it follows from train.global_batch_size and train.micro_batch_size",
-    "managed_gradient_accumulation": _UNSUPPORTED,
-    "optimizer": "set the keys of the optim section",
-    "scheduler": "set optim.lr, optim.min_lr and optim.warmup_steps",
-    "gradient_clipping": "set optim.grad_clip",
-    "gradient_allreduce_op": _UNSUPPORTED,
-    "fp16": _PRECISION,
-    "bf16": _PRECISION,
-    "bfloat16": _PRECISION,
-    "amp": _PRECISION,
-    "torch_autocast": _PRECISION,
-    "data_types": _PRECISION,
-    "zero_optimization.stage": "set engine.zero_stage",
-    "zero_optimization.offload_optimizer": _OFFLOAD,
-    "zero_optimization.offload_param": _OFFLOAD,
-    "zero_optimization.cpu_offload": _OFFLOAD,
-    "zero_optimization.cpu_offload_param": _OFFLOAD,
-    "zero_optimization.cpu_offload_use_pin_memory": _OFFLOAD,
-    "zero_force_ds_cpu_optimizer": _OFFLOAD,
-    "zero_optimization.compute_grad_norm": "the norm is the guard against gradients that are not finite, leave it out",
-    "zero_optimization.zenflow": _UNSUPPORTED,
-    "activation_checkpointing": "set train.activation_checkpointing",
-    "sequence_parallel_size": "set parallel.context",
-    "data_parallel_size": "it follows from parallel.tensor and parallel.context",
-    "tensor_parallel": "set parallel.tensor",
-    "pipeline": _UNSUPPORTED,
-    "curriculum_learning": "set train.seq_len_warmup",
-    "data_efficiency": "set train.seq_len_warmup",
-    "elasticity": _UNSUPPORTED,
-    "autotuning": _UNSUPPORTED,
-    "hybrid_engine": _UNSUPPORTED,
-}
-"""Keys of DeepSpeed that this project sets, and where to set each instead."""
+_SECTIONS = frozenset(key[:dot] for key in ALLOWED_KEYS for dot, letter in enumerate(key) if letter == ".")
 
 
 def check_raw_section(raw: Mapping[str, Any]) -> None:
-    """Refuse the keys of a raw `engine.deepspeed` section that this project owns.
+    """Refuse what a raw `engine.deepspeed` section may not set: `deepspeed_keys` says which keys, with which values.
 
     Raises:
-        ConfigError: naming each such key and what to set instead.
+        ConfigError: naming each such key, and what to set instead, what it takes, or the key that was meant.
     """
-    zero = raw.get("zero_optimization", {})
-    if not isinstance(zero, Mapping):
-        raise ConfigError(f"engine.deepspeed.zero_optimization must be a mapping of keys, got {zero!r}")
-    taken = [f"engine.deepspeed.{key}: {OWNED_KEYS[key]}" for key in _keys(raw) if key in OWNED_KEYS]
-    if taken:
-        raise ConfigError("keys that do not pass through to DeepSpeed: " + "; ".join(taken))
+    problems = list(_problems(raw, ""))
+    problems += [f"engine.deepspeed.{key} and {other} are one key: set one of them"
+                 for key, other in SECOND_NAMES.items() if _has(raw, key) and _has(raw, other)]
+    if problems:
+        raise ConfigError("; ".join(problems))
 
 
 def deepspeed_config(engine: EngineSection, groups: "Groups", *, micro_batch_size: int, global_batch_size: int,
@@ -77,7 +39,7 @@ def deepspeed_config(engine: EngineSection, groups: "Groups", *, micro_batch_siz
     """The dictionary for `prepare_deepspeed`: our keys, with the raw `engine.deepspeed` section merged over the rest.
 
     Raises:
-        ConfigError: the raw section holds a key that we own, or the batch sizes do not fit the ranks.
+        ConfigError: the raw section holds what it may not, or the batch sizes do not fit the ranks.
     """
     check_raw_section(engine.deepspeed)
     accumulate = accumulation_steps(global_batch_size=global_batch_size, micro_batch_size=micro_batch_size,
@@ -104,9 +66,42 @@ def deepspeed_config(engine: EngineSection, groups: "Groups", *, micro_batch_siz
     return _merge(ours, engine.deepspeed)
 
 
-def _keys(raw: Mapping[str, Any]) -> Iterator[str]:
-    yield from raw
-    yield from (f"zero_optimization.{key}" for key in raw.get("zero_optimization", {}))
+def _problems(section: Mapping[Any, Any], prefix: str) -> Iterator[str]:
+    for key, value in section.items():
+        path = f"{prefix}{key}"
+        name = f"engine.deepspeed.{path}"
+        if not isinstance(key, str) or "." in key:
+            yield f"{name} is not a key of DeepSpeed: sections are mappings inside each other"
+        elif path in REFUSED_KEYS:
+            yield f"{name} does not pass through to DeepSpeed: {REFUSED_KEYS[path]}"
+        elif path in ALLOWED_KEYS:
+            if not ALLOWED_KEYS[path].fits(value):
+                yield f"{name} must be {ALLOWED_KEYS[path].what}, got {value!r}"
+        elif path not in _SECTIONS:
+            yield f"{name} is not a key of DeepSpeed: {_nearest(key, prefix)}"
+        elif isinstance(value, Mapping):
+            yield from _problems(value, f"{path}.")
+        else:
+            yield f"{name} must be a mapping of keys, got {value!r}"
+
+
+def _nearest(key: str, prefix: str) -> str:
+    """The key that was meant: one of the same section, or one of this name in another."""
+    known = [*ALLOWED_KEYS, *REFUSED_KEYS, *_SECTIONS]
+    beside = {path.removeprefix(prefix).lower(): path for path in known
+              if path.startswith(prefix) and "." not in path.removeprefix(prefix)}
+    close = difflib.get_close_matches(key.lower(), beside, n=1, cutoff=0.75)
+    found = [beside[name] for name in close] or [path for path in known if path.rpartition(".")[2] == key]
+    if not found:
+        return "leave it out"
+    refused = f" It does not pass through either: {REFUSED_KEYS[found[0]]}" if found[0] in REFUSED_KEYS else ""
+    return f"did you mean {found[0]}?{refused}"
+
+
+def _has(raw: Mapping[str, Any], path: str) -> bool:
+    section, _, key = path.partition(".")
+    inner = raw.get(section)
+    return isinstance(inner, Mapping) and key in inner
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

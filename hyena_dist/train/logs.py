@@ -4,6 +4,7 @@ import logging
 import socket
 import statistics
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -71,6 +72,11 @@ class RankLog:
 class _QuietFileHandler(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         """A full disk: what is lost is a log line, and the terminal still has it."""
+
+    def close(self) -> None:
+        """What could not be written is tried once more, and given up: the run ends with the error that it has."""
+        with suppress(OSError):
+            super().close()
 
 
 def log_context_method(config: Config, groups: Groups) -> None:
