@@ -4,9 +4,12 @@ An epoch tiles every interval with windows of L + 1 bases at stride L, from a ph
 each interval and epoch; the bases before the phase are a shorter window of their own. So every base but an interval's
 first is a target exactly once per epoch. An interval of at most L + 1 bases is one window.
 
-The W windows of an epoch, counted along the genome, are cut into C = 64 blocks of equal size (to within one): the
-canonical streams. Each stream shuffles its block, and window i of the epoch is number i // C of stream i mod C. Where
-the number of data ranks divides C, a rank so reads C / ranks streams in an epoch, and no other part of the genome.
+The W windows of an epoch, counted along the genome, are cut into C = 64 blocks of equal size (to within one). Each
+canonical stream shuffles one block, and window i of the epoch is number i // C of stream i mod C. Where the number of
+data ranks divides C, a rank so reads C / ranks streams in an epoch, and no other part of the genome.
+
+Stream s reads block bit-reverse(s), so that neighbouring streams lie far apart: any 8 windows in a row come from 8
+different eighths of the data. With neighbouring blocks a batch of few windows would be of one genome.
 
 All draws are hashes (splitmix64) of integers and the shuffle is a Feistel network, so an order does not depend on the
 version of any random generator, costs no memory, and starts anywhere at once.
@@ -18,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 CANONICAL_STREAMS = 64
+_STREAM_BITS = CANONICAL_STREAMS.bit_length() - 1
 _BLOCK = 4096
 """Windows whose places are computed together; more only cost memory, fewer cost time per window."""
 _ROUNDS = 4
@@ -55,6 +59,14 @@ def shuffled(positions: np.ndarray, sizes: np.ndarray, keys: np.ndarray) -> np.n
     while (outside := np.flatnonzero(result >= sizes.astype(np.uint64))).size:
         result[outside] = _feistel(result[outside], keys[outside], bits)
     return result.astype(np.int64)
+
+
+def _bit_reversed() -> np.ndarray:
+    """[C]: the block that each stream reads; its own inverse, so also the stream that reads each block."""
+    return np.array([int(f"{stream:0{_STREAM_BITS}b}"[::-1], 2) for stream in range(CANONICAL_STREAMS)])
+
+
+BLOCK_OF_STREAM = _bit_reversed()
 
 
 class Window(NamedTuple):
@@ -128,9 +140,11 @@ class WindowOrder:
         indices = np.arange(first, min(first + _BLOCK, tiling.size))
         stream, position = indices % CANONICAL_STREAMS, indices // CANONICAL_STREAMS
         size, longer = divmod(tiling.size, CANONICAL_STREAMS)
-        sizes = size + (stream < longer)
+        sizes = size + (np.arange(CANONICAL_STREAMS) < longer)  # of the streams: the first get the last, broken round
+        block_ends = np.cumsum(sizes[BLOCK_OF_STREAM])
+        first_windows = block_ends[BLOCK_OF_STREAM] - sizes
         keys = mix(_SHUFFLE, self.seed, self.stage, epoch, stream)
-        windows = stream * size + np.minimum(stream, longer) + shuffled(position, sizes, keys)
+        windows = first_windows[stream] + shuffled(position, sizes[stream], keys)
         reverse = mix(_REVERSE, self.seed, self.stage, epoch, indices) & np.uint64(1) == 1
         columns = (*tiling.locate(windows), reverse)
         return [Window(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
