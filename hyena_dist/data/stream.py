@@ -101,7 +101,9 @@ class _RankNumbers:
             numbers = []
             for _ in range(self.micro_batch_size):
                 numbers.append((epoch << _EPOCH_SHIFT) + index)
-                epoch, index = self.order.advance(epoch, index, self.dp_size)
+                index += self.dp_size
+                if index >= self.order.epoch_size(epoch):
+                    epoch, index = self.order.advance(epoch, index, 0)
             yield numbers
 
 
