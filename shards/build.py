@@ -19,7 +19,7 @@ from rich.table import Table
 from hyena_dist.data.build import build, survey
 from hyena_dist.data.errors import DataError
 from hyena_dist.data.fasta import Source
-from hyena_dist.data.manifest import FILE_NAME
+from hyena_dist.data.index import FILE_NAME
 from hyena_dist.data.splits import SPLITS, BedSplits, ContigSplits, FractionSplits, Splits
 
 

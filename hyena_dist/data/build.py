@@ -1,4 +1,5 @@
-"""FASTA to shards: every stretch of a split is cut into segments, which go into WebDataset tars with an index.
+"""FASTA to shards: every stretch of a split is cut into segments, these go into samples, and the samples into
+WebDataset tars with an index. A sample is one whole segment, or as many short ones in a row as fit.
 
 The result is written into a temporary directory beside the target, synced, and renamed as the last act: a build that
 was killed or ran out of disk leaves nothing that looks whole. The same input gives the same bytes.
@@ -12,9 +13,10 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from uuid import uuid4
 
+import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 from webdataset import TarWriter
@@ -22,7 +24,8 @@ from webdataset import TarWriter
 from hyena_dist.data import segment
 from hyena_dist.data.errors import DataError
 from hyena_dist.data.fasta import Contig, Source, read_contigs
-from hyena_dist.data.manifest import FILE_NAME, ContigInfo, Manifest, Segment, Shard
+from hyena_dist.data.index import FILE_NAME, ContigInfo, Index, Shard, tables
+from hyena_dist.data.manifest import Manifest
 from hyena_dist.data.splits import SPLITS, Splits
 
 SEGMENT_BASES = 1 << 20
@@ -66,39 +69,76 @@ class _Sink:
             self.failed = False
 
 
-class _ShardWriter:
-    """Writes segments into tars of a directory and keeps the tables of the index."""
+def describe(pieces: Sequence[tuple[ContigInfo, int, int, str]]) -> dict[str, Any]:
+    """What the JSON of a sample says of its segments: for each field one value, or a list of one for each segment where
+    they differ."""
+    fields: dict[str, list[Any]] = {
+        "assembly": [info.assembly for info, *_ in pieces],
+        "contig": [info.name for info, *_ in pieces],
+        "contig_bases": [info.bases for info, *_ in pieces],
+        "start": [start for _, start, _, _ in pieces],
+        "end": [end for _, _, end, _ in pieces],
+        "split": [split for *_, split in pieces],
+        "species": [info.species for info, *_ in pieces],
+    }
+    return {key: values[0] if len(set(values)) == 1 else values for key, values in fields.items()}
 
-    def __init__(self, directory: Path, shard_bases: int):
+
+class _ShardWriter:
+    """Writes segments into samples, samples into shards, one open shard at a time, and collects the tables of the
+    index."""
+
+    def __init__(self, directory: Path, sample_bases: int, shard_bases: int):
         self.directory = directory
-        self.shard_bases = shard_bases
+        self.sample_bases, self.shard_bases = sample_bases, shard_bases
         self.contigs: list[ContigInfo] = []
-        self.segments: list[Segment] = []
+        self.segments: list[tuple[int, int, int, int]] = []
+        self.samples: list[tuple[int, int, int, int]] = []
         self.shards: list[Shard] = []
+        self._pieces: list[tuple[ContigInfo, int, int, str]] = []
+        self._bases: list[np.ndarray] = []
+        """Of the sample under way, a piece each."""
+        self._size = 0
         self._file: BinaryIO | None = None
 
-    def write(self, contig: Contig, start: int, end: int, split: str) -> None:
-        """Append one segment of the contig that came last into `contigs`."""
+    def write(self, bases: np.ndarray, start: int, end: int, split: str) -> None:
+        """Append a segment of the contig that came last into `contigs`; `bases` are all of that contig."""
+        if self._size + end - start > self.sample_bases:
+            self._flush()
+        info = self.contigs[-1]
+        self.segments.append((len(self.contigs) - 1, start, end, SPLITS.index(split)))
+        self._pieces.append((info, start, end, split))
+        self._bases.append(bases[start:end].copy())  # a view would keep the whole contig in memory
+        self._size += end - start
+
+    def _flush(self) -> None:
+        """Write the sample under way."""
+        if not self._pieces:
+            return
         if self._file is None:
             self._open()
-        info = self.contigs[-1]
-        data = segment.encode(contig.bases[start:end])
-        about = json.dumps({"assembly": info.assembly, "contig": info.name, "start": start, "end": end,
-                            "split": split, "species": info.species}, separators=(",", ":"))
-        self._tar.write({"__key__": f"{len(self.segments):08d}", "json": about.encode(), "seg": data})
-        row = Segment(len(self.contigs) - 1, start, end, SPLITS.index(split), len(self.shards), 0, len(data))
-        self.segments.append(row)
-        self._bases += end - start
-        if self._bases >= self.shard_bases:
-            self.close()
+        data = segment.encode(np.concatenate(self._bases))
+        about = json.dumps(describe(self._pieces), separators=(",", ":"))
+        self._tar.write({"__key__": f"{len(self.samples):08d}", "json": about.encode(), "seg": data})
+        self.samples.append((len(self.shards), 0, len(data), len(self._pieces)))
+        self._shard_size += self._size
+        self._pieces, self._bases, self._size = [], [], 0
+        if self._shard_size >= self.shard_bases:
+            self._close_shard()
 
     def _open(self) -> None:
         self._path = self.directory / f"shard-{len(self.shards):05d}.tar"
         self._file = self._path.open("wb")
         self._tar = TarWriter(_Sink(self._file), user="root", group="root", mtime=0, encoder=False)
-        self._first, self._bases = len(self.segments), 0
+        self._first, self._shard_size = len(self.samples), 0
 
-    def close(self) -> None:
+    def close(self) -> Index:
+        """Write what is under way; the index of all that was written."""
+        self._flush()
+        self._close_shard()
+        return Index(self.contigs, self.shards, *tables(self.samples, self.segments))
+
+    def _close_shard(self) -> None:
         """Finish the open shard: sync it, and enter its offsets, size and digest into the tables."""
         if self._file is None:
             return
@@ -109,11 +149,11 @@ class _ShardWriter:
         os.truncate(self._path, end + 2 * tarfile.BLOCKSIZE)
         _sync(self._path)
         digest = sha256(self._path)
-        count = len(self.segments) - self._first
-        self.shards.append(Shard(self._path.name, count, self._path.stat().st_size, digest, self._bases))
+        count = len(self.samples) - self._first
+        self.shards.append(Shard(self._path.name, count, self._path.stat().st_size, digest, self._shard_size))
 
     def _enter_offsets(self) -> int:
-        """Put each segment's place in the tar into its row; returns where the last member ends.
+        """Put each sample's place in the tar into its row; returns where the last member ends.
 
         What follows that end but the two closing blocks is padding of tape records, of no use here.
         """
@@ -122,7 +162,8 @@ class _ShardWriter:
             for member in tar:
                 end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
                 if member.name.endswith(".seg"):
-                    self.segments[row] = self.segments[row]._replace(offset=member.offset_data)
+                    shard, _, nbytes, count = self.samples[row]
+                    self.samples[row] = shard, member.offset_data, nbytes, count
                     row += 1
         return end
 
@@ -193,17 +234,16 @@ def build(sources: Sequence[Source], target: Path, splits: Splits, *,
     if target.exists():
         raise DataError(f"{target}: exists; remove it or give another --out")
     with _whole_or_nothing(target) as directory:
-        writer = _ShardWriter(directory, shard_bases)
+        writer = _ShardWriter(directory, segment_bases, shard_bases)
         with reading_progress(sources) as contigs:
             for contig in contigs:
                 writer.contigs.append(contig_info(contig))
                 for stretch in splits.stretches(contig.name, contig.bases.size):
                     for start in range(stretch.start, stretch.end, segment_bases):
-                        writer.write(contig, start, min(start + segment_bases, stretch.end), stretch.split)
-        writer.close()
-        splits.check_contigs({info.name for info in writer.contigs})
-        manifest = Manifest(target, writer.contigs, writer.shards, writer.segments)
-        index = directory / FILE_NAME
-        index.write_text(manifest.to_json(), encoding="utf-8")
-        _sync(index)
+                        writer.write(contig.bases, start, min(start + segment_bases, stretch.end), stretch.split)
+        index = writer.close()
+        splits.check_contigs({info.name for info in index.contigs})
+        path = directory / FILE_NAME
+        path.write_text(index.to_json(target.name), encoding="utf-8")
+        _sync(path)
     return Manifest.load(target)

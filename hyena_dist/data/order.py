@@ -4,9 +4,12 @@ An epoch tiles every interval with windows of L + 1 bases at stride L, from a ph
 each interval and epoch; the bases before the phase are a shorter window of their own. So every base but an interval's
 first is a target exactly once per epoch. An interval of at most L + 1 bases is one window.
 
-The W windows of an epoch, counted along the genome, are cut into C = 64 blocks of equal size (to within one): the
-canonical streams. Each stream shuffles its block, and window i of the epoch is number i // C of stream i mod C. Where
-the number of data ranks divides C, a rank so reads C / ranks streams in an epoch, and no other part of the genome.
+The W windows of an epoch, counted along the genome, are cut into C = 64 blocks of equal size (to within one). Each
+canonical stream shuffles one block, and window i of the epoch is number i // C of stream i mod C. Where the number of
+data ranks divides C, a rank so reads C / ranks streams in an epoch, and no other part of the genome.
+
+Stream s reads block bit-reverse(s), so that neighbouring streams lie far apart: any 8 windows in a row come from 8
+different eighths of the data. With neighbouring blocks a batch of few windows would be of one genome.
 
 All draws are hashes (splitmix64) of integers and the shuffle is a Feistel network, so an order does not depend on the
 version of any random generator, costs no memory, and starts anywhere at once.
@@ -18,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 CANONICAL_STREAMS = 64
+_STREAM_BITS = CANONICAL_STREAMS.bit_length() - 1
 _BLOCK = 4096
 """Windows whose places are computed together; more only cost memory, fewer cost time per window."""
 _ROUNDS = 4
@@ -29,32 +33,51 @@ def mix(*words: int | np.ndarray) -> np.ndarray:
     """Hash integers and integer arrays, broadcast, to uint64."""
     state = np.zeros(1, dtype=np.uint64)
     for word in words:
-        state = (state ^ np.asarray(word).astype(np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
-        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        state = state ^ (state >> np.uint64(31))
+        state = _mix_in(state, word)
     return state
 
 
-def _feistel(values: np.ndarray, keys: np.ndarray, bits: int) -> np.ndarray:
-    """A permutation of [0, 2 ** bits), one for each key."""
+def _mix_in(state: np.ndarray, word: int | np.ndarray) -> np.ndarray:
+    """The hash of what `state` is the hash of, and one word more."""
+    state = (state ^ np.asarray(word).astype(np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))
+
+
+def _feistel(values: np.ndarray, keys: np.ndarray, stream: np.ndarray, bits: int) -> np.ndarray:
+    """A permutation of [0, 2 ** bits), one for each stream; elementwise."""
     low_bits = np.uint64(bits // 2)
     low_mask = (np.uint64(1) << low_bits) - np.uint64(1)
     high_mask = (np.uint64(1) << np.uint64(bits - bits // 2)) - np.uint64(1)
     high, low = values >> low_bits, values & low_mask
     for turn in range(_ROUNDS):
-        high ^= mix(keys, 2 * turn, low) & high_mask
-        low ^= mix(keys, 2 * turn + 1, high) & low_mask
+        high ^= _mix_in(mix(keys, 2 * turn)[stream], low) & high_mask
+        low ^= _mix_in(mix(keys, 2 * turn + 1)[stream], high) & low_mask
     return high << low_bits | low
 
 
-def shuffled(positions: np.ndarray, sizes: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Where a permutation of [0, size), chosen by the key, sends each position; elementwise."""
+def shuffled(positions: np.ndarray, sizes: np.ndarray, keys: np.ndarray, stream: np.ndarray) -> np.ndarray:
+    """Where the permutation of [0, size) of a stream, chosen by its key, sends each position.
+
+    Args:
+        positions, stream: [n]; each position is one in this stream.
+        sizes, keys: [streams].
+    """
     bits = max(2, int(sizes.max()).bit_length())
-    result = _feistel(positions.astype(np.uint64), keys, bits)
-    while (outside := np.flatnonzero(result >= sizes.astype(np.uint64))).size:
-        result[outside] = _feistel(result[outside], keys[outside], bits)
+    limits = sizes.astype(np.uint64)[stream]
+    result = _feistel(positions.astype(np.uint64), keys, stream, bits)
+    while (outside := np.flatnonzero(result >= limits)).size:
+        result[outside] = _feistel(result[outside], keys, stream[outside], bits)
     return result.astype(np.int64)
+
+
+def _bit_reversed() -> np.ndarray:
+    """[C]: the block that each stream reads; its own inverse, so also the stream that reads each block."""
+    return np.array([int(f"{stream:0{_STREAM_BITS}b}"[::-1], 2) for stream in range(CANONICAL_STREAMS)])
+
+
+BLOCK_OF_STREAM = _bit_reversed()
 
 
 class Window(NamedTuple):
@@ -128,9 +151,11 @@ class WindowOrder:
         indices = np.arange(first, min(first + _BLOCK, tiling.size))
         stream, position = indices % CANONICAL_STREAMS, indices // CANONICAL_STREAMS
         size, longer = divmod(tiling.size, CANONICAL_STREAMS)
-        sizes = size + (stream < longer)
-        keys = mix(_SHUFFLE, self.seed, self.stage, epoch, stream)
-        windows = stream * size + np.minimum(stream, longer) + shuffled(position, sizes, keys)
+        sizes = size + (np.arange(CANONICAL_STREAMS) < longer)  # of the streams: the first get the last, broken round
+        block_ends = np.cumsum(sizes[BLOCK_OF_STREAM])
+        first_windows = block_ends[BLOCK_OF_STREAM] - sizes
+        keys = mix(_SHUFFLE, self.seed, self.stage, epoch, np.arange(CANONICAL_STREAMS))
+        windows = first_windows[stream] + shuffled(position, sizes, keys, stream)
         reverse = mix(_REVERSE, self.seed, self.stage, epoch, indices) & np.uint64(1) == 1
         columns = (*tiling.locate(windows), reverse)
         return [Window(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]

@@ -1,33 +1,55 @@
 """The segment codec: bases at 2 bits each, and what 2 bits cannot say as runs beside them. Exact both ways.
 
     4 bytes   magic
-    4 bytes   number of bases n, little-endian
-    4 bytes   size of the code runs
-    n/4       A 0, C 1, G 2, T 3; four bases to a byte, the first in the lowest bits; 0 where a code run lies
+    4 bytes   number of bases n, little-endian as all numbers here
+    4 bytes   CRC-32 of magic, n and the table
+    12 n / B  table: for each block of B = 65,536 bases its CRC-32, the size of its code runs and of its case runs
+    ...       the blocks, one after the other; the last may be shorter
+
+A block stands for itself:
+
+    B/4       A 0, C 1, G 2, T 3; four bases to a byte, the first in the lowest bits; 0 where a code run lies
     ...       code runs: stretches of one letter that is not A, C, G or T (start, length, letter)
     ...       case runs: lower-case stretches (start, length)
 
-Runs are stored as 32-bit gaps and lengths, transposed to byte planes and deflated. A reader of tokens needs the packed
-bytes around its window and the code runs; case runs are read only where the exact bytes are wanted.
+Runs are stored as 32-bit gaps and lengths, transposed to byte planes and deflated. The CRC-32 of a block is that of all
+its bytes: a reader reads the blocks that its window touches, whole, and checks them before it looks into them. So no
+byte of a segment can change unseen, and nothing outside the window is read.
+
+Segments of format 1, which has no checksums, are read too: `segment1`.
 """
 
 import struct
 import zlib
-from typing import NamedTuple
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from hyena_dist.data.errors import DataError
 from hyena_dist.data.tokenizer import BYTE_TO_ID
 
-_HEADER = struct.Struct("<4sII")
-_MAGIC = b"HDS1"
+BLOCK_BASES = 1 << 16
+MAGIC = b"HDS2"
+_HEAD = struct.Struct("<4sII")
+_ROW_BYTES = 12
 _LOWER = 0x20
-HEADER_BYTES = _HEADER.size
 _TWO_BIT = np.zeros(256, dtype=np.uint8)
 _TWO_BIT[list(b"ACGTacgt")] = [0, 1, 2, 3] * 2
 _IS_CODE = np.ones(256, dtype=bool)
 _IS_CODE[list(b"ACGTacgt")] = False
+Read = Callable[[int, int], bytes]
+"""From an offset in a segment and a number of bytes to these bytes."""
+Bytes = bytes | memoryview
+
+
+class Layout(Protocol):
+    """Where in a segment its bases are."""
+
+    def fill(self, read: Read, start: int, ids: np.ndarray) -> None:
+        """Write the token ids of bases from `start` on into `ids`, to its end. Raises DataError: they are damaged."""
 
 
 def _unpack_table(letters: np.ndarray) -> np.ndarray:
@@ -57,12 +79,20 @@ def _pack_columns(*columns: np.ndarray) -> bytes:
     return zlib.compress(np.ascontiguousarray(words.view(np.uint8).reshape(-1, 4).T).tobytes(), 9)
 
 
-def _unpack_columns(data: bytes, count: int) -> np.ndarray:
-    """[count, runs] int64."""
+def _unpack_columns(data: bytes, count: int, bases: int) -> np.ndarray:
+    """[count, runs] int64; of runs inside this many bases."""
     if not data:
         return np.zeros((count, 0), dtype=np.int64)
-    planes = np.frombuffer(zlib.decompress(data), dtype=np.uint8).reshape(4, -1)
-    return np.ascontiguousarray(planes.T).view("<u4").reshape(count, -1).astype(np.int64)
+    unpacker = zlib.decompressobj()
+    unpacked = unpacker.decompress(data, 4 * count * bases + 1)  # more runs than bases there are not
+    if not unpacker.eof or unpacker.unused_data:
+        raise ValueError("they are cut short or too many")
+    planes = np.frombuffer(unpacked, dtype=np.uint8).reshape(4, -1)
+    columns = np.ascontiguousarray(planes.T).view("<u4").reshape(count, -1).astype(np.int64)
+    gaps, lengths = columns[:2]
+    if gaps.size > bases or (lengths < 1).any() or int(gaps.sum() + lengths.sum()) > bases:
+        raise ValueError("they leave their block")
+    return columns
 
 
 def _runs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -85,8 +115,13 @@ def _from_gaps(gaps: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.nd
     return ends - lengths, ends
 
 
-def encode(bases: np.ndarray) -> bytes:
-    """Pack ASCII bases (uint8, IUPAC letters of either case)."""
+def packed_bytes(bases: int) -> int:
+    """Size of the 2-bit part of this many bases."""
+    return (bases + 3) // 4
+
+
+def encode_parts(bases: np.ndarray) -> tuple[bytes, bytes, bytes]:
+    """ASCII bases (uint8, IUPAC letters of either case) packed: the 2-bit part, code runs, case runs."""
     fill = np.zeros(-bases.size % 4, dtype=np.uint8)
     quads = np.concatenate((_TWO_BIT[bases], fill)).reshape(-1, 4)
     packed = quads[:, 0] | quads[:, 1] << 2 | quads[:, 2] << 4 | quads[:, 3] << 6
@@ -94,48 +129,147 @@ def encode(bases: np.ndarray) -> bytes:
     starts, ends = _runs(letters)
     codes = _pack_columns(_gaps(starts, ends), ends - starts, letters[starts])
     starts, ends = _runs(bases & _LOWER)
-    case = _pack_columns(_gaps(starts, ends), ends - starts)
-    return _HEADER.pack(_MAGIC, bases.size, len(codes)) + packed.astype(np.uint8).tobytes() + codes + case
+    return packed.astype(np.uint8).tobytes(), codes, _pack_columns(_gaps(starts, ends), ends - starts)
 
 
-def read_header(data: bytes) -> tuple[int, int]:
-    """Number of bases and size of the code runs of a segment that starts with these bytes."""
-    if len(data) < HEADER_BYTES or data[:4] != _MAGIC:
-        raise DataError("does not start as a segment")
-    _, bases, code_bytes = _HEADER.unpack_from(data)
-    return bases, code_bytes
-
-
-def packed_bytes(bases: int) -> int:
-    """Size of the 2-bit part of a segment."""
-    return (bases + 3) // 4
-
-
-def decode_codes(data: bytes) -> CodeRuns:
-    """Read the code runs of a segment."""
-    gaps, lengths, letters = _unpack_columns(data, 3)
+@lru_cache(maxsize=4096)
+def decode_codes(data: bytes, bases: int) -> CodeRuns:
+    """Read code runs. Few stretches of a genome have any, and those are read again and again."""
+    gaps, lengths, letters = _unpack_columns(data, 3, bases)
+    if not (letters < 128).all() or not _IS_CODE[letters].all():
+        raise ValueError("they are no letters")
     starts, ends = _from_gaps(gaps, lengths)
     return CodeRuns(starts.tolist(), ends.tolist(), letters.tolist())
 
 
-def unpack_ids(packed: bytes) -> np.ndarray:
-    """Token ids of packed bytes, four to a byte, code runs not yet put in."""
-    return _TO_IDS.take(np.frombuffer(packed, np.uint8)).view(np.uint8)
+def unpack_ids(packed: Bytes, start: int, ids: np.ndarray) -> None:
+    """Write the token ids of packed bases from `start` on into `ids`, code runs not yet put in."""
+    first, size = start >> 2, ids.size
+    skip = start & 3
+    quads = np.frombuffer(packed, np.uint8, (skip + size + 3) >> 2, first)
+    ids[:] = _TO_IDS.take(quads).view(np.uint8)[skip : skip + size]
+
+
+def put_codes(runs: CodeRuns, start: int, ids: np.ndarray) -> None:
+    """Write the ids of the code runs that touch bases from `start` on into `ids`."""
+    for i in range(bisect_right(runs.ends, start), bisect_left(runs.starts, start + ids.size)):
+        ids[max(runs.starts[i] - start, 0) : runs.ends[i] - start] = BYTE_TO_ID[runs.letters[i]]
+
+
+def decode_parts(size: int, packed: bytes, codes: bytes, case: bytes) -> np.ndarray:
+    """The `size` ASCII bases that `encode_parts` packed. Raises DataError: the runs are damaged."""
+    bases = _TO_BYTES[np.frombuffer(packed, dtype=np.uint8)].view(np.uint8)[:size]
+    edges = np.zeros(size + 1, dtype=np.int8)
+    try:
+        for start, end, letter in zip(*decode_codes(codes, size), strict=True):
+            bases[start:end] = letter
+        starts, ends = _from_gaps(*_unpack_columns(case, 2, size))
+    except (zlib.error, ValueError, IndexError) as error:
+        raise DataError(f"holds damaged runs ({error})") from None
+    edges[starts] += 1
+    edges[ends] -= 1
+    return bases | np.cumsum(edges[:-1], dtype=np.uint8) * np.uint8(_LOWER)
+
+
+class BlockLayout(NamedTuple):
+    """The table of a segment, read and checked."""
+
+    bases: int
+    checksums: list[int]
+    code_bytes: list[int]
+    offsets: list[int]
+    """Where each block begins, and where the last one ends."""
+
+    @classmethod
+    def read(cls, read: Read, bases: int) -> "BlockLayout":
+        """Of a segment that the index says has this many bases.
+
+        Raises:
+            DataError: it has another number of bases, is no segment, or its table is damaged.
+        """
+        head_bytes = _HEAD.size + _ROW_BYTES * -(-bases // BLOCK_BASES)
+        head = read(0, head_bytes)
+        magic, size, checksum = _HEAD.unpack_from(head) if len(head) >= _HEAD.size else (b"", 0, 0)
+        if magic != MAGIC:
+            raise DataError("does not start as a segment")
+        if size != bases or not bases:
+            raise DataError(f"has {size:,} bases, not {bases:,}")
+        if len(head) != head_bytes or zlib.crc32(head[_HEAD.size :], zlib.crc32(head[:8])) != checksum:
+            raise DataError("its table of blocks does not match its checksum")
+        rows = np.frombuffer(head, "<u4", offset=_HEAD.size).astype(np.int64).reshape(-1, 3)
+        sizes = rows[:, 1] + rows[:, 2] + packed_bytes(BLOCK_BASES)
+        sizes[-1] += packed_bytes(bases - (len(rows) - 1) * BLOCK_BASES) - packed_bytes(BLOCK_BASES)
+        offsets = head_bytes + np.concatenate(([0], np.cumsum(sizes)))
+        return cls(bases, rows[:, 0].tolist(), rows[:, 1].tolist(), offsets.tolist())
+
+    def fill(self, read: Read, start: int, ids: np.ndarray) -> None:
+        first, last = start // BLOCK_BASES, (start + ids.size - 1) // BLOCK_BASES
+        at = self.offsets[first]
+        data = read(at, self.offsets[last + 1] - at)
+        if first == last:  # as most windows
+            self._fill_block(first, data, start - first * BLOCK_BASES, ids)
+            return
+        parts, filled = memoryview(data), 0
+        for block in range(first, last + 1):
+            part = parts[self.offsets[block] - at : self.offsets[block + 1] - at]
+            skip = start + filled - block * BLOCK_BASES
+            count = min(BLOCK_BASES - skip, ids.size - filled)
+            self._fill_block(block, part, skip, ids[filled : filled + count])
+            filled += count
+
+    def _fill_block(self, block: int, data: Bytes, start: int, ids: np.ndarray) -> None:
+        """Check a block, and write the ids of its bases from `start` on."""
+        if zlib.crc32(data) != self.checksums[block]:
+            raise self.damaged(block)
+        unpack_ids(data, start, ids)
+        if count := self.code_bytes[block]:
+            size = self.block_bases(block)
+            at = packed_bytes(size)
+            try:
+                put_codes(decode_codes(bytes(data[at : at + count]), size), start, ids)
+            except (zlib.error, ValueError) as error:
+                raise DataError(f"block {block} holds damaged runs ({error})") from None
+
+    def damaged(self, block: int) -> DataError:
+        """What to say of a block whose bytes do not match its checksum."""
+        first = block * BLOCK_BASES
+        last = first + self.block_bases(block)
+        return DataError(f"block {block} (its bases {first + 1:,} to {last:,}) does not match its checksum")
+
+    def block_bases(self, block: int) -> int:
+        """Bases of a block."""
+        return min(BLOCK_BASES, self.bases - block * BLOCK_BASES)
+
+
+def encode(bases: np.ndarray) -> bytes:
+    """A segment of ASCII bases (uint8, at least one IUPAC letter, of either case)."""
+    rows, blocks = [], []
+    for start in range(0, bases.size, BLOCK_BASES):
+        packed, codes, case = encode_parts(bases[start : start + BLOCK_BASES])
+        block = packed + codes + case
+        rows.append((zlib.crc32(block), len(codes), len(case)))
+        blocks.append(block)
+    table = np.array(rows, dtype="<u4").tobytes()
+    checksum = zlib.crc32(table, zlib.crc32(_HEAD.pack(MAGIC, bases.size, 0)[:8]))
+    return _HEAD.pack(MAGIC, bases.size, checksum) + table + b"".join(blocks)
 
 
 def decode(data: bytes) -> np.ndarray:
-    """The ASCII bases that `encode` packed."""
-    size, code_bytes = read_header(data)
-    codes_at = HEADER_BYTES + packed_bytes(size)
-    if len(data) < codes_at + code_bytes:
-        raise DataError("is cut short")
-    bases = _TO_BYTES[np.frombuffer(data[HEADER_BYTES:codes_at], dtype=np.uint8)].view(np.uint8)[:size]
-    edges = np.zeros(size + 1, dtype=np.int8)
-    try:
-        for start, end, letter in zip(*decode_codes(data[codes_at : codes_at + code_bytes]), strict=True):
-            bases[start:end] = letter
-        starts, ends = _from_gaps(*_unpack_columns(data[codes_at + code_bytes :], 2))
-        edges[starts], edges[ends] = 1, -1
-    except (zlib.error, ValueError, IndexError) as error:
-        raise DataError(f"holds damaged runs ({error})") from None
-    return bases | np.cumsum(edges[:-1], dtype=np.uint8) * np.uint8(_LOWER)
+    """The ASCII bases that `encode` packed.
+
+    Raises:
+        DataError: a byte is missing, one too many, or not the one that was written.
+    """
+    size = _HEAD.unpack_from(data)[1] if len(data) >= _HEAD.size else 0
+    layout = BlockLayout.read(lambda offset, count: data[offset : offset + count], size)
+    if len(data) != layout.offsets[-1]:
+        raise DataError(f"has {len(data):,} bytes, its table says {layout.offsets[-1]:,}")
+    decoded = []
+    for block, (start, end) in enumerate(zip(layout.offsets, layout.offsets[1:], strict=False)):
+        if zlib.crc32(data[start:end]) != layout.checksums[block]:
+            raise layout.damaged(block)
+        codes_at = start + packed_bytes(layout.block_bases(block))
+        case_at = codes_at + layout.code_bytes[block]
+        decoded.append(decode_parts(layout.block_bases(block), data[start:codes_at], data[codes_at:case_at],
+                                    data[case_at:end]))
+    return np.concatenate(decoded)

@@ -21,7 +21,8 @@ from hyena_dist.data.order import WindowOrder
 from hyena_dist.data.tokenizer import COMPLEMENT, PAD
 from hyena_dist.data.workers import keep_reading
 
-STATE_VERSION = 1
+STATE_VERSION = 2
+"""Of the order of windows: 1 gave neighbouring streams neighbouring blocks."""
 _EPOCH_SHIFT = 40
 """Windows are numbered epoch * 2 ** 40 + index."""
 
@@ -100,7 +101,9 @@ class _RankNumbers:
             numbers = []
             for _ in range(self.micro_batch_size):
                 numbers.append((epoch << _EPOCH_SHIFT) + index)
-                epoch, index = self.order.advance(epoch, index, self.dp_size)
+                index += self.dp_size
+                if index >= self.order.epoch_size(epoch):
+                    epoch, index = self.order.advance(epoch, index, 0)
             yield numbers
 
 
@@ -152,6 +155,10 @@ class TrainStream:
         Raises:
             DataError: it was saved by a stream of other data, seed, length or stage.
         """
+        if saved.get("version") != STATE_VERSION:
+            raise DataError(f"cannot resume the data stream: the saved order of windows has version "
+                            f"{saved.get('version')!r}, this code's has {STATE_VERSION}; resume with the code that "
+                            f"saved it, or start afresh")
         for key, own in {**self._facts(), "stage": self.stage}.items():
             if saved.get(key) != own:
                 raise DataError(f"cannot resume the data stream: the saved {key} is {saved.get(key)!r}, this run's is "

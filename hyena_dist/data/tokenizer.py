@@ -49,6 +49,6 @@ def split_window(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
     Targets that are not A, C, G or T are IGNORE. Shift before slicing tokens over context ranks, not after.
     """
-    targets = ids[:, 1:].long()
-    scored = (targets >= A) & (targets <= T)
-    return ids[:, :-1].long(), targets.masked_fill(~scored, IGNORE)
+    targets = ids[:, 1:]
+    unscored = (targets < A) | (targets > T)  # of bytes, before they are widened
+    return ids[:, :-1].long(), targets.to(torch.int64, copy=True).masked_fill_(unscored, IGNORE)

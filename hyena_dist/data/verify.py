@@ -1,19 +1,27 @@
-"""Re-read shards from end to end and compare them with their index and with the FASTA files they came from."""
+"""Re-read shards from end to end and compare them with their index and with the FASTA files they came from.
 
+The FASTA files are read by another reader than the one that shards are built with, Python's own text files, so that a
+fault of either shows.
+"""
+
+import gzip
 import json
-import os
 import tarfile
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
-import webdataset
+from webdataset import tariterators
 
-from hyena_dist.data import segment
-from hyena_dist.data.build import contig_info, progress_bar, reading_progress, sha256
+from hyena_dist.data import segment, segment1
+from hyena_dist.data.build import describe, progress_bar, sha256
 from hyena_dist.data.errors import DataError
-from hyena_dist.data.fasta import Contig, Source
-from hyena_dist.data.manifest import FILE_NAME, Manifest, Shard
+from hyena_dist.data.fasta import Source
+from hyena_dist.data.index import FILE_NAME, Shard, check_shard
+from hyena_dist.data.manifest import Manifest
 from hyena_dist.data.splits import SPLITS
 from hyena_dist.data.tokenizer import BYTE_TO_ID
 
@@ -24,97 +32,137 @@ def verify(directory: Path, sources: Sequence[Source] = ()) -> Manifest:
     """Check every byte of a shard directory; with `sources`, also that it holds exactly their bases.
 
     Raises:
-        DataError: the first difference, by file and segment or position.
+        DataError: the first difference, by file and sample or position.
     """
     manifest = Manifest.load(directory)
-    _check_table(manifest)
-    rows = iter(range(len(manifest.segments)))
+    listed = {shard.url for shard in manifest.shards}
+    if extra := sorted(path.name for path in directory.glob("*.tar") if path.name not in listed):
+        raise DataError(f"{directory / extra[0]}: is not in {FILE_NAME}: the index was altered, or the shard is of "
+                        f"another build; move it away, or build the shards again")
+    first = 0
     with progress_bar() as progress:
         for shard in progress.track(manifest.shards, description="shards"):
-            _check_shard(manifest, shard, rows)
-    if next(rows, None) is not None:
-        raise DataError(f"{directory / FILE_NAME}: lists more segments than the shards hold; build the shards again")
+            _check_shard(manifest, shard, range(first, first + shard.nsamples))
+            first += shard.nsamples
     if sources:
         _check_fasta(manifest, sources)
     return manifest
 
 
-def _check_table(manifest: Manifest) -> None:
-    """Segments in order, inside their contigs, and without overlap."""
-    place = (0, 0)
-    for key, row in enumerate(manifest.segments):
-        if not (place <= (row.contig, row.start) and row.start < row.end <= manifest.contigs[row.contig].bases):
-            raise DataError(f"{manifest.directory / FILE_NAME}: segment {key:08d} is out of order, overlaps another or "
-                            f"leaves its contig; build the shards again")
-        place = row.contig, row.end
-
-
-def _check_shard(manifest: Manifest, shard: Shard, rows: Iterator[int]) -> None:
-    path = manifest.directory / shard.url
+def _check_shard(manifest: Manifest, shard: Shard, numbers: range) -> None:
+    path = check_shard(manifest.directory, shard)
     if sha256(path) != shard.sha256:
         raise DataError(f"{path}: its sha256 is not the one in {FILE_NAME}: the shard was altered; {_REMEDY}")
-    with tarfile.open(path) as tar:
-        offsets = {member.name: member.offset_data for member in tar}
-    samples = webdataset.WebDataset(os.fspath(path), shardshuffle=False)
-    count = 0
-    for count, (sample, key) in enumerate(zip(samples, rows, strict=False), 1):
-        problem = _problem_of(manifest, key, sample, offsets.get(f"{key:08d}.seg"))
-        if problem:
-            raise DataError(f"{path}: segment {key:08d} {problem}; {_REMEDY}")
-        if count == shard.nsamples:
-            break
-    if count != shard.nsamples or len(offsets) != 2 * count:
-        raise DataError(f"{path}: holds {len(offsets) / 2:g} samples, {FILE_NAME} says {shard.nsamples}; {_REMEDY}")
-
-
-def _problem_of(manifest: Manifest, key: int, sample: dict, offset: int | None) -> str:
-    """What is wrong with a sample; nothing: ''."""
-    row = manifest.segments[key]
-    info = manifest.contigs[row.contig]
-    about = {"assembly": info.assembly, "contig": info.name, "start": row.start, "end": row.end,
-             "split": SPLITS[row.split], "species": info.species}
     try:
-        if sample["__key__"] != f"{key:08d}" or offset != row.offset:
-            return f"is not where {FILE_NAME} says"
+        with path.open("rb") as file:
+            members = _members(file)
+        expected = [f"{number:08d}.{kind}" for number in numbers for kind in ("json", "seg")]
+        if [member.name for member in members] != expected:
+            raise DataError(f"{path}: does not hold the samples {numbers.start:08d} to {numbers.stop - 1:08d} that "
+                            f"{FILE_NAME} says; {_REMEDY}")
+        with path.open("rb") as file:
+            for number, sample, member in zip(numbers, _samples(file), members[1::2], strict=True):
+                if problem := _problem_of(manifest, number, sample, member):
+                    raise DataError(f"{path}: sample {number:08d} {problem}; {_REMEDY}")
+    except (tarfile.TarError, OSError, EOFError, ValueError, KeyError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path}: is no tar file of samples ({error}); {_REMEDY}") from None
+
+
+def _members(file: BinaryIO) -> list[tarfile.TarInfo]:
+    """What an uncompressed tar holds. Raises TarError: anything but plain files of sizes that fit in it."""
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        members = tar.getmembers()
+    size = file.seek(0, 2)
+    for member in members:
+        if not member.isreg() or member.issparse() or not 0 <= member.size <= size - member.offset_data:
+            raise tarfile.TarError(f"{member.name!r} is not a plain file")
+    return members
+
+
+def _samples(file: BinaryIO) -> Iterator[dict[str, Any]]:
+    """The samples of an open shard as WebDataset reads them. It is given the open file and never the file's name, in
+    which it would expand braces and obey `pipe:`."""
+    return tariterators.group_by_keys(tariterators.tar_file_expander([{"url": "", "stream": file}]))
+
+
+def _problem_of(manifest: Manifest, number: int, sample: dict[str, Any], member: tarfile.TarInfo) -> str:
+    """What is wrong with a sample; nothing: ''."""
+    index = manifest.index
+    row = index.samples[number]
+    rows = index.segments[row.first : row.last]
+    about = describe([(manifest.contigs[at.contig], at.start, at.end, SPLITS[at.split]) for at in rows])
+    if index.version == 1:
+        del about["contig_bases"]
+    if (member.offset_data, member.size) != (row.offset, row.nbytes):
+        return f"is not where {FILE_NAME} says"
+    try:
         if json.loads(sample["json"]) != about:
             return f"describes itself otherwise than {FILE_NAME}"
-        bases = segment.decode(sample["seg"])
-    except KeyError as error:
-        return f"has no {error.args[0]!r} member"
-    except ValueError as error:
+        bases = (segment if index.version > 1 else segment1).decode(sample["seg"])
+    except (ValueError, RecursionError) as error:
         return str(error)
-    if bases.size != row.end - row.start:
-        return f"has {bases.size} bases, {FILE_NAME} says {row.end - row.start}"
-    if not np.array_equal(BYTE_TO_ID[bases], manifest.read(info.name, row.start, row.end)):
-        return "reads differently by random access"
+    if bases.size != row.bases:
+        return f"has {bases.size} bases, {FILE_NAME} says {row.bases}"
+    ids = BYTE_TO_ID[bases]
+    for at in rows:
+        read = manifest.read(manifest.contigs[at.contig].name, at.start, at.end)
+        if not np.array_equal(ids[at.place : at.place + at.end - at.start], read):
+            return "reads differently by random access"
     return ""
 
 
+def _records(source: Source) -> Iterator[tuple[str, np.ndarray]]:
+    """Name and ASCII bases of each record, with the lines as Python's text files see them: LF, CR LF and CR end one."""
+    with source.path.open("rb") as raw:
+        compressed = raw.read(2) == b"\x1f\x8b"
+    opened = gzip.open if compressed else open
+    prefix = f"{source.label}." if source.label else ""
+    name, bases = "", bytearray()
+    with opened(source.path, "rt", encoding="utf-8", newline=None) as lines:
+        for line in lines:
+            if line.startswith(">"):
+                if name:
+                    yield name, np.frombuffer(bytes(bases), np.uint8)
+                name, bases = prefix + line[1:].split()[0], bytearray()
+            else:
+                bases += line.rstrip("\n").encode()
+    if name:
+        yield name, np.frombuffer(bytes(bases), np.uint8)
+
+
 def _check_fasta(manifest: Manifest, sources: Sequence[Source]) -> None:
-    known = {info.name: index for index, info in enumerate(manifest.contigs)}
+    missing = {info.name: number for number, info in enumerate(manifest.contigs)}
     segments: dict[int, list[int]] = {}
     for key, row in enumerate(manifest.segments):
         segments.setdefault(row.contig, []).append(key)
-    missing = set(known)
-    with reading_progress(sources) as contigs:
-        for contig in contigs:
-            info = contig_info(contig)
-            index = known.get(contig.name)
-            if index is None or manifest.contigs[index].bases != info.bases:
-                raise DataError(f"{contig.source.path}: contig {contig.name!r} of {info.bases} bases is not in "
-                                f"{manifest.directory / FILE_NAME}; give the FASTA files that the shards came from")
-            missing.discard(contig.name)
-            for key in segments.get(index, []):
-                _compare(manifest, key, contig)
+    held = lru_cache(maxsize=64)(manifest.read_sample)  # many short contigs are in one
+    for source in sources:
+        try:
+            for name, bases in _records(source):
+                number = missing.pop(name, None)
+                if number is None or manifest.contigs[number].bases != bases.size:
+                    raise DataError(f"{source.path}: contig {name!r} of {bases.size} bases is not in "
+                                    f"{manifest.directory / FILE_NAME}; give the FASTA files that the shards came from")
+                for key in segments.get(number, []):
+                    _compare(manifest, key, held, source.path, bases)
+        except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"{source.path}: is not a FASTA file that can be read ({error})") from None
     if missing:
         raise DataError(f"{manifest.directory / FILE_NAME}: contig {min(missing)!r} is in none of the FASTA files; "
                         f"give all files that the shards came from")
 
 
-def _compare(manifest: Manifest, key: int, contig: Contig) -> None:
+def _compare(manifest: Manifest, key: int, held: Callable[[int], np.ndarray], path: Path, bases: np.ndarray) -> None:
+    """Compare a segment, of the bases that its sample is `held` to have, with all bases of its contig."""
     row = manifest.segments[key]
-    different = np.flatnonzero(manifest.read_segment(key) != contig.bases[row.start : row.end])
+    own = held(row.sample)[row.place : row.place + row.end - row.start]
+    different = np.flatnonzero(own != bases[row.start : row.end])
     if different.size:
-        position = row.start + int(different[0])
-        raise DataError(f"{manifest.directory / manifest.shards[row.shard].url}: segment {key:08d} differs from "
-                        f"{contig.source.path} at {contig.name}:{position + 1}; build the shards from this file again")
+        position, contig = row.start + int(different[0]) + 1, manifest.contigs[row.contig].name
+        shard = manifest.shards[manifest.index.samples[row.sample].shard].url
+        raise DataError(f"{manifest.directory / shard}: sample {row.sample:08d} differs from {path} at "
+                        f"{contig}:{position}; build the shards from this file again")

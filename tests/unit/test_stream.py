@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from hyena_dist.data import order as order_module
 from hyena_dist.data.errors import DataError
 from hyena_dist.data.manifest import Manifest
 from hyena_dist.data.order import WindowOrder, shuffled
@@ -83,7 +84,8 @@ def test_epochs_stages_and_seeds_differ(manifest):
 @pytest.mark.parametrize("size", [1, 2, 3, 64, 1000, 4097])
 def test_shuffled_is_a_permutation_that_depends_on_the_key(size):
     def permutation(key):
-        return shuffled(np.arange(size), np.full(size, size), np.full(size, key, dtype=np.uint64)).tolist()
+        sizes, keys = np.array([size]), np.array([key], dtype=np.uint64)
+        return shuffled(np.arange(size), sizes, keys, np.zeros(size, dtype=int)).tolist()
 
     assert sorted(permutation(1)) == list(range(size))
     if size >= 64:
@@ -96,19 +98,46 @@ def test_order_is_pinned():
     order = WindowOrder([1000, 5000, 3], 16, seed=3, stage=1)
     assert order.epoch_size(2) == 378
     assert [tuple(order.window(2, i)) for i in (0, 1, 2, 300)] == [
-        (0, 75, 92, True), (0, 155, 172, True), (0, 267, 284, True), (1, 3268, 3285, True)]
+        (0, 75, 92, True), (1, 2068, 2085, True), (1, 580, 597, True), (1, 292, 309, True)]
 
 
-def test_a_rank_reads_its_own_canonical_streams_only():
-    """Stream c is block c of 64 along the genome; a rank whose number of ranks divides 64 stays in its blocks."""
-    order = WindowOrder([64 * 100 * 16 + 1], 16, seed=0, stage=0)
-    size = order.epoch_size(0)
-    blocks = {}
-    for index in range(size):
-        window = order.window(0, index)
-        blocks.setdefault(index % 64, []).append((window.start + 16) // 16)
-    for stream_windows in blocks.values():
-        assert max(stream_windows) - min(stream_windows) <= len(stream_windows)
+def places_of_an_epoch(windows, epoch=0):
+    """Where along a genome of one contig each window of an epoch lies, counted in windows."""
+    order = WindowOrder([windows * 16 + 1], 16, seed=0, stage=0)
+    size = order.epoch_size(epoch)
+    starts = [order.window(epoch, i).start for i in range(size)]
+    return [sorted(starts).index(start) for start in starts]
+
+
+@pytest.mark.parametrize("windows", [5, 63, 64, 100, 64 * 30, 64 * 30 + 17])
+def test_every_window_of_a_tiling_comes_once(windows):
+    places = places_of_an_epoch(windows)
+    assert sorted(places) == list(range(len(places)))
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8, 16, 32, 64])
+def test_a_rank_reads_its_own_canonical_streams_only(ranks):
+    """A stream is a block of a 64th of the genome; ranks whose number divides 64 share no block."""
+    places = places_of_an_epoch(64 * 30)
+    blocks = [{place * 64 // len(places) for place in places[rank::ranks]} for rank in range(ranks)]
+    assert [len(own) for own in blocks] == [64 // ranks] * ranks
+    assert len(set.union(*blocks)) == 64
+
+
+def test_eight_windows_in_a_row_come_from_eight_eighths():
+    """Else a step of 8 windows is of one genome, the next of another. The control: neighbouring blocks would be."""
+    assert order_module.BLOCK_OF_STREAM.tolist()[:8] == [0, 32, 16, 48, 8, 40, 24, 56]
+    eighths = [place * 8 // (64 * 30) for place in places_of_an_epoch(64 * 30 - 1)]
+    assert len(eighths) == 64 * 30
+    assert all(len(set(eighths[i : i + 8])) == 8 for i in range(len(eighths) - 7))
+    neighbours = [stream * 8 // 64 for stream in range(64)]
+    assert len(set(neighbours[:8])) == 1
+
+
+def test_a_state_of_the_order_before_is_refused(manifest):
+    saved = {**stream(manifest).state_dict(StreamState(0, 1, 2)), "version": 1}
+    with pytest.raises(DataError, match="order of windows has version 1, this code's has 2"):
+        stream(manifest).load_state_dict(saved)
 
 
 def one_rank(manifest, start, count, **changes):
@@ -253,12 +282,12 @@ def test_forked_workers_cannot_corrupt_each_others_reads(manifest, tmp_path):
 def test_a_damaged_shard_is_one_line_at_any_number_of_workers(tmp_path, num_workers):
     directory = shards(tmp_path, {"chr1": b"ACGT" * 500}).directory
     for shard in directory.glob("*.tar"):
-        shard.chmod(0o644)
-        shard.write_bytes(shard.read_bytes().replace(b"HDS1", b"HDS0"))
+        shard.write_bytes(shard.read_bytes().replace(b"\xe4" * 4, b"\xe4" * 3 + b"\xe5"))
     s = stream(Manifest.load(directory))
     with pytest.raises(DataError) as caught:
         next(s.batches(s.start(), micro_batch_size=2, global_batch_size=2, num_workers=num_workers))
-    assert re.fullmatch(r".*shard-0000.\.tar: segment 0000000. is not as shards.json says: .*", str(caught.value))
+    assert re.fullmatch(r".*shard-0000.\.tar: sample 0000000. \(from chr1:\d+ on\) is damaged: block 0 \(its bases "
+                        r"1 to \d+\) does not match its checksum; run .*", str(caught.value))
 
 
 def test_many_loader_workers_read_what_is_in_the_fasta(manifest):
