@@ -8,12 +8,13 @@ SHARDS := shards/quickstart
 # NCCL refuses two ranks on one GPU.
 RANKS := import torch; print(min(2, torch.cuda.device_count() or 2))
 
-.PHONY: help setup quickstart test test-all lint types clean
+.PHONY: help setup quickstart test test-all gpu lint types clean
 
 help:
 	@echo "make quickstart  set-up, shards from shards/sample, pretrain on 2 processes (1 with one GPU), report (about 7 minutes)"
 	@echo "make test        set-up and the fast tests"
 	@echo "make test-all    set-up and every test; takes long"
+	@echo "make gpu         without set-up: all that only a GPU can answer, in 9 minutes (docs/gpu.md); ARGS=... are its options"
 	@echo "make lint types  ruff and mypy"
 
 setup: .venv/ready
@@ -36,6 +37,10 @@ test: setup
 
 test-all: setup
 	python -m pytest
+
+# With the Python that is there, .venv's or the machine's own: a GPU machine may have no network to set anything up.
+gpu:
+	$(PYTHON) launchers/gpu_check.py $(ARGS)
 
 lint: setup
 	ruff check .
