@@ -5,6 +5,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 1
 RUN := runs/quickstart
 SHARDS := shards/quickstart
+ON_GPU := python -c 'import torch; raise SystemExit(not torch.cuda.is_available())'
 # NCCL refuses two ranks on one GPU.
 RANKS := import torch; print(min(2, torch.cuda.device_count() or 2))
 
@@ -12,7 +13,7 @@ RANKS := import torch; print(min(2, torch.cuda.device_count() or 2))
 
 help:
 	@echo "make quickstart  set-up, shards from shards/sample, pretrain on 2 processes (1 with one GPU), report (about 7 minutes)"
-	@echo "make test        set-up and the fast tests"
+	@echo "make test        set-up and the fast tests, where there is a GPU those on it too"
 	@echo "make test-all    set-up and every test; takes long"
 	@echo "make gpu         without set-up: all that only a GPU can answer, in 9 minutes (docs/gpu.md); ARGS=... are its options"
 	@echo "make lint types  ruff and mypy"
@@ -34,9 +35,11 @@ quickstart: setup
 
 test: setup
 	python -m pytest -m "not slow"
+	if $(ON_GPU); then python -m pytest -m gpu; fi
 
 test-all: setup
 	python -m pytest
+	if $(ON_GPU); then python -m pytest -m gpu; fi
 
 # With the Python that is there, .venv's or the machine's own: a GPU machine may have no network to set anything up.
 gpu:

@@ -22,9 +22,13 @@ MOST_GPUS = 8
 def shared_gpu(ranks: int) -> list[dict[str, str]]:
     """Environments of ranks on the first GPU. NCCL refuses two ranks of one host on a device, so each says that it is
     another host; data then goes through sockets on the loopback interface."""
-    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    return [{"CUDA_VISIBLE_DEVICES": first, "NCCL_HOSTID": f"rank-{rank}", "NCCL_SOCKET_IFNAME": "lo",
+    return [{"CUDA_VISIBLE_DEVICES": first_gpu(), "NCCL_HOSTID": f"rank-{rank}", "NCCL_SOCKET_IFNAME": "lo",
              "NCCL_NET": "Socket", "NCCL_IB_DISABLE": "1", "NCCL_NVLS_ENABLE": "0"} for rank in range(ranks)]
+
+
+def first_gpu() -> str:
+    """Of those that this process may use."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
 
 
 def run(task: Task) -> None:
