@@ -5,7 +5,8 @@ import gc
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -132,27 +133,37 @@ def peak_bytes() -> tuple[int, int]:
 
 
 def waits(work: Step) -> dict[str, int]:
-    """Where the host waits for the device during a call, by file and line, as torch's own mode sees it."""
+    """Where the host waits for the device during a call, by function, as torch's own mode sees it."""
+    with counted_waits() as found:
+        work()
+    return dict(found)
+
+
+@contextmanager
+def counted_waits() -> Iterator[collections.Counter[str]]:
+    """While entered, on CUDA, count where the host waits for the device, by `place`."""
     found: collections.Counter[str] = collections.Counter()
-    if device().type != "cuda":
-        return {}
 
-    def note(message: Warning | str, _category: type[Warning], filename: str, lineno: int, *_: object) -> None:
+    def note(message: Warning | str, *_: object) -> None:
         if "called a synchronizing CUDA operation" in str(message):
-            ours = [frame for frame in traceback.extract_stack()
-                    if "/hyena_dist/" in frame.filename or "/deepspeed/" in frame.filename]
-            name, line = (ours[-1].filename, ours[-1].lineno) if ours else (filename, lineno)
-            found["/".join(name.split("/")[-3:]) + f":{line}"] += 1
+            found[place()] += 1
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), ExitStack() as stack:
         warnings.simplefilter("always")
         warnings.showwarning = note
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            work()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-    return dict(found)
+        if device().type == "cuda":
+            torch.cuda.set_sync_debug_mode("warn")
+            stack.callback(torch.cuda.set_sync_debug_mode, "default")
+        yield found
+
+
+def place() -> str:
+    """The innermost function under way that is ours or DeepSpeed's: `train/trainer.py:_settle`."""
+    for frame in reversed(traceback.extract_stack()):
+        for root in ("/hyena_dist/", "/deepspeed/"):
+            if root in frame.filename:
+                return f"{frame.filename.rpartition(root)[2]}:{frame.name}"
+    return "elsewhere"
 
 
 @dataclass(frozen=True)
