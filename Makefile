@@ -5,13 +5,17 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 1
 RUN := runs/quickstart
 SHARDS := shards/quickstart
+ON_GPU := python -c 'import torch; raise SystemExit(not torch.cuda.is_available())'
+# NCCL refuses two ranks on one GPU.
+RANKS := import torch; print(min(2, torch.cuda.device_count() or 2))
 
-.PHONY: help setup quickstart test test-all lint types clean
+.PHONY: help setup quickstart test test-all gpu lint types clean
 
 help:
-	@echo "make quickstart  set-up, shards from shards/sample, pretrain on 2 processes, report (about 7 minutes)"
-	@echo "make test        set-up and the fast tests"
+	@echo "make quickstart  set-up, shards from shards/sample, pretrain on 2 processes (1 with one GPU), report (about 7 minutes)"
+	@echo "make test        set-up and the fast tests, where there is a GPU those on it too"
 	@echo "make test-all    set-up and every test; takes long"
+	@echo "make gpu         without set-up: all that only a GPU can answer, in 9 minutes (docs/gpu.md); ARGS=... are its options"
 	@echo "make lint types  ruff and mypy"
 
 setup: .venv/ready
@@ -25,15 +29,21 @@ quickstart: setup
 	rm -rf $(RUN) $(SHARDS)
 	python shards/build.py shards/sample/*.fa.gz --bed shards/sample/splits.bed --out $(SHARDS)
 	python shards/verify.py $(SHARDS)
-	deepspeed --num_gpus 2 launchers/pretrain.py --config configs/quickstart.yaml
+	deepspeed --num_gpus $$(python -c '$(RANKS)') launchers/pretrain.py --config configs/quickstart.yaml
 	python launchers/evaluate.py $(RUN) --must-beat-order 5
 	@echo "loss curve: $(RUN)/report.png"
 
 test: setup
 	python -m pytest -m "not slow"
+	if $(ON_GPU); then python -m pytest -m gpu; fi
 
 test-all: setup
 	python -m pytest
+	if $(ON_GPU); then python -m pytest -m gpu; fi
+
+# With the Python that is there, .venv's or the machine's own: a GPU machine may have no network to set anything up.
+gpu:
+	$(PYTHON) launchers/gpu_check.py $(ARGS)
 
 lint: setup
 	ruff check .

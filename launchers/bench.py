@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from datetime import date
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -198,11 +197,14 @@ def _write(args: argparse.Namespace, result: dict[str, Any]) -> None:
 
 def _machine(cuda: bool | None = None) -> dict[str, Any]:
     import torch
-    packages = ("torch", "numpy", "scipy", "megatron-core", "hyena-dist")
+
+    from hyena_dist.config.versions import library_version, own_version
+    packages = ("torch", "numpy", "scipy", "megatron-core")
     cuda = torch.cuda.is_available() if cuda is None else cuda
     return {"device": torch.cuda.get_device_name() if cuda else _processor(),
             "cores": os.cpu_count(), "threads": torch.get_num_threads(), "python": platform.python_version(),
-            "date": str(date.today()), **{name: version(name) for name in packages}}
+            "date": str(date.today()), **{name: library_version(name) for name in packages},
+            "hyena-dist": own_version()}
 
 
 def _processor() -> str:

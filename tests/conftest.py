@@ -1,5 +1,6 @@
 """Fixtures that several files share."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,13 @@ from shards.build import main as build_shards
 torch.set_num_threads(1)  # as under a launcher: an operator's chunks, and so its memory, are per thread
 
 SAMPLE = Path(__file__).parents[1] / "shards" / "sample"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Only `pytest -m gpu` sees a GPU: all other tests are of the CPU, and on a machine with one they would move there
+    by themselves, where tolerances, time-outs and numbers of ranks are others."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(scope="session")

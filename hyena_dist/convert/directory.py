@@ -4,7 +4,6 @@ Nothing of a stranger's file is run: tensors are read by safetensors, by torch's
 restricted readers of this package.
 """
 
-import importlib.metadata
 import io
 import json
 import pickle
@@ -21,6 +20,7 @@ from torch import Tensor
 from hyena_dist.config.errors import first_sentence
 from hyena_dist.config.formats import FORMATS
 from hyena_dist.config.schema import ModelSection
+from hyena_dist.config.versions import own_version
 from hyena_dist.convert.huggingface import from_huggingface, to_huggingface
 from hyena_dist.convert.lightning import load_lightning
 from hyena_dist.convert.published import from_published, model_section, to_published
@@ -165,7 +165,7 @@ def _read_huggingface(source: Path) -> dict[str, Tensor]:
 
 def _write_own(dest: Path, section: ModelSection, model: HyenaModel, _source: str) -> None:
     weights = {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
-    _write(dest, {"format": "hyena_dist", "version": importlib.metadata.version("hyena-dist"),
+    _write(dest, {"format": "hyena_dist", "version": own_version(),
                   "model": asdict(section)}, {WEIGHTS: _safetensors(weights)})
 
 
@@ -212,7 +212,7 @@ class _Untrained:
 def _write_checkpoint(dest: Path, section: ModelSection, model: HyenaModel, source: str) -> None:
     metadata = {"step": 0, "identity": {f"model.{key}": value for key, value in asdict(section).items()},
                 "config": None, "data": None, "val_loss": None, "best_val_loss": None, "loss_scale": None,
-                "seconds": 0.0, "version": importlib.metadata.version("hyena-dist"), "source": source}
+                "seconds": 0.0, "version": own_version(), "source": source}
     save_checkpoint(dest, _Untrained(model), model.placement(), Groups.single(), metadata)
 
 

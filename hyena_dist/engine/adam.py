@@ -45,6 +45,17 @@ def create_state(optimizer: torch.optim.Optimizer, weights: Iterable[Tensor]) ->
             group["step"] = 0
 
 
+def guard(optimizer: torch.optim.Optimizer, norm: Tensor) -> bool:
+    """Let the next step change nothing, state and step count included, unless `norm` is finite. The device decides:
+    the host does not wait for the norm. Returns False, and does nothing, where the optimizer has no such switch."""
+    fused = _kind(optimizer)[0] == "torch" and all(group.get("fused") for group in optimizer.param_groups)
+    weights = (weight for group in optimizer.param_groups for weight in group["params"])
+    if not fused or any(weight.device != norm.device for weight in weights):  # offloaded ones would be read too early
+        return False
+    optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]  # as torch's GradScaler does
+    return True
+
+
 def step_count(optimizer: torch.optim.Optimizer, weights: Sequence[Tensor]) -> int:
     """Steps taken so far."""
     owner = optimizer.param_groups[0] if _kind(optimizer) == _APEX else optimizer.state[weights[0]]

@@ -34,7 +34,7 @@ from deepspeed.utils import (
 )
 
 from hyena_dist.config.errors import ConfigError, first_sentence
-from hyena_dist.engine.adam import create_state, require_adam, set_step_count, step_count
+from hyena_dist.engine.adam import create_state, guard, require_adam, set_step_count, step_count
 from hyena_dist.engine.grad_norm import clip_gradients, global_grad_norm
 from hyena_dist.engine.loss_scale import LossScaler
 from hyena_dist.engine.protocol import MOMENTS, StepResult, Table
@@ -175,21 +175,25 @@ class DeepSpeedEngine:
         if lr is not None:
             for group in self._optimizer.param_groups:
                 group["lr"] = lr
+        applied: bool | None
         norm, applied = self._step_whole() if self._stage == 0 else self._step_sharded()
-        overflow = self.loss_scaler is not None and self.loss_scaler.update(finite=applied)
+        overflow = self.loss_scaler is not None and self.loss_scaler.update(finite=bool(applied))
         return StepResult(norm, applied, overflow)
 
-    def _step_whole(self) -> tuple[torch.Tensor, bool]:
-        """Stage 0 would apply a step that is not finite, which the others skip, and knows no loss scale."""
+    def _step_whole(self) -> tuple[torch.Tensor, bool | None]:
+        """Stage 0 would apply a step that is not finite, which the others skip, and knows no loss scale. None: applied
+        if the norm is finite."""
         gradients = {name: parameter.grad for name, parameter in self._parameters.items() if parameter.grad is not None}
         scale = 1.0 if self.loss_scaler is None else self.loss_scaler.scale
         norm = global_grad_norm(gradients, self._table, self._tensor, device=self._engine.device) / scale
-        if not torch.isfinite(norm):
+        # A loss scale is a number of the host, which must know.
+        applied = None if self.loss_scaler is None and guard(self._optimizer, norm) else bool(torch.isfinite(norm))
+        if applied is False:
             self._engine.zero_grad()
             return norm, False
         clip_gradients(gradients.values(), norm, self._max_norm, loss_scale=scale)
         self._engine.step()
-        return norm, True
+        return norm, applied
 
     def _step_sharded(self) -> tuple[torch.Tensor, bool]:
         self._engine.step()

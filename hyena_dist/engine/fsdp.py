@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from hyena_dist.engine.adam import create_state, require_adam, set_step_count, step_count
+from hyena_dist.engine.adam import create_state, guard, require_adam, set_step_count, step_count
 from hyena_dist.engine.grad_norm import clip_gradients, global_grad_norm
 from hyena_dist.engine.loss_scale import LossScaler
 from hyena_dist.engine.protocol import MOMENTS, StepResult, Table
@@ -137,14 +137,15 @@ class FsdpEngine:
         self._micro_batch = 0
         norm = clip_grad_norm(self._parameters.items(), self._table, self._groups, self._max_norm,
                               loss_scale=self._loss_scale)
-        applied = bool(torch.isfinite(norm))
-        if applied:
-            if lr is not None:
-                for group in self._optimizer.param_groups:
-                    group["lr"] = lr
+        if lr is not None:
+            for group in self._optimizer.param_groups:
+                group["lr"] = lr
+        # A loss scale is a number of the host, which must know.
+        applied = None if self.loss_scaler is None and guard(self._optimizer, norm) else bool(torch.isfinite(norm))
+        if applied is not False:
             self._optimizer.step()
         self._optimizer.zero_grad()
-        overflow = self.loss_scaler is not None and self.loss_scaler.update(finite=applied)
+        overflow = self.loss_scaler is not None and self.loss_scaler.update(finite=bool(applied))
         return StepResult(norm, applied, overflow)
 
     def export_parameter(self, name: str) -> dict[str, torch.Tensor]:

@@ -2,21 +2,23 @@
 environment."""
 
 import itertools
+import json
 import logging
 import os
 import re
+import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import psutil
 import torch
 import torch.distributed as dist
 
-from hyena_dist.config.errors import ConfigError
+from hyena_dist.config.errors import ConfigError, agreed
 
 DEFAULT_MINUTES = 10
 """How long a collective may wait for a rank. Long enough for what ranks do unequally: the first compilation of kernels,
@@ -36,7 +38,8 @@ def init_distributed(timeout: timedelta | None = None, *, dump_dir: Path | None 
         dump_dir: where NCCL's flight recorder writes nccl-rank-N after a time-out, if the directory exists by then.
 
     Raises:
-        ConfigError: the launcher's environment is incomplete, or there are more ranks than devices on this machine.
+        ConfigError: the launcher's environment is incomplete, there are more ranks than devices on this machine, or
+            two ranks share a GPU.
     """
     timeout = timeout or collective_timeout()
     environment = rank_environment(os.environ)
@@ -44,11 +47,18 @@ def init_distributed(timeout: timedelta | None = None, *, dump_dir: Path | None 
     os.environ.update(environment)  # DeepSpeed reads LOCAL_RANK, torch the others
     if not dist.is_initialized():
         _flight_recorder(device, dump_dir)
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        if environment["WORLD_SIZE"] == "1":  # no port to find, no name to resolve
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        rank, ranks = int(environment["RANK"]), int(environment["WORLD_SIZE"])
+        if ranks == 1:  # no port to find, no name to resolve
+            store: dist.Store = dist.HashStore()
         else:
-            dist.init_process_group(backend, timeout=timeout)
+            store, rank, ranks = next(dist.rendezvous("env://", rank, ranks, timeout=timeout))
+            store.set_timeout(timeout)
+        ours, store = dist.PrefixStore("hyena_dist", store), dist.PrefixStore("default_pg", store)
+        if device.type == "cuda":
+            _refuse_shared_devices(device, ours, rank, ranks)
+            dist.init_process_group("nccl", store=store, rank=rank, world_size=ranks, timeout=timeout, device_id=device)
+        else:
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timeout)
     return device
 
 
@@ -148,6 +158,44 @@ def _select_device(environment: dict[str, str]) -> torch.device:
     environment["LOCAL_RANK"] = str(local_rank)
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
+
+
+class Place(NamedTuple):
+    """Where a rank computes."""
+
+    gpu: str
+    """Of one card in the world."""
+    host: str
+    nccl_host: str
+    """What NCCL is told to take for the host; empty: the host."""
+
+
+def shared_device(places: Sequence[Place]) -> str | None:
+    """What is wrong with the places of all ranks, by rank: NCCL refuses two ranks on one GPU unless each of them says
+    that it is another host, by an NCCL_HOSTID of its own."""
+    first: dict[tuple[str, str], int] = {}
+    for rank, place in enumerate(places):
+        other = first.setdefault((place.gpu, place.nccl_host), rank)
+        if other != rank:
+            gpus = len({p.gpu for p in places if p.host == place.host})
+            return (f"ranks {other} and {rank} share GPU {place.gpu} of host {place.host}, which NCCL refuses: start "
+                    f"at most {gpus} rank{'s' if gpus > 1 else ''} there")
+    return None
+
+
+def _refuse_shared_devices(device: torch.device, store: dist.Store, rank: int, ranks: int) -> None:
+    """Before NCCL would, in many lines and only at the first collective. Every rank tells the others its place."""
+    places = gather_places(Place(str(torch.cuda.get_device_properties(device).uuid), socket.gethostname(),
+                                 os.environ.get("NCCL_HOSTID", "")), store, rank, ranks)
+    problem = shared_device(places)
+    if problem is not None:
+        raise agreed(ConfigError(problem))
+
+
+def gather_places(own: Place, store: dist.Store, rank: int, ranks: int) -> list[Place]:
+    """Those of all ranks, by rank. Collective, over the store alone: there is no process group yet."""
+    store.set(f"place/{rank}", json.dumps(own))
+    return [Place(*json.loads(text)) for text in store.multi_get([f"place/{other}" for other in range(ranks)])]
 
 
 def _is_launcher(process: psutil.Process) -> bool:

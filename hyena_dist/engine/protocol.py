@@ -41,11 +41,17 @@ class StepResult:
     grad_norm: torch.Tensor
     """Global norm of the gradients before clipping and without the loss scale, 0-dim, the same on every rank; inf or
     nan when not finite."""
-    applied: bool
-    """False when the gradients were not finite: weights, moments and the step count are then as before."""
+    known: bool | None = None
+    """Whether the update was applied; None: if the norm is finite, which the device alone knows as yet."""
     overflow: bool = False
     """Not applied, and the loss scale was lowered: an expected event of fp16. A step that is not applied without it is
     a failure, be it that there is no loss scale or that it is at its lowest."""
+
+    @property
+    def applied(self) -> bool:
+        """False when the gradients were not finite: weights, moments and the step count are then as before. May wait
+        for the device."""
+        return bool(torch.isfinite(self.grad_norm)) if self.known is None else self.known
 
 
 class Engine(Protocol):

@@ -1,7 +1,6 @@
 """All ranks start with the same configuration, code and data, or none does."""
 
 import hashlib
-import importlib.metadata
 import json
 import socket
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ import torch.distributed as dist
 import hyena_dist
 from hyena_dist.config.errors import ConfigError, agreed
 from hyena_dist.config.schema import Config
+from hyena_dist.config.versions import library_version, own_version
 from hyena_dist.parallel.groups import Axis
 
 LIBRARIES = ("torch", "numpy", "deepspeed", "megatron-core")
@@ -32,8 +32,8 @@ def check_same_start(config: Config, axis: Axis) -> None:
     """
     keys = {f"{section}.{key}": json.dumps(value) for section, content in asdict(config).items()
             for key, value in content.items()}
-    versions = {library: importlib.metadata.version(library) for library in LIBRARIES}
-    own = f"{importlib.metadata.version('hyena-dist')}, source {source_hash()}"
+    versions = {library: library_version(library) for library in LIBRARIES}
+    own = f"{own_version()}, source {source_hash()}"
     refuse_differences({key: value for key, value in keys.items() if key not in MAY_DIFFER}, axis,
                        remedy="start every rank with the same --config and overrides")
     refuse_differences({**versions, "hyena_dist": own}, axis, remedy="install the same versions on every machine")

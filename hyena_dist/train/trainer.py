@@ -1,6 +1,5 @@
 """The training run, read top to bottom: `Trainer.fit` is the loop, everything else serves it."""
 
-import importlib.metadata
 import logging
 import math
 import time
@@ -18,6 +17,7 @@ from hyena_dist.config.errors import TrainingError
 from hyena_dist.config.identity import identity
 from hyena_dist.config.load import dump_config
 from hyena_dist.config.schema import Config
+from hyena_dist.config.versions import own_version
 from hyena_dist.config.warmup import Stage, tokens_after
 from hyena_dist.data.manifest import Manifest
 from hyena_dist.data.tokenizer import IGNORE
@@ -317,7 +317,7 @@ class Trainer:
             "best_val_loss": _finite(self.best_val_loss),
             "loss_scale": None if scaler is None else scaler.state_dict(),
             "seconds": self._seconds,
-            "version": importlib.metadata.version("hyena-dist"),
+            "version": own_version(),
         }
         self.saver.save(self.engine, self.table, self.step, metadata)
         self._lost = 0

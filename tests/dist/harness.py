@@ -1,4 +1,4 @@
-"""Runs a function on several gloo ranks of this machine. Start-up takes seconds per rank: run many cases in a call."""
+"""Runs a function on several ranks of this machine. Start-up takes seconds per rank: run many cases in a call."""
 
 import os
 import pickle
@@ -15,16 +15,18 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 
-def run_distributed(fn: Callable[..., Any], world_size: int, *args: Any, timeout: float = 300.0) -> list[Any]:
+def run_distributed(fn: Callable[..., Any], world_size: int, *args: Any, timeout: float = 300.0,
+                    main: Callable[..., None] | None = None) -> list[Any]:
     """Call `fn(*args)` on `world_size` ranks with the default process group initialised; return the ranks' results.
 
     `fn` is a function of a module, and its arguments and result can be pickled. When a rank fails the others are
-    killed, and its traceback is in the RuntimeError raised here; a rank that hangs is a TimeoutError.
+    killed, and its traceback is in the RuntimeError raised here; a rank that hangs is a TimeoutError. With a `main` of
+    its own in place of `rank_main`, a rank is a new process: what was forked cannot use CUDA.
     """
     with tempfile.TemporaryDirectory() as directory:
-        context = fork_server()
+        context = fork_server() if main is None else mp.get_context("spawn")
         # No daemons: those may have no reader processes of their own.
-        ranks = [context.Process(target=rank_main, args=(fn, rank, world_size, directory, timeout, args))
+        ranks = [context.Process(target=main or rank_main, args=(fn, rank, world_size, directory, timeout, args))
                  for rank in range(world_size)]
         try:
             for process in ranks:
@@ -70,11 +72,20 @@ def _join(ranks: list[Any], directory: Path, timeout: float) -> None:
 def rank_main(fn: Callable[..., Any], rank: int, world_size: int, directory: str, timeout: float,
                args: tuple[Any, ...]) -> None:
     """What a rank's process does; the store and what the rank leaves are files in `directory`."""
+    def start() -> None:
+        dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=world_size,
+                                timeout=timedelta(seconds=timeout))
+
+    run_rank(start, fn, rank, world_size, directory, args)
+
+
+def run_rank(start: Callable[[], object], fn: Callable[..., Any], rank: int, world_size: int, directory: str,
+             args: tuple[Any, ...]) -> None:
+    """`start` the default process group, call `fn`, and leave its result, or what went wrong, in `directory`."""
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank), OMP_NUM_THREADS="1")
     torch.set_num_threads(1)
     try:
-        dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=world_size,
-                                timeout=timedelta(seconds=timeout))
+        start()
         result = fn(*args)
         Path(directory, f"result.{rank}").write_bytes(pickle.dumps(result))
         dist.barrier()

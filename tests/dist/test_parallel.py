@@ -28,6 +28,7 @@ from tests.compare import rel
 from tests.dist.harness import run_distributed
 
 LENGTH = 59  # no number of context ranks divides it
+CPU = torch.device("cpu")
 BATCH = 2  # rows of a data rank
 TOLERANCE = {"fp64": 1e-12, "fp32": 2e-5, "bf16": 6e-2}
 
@@ -122,22 +123,23 @@ def forward_backward(model: HyenaModel, groups: Groups, ids: torch.Tensor, targe
     return logits.detach(), embedded[0].grad
 
 
-def compare(case: Case, groups: Groups, *, local_mean: bool = False) -> dict[str, float]:
+def compare(case: Case, groups: Groups, *, local_mean: bool = False,
+            device: torch.device = CPU) -> dict[str, float]:
     """Largest error of this rank by quantity, against one rank in the same precision (bf16: against float32)."""
     generator = torch.Generator().manual_seed(3)
     ids = torch.randint(7, 11, (BATCH * case.data, LENGTH + 1), generator=generator)
     targets = ids[:, 1:].masked_fill(torch.rand(BATCH * case.data, LENGTH, generator=generator) < 0.3, -100)
-    rows = torch.arange(BATCH * case.data)
+    ids, targets, rows = ids.to(device), targets.to(device), torch.arange(BATCH * case.data, device=device)
     mine = slice(groups.data.rank * BATCH, (groups.data.rank + 1) * BATCH)
     one = Groups.single()
     reference = build(Case(1, 1, 1, order=case.order, pattern=case.pattern,
-                           precision="fp32" if case.precision == "bf16" else case.precision), one, None)
+                           precision="fp32" if case.precision == "bf16" else case.precision), one, None).to(device)
     count = int((targets != -100).sum())
     exact_logits, exact_dx = forward_backward(reference, one, ids[:, :-1], targets, rows, count)
 
     parallel = ParallelSection(tensor=case.tensor, context=case.context, sequence=case.sequence,
                                context_method=case.method, overlap_groups=case.overlap)
-    model = build(case, groups, parallel)
+    model = build(case, groups, parallel).to(device)
     axis, multiple = groups.context, model.token_multiple
     local_ids = slice_tokens(ids[mine, :-1], axis, multiple=multiple, fill=4)
     local_targets = slice_tokens(targets[mine], axis, multiple=multiple, fill=-100)

@@ -36,10 +36,10 @@ def _starts(axis: Axis) -> dict[str, str]:
     own, startup.source_hash = startup.source_hash, (lambda: "edited") if odd else startup.source_hash
     found["source"] = _refusal(check_same_start, config, axis)
     startup.source_hash = own
-    version, startup.importlib.metadata.version = startup.importlib.metadata.version, (
-        (lambda name: "2.7.0" if name == "torch" else version(name)) if odd else startup.importlib.metadata.version)
+    version, startup.library_version = startup.library_version, (
+        (lambda name: "2.7.0" if name == "torch" else version(name)) if odd else startup.library_version)
     found["torch"] = _refusal(check_same_start, config, axis)
-    startup.importlib.metadata.version = version
+    startup.library_version = version
     found["same data"] = _refusal(check_same_data, "0123456789abcdef", axis)
     found["data"] = _refusal(check_same_data, "fedcba9876543210" if odd else "0123456789abcdef", axis)
     return found

@@ -3,13 +3,24 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
-from hyena_dist.engine.launch import _flight_recorder, collective_timeout, first_host, job_id, rank_environment
+from hyena_dist.engine.launch import (
+    Place,
+    _flight_recorder,
+    collective_timeout,
+    first_host,
+    gather_places,
+    job_id,
+    rank_environment,
+    shared_device,
+)
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
 SRUN = {"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "123456", "SLURM_STEP_ID": "0",
@@ -57,6 +68,26 @@ def test_the_time_out_is_ten_minutes_or_the_users() -> None:
     for wrong in ("0", "-1", "soon", ""):
         with pytest.raises(ValueError, match="DEEPSPEED_TIMEOUT=.* must be a whole number of minutes"):
             collective_timeout({"DEEPSPEED_TIMEOUT": wrong})
+
+
+def test_two_ranks_on_one_gpu_are_refused_unless_nccl_takes_them_for_two_hosts() -> None:
+    one, two = Place("GPU-1", "node1", ""), Place("GPU-2", "node1", "")
+    assert shared_device([one, two, Place("GPU-3", "node2", "")]) is None
+    assert shared_device([one, one]) == ("ranks 0 and 1 share GPU GPU-1 of host node1, which NCCL refuses: start at "
+                                         "most 1 rank there")
+    assert "ranks 1 and 3 share GPU GPU-2 of host node1" in shared_device([one, two, Place("GPU-3", "node2", ""), two])
+    assert "at most 2 ranks there" in shared_device([one, two, two])
+    assert shared_device([one._replace(nccl_host="a"), one._replace(nccl_host="b")]) is None
+    assert shared_device([one._replace(nccl_host="a"), one]) is None
+    assert shared_device([one._replace(nccl_host="a")] * 2) is not None
+
+
+def test_every_rank_hears_of_every_place() -> None:
+    store = dist.PrefixStore("test", dist.HashStore())
+    places = [Place(f"GPU-{rank}", "node1", "") for rank in range(3)]
+    with ThreadPoolExecutor(3) as ranks:
+        found = list(ranks.map(lambda rank: gather_places(places[rank], store, rank, 3), range(3)))
+    assert found == [places] * 3
 
 
 def test_the_job_is_slurms() -> None:

@@ -1,0 +1,84 @@
+"""A steady training step does not wait for the device, but where it reads the numbers of the step before."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from benchmarks.gpu.measure import counted_waits, place
+from hyena_dist.config.schema import Config, DataSection, EngineSection, ModelSection, OptimSection, TrainSection
+from hyena_dist.parallel.groups import init_groups
+from hyena_dist.train.trainer import Trainer
+from tests.gpu.devices import DEVICES
+from tests.gpu.ranks import run_ranks
+
+WARM, COUNTED = 3, 4
+LATE = "train/trainer.py:_settle"
+"""Reads the loss and the norm of the step before, which the device has done by then."""
+ENGINES = {"zero0": EngineSection(zero_stage=0), "zero1": EngineSection(zero_stage=1),
+           "zero3": EngineSection(zero_stage=3), "fsdp": EngineSection(name="fsdp")}
+OURS = ("config/", "data/", "engine/", "model/", "ops/", "parallel/", "train/")
+
+
+class _HostReads(TorchDispatchMode):
+    """Counts, on a CPU, where a number of a tensor is read: on a GPU each of these is a wait."""
+
+    def __init__(self, found: Counter[str]) -> None:
+        super().__init__()
+        self.found = found
+
+    def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            self.found[place()] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _watched(device: torch.device) -> Iterator[Counter[str]]:
+    with counted_waits() as found:
+        if device.type == "cpu":
+            with _HostReads(found):
+                yield found
+        else:
+            yield found
+
+
+def _waits(device: torch.device, configs: dict[str, Config]) -> dict[str, dict[str, int]]:
+    """Of some steady steps of each run, by place."""
+    found = {}
+    for name, config in configs.items():
+        trainer = Trainer(config, init_groups(), device)
+        step, stack = trainer._train_step, ExitStack()
+
+        def train_step(trainer: Any = trainer, step: Any = step, stack: ExitStack = stack, name: str = name) -> Any:
+            if trainer.step == WARM:
+                found[name] = stack.enter_context(_watched(device))
+            elif trainer.step == WARM + COUNTED:
+                stack.close()
+            return step()
+
+        trainer._train_step = train_step  # type: ignore[method-assign]
+        trainer.fit()
+    return {name: dict(places) for name, places in found.items()}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_steady_step_waits_only_for_the_step_before(device: torch.device, shards: Path, tmp_path: Path,
+                                                      record_property: Any) -> None:
+    configs = {name: Config(
+        model=ModelSection(num_layers=1, hidden_size=16, max_seq_len=128, filter_order=8, layer_pattern="H"),
+        data=DataSection(shards=str(shards), seq_len=128, num_workers=0),
+        train=TrainSection(run_dir=str(tmp_path / name), steps=WARM + COUNTED + 2, micro_batch_size=2,
+                           global_batch_size=4, eval_every=0, save_every=0, precision="bf16"),
+        optim=OptimSection(warmup_steps=2), engine=engine) for name, engine in ENGINES.items()}
+    for name, places in run_ranks(device, _waits, 1, configs)[0].items():
+        record_property(name, places)
+        print(f"{name}: {places}")
+        assert places.get(LATE, 0) >= COUNTED, "the control: the one wait that there must be is seen"
+        ours = {where: count for where, count in places.items() if where.startswith(OURS) and where != LATE}
+        assert not ours, (name, ours)
