@@ -180,7 +180,7 @@ class DeepSpeedEngine:
         gradients = {name: parameter.grad for name, parameter in self._parameters.items() if parameter.grad is not None}
         scale = 1.0 if self.loss_scaler is None else self.loss_scaler.scale
         norm = global_grad_norm(gradients, self._table, self._tensor, device=self._engine.device) / scale
-        if not torch.isfinite(norm):
+        if not math.isfinite(norm.item()):
             self._engine.zero_grad()
             return norm, False
         clip_gradients(gradients.values(), norm, self._max_norm, loss_scale=scale)

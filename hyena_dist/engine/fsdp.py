@@ -137,7 +137,7 @@ class FsdpEngine:
         self._micro_batch = 0
         norm = clip_grad_norm(self._parameters.items(), self._table, self._groups, self._max_norm,
                               loss_scale=self._loss_scale)
-        applied = bool(torch.isfinite(norm))
+        applied = math.isfinite(norm.item())
         if applied:
             if lr is not None:
                 for group in self._optimizer.param_groups:
