@@ -36,26 +36,32 @@ class _CrossEntropy(torch.autograd.Function):
         if axis.size > 1:
             dist.all_reduce(largest, dist.ReduceOp.MAX, group=axis.group)
         local, here = _local_targets(targets, scored, logits.shape[-1], axis)
-        picked = values.gather(-1, local[..., None])[..., 0].sub_(largest).mul_(here)
-        sums = torch.stack([(values - largest[..., None]).exp_().sum(-1), picked])
+        picked = values.gather(-1, local[..., None])[..., 0].sub_(largest)
+        sums = (values - largest[..., None]).exp_().sum(-1)
         if axis.size > 1:
-            sums = all_reduce(sums, axis)
-        ctx.save_for_backward(logits, targets, scored, largest.add_(sums[0].log_()))
+            sums, picked = all_reduce(torch.stack([sums, picked.mul_(here)]), axis)
+        ctx.save_for_backward(logits, targets, scored, largest.add_(sums.log_()))
         ctx.axis = axis
-        return (sums[0] - sums[1]).mul_(scored).sum()
+        return (sums - picked).mul_(scored).sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         logits, targets, scored, log_sum = ctx.saved_tensors
         local, here = _local_targets(targets, scored, logits.shape[-1], ctx.axis)
-        probability = (logits.to(log_sum.dtype) - log_sum[..., None]).exp_()
-        probability.scatter_add_(-1, local[..., None], -here.to(log_sum.dtype)[..., None])
-        return probability.mul_(scored[..., None] * grad).to(logits.dtype), None, None, None
+        probability = (logits - log_sum[..., None]).exp_()
+        # What is subtracted where no target is scored is not used.
+        share = log_sum.new_full((), -1).expand(log_sum.shape) if here is scored else -here.to(log_sum.dtype)
+        probability.scatter_add_(-1, local[..., None], share[..., None])
+        gradient = torch.mul(probability, scored[..., None] * grad, out=torch.empty_like(logits))
+        return gradient, None, None, None
 
 
 def _local_targets(targets: Tensor, scored: Tensor, size: int, axis: Axis) -> tuple[Tensor, Tensor]:
-    """The targets' places in this rank's part of the vocabulary, and whether they are scored and in it."""
+    """The targets' places in this rank's part of the vocabulary, and whether they are scored and in it. On one rank
+    every scored target is."""
+    if axis.size == 1:
+        return targets * scored, scored
     local = targets - axis.rank * size
     here = scored & (local >= 0) & (local < size)
     return local.masked_fill(~here, 0), here
