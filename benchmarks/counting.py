@@ -26,8 +26,9 @@ aten = torch.ops.aten
 TORCHS_OWN = ("aten", "prims", "c10d", "_c10d_functional")
 
 FREE = {aten.empty, aten.empty_strided, aten.empty_like, aten.new_empty, aten.new_empty_strided, aten.detach,
-        aten.alias, aten._unsafe_view, aten._reshape_alias, aten.lift_fresh, aten.resize_, aten.set_}
-"""Memory and metadata only, and not views by their schema."""
+        aten.alias, aten._unsafe_view, aten._reshape_alias, aten.lift_fresh, aten.resize_, aten.set_,
+        aten._local_scalar_dense}
+"""Memory and metadata only, and not views by their schema; and the read of a number, which is counted as a wait."""
 OVERWRITTEN = {aten.copy_, aten.fill_, aten.zero_, aten.uniform_, aten.normal_}
 """In place, without reading what was there."""
 FFTS = {aten._fft_r2c, aten._fft_c2r, aten._fft_c2c}
@@ -39,8 +40,8 @@ LAUNCHES = {aten.native_layer_norm_backward: 2, aten.constant_pad_nd: 2}
 MULTI_TENSOR_CHUNK, MULTI_TENSOR_BLOCKS, MULTI_TENSOR_LISTS = 65536, 320, (110, 64, 48, 36, 30)
 """torch's multi_tensor_apply: elements of a block, blocks of a launch, tensors of a launch by the number of lists."""
 
-HOST_READS = {aten._local_scalar_dense, aten.item, aten.is_nonzero, aten.nonzero, aten.masked_select, aten._unique2,
-              aten.unique_consecutive, aten.unique_dim}
+HOST_READS = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten._unique2, aten.unique_consecutive,
+              aten.unique_dim}
 """The host waits for the device to know a value or a shape."""
 
 
@@ -54,10 +55,11 @@ class CallCounter(TorchDispatchMode):
     def __init__(self, device: torch.device) -> None:
         super().__init__()
         self.parts: dict[str, Cost] = {}
-        self.host_reads: Counter[str] = Counter()
-        """Where the host waits for a value of the device, by operator and part."""
-        self.operators: Counter[tuple[str, str]] = Counter()
-        """Launches by part and operator."""
+        self.waits: Counter[str] = Counter()
+        """Calls in which the host waits for the device: reads of a value, and copies that block. A tensor that torch
+        makes of Python numbers is not seen."""
+        self.operators: dict[tuple[str, str], Cost] = {}
+        """By part and operator."""
         self.signatures = Cost()
         """By signatures alone: each tensor that a call names once, and each call as one launch."""
         self._kind = device.type
@@ -70,41 +72,42 @@ class CallCounter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         part = self._attribution.part(func, args)
-        if self._reads_on_host(func, args, kwargs):
-            self.host_reads[f"{func} in {part}"] += 1
-            if self._kind == "meta":
-                return _made_up(func, args, kwargs)
-        result = func(*args, **kwargs)
+        waits = self._waits(func, args, kwargs)
+        if waits:
+            self.waits[f"{func} in {part}"] += 1
+        made_up = waits and self._kind == "meta"
+        result = _made_up(func, args, kwargs) if made_up else func(*args, **kwargs)
         if is_on((args, kwargs, result), self._kind):
             cost = call_cost(func, args, kwargs, result)
             self.parts[part] = self.parts.get(part, Cost()) + cost
             if cost.launches:
-                self.operators[part, str(func)] += cost.launches
+                key = part, str(func)
+                self.operators[key] = self.operators.get(key, Cost()) + cost
                 self.signatures += _signature(func, args, kwargs, result, cost)
         return result
 
-    def _reads_on_host(self, func: Any, args: Any, kwargs: Any) -> bool:
+    def _waits(self, func: Any, args: Any, kwargs: Any) -> bool:
         packet = func.overloadpacket
         if packet in HOST_READS:
             return is_on(args, self._kind)
         if packet is aten._to_copy:
-            target = kwargs.get("device")
-            crosses = target is not None and (args[0].device.type == self._kind) and target.type != self._kind
-            return crosses and not kwargs.get("non_blocking")
-        if packet is aten.copy_:
-            crosses = args[1].device.type == self._kind and args[0].device.type != self._kind
-            return crosses and not (args[2] if len(args) > 2 else kwargs.get("non_blocking"))
-        return False
+            here, there, lazy = args[0].device, kwargs.get("device"), kwargs.get("non_blocking")
+        elif packet is aten.copy_:
+            here, there, lazy = args[1].device, args[0].device, args[2] if len(args) > 2 else False
+        else:
+            return False
+        return not lazy and there is not None and self._kind in (here.type, there.type) and here.type != there.type
 
 
 def _made_up(func: Any, args: Any, kwargs: Any) -> Any:
     """In place of a value that a meta tensor does not have: ones, with which a step goes on."""
-    if func.overloadpacket is aten._local_scalar_dense:
-        return True if args[0].dtype == torch.bool else args[0].dtype.to_real().is_floating_point + 0.0
-    if func.overloadpacket is aten._to_copy:
+    packet = func.overloadpacket
+    if packet is aten._local_scalar_dense:
+        return torch.ones((), dtype=args[0].dtype).item()
+    if packet is aten._to_copy and kwargs["device"].type == "cpu":
         return torch.ones(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
-    if func.overloadpacket is aten.copy_:
-        return args[0]
+    if packet is aten.copy_ and args[0].device.type == "cpu":
+        return args[0].fill_(1)
     return func(*args, **kwargs)
 
 

@@ -1,8 +1,8 @@
 """The budget of a training step: for every part of the model the fewest bytes and operations, those that the code asks
 for, and the time that the fewest take on a card. Counted on meta tensors, in seconds and without a GPU."""
 
+import math
 import statistics
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,11 +18,12 @@ from benchmarks.memory import peak_tensor_bytes
 from benchmarks.models import Size, autocast
 from benchmarks.step import new_model
 from benchmarks.timing import timed
-from hyena_dist.config.schema import OptimSection
+from hyena_dist.config.schema import ModelSection, OptimSection
 from hyena_dist.engine.grad_norm import clip_gradients, global_grad_norm
 from hyena_dist.model.loss import token_loss
 from hyena_dist.model.model import HyenaModel
 from hyena_dist.ops.costs import Cost
+from hyena_dist.ops.dropout import DropoutKey
 from hyena_dist.parallel.groups import Axis
 from hyena_dist.scaling.memory import TrainingMemory, training_memory
 from hyena_dist.scaling.roofline import COPY_BYTES_PER_SECOND, PARTS, fewest, floor_seconds
@@ -41,10 +42,10 @@ class Counted:
     parts: dict[str, Cost]
     signatures: Cost
     """By the tensors that calls name, each once and in place too, and by calls: less than what they do."""
-    operators: Counter[tuple[str, str]]
-    """Launches by part and operator."""
-    host_reads: Counter[str]
-    """Where the host waits for the device."""
+    operators: dict[tuple[str, str], Cost]
+    """By part and operator."""
+    waits: dict[str, int]
+    """Where the host waits for the device, and how often."""
     peak_bytes: int
     """Of all tensors: weights, moments, and what the step makes."""
     memory: TrainingMemory
@@ -58,23 +59,26 @@ class Counted:
 class Step:
     """A step as the engines make it: forward, loss, backward, gradient norm and clipping, AdamW."""
 
-    def __init__(self, size: Size, precision: str, device: torch.device,
+    def __init__(self, section: ModelSection, batch: int, precision: str, device: torch.device,
                  activation_checkpointing: str = "none") -> None:
-        self.model: HyenaModel = new_model(size.section(), device, activation_checkpointing)
+        """Of `batch` sequences of the model's longest length."""
+        self.model: HyenaModel = new_model(section, device, activation_checkpointing)
         self._precision, self._device, self._optim = precision, device, OptimSection()
         self._optimizer = build_optimizer(self.model, self.model.placement(), self._optim)
-        self.ids = torch.zeros(size.batch, size.length + 1, dtype=torch.int64, device=device)
+        self.ids = torch.zeros(batch, section.max_seq_len + 1, dtype=torch.int64, device=device)
+        self._key = DropoutKey(seed=0, step=0, windows=torch.zeros(batch, dtype=torch.int64, device=device))
 
     def __call__(self) -> None:
         with autocast(self._device, self._precision):
-            logits = self.model(self.ids[:, :-1])
+            logits = self.model(self.ids[:, :-1], self._key)
         total, count = token_loss(logits, self.ids[:, 1:])
         del logits
         (total / count).backward()
         gradients = {name: weight.grad for name, weight in self.model.named_parameters() if weight.grad is not None}
         norm = global_grad_norm(gradients, None, Axis(), device=self._device)
-        clip_gradients(gradients.values(), norm, self._optim.grad_clip)
-        self._optimizer.step()
+        if math.isfinite(norm.item()):
+            clip_gradients(gradients.values(), norm, self._optim.grad_clip)
+            self._optimizer.step()
         self._optimizer.zero_grad()
 
     def state_bytes(self) -> int:
@@ -83,25 +87,25 @@ class Step:
         return sum(tensor.untyped_storage().nbytes() for tensor in [*self.model.parameters(), *state])
 
 
-def count(size: Size, precision: str, activation_checkpointing: str = "none") -> Counted:
+def count(section: ModelSection, batch: int, precision: str, activation_checkpointing: str = "none") -> Counted:
     """Count the second step: the first makes the optimizer's state and what is cached."""
     with as_on_cuda():
-        step = Step(size, precision, META, activation_checkpointing)
+        step = Step(section, batch, precision, META, activation_checkpointing)
         with CallCounter(META):
             step()
         with peak_tensor_bytes(META) as peak, CallCounter(META) as counter:
             step()
-    memory = training_memory(size.section(), size.length, size.batch, precision=precision,
+    memory = training_memory(section, section.max_seq_len, batch, precision=precision,
                              activation_checkpointing=activation_checkpointing)
-    return Counted(counter.parts, counter.signatures, counter.operators, counter.host_reads,
+    return Counted(counter.parts, counter.signatures, counter.operators, counter.waits,
                    step.state_bytes() + peak.bytes, memory)
 
 
-def measure(size: Size, precision: str, device: torch.device,
-            activation_checkpointing: str = "none") -> tuple[dict[str, float], float]:
+def measure(section: ModelSection, batch: int, precision: str,
+            device: torch.device) -> tuple[dict[str, float], float]:
     """Seconds that every part keeps a GPU busy, by the profiler, and seconds of a whole step without it. On a CPU the
     parts' seconds are those of the host."""
-    step = Step(size, precision, device, activation_checkpointing)
+    step = Step(section, batch, precision, device)
     for _ in range(_WARM_UP):
         step()
     whole = statistics.median(timed(step, device)[0] for _ in range(_ROUNDS))
@@ -134,18 +138,25 @@ def report(sizes: Sequence[Size], precision: str, device: torch.device) -> dict[
     too, or meta."""
     rows, steps = [], []
     for size in sizes:
-        counted = count(size, precision)
-        seconds, whole = measure(size, precision, device) if device.type == "cuda" else ({}, None)
+        counted = count(size.section(), size.batch, precision)
+        seconds, whole = ({}, None) if device == META else measure(size.section(), size.batch, precision, device)
         rows += _rows(size, precision, counted, seconds)
         steps.append({"length": size.length, "batch": size.batch, "launches": counted.total.launches,
                       "bytes": counted.total.bytes, "signature_bytes": counted.signatures.bytes,
                       "signature_calls": counted.signatures.launches, "peak_bytes": counted.peak_bytes,
-                      "formula_peak_bytes": counted.memory.total, "host_reads": dict(counted.host_reads),
-                      "seconds": whole})
+                      "formula_peak_bytes": counted.memory.total, "waits": counted.waits, "seconds": whole,
+                      "operators": _operators(counted)})
     size = sizes[0]
     return {"subject": "roofline",
             "size": {"width": size.width, "layers": size.layers, "precision": precision, "device": device.type},
             "steps": steps, "rows": rows}
+
+
+def _operators(counted: Counted) -> list[dict[str, Any]]:
+    """The operators of every part, those that move most first."""
+    found = [{"part": part, "operator": operator, "bytes": cost.bytes, "launches": cost.launches}
+             for (part, operator), cost in counted.operators.items()]
+    return sorted(found, key=lambda row: row["bytes"], reverse=True)
 
 
 def _rows(size: Size, precision: str, counted: Counted, seconds: dict[str, float]) -> list[dict[str, Any]]:
@@ -191,8 +202,8 @@ def card_of(device_name: str) -> str | None:
 def note(step: dict[str, Any]) -> str:
     """What is said of a step beside its parts."""
     peak, formula = step["peak_bytes"], step["formula_peak_bytes"]
-    reads = ", ".join(f"{count} x {where}" for where, count in step["host_reads"].items()) or "none"
+    waits = ", ".join(f"{count} x {where}" for where, count in step["waits"].items()) or "never"
     whole = "" if step["seconds"] is None else f"; the step takes {1e3 * step['seconds']:,.1f} ms"
     return (f"{step['length']:,} x {step['batch']:,}: {step['launches']:,} launches, {step['bytes'] / 2**30:,.1f} GiB"
             f" (by signatures alone {step['signature_calls']:,} and {step['signature_bytes'] / 2**30:,.1f}); "
-            f"peak {peak / 2**30:,.2f} GiB, by formula {formula / 2**30:,.2f}; host reads: {reads}{whole}")
+            f"peak {peak / 2**30:,.2f} GiB, by formula {formula / 2**30:,.2f}; the host waits: {waits}{whole}")
