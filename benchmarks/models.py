@@ -14,6 +14,7 @@ from hyena_dist.config.schema import ModelSection
 from hyena_dist.convert import from_published, to_published
 from hyena_dist.model.config import COMPUTE_DTYPES
 from hyena_dist.model.model import HyenaModel
+from hyena_dist.ops.precision import autocast_kind
 
 
 @dataclass(frozen=True)
@@ -69,4 +70,4 @@ def published(model: HyenaModel, values: Mapping[str, Tensor]) -> dict[str, Tens
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     """What train.precision means in plain python."""
     dtype = COMPUTE_DTYPES[precision]
-    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+    return nullcontext() if dtype is None else torch.autocast(autocast_kind(device), dtype=dtype)

@@ -1,6 +1,7 @@
 """Measure this project against what it replaces, all sides in one run on the same inputs.
 
-example: python launchers/bench.py step --lengths 1024 4096 16384 --out benchmarks/results
+examples: python launchers/bench.py step --lengths 1024 4096 16384 --out benchmarks/results
+          python launchers/bench.py step --roofline --layers 8 --width 256 --lengths 1048576 --dtype bf16
 """
 
 import argparse
@@ -35,13 +36,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "tokens": {"type": count, "metavar": "T", "help": "tokens of a micro-batch of as many sequences as fit"},
     "batch": {"type": count, "metavar": "B", "help": "sequences of a micro-batch, in place of --tokens"},
     "dtype": {"choices": ("fp32", "bf16", "fp16"), "help": "precision of activations"},
-    "device": {"choices": ("auto", "cpu", "cuda"), "help": "where; auto is a GPU if there is one"},
+    "device": {"choices": ("auto", "cpu", "cuda", "meta"),
+               "help": "where; auto is a GPU if there is one, meta nowhere, to count for step --roofline"},
     "threads": {"type": count, "metavar": "N", "help": "threads of torch on a CPU"},
     "rounds": {"type": count, "metavar": "N", "help": "turns of each side; medians are reported"},
     "ranks": {"type": count, "nargs": "+", "metavar": "P",
               "help": "numbers of ranks, one process each; one rank is always measured"},
 }
-FLAGS = {"dry_run": "print sizes and estimated memory; nothing is measured"}
+FLAGS = {"dry_run": "print sizes and estimated memory; nothing is measured",
+         "roofline": "count bytes, operations and launches of every part of our step, against the fewest and the time "
+                     "that a card needs for these; measured too where there is a GPU"}
 
 
 @dataclass(frozen=True)
@@ -56,9 +60,9 @@ class Subject:
     """Modules of the extra 'dev'."""
 
 
-def _comparison(help_: str, **defaults: Any) -> Subject:
+def _comparison(help_: str, *flags: str, **defaults: Any) -> Subject:
     batch = {"batch": None} if "tokens" in defaults else {}
-    return Subject(help_, {"rounds": 5, **defaults, **batch, "device": "auto", "threads": 2}, ("dry_run",))
+    return Subject(help_, {"rounds": 5, **defaults, **batch, "device": "auto", "threads": 2}, ("dry_run", *flags))
 
 
 SUBJECTS = {
@@ -68,7 +72,7 @@ SUBJECTS = {
                           lengths=[2**10, 2**12, 2**14, 2**16, 2**18], width=32),
     "mixer": _comparison("a whole Hyena mixer against the frozen plain one",
                          lengths=[2**10, 2**12, 2**14, 2**16, 2**18], width=32, tokens=2**16, dtype="fp32"),
-    "step": _comparison("a training step against the frozen plain one and a Transformer of the same size",
+    "step": _comparison("a training step against the frozen plain one and a Transformer of the same size", "roofline",
                         lengths=[2**10, 2**12, 2**14, 2**16], width=32, layers=2, tokens=2**14, dtype="fp32"),
     "memory": _comparison("memory and time of a step for each value of train.activation_checkpointing",
                           lengths=[2**14], width=64, layers=4, tokens=2**14, rounds=3, dtype="fp32"),
@@ -109,6 +113,12 @@ def _problem(args: argparse.Namespace) -> str | None:
                         f"{ranks}, got {args.length} and {args.width}")
     elif args.subject != "loader":
         import torch
+        roofline = getattr(args, "roofline", False)
+        if args.device == "meta" and not roofline:
+            return "--device meta: nothing can be measured there: use cpu or cuda, or count with step --roofline"
+        if roofline and (args.device == "cpu" or args.dry_run):
+            return ("--roofline counts what a GPU would do: leave out --dry-run, and use --device meta, or cuda where "
+                    "it is to be measured too")
         if args.device == "cuda" and not torch.cuda.is_available():
             return "--device cuda: torch sees no GPU here: use --device cpu"
         if args.subject == "step" and args.width % 2:
@@ -169,6 +179,8 @@ def _compare(args: argparse.Namespace) -> dict[str, Any]:
     given = {"batch": None, "tokens": 1, "layers": 1, "dtype": "fp32", **vars(args)}  # not every subject has these
     sizes = [Size(length, args.width, given["batch"] or max(1, given["tokens"] // length), given["layers"])
              for length in sorted(set(args.lengths))]
+    if given.get("roofline"):
+        return _roofline(sizes, given["dtype"], cuda)
     plan = subjects.Plan(args.subject, sizes, torch.device("cuda" if cuda else "cpu"), given["dtype"], args.rounds)
     if args.dry_run:
         _print(f"{args.subject}: estimated peak memory of tensors", subjects.estimate(plan))
@@ -185,12 +197,27 @@ def _compare(args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
+def _roofline(sizes: Sequence[Any], precision: str, cuda: bool) -> dict[str, Any]:
+    import torch
+
+    from benchmarks import roofline
+    machine = _machine(cuda)
+    result = {"machine": machine, **roofline.report(sizes, precision, torch.device("cuda" if cuda else "meta"))}
+    card = roofline.card_of(machine["device"]) if cuda else None
+    _print(f"roofline of a step, {precision}" + (f", measured on {machine['device']}" if cuda else ""),
+           [roofline.shown(row, card) for row in result["rows"]])
+    for step in result["steps"]:
+        print(roofline.note(step))
+    return result
+
+
 def _write(args: argparse.Namespace, result: dict[str, Any]) -> None:
     size = f"-{result['size']['layers']}x{result['size']['width']}" if "size" in result else ""
-    path = args.out / f"{args.subject}{size}-{date.today()}.json"
+    subject = result.get("subject", args.subject)
+    path = args.out / f"{subject}{size}-{date.today()}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(path)
-    if SUBJECTS[args.subject].picture:
+    if SUBJECTS[args.subject].picture and subject == args.subject:
         from benchmarks import cp, picture
         print((cp if args.subject == "cp" else picture).draw(path))
 
@@ -227,7 +254,7 @@ def _print(title: str, rows: Sequence[dict[str, str]]) -> None:
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
-TEXTS = ("side", "size", "method")
+TEXTS = ("side", "size", "method", "part")
 
 
 if __name__ == "__main__":

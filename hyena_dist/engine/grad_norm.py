@@ -25,12 +25,18 @@ def global_grad_norm(gradients: Mapping[str, Tensor], table: Table | None, tenso
         shards: the ranks over which each gradient is cut up; one rank: every data rank has it all.
         device: the one on which the groups communicate.
     """
+    if tensor.size == shards.size == 1:
+        return get_total_norm(list(gradients.values())).to(device, torch.float32)
     split: list[Tensor] = []
     whole: list[Tensor] = []
     for name, gradient in gradients.items():
         (split if table is not None and table[name].tp_dim is not None else whole).append(gradient)
-    # A replicated gradient is on every tensor rank; of each an equal share makes one.
-    squares = _sum_of_squares(split, device) + _sum_of_squares(whole, device) / tensor.size
+    squares = torch.zeros((), dtype=torch.float64, device=device)
+    # A replicated gradient is on every tensor rank; of each an equal share makes one. The norm of nothing would be made
+    # on the host, and the device be waited for.
+    for held, copies in ((split, 1), (whole, tensor.size)):
+        if held:
+            squares += get_total_norm(held).to(device, torch.float64).square() / copies
     for axis in (shards, tensor):
         if axis.size > 1:
             dist.all_reduce(squares, group=axis.group)
@@ -42,9 +48,7 @@ def clip_gradients(gradients: Collection[Tensor], norm: Tensor, max_norm: float,
     device, which may be another."""
     if not gradients or (max_norm == math.inf and loss_scale == 1.0):
         return
-    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0) / loss_scale  # torch's own rule, the small number included
+    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # torch's own rule, the small number included
+    if loss_scale != 1.0:
+        factor = factor / loss_scale
     torch._foreach_mul_(list(gradients), factor.to(next(iter(gradients)).device))
-
-
-def _sum_of_squares(gradients: list[Tensor], device: torch.device) -> Tensor:
-    return get_total_norm(gradients).to(device, torch.float64).square()

@@ -17,6 +17,7 @@ from hyena_dist.model.offload import on_host
 from hyena_dist.model.placement import Placement, placement_table
 from hyena_dist.ops.dropout import DropoutKey, dropout
 from hyena_dist.ops.linear import linear
+from hyena_dist.ops.precision import autocast_kind
 from hyena_dist.parallel.groups import Groups
 from hyena_dist.parallel.tokens import padded_length, token_multiple
 
@@ -105,7 +106,7 @@ class HyenaModel(nn.Module):
 
     def _autocast(self, tensor: Tensor) -> AbstractContextManager:
         dtype = self.config.compute_dtype
-        return nullcontext() if dtype is None else torch.autocast(tensor.device.type, dtype=dtype)
+        return nullcontext() if dtype is None else torch.autocast(autocast_kind(tensor.device), dtype=dtype)
 
 
 def build_model(config: Config, groups: Groups) -> HyenaModel:

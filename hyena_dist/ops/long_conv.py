@@ -60,7 +60,7 @@ def resolve(method: str, device: torch.device) -> str:
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    return _FASTEST.get(device.type, "rfft") if method == "auto" else method
+    return _FASTEST.get("cuda" if device.type == "meta" else device.type, "rfft") if method == "auto" else method
 
 
 class Transform(Protocol):

@@ -8,7 +8,13 @@ from torch import Tensor
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager:
     """A context in which autocast is off on the tensor's kind of device."""
-    return torch.autocast(tensor.device.type, enabled=False)
+    return torch.autocast(autocast_kind(tensor.device), enabled=False)
+
+
+def autocast_kind(device: torch.device) -> str:
+    """The kind of device whose autocast holds on a device. Torch has none for meta tensors, on which a GPU's step is
+    counted: there it is that of a CPU, which every build of torch has."""
+    return "cpu" if device.type == "meta" else device.type
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
@@ -18,7 +24,7 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
 
 def product_dtype(x: Tensor) -> torch.dtype:
     """The dtype of a matrix product of x where it is called: autocast's, else its own."""
-    kind = x.device.type
+    kind = autocast_kind(x.device)
     lowered = torch.is_autocast_enabled(kind) and x.dtype != torch.float64
     return torch.get_autocast_dtype(kind) if lowered else x.dtype
 
