@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hyena_dist.ops.backends import kernels_for
 from hyena_dist.ops.chunking import channel_chunks
 from hyena_dist.ops.linear import (
     at_channels,
@@ -48,7 +49,7 @@ class HyenaWeights(NamedTuple):
 
 
 def hyena(x: Tensor, weights: HyenaWeights, norm: NormWeights | None = None, *, residual: bool = False,
-          recompute: bool = False, method: str = "auto") -> Tensor:
+          recompute: bool = False, method: str = "auto", backend: str = "auto") -> Tensor:
     """x [l, B, D] -> [l, B, D]. Saves x, the filters and the inner projection [B, (N + 1) C, l], from which the
     backward pass recomputes the rest chunk by chunk, and over which it writes its gradient: a graph is good for one
     backward pass.
@@ -56,9 +57,10 @@ def hyena(x: Tensor, weights: HyenaWeights, norm: NormWeights | None = None, *, 
     Args:
         residual: add x, not normalised.
         recompute: recompute the projection too.
-        method: of the long convolutions (`ops.long_conv`).
+        method: of the long convolutions (`ops.long_conv`) of torch's operations.
+        backend: auto, torch or triton (`ops.backends`).
     """
-    options = _Options(residual, recompute, resolve(method, x.device), product_dtype(x))
+    options = _Options(residual, recompute, resolve(method, x.device), product_dtype(x), backend)
     return _Hyena.apply(x, options, *weights, *(norm or NO_NORM))
 
 
@@ -78,6 +80,7 @@ class _Options(NamedTuple):
     recompute: bool
     method: str
     dtype: torch.dtype
+    backend: str
 
 
 class _Hyena(torch.autograd.Function):
@@ -87,7 +90,8 @@ class _Hyena(torch.autograd.Function):
         ctx.options, ctx.eps = options, norm[2]
         with without_autocast(x):
             p = write_channels(x, weights.in_weight, weights.in_bias, options.dtype, norm)
-            y = _mix(p, weights, options.method)
+            kernels = kernels_for(options.backend, p, weights.filters, weights.short_weight.shape[1])
+            y = kernels.mix(p, weights) if kernels else _mix(p, weights, options.method)
             ctx.save_for_backward(x, None if options.recompute else p, *weights, *norm[:2])
             del p
             return read_channels(y, weights.out_weight, weights.out_bias, x if options.residual else None)
@@ -101,7 +105,9 @@ class _Hyena(torch.autograd.Function):
             if p is None:
                 p = write_channels(x, weights.in_weight, weights.in_bias, options.dtype, norm)
             dy = at_channels(dout, weights.out_weight, options.dtype)
-            middle = _mix_backward(p, dy, weights, options.method)
+            kernels = kernels_for(options.backend, p, weights.filters, weights.short_weight.shape[1])
+            middle = (kernels.mix_backward(p, dy, weights) if kernels
+                      else _mix_backward(p, dy, weights, options.method))
             last = read_channels_backward(dout, dy, weights.out_weight, weights.out_bias)
             del dy
             dx, *first = write_channels_backward(p, x, weights.in_weight, weights.in_bias, norm,
