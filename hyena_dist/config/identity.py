@@ -14,7 +14,7 @@ FREE_KEYS = frozenset({
     "train.run_dir", "train.resume", "train.eval_every", "train.save_every", "train.on_nonfinite",
     "train.profile_steps", "data.shards",
 })
-FREE_SECTIONS = frozenset({"parallel", "engine"})
+FREE_SECTIONS = frozenset({"parallel", "engine", "ops"})
 
 
 def identity(config: Config) -> dict[str, Any]:

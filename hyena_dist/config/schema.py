@@ -331,6 +331,19 @@ class EngineSection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OpsSection:
+    """Which code computes the operators; never changes what they mean."""
+
+    backend: str = "auto"
+    """Of the Hyena operator on one context rank. torch; triton: kernels of the extra `kernels`, on CUDA, order 2 and
+    at most 8 taps, elsewhere torch, and the log says so; auto: triton where it was measured and checked, nowhere
+    yet."""
+
+    def __post_init__(self) -> None:
+        _one_of("ops", "backend", self.backend, ("auto", "torch", "triton"))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """A whole run."""
 
@@ -340,3 +353,4 @@ class Config:
     optim: OptimSection = field(default_factory=OptimSection)
     parallel: ParallelSection = field(default_factory=ParallelSection)
     engine: EngineSection = field(default_factory=EngineSection)
+    ops: OpsSection = field(default_factory=OpsSection)

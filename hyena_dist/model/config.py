@@ -36,6 +36,8 @@ class HyenaConfig(TransformerConfig):
     """How the long convolution crosses context ranks: auto, all_to_all or distributed_fft."""
     overlap_groups: int = 1
     """Channel groups that pipeline the exchange under the transform."""
+    ops_backend: str = "auto"
+    """What computes the Hyena operator on one context rank: auto, torch or triton (`ops.backend`)."""
     layer_pattern: str = "H"
     """Kinds of layers, repeated: H Hyena, A attention."""
 
@@ -66,7 +68,7 @@ class HyenaConfig(TransformerConfig):
 
 def hyena_config(model: ModelSection, *, precision: str = "fp32", activation_checkpointing: str = "none",
                  offload_activations: bool = False, params_dtype: torch.dtype = torch.float32,
-                 parallel: ParallelSection | None = None) -> HyenaConfig:
+                 parallel: ParallelSection | None = None, backend: str = "auto") -> HyenaConfig:
     """Derive the Megatron configuration of a `model` section; without `parallel`, of one rank."""
     parallel = parallel or ParallelSection()
     return HyenaConfig(
@@ -87,6 +89,7 @@ def hyena_config(model: ModelSection, *, precision: str = "fp32", activation_che
         sequence_parallel=parallel.sequence,
         context_method=parallel.context_method,
         overlap_groups=parallel.overlap_groups,
+        ops_backend=backend,
         layer_pattern=model.layer_pattern or "H",
         hyena_order=model.hyena_order,
         filter_order=model.filter_order,

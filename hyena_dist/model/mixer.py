@@ -25,6 +25,7 @@ from hyena_dist.model.layers import (
     refuse_shape,
     tensor_axis,
 )
+from hyena_dist.ops.backends import check_backend, say_once
 from hyena_dist.ops.gates import gated_inputs, gated_output, split_projection
 from hyena_dist.ops.hyena import HyenaWeights, hyena
 from hyena_dist.ops.implicit_filter import KEPT_LAGS, decay_rates, implicit_filter
@@ -121,6 +122,9 @@ class HyenaMixer(nn.Module):
         self.conv_bias = nn.Parameter(torch.empty(config.num_filters * self.channels, dtype=config.params_dtype))
         self.out_proj = RowLinear(width, width, config=config, pg_collection=pg_collection)
         initialize_part(self, f"layers.{layer_number - 1}.mixer", config, self.in_proj.axis, seed)
+        check_backend(config.ops_backend)
+        if config.ops_backend == "triton" and self.axis.size > 1:
+            say_once("the kernels are of one context rank")
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, *, norm: Norm | None = None,
                 residual: bool = False, **attention_arguments: Any) -> tuple[Tensor, None]:
@@ -152,7 +156,7 @@ class HyenaMixer(nn.Module):
         filters = self.filter([slice(0, len(x))], recompute=recompute or len(x) > KEPT_LAGS)
         weights = HyenaWeights(in_proj.weight, in_proj.bias, short.weight, short.bias, filters, self._bias,
                                out_proj.weight, out_proj.local_bias)
-        return hyena(x, weights, norm, residual=residual, recompute=recompute)
+        return hyena(x, weights, norm, residual=residual, recompute=recompute, backend=self.config.ops_backend)
 
     def _over_context(self, x: Tensor, norm: NormWeights | None) -> Tensor:
         """The same, of a slice: only the convolutions' inputs and results, and halos, cross the context ranks."""

@@ -116,7 +116,7 @@ def build_model(config: Config, groups: Groups) -> HyenaModel:
     """
     model_config = hyena_config(config.model, precision=config.train.precision,
                                 activation_checkpointing=config.train.activation_checkpointing,
-                                offload_activations=config.train.activation_offload,
+                                offload_activations=config.train.activation_offload, backend=config.ops.backend,
                                 parallel=replace(config.parallel, tensor=groups.tensor.size,
                                                  context=groups.context.size,
                                                  sequence=config.parallel.sequence and groups.tensor.size > 1))

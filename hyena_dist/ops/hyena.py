@@ -9,12 +9,14 @@ Legend: l tokens, B batch, D channels of the residual stream, C of them here (D 
 Over several context ranks the convolutions cross ranks, and what stands on either side is in `ops.gates`.
 """
 
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hyena_dist.ops.backends import kernels_for
 from hyena_dist.ops.chunking import channel_chunks
 from hyena_dist.ops.folded import fold, fold_backward, folds, write_folded, write_folded_backward
 from hyena_dist.ops.linear import (
@@ -49,7 +51,7 @@ class HyenaWeights(NamedTuple):
 
 
 def hyena(x: Tensor, weights: HyenaWeights, norm: NormWeights | None = None, *, residual: bool = False,
-          recompute: bool = False, method: str = "auto") -> Tensor:
+          recompute: bool = False, method: str = "auto", backend: str = "auto") -> Tensor:
     """x [l, B, D] -> [l, B, D]. Saves x, the filters and the inner projection [B, (N + 1) C, l], from which the
     backward pass recomputes the rest chunk by chunk, and over which it writes its gradient: a graph is good for one
     backward pass.
@@ -57,10 +59,13 @@ def hyena(x: Tensor, weights: HyenaWeights, norm: NormWeights | None = None, *, 
     Args:
         residual: add x, not normalised.
         recompute: recompute the projection too.
-        method: of the long convolutions (`ops.long_conv`).
+        method: of the long convolutions (`ops.long_conv`) of torch's operations.
+        backend: auto, torch or triton (`ops.backends`).
     """
     dtype = product_dtype(x)
-    options = _Options(residual, recompute, resolve(method, x.device), dtype, folds(x.device, dtype))
+    kernels = kernels_for(backend, x.device, dtype, weights.filters, weights.short_weight.shape[1])
+    options = _Options(residual, recompute, resolve(method, x.device), dtype, kernels,
+                       kernels is None and folds(x.device, dtype))
     return _Hyena.apply(x, options, *weights, *(norm or NO_NORM))
 
 
@@ -80,6 +85,7 @@ class _Options(NamedTuple):
     recompute: bool
     method: str
     dtype: torch.dtype
+    kernels: ModuleType | None
     folded: bool
 
 
@@ -90,7 +96,7 @@ class _Hyena(torch.autograd.Function):
         ctx.options, ctx.eps = options, norm[2]
         with without_autocast(x):
             p = _project(x, weights, options, norm)
-            y = _mix(p, weights, options)
+            y = options.kernels.mix(p, weights) if options.kernels else _mix(p, weights, options)
             ctx.save_for_backward(x, None if options.recompute else p, *weights, *norm[:2])
             del p
             return read_channels(y, weights.out_weight, weights.out_bias, x if options.residual else None)
@@ -105,7 +111,8 @@ class _Hyena(torch.autograd.Function):
                 p = _project(x, weights, options, norm)
             dproduct = dout.to(options.dtype)
             dy = at_channels(dproduct, weights.out_weight)
-            *dshort, dfilters, dbias = _mix_backward(p, dy, weights, options)
+            *dshort, dfilters, dbias = (options.kernels.mix_backward(p, dy, weights) if options.kernels
+                                        else _mix_backward(p, dy, weights, options))
             last = read_channels_backward(dproduct, dy, weights.out_weight, weights.out_bias)
             del dproduct, dy
             dx, din, dnorm = _project_backward(p, x, weights, options, norm, dout if options.residual else None)

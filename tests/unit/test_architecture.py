@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import importlib.util
 import pkgutil
 from pathlib import Path
 
@@ -66,7 +67,8 @@ def test_every_module_imports():
     names = [module.name for module in pkgutil.walk_packages(hyena_dist.__path__, "hyena_dist.")]
     assert len(names) > 30
     for name in names:
-        importlib.import_module(name)
+        if not name.startswith("hyena_dist.ops.triton.") or importlib.util.find_spec("triton"):  # of an extra
+            importlib.import_module(name)
 
 
 def test_importing_starts_no_process_group():

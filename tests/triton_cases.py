@@ -1,0 +1,137 @@
+"""Kernels in Triton's interpreter against float64. It must be asked for before the kernels are imported, so this is a
+process of its own: `python -m tests.triton_cases NAME ...` prints {name: {what: error}} as JSON.
+
+Every tensor that a kernel gets or makes stands between bands of NaN, and what it makes is NaN before: what is read
+outside or left out spoils the result, what is written outside is found.
+"""
+
+import os
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from hyena_dist.ops.hyena import HyenaWeights, hyena
+from hyena_dist.ops.long_conv import causal_conv_reference
+from hyena_dist.ops.short_conv import short_conv_reference
+from hyena_dist.ops.triton import fft
+
+BAND = 64
+
+
+class Bands:
+    """Tensors between bands of NaN."""
+
+    def __init__(self) -> None:
+        self._places: list[Tensor] = []
+        self._empty = torch.empty
+
+    def around(self, tensor: Tensor) -> Tensor:
+        place = torch.full((tensor.numel() + 2 * BAND,), float("nan"), dtype=tensor.dtype)
+        self._places.append(place)
+        inside = place[BAND:-BAND].view(tensor.shape)
+        return inside.copy_(tensor)
+
+    @contextlib.contextmanager
+    def of_everything_made(self):
+        def empty(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+            return self.around(torch.full(shape, float("nan"), dtype=dtype, device=device))
+        torch.empty = empty
+        try:
+            yield
+        finally:
+            torch.empty = self._empty
+
+    def whole(self) -> bool:
+        return all(bool(band.isnan().all()) for place in self._places for band in (place[:BAND], place[-BAND:]))
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    """|a - b| / |b|, 2-norms; infinite where a has NaN."""
+    error = float((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-300))
+    return error if error == error else float("inf")
+
+
+def reference(p: Tensor, dy: Tensor, weight: Tensor, bias: Tensor, h: Tensor, direct: Tensor) -> dict[str, Tensor]:
+    """y and every gradient by the references in float64."""
+    leaves = [t.double().requires_grad_() for t in (p.flatten(1, 2), weight, bias, h, direct)]
+    x0, x1, v = short_conv_reference(*leaves[:3]).chunk(3, dim=1)
+    y = causal_conv_reference(x1 * v, *leaves[3:], x0)
+    y.backward(dy.double())
+    grads = [leaf.grad for leaf in leaves]
+    grads[0] = grads[0].view(p.shape)
+    return dict(zip(("y", "dp", "dweight", "dbias", "dh", "ddirect"), (y.detach(), *grads), strict=True))
+
+
+def inputs(batch: int, channels: int, length: int, taps: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """p, dy, weight, bias, h, direct."""
+    draw = torch.Generator().manual_seed(length)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=draw)
+
+    h = normal(channels, length) * torch.exp(-torch.arange(length) / (length / 5))
+    return [normal(batch, 3, channels, length).to(dtype), normal(batch, channels, length).to(dtype),
+            normal(3 * channels, taps), normal(3 * channels), h, normal(channels)]
+
+
+def compare(given: list[Tensor], mix: Callable, mix_backward: Callable) -> dict[str, float]:
+    """Errors of both directions, and whether anything was written outside."""
+    want = reference(*given)
+    bands = Bands()
+    p, dy, *weights = (bands.around(t) for t in given)
+    with bands.of_everything_made():
+        y = mix(p, *weights)
+        grads = mix_backward(p, dy, *weights)
+    found = {"y": y, "dp": p, "dweight": grads[0], "dbias": grads[1], "dh": grads[2], "ddirect": grads[3]}
+    errors = {name: relative(found[name], want[name]) for name in want}
+    errors["y again"] = relative(dy, want["y"])
+    errors["outside"] = 0.0 if bands.whole() else float("inf")
+    return errors
+
+
+def by_cufft(batch: int, channels: int, length: int, taps: int, dtype: torch.dtype = torch.float32) -> dict[str, float]:
+    return compare(inputs(batch, channels, length, taps, dtype), fft.mix, fft.mix_backward)
+
+
+def whole_operator(**options: str | bool) -> dict[str, float]:
+    """`hyena` with its products, by kernels and by torch's operations in float64: y and every gradient."""
+    draw = torch.Generator().manual_seed(1)
+    shapes = [(53, 2, 6), (12, 6), (12,), (12, 3), (12,), (1, 4, 53), (1, 4), (6, 4), (6,)]
+    results = []
+    for dtype, backend in ((torch.float32, "triton"), (torch.float64, "torch")):
+        draw.manual_seed(1)
+        x, *weights = leaves = [torch.randn(*shape, generator=draw).to(dtype).requires_grad_() for shape in shapes]
+        y = hyena(x, HyenaWeights(*weights), backend=backend, **options)
+        results.append([y, *torch.autograd.grad(y, leaves, torch.randn(*y.shape, generator=draw).to(dtype))])
+    return {str(i): relative(a.detach(), b.detach()) for i, (a, b) in enumerate(zip(*results, strict=True))}
+
+
+def swapped_gates() -> dict[str, float]:
+    """The control: x0 and x1 in each other's place."""
+    given = inputs(1, 1, 97, 3)
+    want = reference(*given)
+    y = fft.mix(given[0][:, [1, 0, 2]], *given[2:])
+    return {"y": relative(y, want["y"])}
+
+
+CASES: dict[str, Callable[[], dict[str, float]]] = {
+    "cufft 97": lambda: by_cufft(2, 2, 97, 3),
+    "cufft 1021, 1 tap": lambda: by_cufft(1, 1, 1021, 1),
+    "cufft 2500, 4 taps": lambda: by_cufft(1, 2, 2500, 4),
+    "cufft bf16": lambda: by_cufft(2, 1, 601, 3, torch.bfloat16),
+    "cufft fp16": lambda: by_cufft(1, 2, 256, 3, torch.float16),
+    "operator": whole_operator,
+    "operator, recomputed": lambda: whole_operator(residual=True, recompute=True),
+    "control": swapped_gates,
+}
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    print(json.dumps({name: CASES[name]() for name in sys.argv[1:]}))

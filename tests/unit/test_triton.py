@@ -1,0 +1,98 @@
+"""Triton's kernels in its interpreter, values and every gradient against float64, and the backend's choice."""
+
+import importlib.util
+import json
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from hyena_dist.config.schema import Config, ModelSection, OpsSection
+from hyena_dist.model.model import build_model
+from hyena_dist.ops import backends
+from hyena_dist.parallel.groups import Groups
+
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs the extra `kernels`")
+
+# 2-norms of errors. The interpreter cuts bfloat16 off instead of rounding it: 3.4e-3 instead of 1.7e-3. Gates in each
+# other's place make an error above 0.1.
+FLOAT32, FLOAT16, BFLOAT16, WRONG = 2e-6, 2e-3, 8e-3, 0.1
+FAST = {
+    "cufft 97": FLOAT32, "cufft 1021, 1 tap": FLOAT32, "cufft 2500, 4 taps": FLOAT32, "cufft bf16": BFLOAT16,
+    "cufft fp16": FLOAT16, "operator": FLOAT32, "operator, recomputed": FLOAT32,
+}
+
+
+def run_cases(names: list[str]) -> dict[str, dict[str, float]]:
+    """In one process of the interpreter."""
+    done = subprocess.run([sys.executable, "-m", "tests.triton_cases", *names], capture_output=True, text=True,
+                          env=os.environ | {"TRITON_INTERPRET": "1"}, timeout=500)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def fast() -> dict[str, dict[str, float]]:
+    return run_cases([*FAST, "control"])
+
+
+@needs_triton
+@pytest.mark.parametrize("name", FAST)
+def test_values_and_gradients(fast, name):
+    print(name, fast[name], "allowed", FAST[name], "a wrong gate", WRONG)
+    assert max(fast[name].values()) < FAST[name]
+
+
+@needs_triton
+def test_a_wrong_gate_is_seen(fast):
+    assert fast["control"]["y"] > WRONG
+
+
+def model_with(backend: str):
+    return build_model(Config(model=ModelSection(num_layers=1, hidden_size=8, max_seq_len=64),
+                              ops=OpsSection(backend=backend)), Groups.single())
+
+
+def test_a_missing_triton_is_named_when_the_model_is_built(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None if name == "triton" else find(name))
+    with pytest.raises(ValueError, match=r"ops\.backend=triton needs Triton.*hyena-dist\[kernels\]") as refused:
+        model_with("triton")
+    assert "\n" not in str(refused.value)
+    model_with("auto")
+
+
+def test_an_unknown_backend_is_refused():
+    with pytest.raises(ValueError, match=r"ops\.backend must be one of auto, torch, triton, got 'cuda'"):
+        OpsSection(backend="cuda")
+
+
+@needs_triton
+def test_where_triton_cannot_torch_does_and_the_log_says_why_once(caplog):
+    """The control: with `auto` nothing is said."""
+    backends.say_once.cache_clear()
+    ids = torch.randint(7, 11, (1, 32))
+    results = []
+    with caplog.at_level(logging.WARNING):
+        for backend in ("auto", "triton", "triton"):
+            results.append(model_with(backend).eval()(ids))
+            assert len(caplog.records) == (backend == "triton")
+    assert "not on cpu" in caplog.text
+    assert torch.equal(results[0], results[1])
+
+
+@pytest.mark.parametrize(("order", "taps", "dtype", "message"), [
+    (3, 3, torch.float32, "order 3"), (2, 9, torch.float32, "at most 8 taps, got 9"),
+    (2, 3, torch.float64, "no float64"),
+])
+@needs_triton
+def test_what_the_kernels_cannot_is_left_to_torch(caplog, monkeypatch, order, taps, dtype, message):
+    monkeypatch.setattr(backends, "_interpreted", lambda: True)
+    backends.say_once.cache_clear()
+    device = torch.device("cpu")
+    assert backends.kernels_for("triton", device, dtype, torch.zeros(order - 1, 4, 8), taps) is None
+    assert message in caplog.text
+    assert backends.kernels_for("triton", device, torch.float32, torch.zeros(1, 4, 8), 3) is not None  # the control
