@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hyena_dist.model.vocabulary import outside_vocabulary, refuse_outside
+from hyena_dist.model.vocabulary import refuse_outside
 from hyena_dist.ops.precision import compute_dtype
 from hyena_dist.parallel.collectives import all_reduce
 from hyena_dist.parallel.groups import Axis
@@ -34,14 +34,14 @@ def token_loss(logits: Tensor, targets: Tensor, tensor: Axis = ONE_RANK, *,
                          f"{list(logits.shape)}, got {str(targets.dtype).removeprefix('torch.')} {list(targets.shape)}")
     scored = targets != ignore_index
     refuse_outside("targets", targets, size, but=~scored)
-    outside = scored & outside_vocabulary(targets, size)
+    inside = targets.clamp(0, size - 1)
+    outside = scored & (targets != inside)
     if tensor.size > 1:
         return _CrossEntropy.apply(logits, targets, scored, outside, tensor), scored.sum()
-    dtype = compute_dtype(logits)
-    weight = scored.to(dtype).masked_fill_(outside, math.nan)
-    log_probability = torch.log_softmax(logits, -1, dtype=dtype)
-    picked = log_probability.gather(-1, targets.clamp(0, size - 1)[..., None])[..., 0]
-    return -(picked * weight).sum(), scored.sum()
+    log_probability = torch.log_softmax(logits, -1, dtype=compute_dtype(logits))
+    picked = log_probability.gather(-1, inside[..., None])[..., 0]
+    weight = torch.mul(scored, -1, out=torch.empty_like(picked)).masked_fill_(outside, math.nan)
+    return (picked * weight).sum(), scored.sum()
 
 
 class _CrossEntropy(torch.autograd.Function):

@@ -13,6 +13,7 @@ W = D + 8 columns: its channels, a 1 that the biases multiply, and zeros, becaus
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hyena_dist.ops.chunking import row_chunks
@@ -30,8 +31,9 @@ def folds(device: torch.device, dtype: torch.dtype) -> bool:
 def fold(in_weight: Tensor, in_bias: Tensor, short_weight: Tensor, short_bias: Tensor) -> Tensor:
     """in_weight [O, D], in_bias [O], short_weight [O, K], short_bias [O] -> [O, K, W]."""
     width = in_weight.shape[1]
-    folded = in_weight.new_zeros(*short_weight.shape, width + PADDING)
-    torch.mul(short_weight[..., None], _with_bias(in_weight, in_bias)[:, None], out=folded[..., : width + 1])
+    wide = F.pad(in_weight, (0, PADDING))
+    wide[:, width] = in_bias
+    folded = short_weight[..., None] * wide[:, None]
     folded[:, -1, width].add_(short_bias)
     return folded
 
@@ -41,7 +43,7 @@ def fold_backward(dfolded: Tensor, in_weight: Tensor, in_bias: Tensor, short_wei
     width = in_weight.shape[1]
     used = dfolded[..., : width + 1]
     din = torch.bmm(short_weight[:, None], used)[:, 0]
-    dshort = torch.bmm(used, _with_bias(in_weight, in_bias)[..., None])[..., 0]
+    dshort = torch.bmm(used, torch.cat([in_weight, in_bias[:, None]], dim=1)[..., None])[..., 0]
     return din[:, :width].contiguous(), din[:, width].contiguous(), dshort, dfolded[:, -1, width].contiguous()
 
 
@@ -114,7 +116,3 @@ class _Windows:
 def _normed(x: Tensor, tape: NormTape) -> Tensor:
     """[n, r, D] -> the same shape."""
     return tape.forward(x.flatten(0, 1)).view(x.shape)
-
-
-def _with_bias(weight: Tensor, bias: Tensor) -> Tensor:
-    return torch.cat([weight, bias[:, None]], dim=1)

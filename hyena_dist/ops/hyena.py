@@ -151,8 +151,8 @@ def _mix(p: Tensor, weights: HyenaWeights, options: _Options) -> Tensor:
         u = torch.mul(v.to(dtype), gates.pop(), out=work("u", *v.shape))
         for h, b in zip(weights.filters[:, part], weights.bias[:, part, None].to(dtype), strict=True):
             conv = fft.inverse(fft.forward(u).mul_(fft.forward(h.to(dtype))))
-            torch.addcmul(conv, u, b, out=u).mul_(gates.pop())
-        y[:, part] = u
+            conv, gate = torch.addcmul(conv, u, b, out=u), gates.pop()
+            torch.mul(conv, gate, out=conv if gates else y[:, part])
     return y
 
 
@@ -196,14 +196,13 @@ def _mix_backward(p: Tensor, dy: Tensor, weights: HyenaWeights, options: _Option
         dshort = work("dshort", *x.shape)
         *dgates, dv = dshort.unbind(1)  # before they are known, their memory holds u and the convolutions
         u, b = torch.mul(gates[-1].to(dtype), v, out=dv), weights.bias[:, part, None].to(dtype)
-        steps = []
+        steps, grad = [], work("grad", *v.shape).copy_(dy[:, part])  # y takes its place
         for o in range(filters):
             gate = filters - 1 - o
             spectra = fft.forward(u), fft.forward(weights.filters[o, part].to(dtype))
             conv = torch.addcmul(fft.inverse(spectra[0] * spectra[1]), u, b[o], out=dgates[gate])
             steps.append((u, spectra, conv))
-            u = torch.mul(conv, gates[gate], out=work(f"u {o}", *v.shape))
-        grad = dy[:, part].to(dtype)
+            u = torch.mul(conv, gates[gate], out=work(f"u {o}", *v.shape) if gate else dy[:, part])
         for o in reversed(range(filters)):
             step_input, spectra, conv = steps.pop()
             gate = filters - 1 - o
@@ -214,6 +213,5 @@ def _mix_backward(p: Tensor, dy: Tensor, weights: HyenaWeights, options: _Option
             torch.addcmul(dstep, grad, b[o], out=grad)
         torch.mul(v, grad, out=dgates[-1])
         torch.mul(gates[-1], grad, out=dv)
-        dy[:, part] = u  # not before: grad may be its memory
         short.backward(dshort, x, part)
     return *short.gradients(), dfilters, dbias

@@ -14,7 +14,14 @@ from torch.autograd.function import once_differentiable
 
 from hyena_dist.ops.chunking import row_chunks, token_chunks
 from hyena_dist.ops.norm import NO_NORM, NormArguments, NormTape, NormWeights, layer_norm_reference
-from hyena_dist.ops.precision import accumulate, accumulate_product, compute_dtype, product_dtype, without_autocast
+from hyena_dist.ops.precision import (
+    accumulate,
+    accumulate_product,
+    compute_dtype,
+    product,
+    product_dtype,
+    without_autocast,
+)
 from hyena_dist.ops.workspace import Workspace
 
 
@@ -60,7 +67,7 @@ class _Linear(torch.autograd.Function):
         with without_autocast(x):
             for part in token_chunks(len(rows), max(weight.shape), x.device):
                 n, g = tape.forward(rows[part]).to(ctx.dtype), grads[part]
-                dx[part] = tape.backward(g.mm(w))
+                dx[part] = tape.backward(product(g, w, tape.dtype))
                 dweight = accumulate_product(dweight, g.t(), n, weight.dtype)
                 if bias is not None:
                     dbias = accumulate(dbias, g.sum(0, dtype=bias.dtype))

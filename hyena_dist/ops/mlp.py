@@ -21,6 +21,7 @@ from hyena_dist.ops.precision import (
     accumulate,
     accumulate_product,
     compute_dtype,
+    product,
     product_dtype,
     without_autocast,
 )
@@ -97,7 +98,8 @@ class _MLP(torch.autograd.Function):
                 dsecond = accumulate_product(dsecond, g.t(), a, weights.second_weight.dtype)
                 dfirst = accumulate_product(dfirst, dh.t(), n, weights.first_weight.dtype)
                 dfirst_bias = accumulate(dfirst_bias, dh.sum(0, dtype=weights.first_bias.dtype))
-                dn = tape.backward(torch.mm(dh, first, out=work("dn", *n.shape)))
+                dn = tape.backward(torch.mm(dh, first, out=work("dn", *n.shape)) if ctx.dtype == tape.dtype
+                                   else product(dh, first, tape.dtype))
                 if ctx.residual:
                     torch.add(dn, grads[part], out=dx[part])
                 else:

@@ -38,7 +38,7 @@ class NormTape:
 
     def __init__(self, norm: NormArguments, dtype: torch.dtype) -> None:
         weight, bias, self.eps = norm
-        self._dtype = dtype
+        self.dtype = dtype
         self._weights = None if weight is None or bias is None else (weight.to(dtype), bias.to(dtype))
         self._origin = weight
         self._sums: list[Tensor | None] = [None, None]
@@ -47,7 +47,7 @@ class NormTape:
         """[n, D] -> [n, D], normalised; what `backward` needs is kept until the next call."""
         if self._weights is None:
             return x
-        self._x = x.to(self._dtype)
+        self._x = x.to(self.dtype)
         y, self._mean, self._rstd = torch.native_layer_norm(self._x, x.shape[-1:], *self._weights, self.eps)
         return y
 
@@ -56,7 +56,7 @@ class NormTape:
         if self._weights is None:
             return dy
         dx, *grads = torch.ops.aten.native_layer_norm_backward(
-            dy.to(self._dtype), self._x, dy.shape[-1:], self._mean, self._rstd, *self._weights, [True, True, True])
+            dy.to(self.dtype), self._x, dy.shape[-1:], self._mean, self._rstd, *self._weights, [True, True, True])
         self._sums = [accumulate(total, grad) for total, grad in zip(self._sums, grads, strict=True)]
         return dx
 

@@ -29,6 +29,13 @@ def product_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if lowered else x.dtype
 
 
+def product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """a @ b in `dtype`, which may be wider than the factors: on a GPU as the product accumulates it."""
+    if dtype == torch.float32 and a.dtype.itemsize == 2 and a.device.type != "cpu":
+        return torch.mm(a, b, out_dtype=dtype)
+    return a.mm(b).to(dtype)
+
+
 def accumulate(total: Tensor | None, part: Tensor) -> Tensor:
     """total + part, in the memory of total; None: nothing yet."""
     return part if total is None else total.add_(part)
@@ -38,6 +45,4 @@ def accumulate_product(total: Tensor | None, a: Tensor, b: Tensor, dtype: torch.
     """total + a @ b in `dtype`, which may be wider than the factors, in the memory of total; None: nothing yet."""
     if total is not None and dtype == a.dtype:
         return torch.addmm(total, a, b, out=total)  # addmm_ is not counted by torch's FlopCounterMode
-    if dtype == torch.float32 and a.dtype.itemsize == 2 and a.device.type != "cpu":
-        return accumulate(total, torch.mm(a, b, out_dtype=dtype))  # as the product accumulates it
-    return accumulate(total, a.mm(b).to(dtype))
+    return accumulate(total, product(a, b, dtype))
