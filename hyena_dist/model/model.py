@@ -79,7 +79,9 @@ class HyenaModel(nn.Module):
         recompute = config.recompute_blocks and torch.is_grad_enabled()
         with on_host() if config.offload_activations else nullcontext():
             for layer in self.layers:
-                x = checkpoint(layer, x, key, use_reentrant=False) if recompute else layer(x, key)
+                # Dropout is a hash of the element's place: no generator's state has to be kept and brought back.
+                x = (checkpoint(layer, x, key, use_reentrant=False, preserve_rng_state=False) if recompute
+                     else layer(x, key))
         return x
 
     @property

@@ -19,11 +19,16 @@ Take = Callable[[Batch], tuple[Tensor, Tensor, Tensor]]
 def slicer(groups: Groups, device: torch.device, *, token_multiple: int) -> Take:
     """What makes (input_ids [B, l], targets [B, l], windows [B]) of a batch, int64 on this rank's device: the slice of
     this context rank."""
+    def on_device(tensor: Tensor) -> Tensor:
+        if device.type == "cuda":
+            tensor = tensor.pin_memory()  # else the copy would wait for all work of the device
+        return tensor.to(device, non_blocking=True)
+
     def take(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        input_ids, targets = split_window(batch.ids.to(device, non_blocking=True))
+        input_ids, targets = split_window(on_device(batch.ids))
         return (slice_tokens(input_ids, groups.context, multiple=token_multiple, fill=PAD),
                 slice_tokens(targets, groups.context, multiple=token_multiple, fill=IGNORE),
-                batch.windows.to(device, non_blocking=True))
+                on_device(batch.windows))
     return take
 
 

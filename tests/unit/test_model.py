@@ -12,7 +12,7 @@ from hyena_dist.model.config import hyena_config
 from hyena_dist.model.loss import token_loss
 from hyena_dist.model.mixer import HyenaMixer
 from hyena_dist.model.model import build_model
-from hyena_dist.model.offload import on_host
+from hyena_dist.model.offload import HostStore, on_host
 from hyena_dist.model.placement import placement_table
 from hyena_dist.ops import chunking, implicit_filter
 from hyena_dist.ops.dropout import DropoutKey
@@ -205,3 +205,20 @@ def test_mixer_stands_where_megatron_expects_self_attention():
     assert bias is None
     with pytest.raises(ValueError, match="takes no attention_mask"):
         layer.self_attention(torch.randn(64, 2, 16), attention_mask=torch.ones(1))
+
+
+def test_what_goes_to_the_host_goes_once_and_comes_back_before_it_is_needed():
+    """Views of one storage share a copy; a storage that was written over has another."""
+    store = HostStore()
+    base = torch.arange(24.0).view(4, 6)
+    rows, columns, other = store.pack(base[1:3]), store.pack(base.t()[::2]), store.pack(torch.ones(3))
+    base.add_(100)
+    after = store.pack(base[0])
+    weight = torch.nn.Parameter(torch.ones(2))
+    assert store.pack(weight) is weight
+    assert [saved.place for saved in (rows, columns, other, after)] == [0, 0, 1, 2]
+    assert torch.equal(store.unpack(after), torch.arange(6.0) + 100)
+    assert [copy._fetched is not None for copy in store.copies] == [True, True, False], "two are on the way"
+    assert torch.equal(store.unpack(other), torch.ones(3))
+    assert torch.equal(store.unpack(columns), torch.arange(24.0).view(4, 6).t()[::2])
+    assert torch.equal(store.unpack(rows), torch.arange(24.0).view(4, 6)[1:3])
