@@ -44,7 +44,8 @@ class HostStore:
     def pack(self, tensor: Tensor) -> Tensor | _Saved:
         if tensor.is_leaf and tensor.requires_grad:
             return tensor
-        return _Saved(self._copy_of(tensor), tensor.dtype, tensor.shape, tensor.stride(), tensor.storage_offset())
+        return _Saved(self._copy_of(tensor), tensor.dtype, tensor.shape, tensor.stride(),
+                      int(tensor.storage_offset()))
 
     def unpack(self, saved: Tensor | _Saved) -> Tensor:
         if isinstance(saved, Tensor):
