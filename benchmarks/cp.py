@@ -131,7 +131,7 @@ def run(size: Size, *, ranks: tuple[int, ...] = RANKS, repetitions: int = 3) -> 
         if size.length % count**2 or size.width % count:
             raise ValueError(f"{count} ranks need a length that is a multiple of {count**2} and a width that is one of "
                              f"{count}, got {size.length} and {size.width}")
-    cuda = torch.cuda.device_count() >= max(ranks)
+    cuda = on_gpus(ranks)
     one = _spawn(size, 1, repetitions, cuda)
     (exact,), own = one[EXACT], one[ONE_RANK]
     noise = differences(own, exact)
@@ -142,6 +142,11 @@ def run(size: Size, *, ranks: tuple[int, ...] = RANKS, repetitions: int = 3) -> 
             check(errors, noise, f"{method} on {count} ranks")
             rows.append(_row(size, count, method, found, errors))
     return rows
+
+
+def on_gpus(ranks: tuple[int, ...]) -> bool:
+    """Whether there is a GPU for each rank; without, all run on the CPU."""
+    return torch.cuda.device_count() >= max(ranks)
 
 
 def _row(size: Size, ranks: int, method: str, found: list[Result], errors: dict[str, float]) -> Row:
@@ -186,7 +191,7 @@ def _rank_main(rank: int, size: Size, ranks: int, repetitions: int, cuda: bool, 
     if cuda:
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if cuda else "gloo", init_method=f"file://{directory}/store", rank=rank,
-                            world_size=ranks)
+                            world_size=ranks, device_id=device if cuda else None)
     groups = init_groups(context=ranks)
     methods = METHODS if ranks > 1 else (EXACT, ONE_RANK)
     results = {method: measure(size, groups, method, repetitions, device) for method in methods}

@@ -157,16 +157,18 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     """Measure and print. Returns what the result file holds, without rows of a dry run."""
     if args.subject == "loader":
         from benchmarks import loader
+        cuda = False
         found: Sequence[Any] = loader.run(rounds=args.rounds)
     elif args.subject == "cp":
         from benchmarks import cp
+        cuda = cp.on_gpus(tuple(args.ranks))
         found = cp.run(cp.Size(args.length, args.width), ranks=tuple(args.ranks), repetitions=args.rounds)
     else:
         return _compare(args)
     rows = [asdict(row) if is_dataclass(row) and not isinstance(row, type) else row._asdict() for row in found]
     _print(args.subject, [{key: value if isinstance(value, str) else f"{value:,.4g}" if abs(value) < 1e4
                            else f"{value:,.0f}" for key, value in row.items()} for row in rows])
-    return {"machine": _machine(), "rows": rows}
+    return {"machine": _machine(cuda), "rows": rows}
 
 
 def _compare(args: argparse.Namespace) -> dict[str, Any]:
@@ -222,12 +224,11 @@ def _write(args: argparse.Namespace, result: dict[str, Any]) -> None:
         print((cp if args.subject == "cp" else picture).draw(path))
 
 
-def _machine(cuda: bool | None = None) -> dict[str, Any]:
+def _machine(cuda: bool) -> dict[str, Any]:
     import torch
 
     from hyena_dist.config.versions import library_version, own_version
     packages = ("torch", "numpy", "scipy", "megatron-core")
-    cuda = torch.cuda.is_available() if cuda is None else cuda
     return {"device": torch.cuda.get_device_name() if cuda else _processor(),
             "cores": os.cpu_count(), "threads": torch.get_num_threads(), "python": platform.python_version(),
             "date": str(date.today()), **{name: library_version(name) for name in packages},

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu import machine
-from benchmarks.gpu.plan import Part, fitting, seconds, share, stages
+from benchmarks.gpu.plan import SPARE, Part, fitting, seconds, share, stages
 from benchmarks.gpu.task import read
 
 GRACE = 4.0
 """Seconds in which a part that is told to stop writes down what it has."""
+CPU_FACTOR = 3
+"""How many times its seconds a part may take on a CPU, where tiny sizes take few of them and others work too."""
 WIDTH = 200
 LEFT_OUT = {"checkpoints", "shards", "site", "extensions", "matplotlib", "tensorboard", "__pycache__"}
 """Directories that the archive of logs does not have."""
@@ -81,8 +83,7 @@ class Check:
         kept = fitting(planned, self._left())
         for stage in planned:
             if stage in kept:
-                later = kept[kept.index(stage) + 1:]
-                self._stage(stage, share(stage, later, self._left()))
+                self._stage(stage, self._factor(stage, kept[kept.index(stage) + 1:]))
             else:
                 for part in stage:
                     self._add(Outcome(part, "left out: no time for it", 0, 0))
@@ -91,6 +92,11 @@ class Check:
 
     def _left(self) -> float:
         return self._total - (time.monotonic() - self._started)
+
+    def _factor(self, stage: Sequence[Part], later: Sequence[Sequence[Part]]) -> float:
+        """Of its seconds, what a stage gets of those that are left."""
+        factor, left = share(stage, later, self._left()), self._left() - SPARE
+        return factor if self.machine["cuda"] else min(CPU_FACTOR * factor, left / seconds(stage))
 
     def _say_machine(self) -> None:
         m = self.machine

@@ -29,12 +29,14 @@ def from_published(config: Mapping[str, Any], state_dict: Mapping[str, Tensor] |
     Args:
         config: the published config.json. `layer.shift` (0.05 if absent, as in the published inference code) is the
             constant of the decay window, `layer.order` the order of the operator (2 if absent).
-        state_dict: weights by published name; None: initial values in float32.
+        state_dict: weights by published name, on any device; None: initial values in float32.
 
     Raises:
         ConversionError: an unsupported option, a missing or unknown key, a shape that does not fit.
     """
     section = model_section(config)
+    if state_dict is not None:
+        state_dict = {key: value.cpu() for key, value in state_dict.items()}
     weights = None if state_dict is None else _canonical(state_dict)
     dtype = torch.float32 if weights is None else reduce(torch.promote_types, (w.dtype for w in weights.values()))
     if not dtype.is_floating_point:

@@ -3,7 +3,6 @@
 Nothing here knows Hyena: a model, an optimizer and a placement table come as arguments.
 """
 
-import copy
 import math
 import os
 import warnings
@@ -35,6 +34,7 @@ from deepspeed.utils import (
 
 from hyena_dist.config.errors import ConfigError, first_sentence
 from hyena_dist.engine.adam import create_state, guard, require_adam, set_step_count, step_count
+from hyena_dist.engine.deepspeed_config import with_buckets
 from hyena_dist.engine.grad_norm import clip_gradients, global_grad_norm
 from hyena_dist.engine.loss_scale import LossScaler
 from hyena_dist.engine.protocol import MOMENTS, StepResult, Table
@@ -78,7 +78,8 @@ def prepare_deepspeed(model: nn.Module, ds_config: Mapping[str, Any], groups: Gr
     """Hand a model to DeepSpeed, after `init_distributed`.
 
     Args:
-        ds_config: DeepSpeed's configuration; `deepspeed_config` makes one from ours.
+        ds_config: DeepSpeed's configuration; `deepspeed_config` makes one from ours. Buckets that it does not set are
+            no larger than the model.
         table: which parameters are split over the tensor ranks; needed only where there are several.
         optimizer: Adam (`engine.adam`) over the model's parameters; None: DeepSpeed makes it from `ds_config`.
         loss_scaler: for a model that computes in fp16.
@@ -102,8 +103,8 @@ def prepare_deepspeed(model: nn.Module, ds_config: Mapping[str, Any], groups: Gr
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it; every launcher sets it
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     try:
-        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=copy.deepcopy(dict(ds_config)),
-                                          mpu=_Mpu(groups))
+        settings = with_buckets(ds_config, sum(shape.numel() for shape in shapes.values()))
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, mpu=_Mpu(groups))
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(f"engine.deepspeed: {'.'.join(map(str, first['loc']))} of {error.title}: {first['msg']}: "

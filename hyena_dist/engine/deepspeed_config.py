@@ -66,6 +66,19 @@ def deepspeed_config(engine: EngineSection, groups: "Groups", *, micro_batch_siz
     return _merge(ours, engine.deepspeed)
 
 
+BUCKETS = {"reduce_bucket_size": 500_000_000, "allgather_bucket_size": 500_000_000,
+           "stage3_prefetch_bucket_size": 50_000_000}
+"""DeepSpeed's own sizes, in elements. It allocates a bucket whole, 1.9 GiB, however small the model is."""
+
+
+def with_buckets(ds_config: Mapping[str, Any], elements: int) -> dict[str, Any]:
+    """A copy of DeepSpeed's configuration in which no bucket that it does not set is larger than the model, of which
+    this rank has `elements`."""
+    rounded = -(-elements // 1024) * 1024  # DeepSpeed wants an even one
+    sizes = {key: min(size, rounded) for key, size in BUCKETS.items()}
+    return _merge({"zero_optimization": sizes} if ds_config.get("zero_optimization") else {}, ds_config)
+
+
 def _problems(section: Mapping[Any, Any], prefix: str) -> Iterator[str]:
     for key, value in section.items():
         path = f"{prefix}{key}"

@@ -60,7 +60,7 @@ class Utilisation:
 
 def copy_bandwidth(device: torch.device) -> float:
     """Bytes per second, read and written together, of a large copy on this device: the most that any operator that
-    goes through memory can reach."""
+    goes through memory can reach. The device's peak of allocated memory starts anew."""
     source = torch.ones(COPY_BYTES // 4, device=device)
     target = torch.empty_like(source)
     seconds = []
@@ -70,6 +70,10 @@ def copy_bandwidth(device: torch.device) -> float:
         target.copy_(source)
         _wait(device)
         seconds.append(time.perf_counter() - started)
+    del source, target
+    if device.type == "cuda":  # else they stay the least of every peak that is reported
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
     return 2 * COPY_BYTES / statistics.median(seconds[1:])
 
 

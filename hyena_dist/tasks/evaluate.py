@@ -54,15 +54,15 @@ def load_run(run_dir: str | Path, checkpoint: str = "latest") -> tuple[Config, H
 
 @torch.inference_mode()
 def model_perplexity(model: HyenaModel, manifest: Manifest, *, split: str, seq_len: int) -> float:
-    """Perplexity over every scored base of a split, tiled with windows of `seq_len`.
+    """Perplexity over every scored base of a split, tiled with windows of `seq_len`, on the model's device.
 
     Raises:
         ConfigError: the split has no bases.
     """
     total, count = 0.0, 0
-    rows = max(1, ROWS_PER_BATCH_TOKENS // seq_len)
+    rows, device = max(1, ROWS_PER_BATCH_TOKENS // seq_len), next(model.parameters()).device
     for batch in validation_batches(manifest, split=split, seq_len=seq_len, batch_size=rows):
-        input_ids, targets = split_window(batch.ids)
+        input_ids, targets = split_window(batch.ids.to(device))
         loss, scored = token_loss(model(input_ids), targets)
         total, count = total + loss.item(), count + int(scored)
     if not count:
@@ -72,13 +72,19 @@ def model_perplexity(model: HyenaModel, manifest: Manifest, *, split: str, seq_l
 
 def evaluate(run_dir: str | Path, *, checkpoint: str = "latest", shards: str | None = None,
              split: str = "val") -> Evaluation:
-    """Score a checkpoint of a run, as `load_run` takes it, on a split of the run's own shards, or of others.
+    """Score a checkpoint of a run, as `load_run` takes it, on a split of the run's own shards, or of others; on a GPU
+    if there is one.
 
     Raises:
-        UserError: no such run or checkpoint, unreadable shards, an empty split.
+        UserError: no such run or checkpoint, unreadable shards, an empty split, windows too long for the GPU.
     """
     config, model, path = load_run(run_dir, checkpoint)
     manifest = Manifest.load(shards or config.data.shards)
     seq_len = config.data.val_seq_len or config.data.seq_len
-    perplexity = model_perplexity(model, manifest, split=split, seq_len=seq_len)
+    try:
+        model.to("cuda" if torch.cuda.is_available() else "cpu")
+        perplexity = model_perplexity(model, manifest, split=split, seq_len=seq_len)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(f"windows of data.val_seq_len={seq_len} do not fit into the GPU's free memory: free some, or "
+                          "evaluate on the CPU with CUDA_VISIBLE_DEVICES= before the command") from error
     return Evaluation(path, perplexity, markov_perplexity(manifest, split))

@@ -10,6 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
+from benchmarks.memory import peak_tensor_bytes
 from hyena_dist.config.schema import OptimSection
 from hyena_dist.engine.deepspeed import prepare_deepspeed
 from hyena_dist.engine.fsdp import FsdpEngine, apply_fsdp2
@@ -28,6 +29,7 @@ NO_CLIP = OptimSection(lr=1e-2, weight_decay=0.1, eps=1e-4, grad_clip=0.0)
 # Rounding of float32 sums in another order. The bugs are larger: a forgotten factor halves the norm (0.5), a decayed
 # filter moves its weights by lr * decay = 1e-3 of their size per step, one missing micro-batch moves the norm by 0.1.
 TOLERANCE = 1e-5
+LARGE_BUCKET = 1_000_000
 
 
 class _SumOverTensorRanks(torch.autograd.Function):
@@ -151,6 +153,13 @@ def _imported_after_an_evaluation(stage: int | str, groups: Groups) -> tuple[boo
     return torch.allclose(engine.module(x), other(x), atol=1e-6), torch.allclose(before, other(x), atol=1e-6)
 
 
+def _peak(stage: int, groups: Groups, buckets: dict[str, int] | None = None) -> int:
+    """Bytes of tensors, of an engine and its first step."""
+    with peak_tensor_bytes() as peak:
+        train(make_engine(stage, groups, deepspeed={"zero_optimization": buckets} if buckets else None), groups, [0])
+    return peak.bytes
+
+
 def _on_each_rank() -> dict[str, Any]:
     groups = data_groups()
     found: dict[str, Any] = {}
@@ -183,6 +192,8 @@ def _on_each_rank() -> dict[str, Any]:
     whole = dict.fromkeys(SPLIT_TABLE, Placement())
     for stage in ENGINES:
         found[f"split {stage}"] = (_split_norm(stage, tensor, SPLIT_TABLE), _split_norm(stage, tensor, whole))
+    for stage in (1, 2, 3):
+        found[f"peak {stage}"] = _peak(stage, groups), _peak(stage, groups, {"reduce_bucket_size": LARGE_BUCKET})
     _check_refusals(groups, tensor)
     found["own section"] = _own_section(groups)
     return found
@@ -302,6 +313,15 @@ def test_norm_over_tensor_ranks_comes_from_the_table(ranks: list[dict[str, Any]]
 
 def test_an_optimizer_from_deepspeeds_own_section_keeps_its_learning_rate(ranks: list[dict[str, Any]]) -> None:
     assert ranks[0]["own section"] == pytest.approx(0.5, rel=0.05), "Adam's first step is lr, but for weight decay"
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_buckets_take_no_more_than_a_small_model(ranks: list[dict[str, Any]], stage: int) -> None:
+    """Of their own size they would take 2 GB."""
+    for rank in ranks:
+        peak, large = rank[f"peak {stage}"]
+        assert peak < 100_000
+        assert large >= 4 * LARGE_BUCKET, "the control: a bucket is seen"
 
 
 def test_no_process_group_is_a_clear_error() -> None:

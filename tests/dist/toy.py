@@ -1,7 +1,7 @@
 """A small model with what makes sharding hard: sizes that no number of ranks divides, a fused weight, two groups."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -75,11 +75,13 @@ def engine_section(stage: int | str, offload: str = "none") -> EngineSection:
 
 
 def make_engine(stage: int | str, groups: Groups, *, seed: int = 0, optim: OptimSection = OPTIM, offload: str = "none",
-                precision: str = "fp32", micro_batch: int = MICRO_BATCH) -> Engine:
+                precision: str = "fp32", micro_batch: int = MICRO_BATCH,
+                deepspeed: Mapping[str, Any] | None = None) -> Engine:
     """An engine for Toy. fp16 gives it a loss scale; Toy itself computes in float32 all the same."""
     train_section = TrainSection(run_dir="unused", precision=precision, micro_batch_size=micro_batch,
                                  global_batch_size=GLOBAL_BATCH)
-    config = Config(train=train_section, optim=optim, engine=engine_section(stage, offload))
+    engine = replace(engine_section(stage, offload), deepspeed=dict(deepspeed or {}))
+    config = Config(train=train_section, optim=optim, engine=engine)
     return build_engine(config, Toy(seed), TABLE, groups)
 
 

@@ -8,7 +8,7 @@ import pytest
 from hyena_dist.config.checks import check
 from hyena_dist.config.errors import ConfigError
 from hyena_dist.config.schema import Config, EngineSection, TrainSection
-from hyena_dist.engine.deepspeed_config import check_raw_section, deepspeed_config
+from hyena_dist.engine.deepspeed_config import check_raw_section, deepspeed_config, with_buckets
 from hyena_dist.engine.deepspeed_keys import REFUSED_KEYS
 from hyena_dist.parallel.groups import Axis, Groups
 
@@ -38,6 +38,18 @@ def test_the_raw_section_is_merged_key_by_key() -> None:
     assert built["timers"] == {"throughput": {"enabled": True}}
     built["zero_optimization"]["reduce_bucket_size"] = 6
     assert raw["zero_optimization"] == {"reduce_bucket_size": 5}, "nothing mutates the configuration"
+
+
+def test_buckets_are_no_larger_than_the_model_nor_than_deepspeeds_own() -> None:
+    for elements, bucket, prefetch in ((1001, 1024, 1024), (10**7, 10**7 + 384, 10**7 + 384),
+                                       (10**10, 5 * 10**8, 5 * 10**7)):
+        zero = with_buckets(config(EngineSection(zero_stage=3)), elements)["zero_optimization"]
+        assert (zero["reduce_bucket_size"], zero["allgather_bucket_size"]) == (bucket, bucket)
+        assert zero["stage3_prefetch_bucket_size"] == prefetch
+    own = {"zero_optimization": {"stage": 1, "reduce_bucket_size": 7}}
+    assert with_buckets(own, 1000)["zero_optimization"]["reduce_bucket_size"] == 7
+    assert own == {"zero_optimization": {"stage": 1, "reduce_bucket_size": 7}}
+    assert with_buckets({"train_batch_size": 4}, 1000) == {"train_batch_size": 4}
 
 
 def test_offloading_moves_what_it_says_and_lets_any_adam_step() -> None:
