@@ -1,7 +1,6 @@
 """The budget of a training step: for every part of the model the fewest bytes and operations, those that the code asks
 for, and the time that the fewest take on a card. Counted on meta tensors, in seconds and without a GPU."""
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from benchmarks.models import Size, autocast
 from benchmarks.step import new_model
 from benchmarks.timing import timed
 from hyena_dist.config.schema import ModelSection, OptimSection
+from hyena_dist.engine.adam import guard
 from hyena_dist.engine.grad_norm import clip_gradients, global_grad_norm
 from hyena_dist.model.loss import token_loss
 from hyena_dist.model.model import HyenaModel
@@ -76,9 +76,9 @@ class Step:
         (total / count).backward()
         gradients = {name: weight.grad for name, weight in self.model.named_parameters() if weight.grad is not None}
         norm = global_grad_norm(gradients, None, Axis(), device=self._device)
-        if math.isfinite(norm.item()):
-            clip_gradients(gradients.values(), norm, self._optim.grad_clip)
-            self._optimizer.step()
+        guard(self._optimizer, norm)
+        clip_gradients(gradients.values(), norm, self._optim.grad_clip)
+        self._optimizer.step()
         self._optimizer.zero_grad()
 
     def state_bytes(self) -> int:
