@@ -212,7 +212,7 @@ def note(step: dict[str, Any]) -> str:
     """What is said of a step beside its parts."""
     peak, formula = step["peak_bytes"], step["formula_peak_bytes"]
     waits = ", ".join(f"{count} x {where}" for where, count in step["waits"].items()) or "never"
-    floors = ", ".join(f"{1e3 * seconds:,.0f} ms on an {card}" for card, seconds in
+    floors = ", ".join(f"{1e3 * seconds:,.1f} ms on an {card}" for card, seconds in
                        step["counted_floor_seconds"].items())
     whole = "" if step["seconds"] is None else f"; the step takes {1e3 * step['seconds']:,.1f} ms"
     return (f"{step['length']:,} x {step['batch']:,}: {step['launches']:,} launches, {step['bytes'] / 2**30:,.1f} GiB"
