@@ -1,9 +1,8 @@
 """The budget of a training step: for every part of the model the fewest bytes and operations, those that the code asks
 for, and the time that the fewest take on a card. Counted on meta tensors, in seconds and without a GPU."""
 
-import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ from benchmarks.models import Size, autocast
 from benchmarks.step import new_model
 from benchmarks.timing import timed
 from hyena_dist.config.schema import ModelSection, OptimSection
+from hyena_dist.engine.adam import guard
 from hyena_dist.engine.grad_norm import clip_gradients, global_grad_norm
 from hyena_dist.model.loss import token_loss
 from hyena_dist.model.model import HyenaModel
@@ -76,9 +76,9 @@ class Step:
         (total / count).backward()
         gradients = {name: weight.grad for name, weight in self.model.named_parameters() if weight.grad is not None}
         norm = global_grad_norm(gradients, None, Axis(), device=self._device)
-        if math.isfinite(norm.item()):
-            clip_gradients(gradients.values(), norm, self._optim.grad_clip)
-            self._optimizer.step()
+        guard(self._optimizer, norm)
+        clip_gradients(gradients.values(), norm, self._optim.grad_clip)
+        self._optimizer.step()
         self._optimizer.zero_grad()
 
     def state_bytes(self) -> int:
@@ -141,15 +141,20 @@ def report(sizes: Sequence[Size], precision: str, device: torch.device) -> dict[
         counted = count(size.section(), size.batch, precision)
         seconds, whole = ({}, None) if device == META else measure(size.section(), size.batch, precision, device)
         rows += _rows(size, precision, counted, seconds)
-        steps.append({"length": size.length, "batch": size.batch, "launches": counted.total.launches,
-                      "bytes": counted.total.bytes, "signature_bytes": counted.signatures.bytes,
-                      "signature_calls": counted.signatures.launches, "peak_bytes": counted.peak_bytes,
-                      "formula_peak_bytes": counted.memory.total, "waits": counted.waits, "seconds": whole,
-                      "operators": _operators(counted)})
+        steps.append(_step(size, precision, counted, whole))
     size = sizes[0]
     return {"subject": "roofline",
             "size": {"width": size.width, "layers": size.layers, "precision": precision, "device": device.type},
             "steps": steps, "rows": rows}
+
+
+def _step(size: Size, precision: str, counted: Counted, seconds: float | None) -> dict[str, Any]:
+    """What is said of a whole step."""
+    return {"length": size.length, "batch": size.batch, "launches": counted.total.launches,
+            "bytes": counted.total.bytes, "signature_bytes": counted.signatures.bytes,
+            "signature_calls": counted.signatures.launches, "peak_bytes": counted.peak_bytes,
+            "formula_peak_bytes": counted.memory.total, "counted_floor_seconds": _floors(counted.parts, precision),
+            "waits": counted.waits, "seconds": seconds, "operators": _operators(counted)}
 
 
 def _operators(counted: Counted) -> list[dict[str, Any]]:
@@ -164,11 +169,15 @@ def _rows(size: Size, precision: str, counted: Counted, seconds: dict[str, float
     of_part = {part: (least.get(part, Cost()), counted.parts.get(part, Cost()), seconds.get(part))
                for part in PARTS if part in least or part in counted.parts}
     assert set(counted.parts) <= set(of_part), f"a part of no name: {sorted(set(counted.parts) - set(of_part))}"
-    floors = {card: sum(floor_seconds(cost, card, precision) for cost in least.values())
-              for card in COPY_BYTES_PER_SECOND}
-    rows = [_row(size, part, *costs, {card: floor_seconds(costs[0], card, precision) for card in floors})
-            for part, costs in of_part.items()]
-    return [*rows, _row(size, TOTAL, sum(least.values(), Cost()), counted.total, sum(seconds.values()) or None, floors)]
+    rows = [_row(size, part, *costs, _floors({part: costs[0]}, precision)) for part, costs in of_part.items()]
+    return [*rows, _row(size, TOTAL, sum(least.values(), Cost()), counted.total, sum(seconds.values()) or None,
+                        _floors(least, precision))]
+
+
+def _floors(parts: Mapping[str, Cost], precision: str) -> dict[str, float]:
+    """Seconds of every card for these parts, one after the other."""
+    return {card: sum(floor_seconds(cost, card, precision) for cost in parts.values())
+            for card in COPY_BYTES_PER_SECOND}
 
 
 def _row(size: Size, part: str, least: Cost, counted: Cost, seconds: float | None,
@@ -203,7 +212,10 @@ def note(step: dict[str, Any]) -> str:
     """What is said of a step beside its parts."""
     peak, formula = step["peak_bytes"], step["formula_peak_bytes"]
     waits = ", ".join(f"{count} x {where}" for where, count in step["waits"].items()) or "never"
+    floors = ", ".join(f"{1e3 * seconds:,.1f} ms on an {card}" for card, seconds in
+                       step["counted_floor_seconds"].items())
     whole = "" if step["seconds"] is None else f"; the step takes {1e3 * step['seconds']:,.1f} ms"
     return (f"{step['length']:,} x {step['batch']:,}: {step['launches']:,} launches, {step['bytes'] / 2**30:,.1f} GiB"
-            f" (by signatures alone {step['signature_calls']:,} and {step['signature_bytes'] / 2**30:,.1f}); "
+            f" (by signatures alone {step['signature_calls']:,} and {step['signature_bytes'] / 2**30:,.1f}), at least "
+            f"{floors}; "
             f"peak {peak / 2**30:,.2f} GiB, by formula {formula / 2**30:,.2f}; the host waits: {waits}{whole}")

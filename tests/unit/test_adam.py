@@ -5,6 +5,7 @@ operator minutes of a compiler.
 """
 
 import importlib
+import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from hyena_dist.config.schema import EngineSection, OptimSection
-from hyena_dist.engine.adam import create_state, require_adam, set_step_count, step_count
+from hyena_dist.engine.adam import create_state, guard, require_adam, set_step_count, step_count
 from hyena_dist.train import optim
 from hyena_dist.train.optim import build_optimizer, nvidia_apex, parameter_groups
 from tests.compare import rel
@@ -240,6 +241,22 @@ def test_deepspeeds_adam_is_taken_for_offloaded_state_where_it_is_built(monkeypa
     assert optimizer.adam_w_mode
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
     assert type(build_optimizer(Model(), TABLE, OPTIM, EngineSection(zero_stage=2))) is torch.optim.AdamW
+
+
+@pytest.mark.parametrize("norm", [0.0, 3e38, float("inf"), float("-inf"), float("nan")])
+def test_a_guarded_step_changes_nothing_unless_the_norm_is_finite(norm: float) -> None:
+    model = Model()
+    optimizer = build_optimizer(model, TABLE, OPTIM)
+    create_state(optimizer, model.parameters())
+    before = [weight.detach().clone() for weight in model.parameters()]
+    for weight in model.parameters():
+        weight.grad = torch.full_like(weight, 1.0 if math.isfinite(norm) else norm)
+    assert guard(optimizer, torch.tensor(norm))
+    optimizer.step()
+    kept = [torch.equal(weight, old) for weight, old in zip(model.parameters(), before, strict=True)]
+    assert not any(kept) if math.isfinite(norm) else all(kept), kept
+    assert step_count(optimizer, list(model.parameters())) == math.isfinite(norm)
+    assert all(state[key].isfinite().all() for state in optimizer.state.values() for key in ("exp_avg", "exp_avg_sq"))
 
 
 def test_fused_equals_unfused_on_cpu() -> None:
