@@ -13,6 +13,7 @@ import shutil
 import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
@@ -36,6 +37,7 @@ SHARD_BASES = 1 << 30
 _ENDINGS = {".gz", ".bgz", ".fa", ".fasta", ".fna", ".ffn", ".txt"}
 
 
+@lru_cache
 def _assembly(path: Path) -> str:
     name = path.name
     while Path(name).suffix.lower() in _ENDINGS:

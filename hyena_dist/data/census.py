@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -62,7 +63,7 @@ class Census:
         self._rna, self._stray_u, self._n_rich, self._masked = _Kind(), _Kind(), _Kind(), _Kind()
         self._single, self._whole, self._same = _Kind(), _Kind(), _Kind()
         self._seen: dict[bytes, _Seen] = {}
-        self._files: dict[str, list[str]] = {}
+        self._files: dict[str, list[Path]] = {}
 
     def add(self, read: Contig, stored: Contig, info: ContigInfo, stretches: Sequence[Stretch]) -> None:
         """Count a contig.
@@ -97,9 +98,10 @@ class Census:
             self._single.add(info.name, 1)
         if not any(stretch.split != "train" for stretch in stretches):
             self._whole.add(info.name, info.bases)
-        file = str(read.source.path)
-        if read.source.label and file not in (files := self._files.setdefault(info.species, [])):
-            files.append(file)
+        if read.source.label:
+            files = self._files.setdefault(info.species, [])
+            if not files or read.source.path not in files:
+                files.append(read.source.path)
         self._look_for_twin(stored.bases, info, stretches)
 
     def _look_for_twin(self, bases: np.ndarray, info: ContigInfo, stretches: Sequence[Stretch]) -> None:
