@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hyena_dist.data.build import build, survey
+from hyena_dist.data.census import Census
 from hyena_dist.data.errors import DataError
 from hyena_dist.data.fasta import Source
 from hyena_dist.data.index import FILE_NAME
@@ -48,31 +49,31 @@ def choose_splits(args: argparse.Namespace) -> Splits:
     return Splits()
 
 
-def print_summary(contigs: Sequence[tuple[str, int]], per_split: dict[str, int]) -> None:
+def print_summary(census: Census, splits: Splits) -> None:
     table = Table("", "bases", title=None)
-    table.add_row(f"{len(contigs):,} contigs", f"{sum(bases for _, bases in contigs):,}")
+    table.add_row(f"{len(census.contigs):,} contigs", f"{sum(info.bases for info in census.contigs):,}")
     for split in SPLITS:
-        table.add_row(split, f"{per_split[split]:,}")
+        table.add_row(split, f"{census.bases[split]:,}")
+    for name, bases in (("N", census.unknown), ("other codes", census.other), ("lower case", census.lower)):
+        table.add_row(name, f"{bases:,}")
     Console().print(table)
-    if short := [name for name, bases in contigs if bases < 2]:
-        print(f"note: {len(short)} contigs of a single base have no next base and give no window, first {short[0]}")
+    for note in census.notes(splits):
+        print(f"note: {note}")
 
 
 def run(args: argparse.Namespace) -> None:
     sources = [Source.parse(argument) for argument in args.fasta]
     splits = choose_splits(args)
     if args.dry_run:
-        found = survey(sources, splits)
-        print_summary([(info.name, info.bases) for info, _ in found],
-                      {split: sum(bases[split] for _, bases in found) for split in SPLITS})
+        print_summary(survey(sources, splits), splits)
         print(f"{args.out}: not written (dry run)")
         return
-    manifest = build(sources, args.out, splits)
-    per_split = {split: sum(interval.bases for interval in manifest.intervals(split)) for split in SPLITS}
-    print_summary([(info.name, info.bases) for info in manifest.contigs], per_split)
+    census = Census()
+    manifest = build(sources, args.out, splits, census=census)
+    print_summary(census, splits)
     size = sum(shard.filesize for shard in manifest.shards) + (args.out / FILE_NAME).stat().st_size
     print(f"{args.out}: {len(manifest.shards)} shards, {len(manifest.segments)} segments, {size:,} bytes, "
-          f"{size / max(1, sum(per_split.values())):.4f} bytes per base")
+          f"{size / sum(census.bases.values()):.4f} bytes per base")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

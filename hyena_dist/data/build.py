@@ -5,6 +5,7 @@ The result is written into a temporary directory beside the target, synced, and 
 was killed or ran out of disk leaves nothing that looks whole. The same input gives the same bytes.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ import shutil
 import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
@@ -22,11 +24,12 @@ from rich.progress import Progress
 from webdataset import TarWriter
 
 from hyena_dist.data import segment
+from hyena_dist.data.census import Census
 from hyena_dist.data.errors import DataError
-from hyena_dist.data.fasta import Contig, Source, read_contigs
+from hyena_dist.data.fasta import Contig, Source, as_dna, read_contigs
 from hyena_dist.data.index import FILE_NAME, ContigInfo, Index, Shard, tables
 from hyena_dist.data.manifest import Manifest
-from hyena_dist.data.splits import SPLITS, Splits
+from hyena_dist.data.splits import SPLITS, Splits, Stretch
 
 SEGMENT_BASES = 1 << 20
 SHARD_BASES = 1 << 30
@@ -34,6 +37,7 @@ SHARD_BASES = 1 << 30
 _ENDINGS = {".gz", ".bgz", ".fa", ".fasta", ".fna", ".ffn", ".txt"}
 
 
+@lru_cache
 def _assembly(path: Path) -> str:
     name = path.name
     while Path(name).suffix.lower() in _ENDINGS:
@@ -51,6 +55,9 @@ def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP):  # CIFS and FUSE sync no directory
+            raise
     finally:
         os.close(handle)
 
@@ -88,10 +95,9 @@ class _ShardWriter:
     """Writes segments into samples, samples into shards, one open shard at a time, and collects the tables of the
     index."""
 
-    def __init__(self, directory: Path, sample_bases: int, shard_bases: int):
-        self.directory = directory
+    def __init__(self, directory: Path, contigs: list[ContigInfo], sample_bases: int, shard_bases: int):
+        self.directory, self.contigs = directory, contigs
         self.sample_bases, self.shard_bases = sample_bases, shard_bases
-        self.contigs: list[ContigInfo] = []
         self.segments: list[tuple[int, int, int, int]] = []
         self.samples: list[tuple[int, int, int, int]] = []
         self.shards: list[Shard] = []
@@ -102,7 +108,7 @@ class _ShardWriter:
         self._file: BinaryIO | None = None
 
     def write(self, bases: np.ndarray, start: int, end: int, split: str) -> None:
-        """Append a segment of the contig that came last into `contigs`; `bases` are all of that contig."""
+        """Append a segment of the contig that came last into the contigs; `bases` are all of that contig."""
         if self._size + end - start > self.sample_bases:
             self._flush()
         info = self.contigs[-1]
@@ -210,39 +216,51 @@ def reading_progress(sources: Sequence[Source]) -> Iterator[Iterator[Contig]]:
         yield read_contigs(sources, lambda count: progress.advance(task, count))
 
 
-def survey(sources: Sequence[Source], splits: Splits) -> list[tuple[ContigInfo, dict[str, int]]]:
-    """Read and check everything as a build does, write nothing: each contig with its bases per split."""
-    found = []
+def _stored(sources: Sequence[Source], splits: Splits, census: Census) -> Iterator[tuple[Contig, list[Stretch]]]:
+    """Each contig as shards hold it, with its stretches; at the end all that was read is checked.
+
+    Raises:
+        DataError: bad input, or splits that are worth nothing.
+    """
     with reading_progress(sources) as contigs:
         for contig in contigs:
-            per_split = dict.fromkeys(SPLITS, 0)
-            for stretch in splits.stretches(contig.name, contig.bases.size):
-                per_split[stretch.split] += stretch.end - stretch.start
-            found.append((contig_info(contig), per_split))
-    splits.check_contigs({info.name for info, _ in found})
-    return found
+            stretches = splits.stretches(contig.name, contig.bases.size)
+            stored = contig._replace(bases=as_dna(contig.bases))
+            census.add(contig, stored, contig_info(contig), stretches)
+            yield stored, stretches
+    splits.check_contigs({info.name for info in census.contigs})
+    census.check(splits)
 
 
-def build(sources: Sequence[Source], target: Path, splits: Splits, *,
+def survey(sources: Sequence[Source], splits: Splits) -> Census:
+    """Read and check everything as a build does, write nothing: what was found."""
+    census = Census()
+    for _ in _stored(sources, splits, census):
+        pass
+    return census
+
+
+def build(sources: Sequence[Source], target: Path, splits: Splits, *, census: Census | None = None,
           segment_bases: int = SEGMENT_BASES, shard_bases: int = SHARD_BASES) -> Manifest:
     """Write the shards and `shards.json` of these FASTA files into the new directory `target`.
 
+    Args:
+        census: where to count what was found; empty.
+
     Raises:
-        DataError: bad input, or `target` exists.
+        DataError: bad input, splits that are worth nothing, or `target` exists.
         OSError: the disk is full or cannot be written. Nothing is left behind.
     """
     if target.exists():
         raise DataError(f"{target}: exists; remove it or give another --out")
+    census = Census() if census is None else census
     with _whole_or_nothing(target) as directory:
-        writer = _ShardWriter(directory, segment_bases, shard_bases)
-        with reading_progress(sources) as contigs:
-            for contig in contigs:
-                writer.contigs.append(contig_info(contig))
-                for stretch in splits.stretches(contig.name, contig.bases.size):
-                    for start in range(stretch.start, stretch.end, segment_bases):
-                        writer.write(contig.bases, start, min(start + segment_bases, stretch.end), stretch.split)
+        writer = _ShardWriter(directory, census.contigs, segment_bases, shard_bases)
+        for contig, stretches in _stored(sources, splits, census):
+            for stretch in stretches:
+                for start in range(stretch.start, stretch.end, segment_bases):
+                    writer.write(contig.bases, start, min(start + segment_bases, stretch.end), stretch.split)
         index = writer.close()
-        splits.check_contigs({info.name for info in index.contigs})
         path = directory / FILE_NAME
         path.write_text(index.to_json(target.name), encoding="utf-8")
         _sync(path)

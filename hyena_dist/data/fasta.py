@@ -1,7 +1,7 @@
 """FASTA files, one contig at a time, strictly: what is not surely a whole sequence is refused.
 
-Plain, gzip and bgzip files are told apart by their first bytes, not by their names. A sequence may hold the IUPAC codes
-ACGTURYSWKMBDHVN in upper and lower case; they are kept as they are (U too: it reads as [UNK], see tokenizer.py).
+Plain, gzip and bgzip files are told apart by their first bytes, not by their names. Lines end in LF, CR LF or CR, also
+in one file. A sequence may hold the IUPAC codes ACGTURYSWKMBDHVN in upper and lower case; they are kept as they are.
 Gaps, stops, blanks and everything else are refused.
 """
 
@@ -16,8 +16,9 @@ import numpy as np
 from hyena_dist.data.errors import DataError
 
 IUPAC = b"ACGTURYSWKMBDHVN"
-_LINE_ENDS = b"\r\n"
-_ALLOWED = IUPAC + IUPAC.lower() + _LINE_ENDS
+_ALLOWED = IUPAC + IUPAC.lower() + b"\n"
+_CONTROLS = bytes(code for code in range(32) if code != ord("\t")) + b"\x7f"
+"""What no header holds: a reader that took one for the end of the line would find a sequence behind it."""
 _BLOCK = 1 << 24
 _MAX_HEADER = 1 << 20
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -52,6 +53,14 @@ class Contig(NamedTuple):
     """ASCII codes as in the file, uint8."""
 
 
+def as_dna(bases: np.ndarray) -> np.ndarray:
+    """ASCII bases as shards hold them: those of RNA, which has U and no T, with T for U; all others as they are."""
+    letters = bases & ~np.uint8(0x20)
+    if not (letters == ord("U")).any() or (letters == ord("T")).any():
+        return bases
+    return np.where(letters == ord("U"), bases - 1, bases)
+
+
 def _open(path: Path, raw: BinaryIO) -> BinaryIO:
     start = raw.read(16)
     raw.seek(0)
@@ -69,6 +78,8 @@ def _open(path: Path, raw: BinaryIO) -> BinaryIO:
 
 def _blocks(path: Path, on_bytes: Callable[[int], None]) -> Iterator[bytes]:
     """Uncompressed blocks of a file; `on_bytes` hears how many bytes on disk each took."""
+    if path.exists() and not path.is_file():  # a named pipe cannot be read twice, and may never be written
+        raise DataError(f"{path}: is not a file; write what comes out of a pipe into a file first")
     try:
         with path.open("rb") as raw:
             stream, position = _open(path, raw), 0
@@ -82,6 +93,28 @@ def _blocks(path: Path, on_bytes: Callable[[int], None]) -> Iterator[bytes]:
         raise DataError(f"{path}: the gzip file is damaged ({error}); copy or download it again") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); give the path of a FASTA file") from None
+
+
+def _with_line_feeds(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """The same lines with LF at the end of each; CR LF may lie across two blocks."""
+    held = b""
+    for block in blocks:
+        text = held + block
+        held = b"\r" if text.endswith(b"\r") else b""
+        text = text[: len(text) - len(held)]
+        if b"\r" in text:
+            text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        if text:
+            yield text
+    if held:
+        yield b"\n"
+
+
+def _is_text(name: bytes) -> bool:
+    try:
+        return name.decode("utf-8").isprintable()
+    except UnicodeDecodeError:
+        return False
 
 
 class _Parser:
@@ -116,16 +149,16 @@ class _Parser:
         self.header += piece
         if len(self.header) > _MAX_HEADER:
             raise DataError(f"{self.path}: line {self.line}: a header of more than {_MAX_HEADER:,} bytes; "
-                            f"this is not a FASTA file with line ends (LF or CR LF)")
+                            f"this is not a FASTA file")
         if not complete:
             return
         words = self.header.split()
         if not words or self.header[:1].isspace():
             raise DataError(f"{self.path}: line {self.line}: a header without a name; write '>name'")
-        try:
-            name = words[0].decode("utf-8")
-        except UnicodeDecodeError:
-            raise DataError(f"{self.path}: line {self.line}: the header is not text; give a FASTA file") from None
+        name = words[0].decode("utf-8", "replace")
+        if self.header.translate(None, _CONTROLS) != self.header.removesuffix(b"\n") or not _is_text(words[0]):
+            raise DataError(f"{self.path}: line {self.line}: the header {name[:80]!r} is not text; write it in UTF-8 "
+                            f"without control characters")
         self.name = f"{self.source.label}.{name}" if self.source.label else name
         self.header, self.at_line_start = None, True
         self.line += 1
@@ -133,7 +166,7 @@ class _Parser:
     def _extend_sequence(self, piece: bytes) -> None:
         if piece.translate(None, _ALLOWED):
             raise DataError(self._describe_bad_byte(piece))
-        sequence = piece.translate(None, _LINE_ENDS)
+        sequence = piece.translate(None, b"\n")
         if sequence and self.name is None:
             raise DataError(f"{self.path}: line {self.line}: does not start with a '>' header; give a FASTA file")
         self.pieces.append(sequence)
@@ -146,7 +179,7 @@ class _Parser:
         if self.name is None:
             return (f"{self.path}: line {self.line}: byte {piece[offset]:#04x} before the first '>' header; "
                     f"give a FASTA file (plain, gzip or bgzip)")
-        base = sum(map(len, self.pieces)) + len(piece[:offset].translate(None, _LINE_ENDS)) + 1
+        base = sum(map(len, self.pieces)) + len(piece[:offset].translate(None, b"\n")) + 1
         line = self.line + piece.count(b"\n", 0, offset)
         return (f"{self.path}: line {line}: byte {piece[offset : offset + 1]!r} at base {base:,} of {self.name!r} "
                 f"is not an IUPAC code; write unknown bases as N")
@@ -154,8 +187,7 @@ class _Parser:
     def close(self) -> Iterator[Contig]:
         """The record that ends here, if one is open."""
         if self.header is not None:
-            raise DataError(f"{self.path}: line {self.line}: the file ends inside a header; it is cut short, or its "
-                            f"line ends are not LF or CR LF")
+            raise DataError(f"{self.path}: line {self.line}: the file ends inside a header; it is cut short")
         if self.name is not None:
             bases = np.frombuffer(b"".join(self.pieces), dtype=np.uint8)
             if not bases.size:
@@ -192,7 +224,7 @@ def read_contigs(sources: Iterable[Source], on_bytes: Callable[[int], None] = _n
 
 def _contigs_of(source: Source, on_bytes: Callable[[int], None]) -> Iterator[Contig]:
     parser = _Parser(source)
-    for block in _blocks(source.path, on_bytes):
+    for block in _with_line_feeds(_blocks(source.path, on_bytes)):
         yield from parser.feed(block)
     if parser.name is None and parser.header is None:
         raise DataError(f"{source.path}: holds no sequence; give a FASTA file")

@@ -186,11 +186,11 @@ def _from_json(path: Path, content: Any) -> Index:
     shards = [_shard(row) for row in _list(content["shardlist"], "shardlist")]
     _must(len({shard.url for shard in shards}) == len(shards), "a shard is listed twice")
     if version == 1:
-        contigs = [_contig(i, row, row[2:]) for i, row in enumerate(_rows(content, "contigs", 4))]
+        contigs = [_contig(i, row, _source(row[2:])) for i, row in enumerate(_rows(content, "contigs", 4))]
         rows = _rows(content, "segments", 7, of_numbers=True)
         counted = [[*row[4:], 1] for row in rows]
     else:
-        sources = _rows(content, "sources", 2)
+        sources = [_source(row) for row in _rows(content, "sources", 2)]
         contigs = [_contig(i, row, _at(sources, row[2])) for i, row in enumerate(_rows(content, "contigs", 3))]
         rows = _rows(content, "segments", 4, of_numbers=True)
         counted = _rows(content, "samples", 4, of_numbers=True)
@@ -244,10 +244,15 @@ def _is_name(value: Any) -> bool:
     return isinstance(value, str) and value.isprintable() and value != ""
 
 
+def _source(row: list[Any]) -> list[Any]:
+    _must(all(map(_is_name, row)), f"the source {str(row)[:80]!r} is not an assembly and a species")
+    return row
+
+
 def _contig(number: int, row: list[Any], source: list[Any]) -> ContigInfo:
     name, bases = row[:2]
-    fits = all(map(_is_name, (name, *source))) and type(bases) is int and 0 < bases < 1 << 62
-    _must(fits, f"contig {number} is not a name, a number of bases, an assembly and a species")
+    fits = _is_name(name) and type(bases) is int and 0 < bases < 1 << 62
+    _must(fits, f"contig {number} is not a name and a number of bases")
     return ContigInfo(name, bases, *source)
 
 

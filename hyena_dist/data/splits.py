@@ -27,6 +27,13 @@ class Stretch(NamedTuple):
 class Splits:
     """Every base trains; the other ways to split derive from this."""
 
+    asked_by = ""
+    """What the user wrote, for messages."""
+    wanted: Collection[str] = ()
+    """Splits that must have bases to score."""
+    of_each_contig = False
+    """Whether a part of each contig is held out."""
+
     def stretches(self, contig: str, bases: int) -> list[Stretch]:  # noqa: ARG002
         """The stretches of a contig in order, without overlap; bases outside them are not used."""
         return [Stretch(0, bases, "train")]
@@ -42,6 +49,7 @@ class ContigSplits(Splits):
         if not held_out:
             raise DataError("--val-contigs: no name is given; write them as in chr14,chrX, or leave the option out")
         self.held_out = held_out
+        self.asked_by, self.wanted = "--val-contigs", ("val",)
 
     def stretches(self, contig: str, bases: int) -> list[Stretch]:
         return [Stretch(0, bases, "val" if contig in self.held_out else "train")]
@@ -55,10 +63,13 @@ class ContigSplits(Splits):
 class FractionSplits(Splits):
     """One stretch of each contig validates: that share of its bases, at a place that only the contig's name decides."""
 
+    of_each_contig = True
+
     def __init__(self, fraction: float):
         if not 0 < fraction < 1:
             raise DataError(f"--val-fraction must be greater than 0 and less than 1, got {fraction}")
         self.fraction = fraction
+        self.asked_by, self.wanted = f"--val-fraction {fraction:g}", ("train", "val")
 
     def stretches(self, contig: str, bases: int) -> list[Stretch]:
         held_out = round(bases * self.fraction)
@@ -89,6 +100,8 @@ class BedSplits(Splits):
                 rows.setdefault(fields[0], []).append((self._parse(fields, number), number))
         if not rows:
             raise DataError(f"{path}: holds no rows; write lines of contig, start, end, split")
+        self.asked_by = str(path)
+        self.wanted = {row.split for found in rows.values() for row, _ in found}
         self._last_row = {contig: max(found, key=lambda row: row[0].end) for contig, found in rows.items()}
         self._rows = {contig: self._merge(contig, found) for contig, found in rows.items()}
 

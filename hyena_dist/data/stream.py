@@ -18,13 +18,15 @@ from torch.utils.data import DataLoader, Dataset
 from hyena_dist.data.errors import DataError
 from hyena_dist.data.manifest import Interval, Manifest
 from hyena_dist.data.order import WindowOrder
-from hyena_dist.data.tokenizer import COMPLEMENT, PAD
+from hyena_dist.data.tokenizer import COMPLEMENT, PAD, A, T
 from hyena_dist.data.workers import keep_reading
 
 STATE_VERSION = 2
 """Of the order of windows: 1 gave neighbouring streams neighbouring blocks."""
 _EPOCH_SHIFT = 40
 """Windows are numbered epoch * 2 ** 40 + index."""
+
+_LOOK_BASES = 1 << 16
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +55,20 @@ def _read_row(manifest: Manifest, interval: Interval, start: int, end: int, row:
     manifest.fill(bases, interval.first_base + start)
     if reverse:
         bases[:] = COMPLEMENT[bases[::-1]]
+
+
+def _has_a_scored_base(manifest: Manifest, intervals: list[Interval]) -> bool:
+    """Whether any base but the first of an interval is A, C, G or T; where the shards are damaged too, which the read
+    of that window will tell."""
+    try:
+        for interval in intervals:
+            for start in range(interval.start + 1, interval.end, _LOOK_BASES):
+                ids = manifest.read(interval.contig, start, min(start + _LOOK_BASES, interval.end))
+                if ((ids >= A) & (ids <= T)).any():
+                    return True
+    except DataError:
+        return True
+    return False
 
 
 class _Windows(Dataset[Batch]):
@@ -128,6 +144,9 @@ class TrainStream:
         self.order = WindowOrder(lengths, seq_len, seed=seed, stage=stage)
         if not any(length > 1 for length in lengths):
             raise DataError(f"{manifest.directory} has no training window; build shards with bases of split train")
+        if not _has_a_scored_base(manifest, self.intervals):
+            raise DataError(f"{manifest.directory} has no training base to score: all are N or other codes than A, C, "
+                            f"G and T; build shards of sequence that is known")
         if short := [interval.contig for interval in self.intervals if interval.bases < 2]:
             logger.info("%d stretches of a single base have no next base and are skipped, the first on %s",
                         len(short), short[0])

@@ -19,7 +19,7 @@ from webdataset import tariterators
 from hyena_dist.data import segment, segment1
 from hyena_dist.data.build import describe, progress_bar, sha256
 from hyena_dist.data.errors import DataError
-from hyena_dist.data.fasta import Source
+from hyena_dist.data.fasta import Source, as_dna
 from hyena_dist.data.index import FILE_NAME, Shard, check_shard
 from hyena_dist.data.manifest import Manifest
 from hyena_dist.data.splits import SPLITS
@@ -113,8 +113,10 @@ def _problem_of(manifest: Manifest, number: int, sample: dict[str, Any], member:
     return ""
 
 
-def _records(source: Source) -> Iterator[tuple[str, np.ndarray]]:
+def records(source: Source) -> Iterator[tuple[str, np.ndarray]]:
     """Name and ASCII bases of each record, with the lines as Python's text files see them: LF, CR LF and CR end one."""
+    if not source.path.is_file():
+        raise DataError(f"{source.path}: is not a file; give the FASTA files that the shards came from")
     with source.path.open("rb") as raw:
         compressed = raw.read(2) == b"\x1f\x8b"
     opened = gzip.open if compressed else open
@@ -126,8 +128,10 @@ def _records(source: Source) -> Iterator[tuple[str, np.ndarray]]:
                 if name:
                     yield name, np.frombuffer(bytes(bases), np.uint8)
                 name, bases = prefix + line[1:].split()[0], bytearray()
-            else:
+            elif name:
                 bases += line.rstrip("\n").encode()
+            elif not line.isspace():
+                raise ValueError("it does not start with a '>' header")
     if name:
         yield name, np.frombuffer(bytes(bases), np.uint8)
 
@@ -140,13 +144,13 @@ def _check_fasta(manifest: Manifest, sources: Sequence[Source]) -> None:
     held = lru_cache(maxsize=64)(manifest.read_sample)  # many short contigs are in one
     for source in sources:
         try:
-            for name, bases in _records(source):
+            for name, bases in records(source):
                 number = missing.pop(name, None)
                 if number is None or manifest.contigs[number].bases != bases.size:
                     raise DataError(f"{source.path}: contig {name!r} of {bases.size} bases is not in "
                                     f"{manifest.directory / FILE_NAME}; give the FASTA files that the shards came from")
                 for key in segments.get(number, []):
-                    _compare(manifest, key, held, source.path, bases)
+                    _compare(manifest, key, held, source.path, as_dna(bases))
         except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
             if isinstance(error, DataError):
                 raise

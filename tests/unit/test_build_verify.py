@@ -199,7 +199,8 @@ def test_dry_run_writes_nothing_and_a_build_says_what_it_wrote(tmp_path, capsys)
     assert build_command(fasta, "--out", tmp_path / "out", "--val-fraction", "0.1", "--dry-run") == 0
     assert "dry run" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
-    assert build_command(fasta, f"mouse={fasta}", "--out", tmp_path / "new/out", "--val-contigs", "mouse.chr1") == 0
+    assert build_command(fasta, f"mouse={fasta}", "--out", tmp_path / "new/out", "--val-contigs",
+                         "chr1,mouse.chr1") == 0
     printed = capsys.readouterr().out
     assert "8 contigs" in printed
     assert "bytes per base" in printed

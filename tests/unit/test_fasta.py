@@ -1,10 +1,14 @@
 import gzip
+import os
 
 import pytest
 
 from hyena_dist.data import fasta
+from hyena_dist.data.build import build
 from hyena_dist.data.errors import DataError
 from hyena_dist.data.fasta import Source, read_contigs
+from hyena_dist.data.splits import Splits
+from hyena_dist.data.verify import records, verify
 from tests.genomes import bgzip, fasta_text, genome
 
 
@@ -13,7 +17,7 @@ def read(*paths, label=""):
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress, bgzip], ids=["plain", "gzip", "bgzip"])
-@pytest.mark.parametrize("line_end", [b"\n", b"\r\n"], ids=["LF", "CRLF"])
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"], ids=["LF", "CRLF", "CR"])
 @pytest.mark.parametrize("block", [1, 7, 61, 1 << 20])
 def test_every_byte_comes_back(tmp_path, monkeypatch, pack, line_end, block):
     contigs = genome(block, 1, 59, 60, 61, 3000)
@@ -21,6 +25,46 @@ def test_every_byte_comes_back(tmp_path, monkeypatch, pack, line_end, block):
     path.write_bytes(pack(fasta_text(contigs, line_end=line_end)))
     monkeypatch.setattr(fasta, "_BLOCK", block)
     assert read(path) == contigs
+
+
+MIXED = {
+    "a CR file with LF behind": (b">mito d\rACGTACGTACGT\rGGGG\r>chr2\nTTTTTTTT\n",
+                                 {"mito": b"ACGTACGTACGTGGGG", "chr2": b"TTTTTTTT"}),
+    "a header edited on a Mac": (b">a\nAC\n>b words\rGGGG\nTT\n", {"a": b"AC", "b": b"GGGGTT"}),
+    "each line its own": (b">a\r\nAC\rGT\nNN\r\n>b x\rTT\r\r\nA\r>c\n\rGG", {"a": b"ACGTNN", "b": b"TTA", "c": b"GG"}),
+    "CR at the very end": (b">a\nACGT\r", {"a": b"ACGT"}),
+    "LF CR": (b">a\n\rAC\n\rGT\n\r", {"a": b"ACGT"}),
+}
+
+
+@pytest.mark.parametrize(("text", "contigs"), MIXED.values(), ids=MIXED.keys())
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
+@pytest.mark.parametrize("block", [1, 2, 3, 1 << 20])
+def test_mixed_line_ends(tmp_path, monkeypatch, text, contigs, pack, block):
+    path = tmp_path / "mixed.fa"
+    path.write_bytes(pack(text))
+    monkeypatch.setattr(fasta, "_BLOCK", block)
+    assert read(path) == contigs
+    again = {name: bases.tobytes() for name, bases in records(Source(path))}
+    assert again == contigs, "the other reader, of verification"
+
+
+def test_verification_reads_with_another_reader(tmp_path, monkeypatch):
+    """Where the reader of builds loses a line, shards and FASTA differ. The control: read by itself it agrees."""
+    path = tmp_path / "a.fa"
+    path.write_bytes(b">a words\rGGGG\nACGT\n>b\nAC\n")
+    monkeypatch.setattr(fasta, "_with_line_feeds", lambda blocks: (block.replace(b"\r", b"") for block in blocks))
+    manifest = build([Source(path)], tmp_path / "out", Splits())
+    assert read(path) == {"a": b"ACGT", "b": b"AC"}
+    assert [info.bases for info in manifest.contigs] == [4, 2]
+    with pytest.raises(DataError, match="contig 'a' of 8 bases is not in"):
+        verify(manifest.directory, [Source(path)])
+
+
+def test_a_named_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.fa")
+    with pytest.raises(DataError, match="a.fa: is not a file"):
+        read(tmp_path / "a.fa")
 
 
 def test_one_long_line_and_blank_lines_and_no_last_line_end(tmp_path):
@@ -63,7 +107,10 @@ BAD = {
     "empty record": (b">a\n>b\nACGT\n", "record 'a' has no sequence"),
     "ends after a header": (b">a\nACGT\n>b\n", "record 'b' has no sequence"),
     "ends inside a header": (b">a\nACGT\n>b", "ends inside a header"),
-    "CR line ends": (b">a\rACGT\rACGT\r", "ends inside a header"),
+    "control character in a header": (b">a d\x0bACGT\nAC\n", "line 1: the header 'a' is not text"),
+    "name of no UTF-8": (b">a\xff\nAC\n", "line 1: the header .* is not text"),
+    "name that cannot be seen": (">a\u2028b\nAC\n".encode(), "line 1: the header .* is not text"),
+    "bad byte behind CR lines": (b">a\rACGT\rAC\r\nG!\n", r"line 4: byte b'!' at base 8 of 'a'"),
     "gzip cut short": (gzip.compress(TEXT)[:-2000], "gzip file is cut short"),
     "bgzip cut at a member": (bgzip(TEXT)[:-28], "bgzip file is cut short"),
     "gzip damaged": (gzip.compress(TEXT)[:500] + bytes(9000), "gzip file is (damaged|cut short)"),

@@ -1,0 +1,158 @@
+"""What a build says of its input, and which splits it refuses. Each refusal has a control that passes."""
+
+import numpy as np
+import pytest
+
+from hyena_dist.data.build import build
+from hyena_dist.data.errors import DataError
+from hyena_dist.data.fasta import Source
+from hyena_dist.data.manifest import Manifest
+from hyena_dist.data.splits import BedSplits, ContigSplits, FractionSplits, Splits
+from hyena_dist.data.stream import TrainStream
+from hyena_dist.data.tokenizer import encode
+from hyena_dist.data.verify import verify
+from shards.build import main as build_command
+from tests.genomes import genome, write_fasta
+
+ONE, TWO = (contigs["chr1"].upper() for contigs in (genome(1, 3000), genome(2, 2000)))
+COMPLEMENT = bytes.maketrans(b"ACGTRYKMBDHV", b"TGCAYRMKVHDB")
+
+
+def run(tmp_path, capsys, contigs, *arguments):
+    """Status, output and error line of a build, the same with --dry-run."""
+    fasta = write_fasta(tmp_path / "a.fa", contigs)
+    ends = []
+    for extra in (["--dry-run"], []):
+        status = build_command([str(fasta), "--out", str(tmp_path / "out"), *arguments, *extra])
+        captured = capsys.readouterr()
+        notes = [line for line in captured.out.splitlines() if line.startswith("note: ")]
+        ends.append((status, notes, captured.err))
+    assert ends[0] == ends[1]
+    assert captured.err.count("\n") == (status == 2)
+    assert (tmp_path / "out").exists() == (status == 0)
+    return status, "\n".join(notes), captured.err, captured.out
+
+
+def plain(bases, seed=0):
+    return np.random.default_rng(seed).choice(np.frombuffer(b"ACGT", np.uint8), bases).tobytes()
+
+
+def test_what_is_odd_is_counted_and_said(tmp_path, capsys):
+    contigs = {"good": plain(900).lower(), "gap": b"N" * 60 + b"ACGT" * 10, "mixed": b"ACGTU" * 8 + b"R",
+               "rna": b"ACGUacgu" * 7, "short": b"A"}
+    status, notes, _, out = run(tmp_path, capsys, contigs)
+    assert status == 0
+    assert notes.splitlines() == [
+        "note: RNA: 1 contig with U and no T, first rna: 14 U are stored as T",
+        "note: U in DNA: 1 contig with T and U, first mixed: 8 U read as [UNK] and are not scored",
+        "note: more than half N: 1 contig, first gap, 100 bases",
+        "note: more than half lower case (soft-masked): 1 contig, first good, 900 bases; read as upper case",
+        "note: a single base: 1 contig, first short: without a next base there is no window"]
+    rows = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in out.splitlines() if "│" in line}
+    assert rows == {"5 contigs": "1,098", "train": "1,098", "val": "0", "test": "0", "N": "60", "other codes": "9",
+                    "lower case": "928"}
+    assert run(tmp_path / "x" if (tmp_path / "x").mkdir() else tmp_path / "x", capsys, {"good": plain(900)})[1] == ""
+
+
+def test_rna_is_stored_as_its_dna(tmp_path):
+    """The tokens have no U; DNA with a stray U keeps it."""
+    rna = ONE.replace(b"U", b"A").replace(b"T", b"U")
+    path = write_fasta(tmp_path / "a.fa", {"rna": rna, "dna": b"ACGTU" * 9})
+    manifest = build([Source(path)], tmp_path / "out", Splits())
+    assert manifest.read_sample(0).tobytes() == rna.replace(b"U", b"T") + b"ACGTU" * 9
+    assert np.array_equal(manifest.read("rna", 0, 3000), encode(rna.replace(b"U", b"T")))
+    verify(manifest.directory, [Source(path)])
+
+
+@pytest.mark.parametrize("text", [b"N" * 900, b"A" + b"N" * 900, b"RYSW" * 90, b"A"])
+def test_nothing_to_score_is_refused(tmp_path, capsys, text):
+    status, _, error, _ = run(tmp_path, capsys, {"a": text})
+    assert status == 2
+    assert "no base of these files can be scored" in error
+
+
+def test_training_on_nothing_to_score_is_refused(tmp_path):
+    """Where the set as a whole has bases: the validation split has. The control: one base in the last window."""
+    train = bytearray(b"N" * 200_000)
+    path = write_fasta(tmp_path / "a.fa", {"train": bytes(train), "val": ONE})
+    directory = build([Source(path)], tmp_path / "out", ContigSplits(["val"])).directory
+    with pytest.raises(DataError, match="out has no training base to score"):
+        TrainStream(Manifest.load(directory), seq_len=100, seed=0)
+    train[-1:] = b"A"
+    write_fasta(path, {"train": bytes(train), "val": ONE})
+    TrainStream(build([Source(path)], tmp_path / "new", ContigSplits(["val"])), seq_len=100, seed=0)
+
+
+def test_splits_without_a_base_to_score_are_refused(tmp_path, capsys):
+    contigs = {"one": ONE, "two": TWO, "gap": b"N" * 500, "x": b"A"}
+    bed = tmp_path / "a.bed"
+    bed.write_text("one 0 2000 train\ngap 0 500 val\n")
+    for arguments, split in ((("--val-fraction", "0.0001"), "val"), (("--val-fraction", "0.0003"), "val"),
+                             (("--val-fraction", "0.99999"), "train"), (("--val-contigs", "gap"), "val"),
+                             (("--val-contigs", "x"), "val"), (("--bed", str(bed)), "val")):
+        status, _, error, _ = run(tmp_path, capsys, contigs, *arguments)
+        assert status == 2, arguments
+        assert f": no base of split {split} can be scored" in error
+        assert (arguments[1] if "--bed" in arguments else arguments[0]) in error
+    bed.write_text("one 0 2000 train\none 2000 3000 val\n")
+    assert run(tmp_path, capsys, contigs, "--bed", str(bed))[0] == 0
+
+
+def test_contigs_too_short_for_the_fraction_are_said(tmp_path, capsys):
+    status, notes, _, _ = run(tmp_path, capsys, {"one": ONE, "s1": plain(40), "s2": plain(30, 1)}, "--val-fraction",
+                              "0.01")
+    assert status == 0
+    assert "nothing held out: 2 contigs, first s1, 70 bases" in notes
+
+
+@pytest.mark.parametrize("strand", [lambda text: text, bytes.lower, lambda text: text.translate(COMPLEMENT)[::-1]],
+                         ids=["same", "other case", "other strand"])
+def test_a_sequence_that_is_held_out_and_trains_is_refused(tmp_path, capsys, strand):
+    """Under another name, with whole contigs and with a part of each. Controls: another sequence; both held out."""
+    contigs = {"one": ONE, "two": TWO, "copy": strand(ONE)}
+    for arguments in (("--val-contigs", "copy"), ("--val-contigs", "one"), ("--val-fraction", "0.1")):
+        status, _, error, _ = run(tmp_path, capsys, contigs, *arguments)
+        assert status == 2
+        assert "'one' and 'copy' are the same sequence, and what is held out of one trains in the other" in error
+    bed = tmp_path / "a.bed"
+    bed.write_text("one 0 1000 val\none 1000 3000 train\ncopy 0 3000 train\n")
+    assert run(tmp_path, capsys, contigs, "--bed", str(bed))[0] == 2
+    status, notes, _, _ = run(tmp_path, capsys, contigs, "--val-contigs", "one,copy")
+    assert status == 0
+    assert "the same sequence twice: 1 contig, first copy and one, 3,000 bases" in notes
+
+
+def test_a_small_leak_is_said(tmp_path, capsys):
+    contigs = {"one": ONE, "two": TWO, "s1": plain(200), "s2": plain(200)}
+    status, notes, _, _ = run(tmp_path, capsys, contigs, "--val-contigs", "one,s1")
+    assert status == 0
+    assert "200 held-out bases also train, under another name" in notes
+    assert "also train" not in run(tmp_path / "x" if (tmp_path / "x").mkdir() else tmp_path / "x", capsys, contigs,
+                                   "--val-contigs", "one")[1]
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_stretches_of_the_other_strand_are_compared_where_they_lie(tmp_path, mirrored):
+    """The same part held out of both, on whichever strand, is no leak."""
+    copy = ONE.translate(COMPLEMENT)[::-1] if mirrored else ONE
+    bed = tmp_path / "a.bed"
+    bed.write_text("one 0 1000 val\none 1000 3000 train\n"
+                   + ("copy 0 2000 train\ncopy 2000 3000 val\n" if mirrored else
+                      "copy 0 1000 val\ncopy 1000 3000 train\n"))
+    path = write_fasta(tmp_path / "a.fa", {"one": ONE, "copy": copy})
+    build([Source(path)], tmp_path / "out", BedSplits(bed))
+
+
+def test_one_species_from_several_files_is_said(tmp_path, capsys):
+    paths = [write_fasta(tmp_path / f"{name}.fa", {name: text}) for name, text in (("a", ONE), ("b", TWO))]
+    for labels, said in ((("mouse", "mouse"), True), (("mouse", "rat"), False)):
+        arguments = [f"{label}={path}" for label, path in zip(labels, paths, strict=True)]
+        assert build_command([*arguments, "--out", str(tmp_path / labels[1]), "--val-contigs", "mouse.a"]) == 0
+        assert ("species 'mouse' comes from 2 files" in " ".join(capsys.readouterr().out.split())) == said
+
+
+def test_the_fraction_that_rounds_to_nothing_is_refused_by_the_function_too(tmp_path):
+    path = write_fasta(tmp_path / "a.fa", {"a": plain(40)})
+    with pytest.raises(DataError, match="--val-fraction 0.01: no base of split val"):
+        build([Source(path)], tmp_path / "out", FractionSplits(0.01))
+    assert not (tmp_path / "out").exists()
