@@ -12,7 +12,16 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor, nn
 
 from hyena_dist.model.config import HyenaConfig
-from hyena_dist.model.layers import ColumnLinear, Norm, RowLinear, context_axis, refuse_arguments, tensor_axis
+from hyena_dist.model.initial import initialize_part
+from hyena_dist.model.layers import (
+    ColumnLinear,
+    Norm,
+    RowLinear,
+    context_axis,
+    refuse_arguments,
+    refuse_shape,
+    tensor_axis,
+)
 from hyena_dist.ops.precision import compute_dtype, without_autocast
 from hyena_dist.parallel.collectives import Exchange
 from hyena_dist.parallel.groups import Axis
@@ -71,10 +80,13 @@ class AttentionMixer(nn.Module):
 
     Rows of qkv_proj are three blocks q | k | v, each of which is split by heads over the tensor ranks. What stands on
     the right is padding that no token before it sees, so there is no mask: Megatron's other arguments must be None.
+
+    Args:
+        layer_number, seed: as HyenaMixer's.
     """
 
     def __init__(self, config: HyenaConfig, layer_number: int, *,
-                 pg_collection: ProcessGroupCollection | None = None) -> None:
+                 pg_collection: ProcessGroupCollection | None = None, seed: int | None = 0) -> None:
         """Raises ValueError: the channels or the tensor ranks do not fit the number of heads."""
         super().__init__()
         self.config = config
@@ -89,6 +101,7 @@ class AttentionMixer(nn.Module):
         self.local_heads = heads // ranks
         self.qkv_proj = ColumnLinear(width, 3 * width, config=config, pg_collection=pg_collection)
         self.out_proj = RowLinear(width, width, config=config, pg_collection=pg_collection)
+        initialize_part(self, f"layers.{layer_number - 1}.mixer", config, self.qkv_proj.axis, seed)
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, *, norm: Norm | None = None,
                 residual: bool = False, **attention_arguments: Any) -> tuple[Tensor, None]:
@@ -99,9 +112,11 @@ class AttentionMixer(nn.Module):
             residual: add hidden_states, not normalised.
 
         Raises:
-            ValueError: an argument of attention that is not None, or the context ranks do not divide the local heads.
+            ValueError: an argument of attention that is not None, another width, more tokens than max_seq_len, or the
+                context ranks do not divide the local heads.
         """
         refuse_arguments("AttentionMixer is causal by itself and", attention_mask=attention_mask, **attention_arguments)
+        refuse_shape("AttentionMixer", hidden_states, self.config, self.context, self.qkv_proj.axis)
         qkv = self.qkv_proj(hidden_states, norm).unflatten(-1, (3, self.local_heads, -1))
         q, k, v = qkv.permute(2, 1, 3, 0, 4)  # [l, B, 3, H, Dh] -> 3 of [B, H, l, Dh]
         y = context_attention(q, k, v, self.context)

@@ -6,28 +6,34 @@ from torch import Tensor, nn
 
 from hyena_dist.model.attention import AttentionMixer
 from hyena_dist.model.config import HyenaConfig
-from hyena_dist.model.layers import MLP, Norm
+from hyena_dist.model.initial import initialize_part
+from hyena_dist.model.layers import MLP, Norm, tensor_axis
 from hyena_dist.model.mixer import HyenaMixer
 from hyena_dist.ops.dropout import DropoutKey, dropout
 
-MIXER_SPECS = {"H": ModuleSpec(module=HyenaMixer), "A": ModuleSpec(module=AttentionMixer)}
-"""The mixer of each letter of `model.layer_pattern`, as Megatron's `build_module` takes it for `self_attention`. Their
-weights are uninitialised, as all of HyenaModel's are when it is built; for Megatron's own GPTModel there is
-`model.megatron.hyena_layer_spec`."""
+MIXER_SPECS = {letter: ModuleSpec(module=kind, params={"seed": None})
+               for letter, kind in (("H", HyenaMixer), ("A", AttentionMixer))}
+"""The mixer of each letter of `model.layer_pattern`, as Megatron's `build_module` takes it for `self_attention`; the
+model around it fills its weights. For Megatron's own GPTModel there is `model.megatron.hyena_layer_spec`."""
 
 
 class Block(nn.Module):
-    """A pre-norm block around the mixer that a ModuleSpec describes."""
+    """A pre-norm block around the mixer that a ModuleSpec describes.
+
+    Args:
+        layer_number, seed: as the mixers'.
+    """
 
     def __init__(self, config: HyenaConfig, mixer: ModuleSpec, layer_number: int,
-                 pg_collection: ProcessGroupCollection | None = None) -> None:
+                 pg_collection: ProcessGroupCollection | None = None, *, seed: int | None = 0) -> None:
         super().__init__()
         self.config = config
         self.layer_number = layer_number
         self.input_norm = Norm(config, pg_collection)
         self.mixer = build_module(mixer, config=config, layer_number=layer_number, pg_collection=pg_collection)
         self.mlp_norm = Norm(config, pg_collection)
-        self.mlp = MLP(config, pg_collection)
+        self.mlp = MLP(config, pg_collection, seed=None)
+        initialize_part(self, f"layers.{layer_number - 1}", config, tensor_axis(pg_collection), seed)
 
     def forward(self, x: Tensor, key: DropoutKey | None) -> Tensor:
         p = self.config.resid_dropout

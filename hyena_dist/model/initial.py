@@ -17,14 +17,32 @@ import torch
 from torch import Tensor, nn
 
 from hyena_dist.model.config import HyenaConfig
-from hyena_dist.model.placement import Placement, tensor_share
+from hyena_dist.model.placement import Placement, placements, tensor_share
 from hyena_dist.parallel.groups import Axis
 
 STD = 0.02
 
 
-def initialize(model: nn.Module, config: HyenaConfig, table: Mapping[str, Placement], tensor: Axis, seed: int) -> None:
-    """Fill every parameter of a HyenaModel of this configuration with this tensor rank's share of its global value."""
+def initialize_part(part: nn.Module, name: str, config: HyenaConfig, tensor: Axis, seed: int | None) -> None:
+    """Give a part of a HyenaModel, which may be built without the rest of it, the values that it has there.
+
+    Args:
+        name: of the part in the model, such as "layers.0.mixer".
+        seed: of the values; None: the model around it will fill it.
+    """
+    if seed is None:
+        return
+    names = [f"{name}.{own}" for own, _ in part.named_parameters()]
+    initialize(part, config, placements(names, config.hyena_order), tensor, seed, prefix=f"{name}.")
+
+
+def initialize(model: nn.Module, config: HyenaConfig, table: Mapping[str, Placement], tensor: Axis, seed: int, *,
+               prefix: str = "") -> None:
+    """Fill every parameter of a HyenaModel of this configuration with this tensor rank's share of its global value.
+
+    Args:
+        prefix: before the names of `model`'s parameters in `table`, where it is a part of a HyenaModel.
+    """
     rules = [
         (r".*norm\.weight", lambda w, _: w.fill_(1)),
         (r".*mixer\.short_conv\.(weight|bias)", lambda w, g: w.uniform_(-1, 1, generator=g)
@@ -36,13 +54,16 @@ def initialize(model: nn.Module, config: HyenaConfig, table: Mapping[str, Placem
         (r".*(weight|trunk_weight_\d+)", lambda w, g: w.normal_(0, STD, generator=g)),
     ]
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for own, parameter in model.named_parameters():
+            if parameter.is_meta:  # it has no memory to fill
+                continue
+            name = prefix + own
             fill = next(rule for pattern, rule in rules if re.fullmatch(pattern, name))
             shape = list(parameter.shape)
             split = table[name].tp_dim
             if split is not None:
                 shape[split] *= tensor.size
-            value: Tensor = fill(torch.empty(shape, dtype=torch.float32), _generator(seed, name))
+            value: Tensor = fill(torch.empty(shape, dtype=torch.float32, device="cpu"), _generator(seed, name))
             parameter.copy_(tensor_share(value, table[name], tensor.rank, tensor.size))
 
 

@@ -8,6 +8,7 @@ Legend: l tokens of a context slice, T tensor ranks, B batch. Where sequence par
 the norms see l / T tokens of the slice, and products see all l.
 """
 
+import math
 from typing import Any
 
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -15,12 +16,15 @@ from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinea
 from torch import Tensor, nn
 
 from hyena_dist.model.config import HyenaConfig
+from hyena_dist.model.initial import initialize_part
+from hyena_dist.model.vocabulary import refuse_outside
 from hyena_dist.ops.embedding import embedding
 from hyena_dist.ops.linear import linear
 from hyena_dist.ops.mlp import MLPWeights, mlp
 from hyena_dist.ops.norm import NormWeights, layer_norm
 from hyena_dist.parallel.collectives import copy_to, gather_from, reduce_from, reduce_scatter_to
 from hyena_dist.parallel.groups import Axis
+from hyena_dist.parallel.tokens import padded_length, token_multiple
 
 
 def tensor_axis(pg_collection: ProcessGroupCollection | None) -> Axis:
@@ -46,6 +50,22 @@ def refuse_arguments(who: str, **arguments: Any) -> None:
 
 def _no_initial_values(_: Tensor) -> None:
     raise AssertionError("megatron-core must not initialise weights: perform_initialization is off")
+
+
+def refuse_shape(who: str, x: Tensor, config: HyenaConfig, context: Axis, tensor: Axis) -> None:
+    """Refuse an input of another width, or with more tokens than the model takes.
+
+    Raises:
+        ValueError: naming the shape that is wanted.
+    """
+    wanted = f"{who} takes [L, B, D] = [tokens, batch, {config.hidden_size}], got {list(x.shape)}"
+    if x.dim() != 3 or x.shape[2] != config.hidden_size:
+        raise ValueError(f"{wanted}: transpose it, or build the module with its hidden_size")
+    length = len(x) * context.size * (tensor.size if config.sequence_parallel else 1)
+    multiple = token_multiple(context=context.size, tensor=tensor.size, sequence=config.sequence_parallel)
+    if length > padded_length(config.max_seq_len, multiple):
+        raise ValueError(f"{wanted}, which is {length} tokens: max_seq_len is {config.max_seq_len}; transpose an input "
+                         "of [B, L, D], shorten it, or use a longer max_seq_len")
 
 
 class _PlainState:
@@ -141,35 +161,52 @@ class RowLinear(_PlainState, RowParallelLinear):
 
 class Embedding(nn.Module):
     """Token embedding [B, l] -> [l or l / T, B, D]; rows of its weight are split over the tensor ranks. The head's
-    weight is the same."""
+    weight is the same.
 
-    def __init__(self, config: HyenaConfig, pg_collection: ProcessGroupCollection | None) -> None:
+    Args:
+        seed: as the mixers'.
+    """
+
+    def __init__(self, config: HyenaConfig, pg_collection: ProcessGroupCollection | None = None, *,
+                 seed: int | None = 0) -> None:
         super().__init__()
         self.config = config
         self.axis = tensor_axis(pg_collection)
         self.word_embeddings = VocabParallelEmbedding(config.padded_vocab_size, config.hidden_size,
                                                       init_method=_no_initial_values, config=config,
                                                       tp_group=self.axis.group)
+        initialize_part(self, "embedding", config, self.axis, seed)
 
     def forward(self, input_ids: Tensor) -> Tensor:
+        """Raises ValueError: on a CPU, an id outside the vocabulary. On CUDA its row is NaN over several tensor ranks,
+        and torch's own assertion on one: to ask would be to wait for the device."""
         weight, ids = self.word_embeddings.weight, input_ids.t()
+        outside = (ids < 0) | (ids >= weight.shape[0] * self.axis.size)
+        refuse_outside("input_ids", input_ids, outside.t(), weight.shape[0] * self.axis.size)
         if self.axis.size == 1:
             return embedding(ids, weight)
         local = ids - self.axis.rank * weight.shape[0]
         elsewhere = (local < 0) | (local >= weight.shape[0])
         rows = embedding(local.masked_fill(elsewhere, 0), weight).masked_fill(elsewhere[..., None], 0)
+        rows = rows.masked_fill(outside[..., None], math.nan)
         return leave_tensor_region(rows, self.config, self.axis)
 
 
 class MLP(nn.Module):
-    """[l or l / T, B, D] -> the same: the norm before it where one is given, fc1, GELU by tanh as published, fc2."""
+    """[l or l / T, B, D] -> the same: the norm before it where one is given, fc1, GELU by tanh as published, fc2.
 
-    def __init__(self, config: HyenaConfig, pg_collection: ProcessGroupCollection | None) -> None:
+    Args:
+        layer_number, seed: as the mixers'.
+    """
+
+    def __init__(self, config: HyenaConfig, pg_collection: ProcessGroupCollection | None = None, *,
+                 layer_number: int = 1, seed: int | None = 0) -> None:
         super().__init__()
         assert config.ffn_hidden_size is not None
         self.config = config
         self.fc1 = ColumnLinear(config.hidden_size, config.ffn_hidden_size, config=config, pg_collection=pg_collection)
         self.fc2 = RowLinear(config.ffn_hidden_size, config.hidden_size, config=config, pg_collection=pg_collection)
+        initialize_part(self, f"layers.{layer_number - 1}.mlp", config, self.fc1.axis, seed)
 
     def forward(self, x: Tensor, norm: Norm | None = None, *, residual: bool = False) -> Tensor:
         """With `residual`, x is added."""

@@ -1,10 +1,13 @@
 """The language-model loss: a sum over scored tokens, to be divided by their global count."""
 
+import math
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hyena_dist.model.vocabulary import refuse_outside
 from hyena_dist.ops.precision import compute_dtype
 from hyena_dist.parallel.collectives import all_reduce
 from hyena_dist.parallel.groups import Axis
@@ -18,19 +21,30 @@ def token_loss(logits: Tensor, targets: Tensor, tensor: Axis = ONE_RANK, *,
 
     Args:
         logits: [B, l, V / T]; half precision is computed in float32.
-        targets: int64 [B, l]; `ignore_index` is not scored.
+        targets: int64 [B, l], each in the vocabulary, 0 to V - 1, or `ignore_index`, which is not scored.
         tensor: the axis over which the vocabulary is split.
+
+    Raises:
+        ValueError: another shape or type of targets; on a CPU, a target that is neither. On CUDA the loss and its
+            gradient are NaN then: to ask would be to wait for the device in every step.
     """
+    size = logits.shape[-1] * tensor.size
+    if targets.shape != logits.shape[:-1] or targets.dtype != torch.int64:
+        raise ValueError(f"targets must be int64 of shape {list(logits.shape[:-1])}, one for each of the logits "
+                         f"{list(logits.shape)}, got {str(targets.dtype).removeprefix('torch.')} {list(targets.shape)}")
     scored = targets != ignore_index
-    return _CrossEntropy.apply(logits, targets, scored, tensor), scored.sum()
+    outside = scored & ((targets < 0) | (targets >= size))
+    refuse_outside("targets", targets, outside, size)
+    return _CrossEntropy.apply(logits, targets, scored, outside, tensor), scored.sum()
 
 
 class _CrossEntropy(torch.autograd.Function):
     """log(sum exp) - the target's logit, both summed over the ranks that hold parts of the vocabulary; 0 where a
-    target is not scored. Saves the logits, and one number for each token."""
+    target is not scored, NaN with its gradient where one is outside the vocabulary. Saves the logits, and one number
+    for each token."""
 
     @staticmethod
-    def forward(ctx, logits: Tensor, targets: Tensor, scored: Tensor, axis: Axis) -> Tensor:
+    def forward(ctx, logits: Tensor, targets: Tensor, scored: Tensor, outside: Tensor, axis: Axis) -> Tensor:
         values = logits.to(compute_dtype(logits))
         largest = values.amax(-1)
         if axis.size > 1:
@@ -40,7 +54,7 @@ class _CrossEntropy(torch.autograd.Function):
         sums = torch.stack([(values - largest[..., None]).exp_().sum(-1), picked])
         if axis.size > 1:
             sums = all_reduce(sums, axis)
-        ctx.save_for_backward(logits, targets, scored, largest.add_(sums[0].log_()))
+        ctx.save_for_backward(logits, targets, scored, largest.add_(sums[0].log_().masked_fill_(outside, math.nan)))
         ctx.axis = axis
         return (sums[0] - sums[1]).mul_(scored).sum()
 
@@ -51,7 +65,7 @@ class _CrossEntropy(torch.autograd.Function):
         local, here = _local_targets(targets, scored, logits.shape[-1], ctx.axis)
         probability = (logits.to(log_sum.dtype) - log_sum[..., None]).exp_()
         probability.scatter_add_(-1, local[..., None], -here.to(log_sum.dtype)[..., None])
-        return probability.mul_(scored[..., None] * grad).to(logits.dtype), None, None, None
+        return probability.mul_(scored[..., None] * grad).to(logits.dtype), None, None, None, None
 
 
 def _local_targets(targets: Tensor, scored: Tensor, size: int, axis: Axis) -> tuple[Tensor, Tensor]:

@@ -5,22 +5,19 @@ names, as in HyenaModel: the same seed makes the same mixers at every number of 
 """
 
 import copy
-import re
 from typing import Any
 
 import torch.nn.functional as F
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.spec_utils import ModuleSpec
-from torch import Tensor, nn
+from torch import Tensor
 
 from hyena_dist.config.errors import ConfigError
 from hyena_dist.config.schema import ModelSection, ParallelSection
 from hyena_dist.model.config import HyenaConfig, hyena_config
-from hyena_dist.model.initial import initialize
-from hyena_dist.model.layers import tensor_axis
 from hyena_dist.model.mixer import HyenaMixer
-from hyena_dist.model.placement import Placement, mixer_patterns
+from hyena_dist.model.placement import Placement, placements
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
@@ -81,10 +78,8 @@ class SelfAttentionMixer(HyenaMixer):
                               "megatron_config sets them, and enter torch.autocast around the model")
         config = copy.copy(config)
         config.perform_initialization = False  # Megatron's linears would draw from torch's generator
-        super().__init__(config, layer_number, pg_collection=pg_collection)
-        self.tensor = tensor_axis(pg_collection)
+        super().__init__(config, layer_number, pg_collection=pg_collection, seed=seed)
         table = mixer_table(self)
-        self._initialize(table, seed)
         for name, parameter in self.named_parameters():
             split = table[name].tp_dim
             parameter.tensor_model_parallel = split is not None  # type: ignore[attr-defined]
@@ -103,16 +98,9 @@ class SelfAttentionMixer(HyenaMixer):
         raise ConfigError("Megatron's distributed checkpoint of Hyena mixers is not supported yet: save state_dict() "
                           "of each tensor rank")
 
-    def _initialize(self, table: dict[str, Placement], seed: int) -> None:
-        # Initial values depend on a weight's name, and here that is its name in a HyenaModel.
-        prefix = f"layers.{self.layer_number - 1}.mixer."
-        model = nn.ModuleDict({"layers": nn.ModuleDict({str(self.layer_number - 1): nn.ModuleDict({"mixer": self})})})
-        initialize(model, self.config, {prefix + name: placement for name, placement in table.items()},
-                   self.tensor, seed)
-
 
 def mixer_table(mixer: HyenaMixer) -> dict[str, Placement]:
     """The placement of a mixer's own parameters, by their names in it."""
-    patterns = mixer_patterns(mixer.config.hyena_order, {"H"})
-    return {name: next(placement for pattern, placement in patterns.items() if re.fullmatch(pattern, name))
-            for name, _ in mixer.named_parameters()}
+    prefix = f"layers.{mixer.layer_number - 1}.mixer."
+    table = placements([prefix + name for name, _ in mixer.named_parameters()], mixer.config.hyena_order)
+    return {name.removeprefix(prefix): placement for name, placement in table.items()}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hyena_dist.model.config import HyenaConfig
 from hyena_dist.model.context import all_to_all_convs, choose_method, distributed_fft_convs
+from hyena_dist.model.initial import initialize_part
 from hyena_dist.model.layers import (
     ColumnLinear,
     Norm,
@@ -21,6 +22,7 @@ from hyena_dist.model.layers import (
     enter_tensor_region,
     in_tensor_region,
     refuse_arguments,
+    refuse_shape,
     tensor_axis,
 )
 from hyena_dist.ops.gates import gated_inputs, gated_output, split_projection
@@ -99,10 +101,14 @@ class HyenaMixer(nn.Module):
 
     Built by Megatron's `build_module` from a ModuleSpec like any `self_attention`; attention's own arguments
     (masks, rotary positions, inference state) must be None, because a convolution would ignore them.
+
+    Args:
+        layer_number: of the layer, from 1.
+        seed: of the initial values, those of a HyenaModel's mixer in this layer; None leaves them to a model around it.
     """
 
     def __init__(self, config: HyenaConfig, layer_number: int, *,
-                 pg_collection: ProcessGroupCollection | None = None) -> None:
+                 pg_collection: ProcessGroupCollection | None = None, seed: int | None = 0) -> None:
         super().__init__()
         self.config = config
         self.layer_number = layer_number
@@ -114,6 +120,7 @@ class HyenaMixer(nn.Module):
         self.filter = ImplicitFilter(config, pg_collection)
         self.conv_bias = nn.Parameter(torch.empty(config.num_filters * self.channels, dtype=config.params_dtype))
         self.out_proj = RowLinear(width, width, config=config, pg_collection=pg_collection)
+        initialize_part(self, f"layers.{layer_number - 1}.mixer", config, self.in_proj.axis, seed)
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, *, norm: Norm | None = None,
                 residual: bool = False, **attention_arguments: Any) -> tuple[Tensor, None]:
@@ -124,9 +131,10 @@ class HyenaMixer(nn.Module):
             residual: add hidden_states, not normalised.
 
         Raises:
-            ValueError: an argument of attention that is not None.
+            ValueError: an argument of attention that is not None, another width, more tokens than max_seq_len.
         """
         refuse_arguments("HyenaMixer is a causal convolution and", attention_mask=attention_mask, **attention_arguments)
+        refuse_shape("HyenaMixer", hidden_states, self.config, self.axis, self.in_proj.axis)
         x = enter_tensor_region(hidden_states, self.config, self.in_proj.axis)
         weights = in_tensor_region(norm)
         inside = residual and self.axis.size == self.in_proj.axis.size == 1

@@ -25,17 +25,22 @@ class HyenaModel(nn.Module):
     """Embedding, blocks, final norm and tied head, as published (HyenaDNA, Nguyen et al. 2023).
 
     The same model in plain python and under every engine: autocast is entered inside `forward`, parameters keep their
-    own dtype. Parameters are uninitialised until `model.initial.initialize` or a load fills them.
+    own dtype.
+
+    Args:
+        seed: of the initial values (`model.initial`).
     """
 
-    def __init__(self, config: HyenaConfig, pg_collection: ProcessGroupCollection | None = None) -> None:
+    def __init__(self, config: HyenaConfig, pg_collection: ProcessGroupCollection | None = None, *,
+                 seed: int = 0) -> None:
         super().__init__()
         self.config = config
         self.tensor, self.context = tensor_axis(pg_collection), context_axis(pg_collection)
-        self.embedding = Embedding(config, pg_collection)
-        self.layers = nn.ModuleList(Block(config, MIXER_SPECS[kind], i + 1, pg_collection)
+        self.embedding = Embedding(config, pg_collection, seed=None)
+        self.layers = nn.ModuleList(Block(config, MIXER_SPECS[kind], i + 1, pg_collection, seed=None)
                                     for i, kind in enumerate(config.layer_kinds))
         self.final_norm = Norm(config, pg_collection)
+        initialize(self, config, self.placement(), self.tensor, seed)
 
     def forward(self, input_ids: Tensor, dropout_key: DropoutKey | None = None) -> Tensor:
         """int64 [B, l] -> [B, l, V / T], V padded as published; l is all tokens of the sequence on one context rank.
@@ -114,6 +119,4 @@ def build_model(config: Config, groups: Groups) -> HyenaModel:
                                 parallel=replace(config.parallel, tensor=groups.tensor.size,
                                                  context=groups.context.size,
                                                  sequence=config.parallel.sequence and groups.tensor.size > 1))
-    model = HyenaModel(model_config, groups.collection())
-    initialize(model, model_config, model.placement(), model.tensor, seed=config.train.seed)
-    return model
+    return HyenaModel(model_config, groups.collection(), seed=config.train.seed)

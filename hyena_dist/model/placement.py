@@ -39,7 +39,7 @@ def gate_names(order: int) -> tuple[str, ...]:
     return (*(f"x{i}" for i in range(order)), "v")
 
 
-def mixer_patterns(order: int, kinds: Set[str]) -> dict[str, Placement]:
+def _mixer_patterns(order: int, kinds: Set[str]) -> dict[str, Placement]:
     """Placements of the weights of mixers of these kinds, by pattern of their name within the mixer."""
     gates = gate_names(order)
     filters = tuple(f"h{i}" for i in range(order - 1))
@@ -60,12 +60,28 @@ def _patterns(order: int, kinds: Set[str]) -> dict[str, Placement]:
     return {
         r"embedding\.word_embeddings\.weight": Placement(tp_dim=0),
         layer + r"(input_norm|mlp_norm)\.(weight|bias)": Placement(),
-        **{layer + r"mixer\." + pattern: placement for pattern, placement in mixer_patterns(order, kinds).items()},
+        **{layer + r"mixer\." + pattern: placement for pattern, placement in _mixer_patterns(order, kinds).items()},
         layer + r"mlp\.fc1\.(weight|bias)": Placement(tp_dim=0),
         layer + r"mlp\.fc2\.weight": Placement(tp_dim=1),
         layer + r"mlp\.fc2\.bias": Placement(),
         r"final_norm\.(weight|bias)": Placement(),
     }
+
+
+def placements(names: Iterable[str], order: int) -> dict[str, Placement]:
+    """The Placement of some parameters of a HyenaModel of this order, by their names there.
+
+    Raises:
+        ValueError: a name matches no pattern or more than one.
+    """
+    patterns = _patterns(order, {"H", "A"})
+    table: dict[str, Placement] = {}
+    for name in names:
+        matches = [pattern for pattern in patterns if re.fullmatch(pattern, name)]
+        if len(matches) != 1:
+            raise ValueError(f"parameter {name} must match one pattern of the placement table, matches {matches}")
+        table[name] = patterns[matches[0]]
+    return table
 
 
 def placement_table(names: Iterable[str], order: int, kinds: Set[str] = frozenset("H")) -> dict[str, Placement]:
@@ -74,15 +90,8 @@ def placement_table(names: Iterable[str], order: int, kinds: Set[str] = frozense
     Raises:
         ValueError: a name matches no pattern or more than one, or a pattern matches no name.
     """
-    patterns = _patterns(order, kinds)
-    table: dict[str, Placement] = {}
-    unused = set(patterns)
-    for name in names:
-        matches = [pattern for pattern in patterns if re.fullmatch(pattern, name)]
-        if len(matches) != 1:
-            raise ValueError(f"parameter {name} must match one pattern of the placement table, matches {matches}")
-        table[name] = patterns[matches[0]]
-        unused -= set(matches)
+    table = placements(names, order)
+    unused = [pattern for pattern in _patterns(order, kinds) if not any(re.fullmatch(pattern, name) for name in table)]
     if unused:
         raise ValueError(f"patterns of the placement table without a parameter: {sorted(unused)}")
     return table
