@@ -8,6 +8,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from hyena_dist.config.errors import ConfigError
+from hyena_dist.config.plain import open_regular, refuse_interpolation
 from hyena_dist.config.schema import Config
 
 
@@ -39,6 +40,24 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{source}: {_explain(error)}") from error
     assert isinstance(config, Config)
     return config
+
+
+def load_saved_config(path: str | Path) -> Config:
+    """The configuration that `dump_config` has written, read as plain data: somebody else may have written it.
+
+    Raises:
+        ConfigError: as `load_config`, or an interpolation.
+    """
+    try:
+        with open_regular(path) as file:
+            text = file.read().decode()
+        content = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the configuration: {error.strerror or error}") from error
+    except (YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not a valid YAML file: {_one_line(error)}") from error
+    refuse_interpolation(content, str(path))
+    return load_config(path)
 
 
 def dump_config(config: Config) -> str:

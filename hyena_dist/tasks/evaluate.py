@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from hyena_dist.config.errors import ConfigError
-from hyena_dist.config.load import load_config
+from hyena_dist.config.load import load_saved_config
 from hyena_dist.config.schema import Config
 from hyena_dist.data.manifest import Manifest
 from hyena_dist.data.stream import validation_batches
@@ -45,11 +45,11 @@ def load_run(run_dir: str | Path, checkpoint: str = "latest") -> tuple[Config, H
     run_dir = Path(run_dir)
     if not (run_dir / "config.yaml").is_file():
         raise ConfigError(f"{run_dir} is not a run directory: it has no config.yaml")
-    config = load_config(run_dir / "config.yaml")
-    path = choose_checkpoint(run_dir, checkpoint)
+    config = load_saved_config(run_dir / "config.yaml")
+    chosen = choose_checkpoint(run_dir, checkpoint)
     model = build_model(config, Groups.single())
-    load_model_weights(path, model, model.placement())
-    return config, model.eval(), path
+    load_model_weights(chosen, model, model.placement())
+    return config, model.eval(), chosen.path
 
 
 @torch.inference_mode()
