@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from hyena_dist.config.errors import ConfigError
+from hyena_dist.config.plain import open_regular
 from hyena_dist.config.schema import Config
 from hyena_dist.config.values import hint_of, parse_argument, parse_yaml
 
@@ -41,7 +42,8 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     source = str(path)
     try:
-        file = parse_yaml(Path(path).read_text(encoding="utf-8"), Config)
+        with open_regular(path) as stream:
+            file = parse_yaml(stream.read().decode(), Config)
         merged = OmegaConf.merge(OmegaConf.structured(Config), {} if file is None else file)
         for override in overrides:
             source = f"argument {override!r}"

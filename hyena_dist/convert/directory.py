@@ -29,7 +29,7 @@ from hyena_dist.model.config import hyena_config
 from hyena_dist.model.model import HyenaModel
 from hyena_dist.parallel.groups import Groups
 from hyena_dist.train.checkpoint import load_model_weights, save_checkpoint
-from hyena_dist.train.checkpoint_directory import choose_checkpoint, read_metadata
+from hyena_dist.train.checkpoint_directory import Checkpoint, choose_checkpoint, open_checkpoint
 from hyena_dist.train.files import new_directory
 
 CONFIG, WEIGHTS, PUBLISHED_WEIGHTS, BINARY_WEIGHTS = ("config.json", "model.safetensors", "weights.ckpt",
@@ -54,7 +54,7 @@ def read_model(source: str | Path, checkpoint: str | None = None) -> tuple[Model
     if not source.is_dir():
         raise ConversionError(f"{source}: no such directory")
     if not (source / CONFIG).is_file():
-        return _read_checkpoint(source)
+        return _read_checkpoint(open_checkpoint(source))
     config = _read_json(source / CONFIG)
     if "layer" in config:
         return _from_published(config, load_lightning(source / PUBLISHED_WEIGHTS))
@@ -94,12 +94,12 @@ def resized(section: ModelSection, model: HyenaModel) -> HyenaModel:
     return other.eval()
 
 
-def _read_checkpoint(path: Path) -> tuple[ModelSection, HyenaModel]:
-    identity = read_metadata(path).get("identity", {})
+def _read_checkpoint(checkpoint: Checkpoint) -> tuple[ModelSection, HyenaModel]:
+    identity = checkpoint.metadata.get("identity", {})
     section = checked_section({key.removeprefix("model."): value for key, value in identity.items()
                                if key.startswith("model.")})
     model = HyenaModel(hyena_config(section))
-    load_model_weights(path, model, model.placement())
+    load_model_weights(checkpoint, model, model.placement())
     return section, model.eval()
 
 

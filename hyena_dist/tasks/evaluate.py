@@ -46,10 +46,10 @@ def load_run(run_dir: str | Path, checkpoint: str = "latest") -> tuple[Config, H
     if not (run_dir / "config.yaml").is_file():
         raise ConfigError(f"{run_dir} is not a run directory: it has no config.yaml")
     config = read_config(run_dir / "config.yaml")
-    path = choose_checkpoint(run_dir, checkpoint)
+    chosen = choose_checkpoint(run_dir, checkpoint)
     model = build_model(config, Groups.single())
-    load_model_weights(path, model, model.placement())
-    return config, model.eval(), path
+    load_model_weights(chosen, model, model.placement())
+    return config, model.eval(), chosen.path
 
 
 @torch.inference_mode()

@@ -1,7 +1,7 @@
 """Checkpoints that forget the topology: any engine, stage and number of ranks reads what another wrote.
 
 A checkpoint is a directory `step-00000100/`: torch's distributed checkpoint files, `metadata.json`, and `COMPLETE`,
-written last, which lists the files and their sizes. Keys are `<kind>/<parameter>` or, for a fused weight,
+written last, which lists the files with their sizes and digests. Keys are `<kind>/<parameter>` or, for a fused weight,
 `<kind>/<parameter>/<part>`; every tensor has its global shape, in float32, and is written by one rank. It is written
 aside and renamed, so a directory of the final name is whole or was damaged later.
 """
@@ -10,11 +10,11 @@ import json
 import secrets
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -28,9 +28,13 @@ from torch.futures import Future
 from hyena_dist.engine.protocol import FIELDS, Engine, Placed, Table
 from hyena_dist.parallel.groups import Axis, Groups
 from hyena_dist.train.agree import agree, broadcast
-from hyena_dist.train.checkpoint_directory import FORMAT, MARKER, METADATA, read_metadata
-from hyena_dist.train.checkpoint_reader import TensorReader
+from hyena_dist.train.checkpoint_directory import Checkpoint, open_checkpoint
+from hyena_dist.train.checkpoint_files import MARKER, digests, entry
+from hyena_dist.train.checkpoint_metadata import METADATA, seal
+from hyena_dist.train.checkpoint_reader import INDEX, TensorReader
 from hyena_dist.train.files import sync_directory, write_durably
+
+T = TypeVar("T")
 
 _KINDS = dict(zip(FIELDS, ("model", "optim/exp_avg", "optim/exp_avg_sq"), strict=True))
 
@@ -80,6 +84,7 @@ def save_checkpoint(path: str | Path, engine: Exporter, table: Table, groups: Gr
     """Write a checkpoint; collective. `metadata` is anything JSON holds: step, data state, the model's identity.
 
     Raises:
+        ValueError: a field of the metadata that would not be read back (`checkpoint_metadata`).
         OSError: on every rank, when a rank could not write. Nothing is left of it, and older checkpoints are as before.
     """
     write_snapshot(path, take_snapshot(engine, table, groups, metadata), groups)
@@ -87,7 +92,7 @@ def save_checkpoint(path: str | Path, engine: Exporter, table: Table, groups: Gr
 
 def take_snapshot(engine: Exporter, table: Table, groups: Groups, metadata: Mapping[str, Any]) -> Snapshot:
     """Copy what `save_checkpoint` writes into host memory; collective. Each rank holds about 1/world of it."""
-    text = json.dumps({**metadata, "format": FORMAT, "optimizer_step_count": engine.optimizer_step_count}, indent=1)
+    text = seal({**metadata, "optimizer_step_count": engine.optimizer_step_count})
     return Snapshot(_owned_tensors(engine, table, groups), text)
 
 
@@ -103,7 +108,11 @@ def write_snapshot(path: str | Path, snapshot: Snapshot, groups: Groups) -> None
     try:
         _together(lambda: aside.mkdir(parents=True) if first else None, groups, path)
         _together(lambda: _write_tensors(aside, snapshot.tensors, groups), groups, path)
-        _together(lambda: _finish(aside, path, snapshot.metadata) if first else None, groups, path)
+        sealed = _together(lambda: _digests(aside, groups.world.rank), groups, path)
+        every = [sealed] * groups.world.size
+        if groups.world.size > 1:
+            dist.all_gather_object(every, sealed, group=groups.world.group)
+        _together(lambda: _finish(aside, path, snapshot.metadata, every) if first else None, groups, path)
     except BaseException as error:
         if first:
             shutil.rmtree(aside, ignore_errors=True)
@@ -112,30 +121,34 @@ def write_snapshot(path: str | Path, snapshot: Snapshot, groups: Groups) -> None
         raise
 
 
-def load_checkpoint(path: str | Path, engine: Engine, table: Table, groups: Groups) -> dict[str, Any]:
+def load_checkpoint(source: str | Path | Checkpoint, engine: Engine, table: Table, groups: Groups) -> dict[str, Any]:
     """Set an engine's weights, moments and step count from a checkpoint, and return its metadata; collective.
 
+    Args:
+        source: a checkpoint, or the path of one. Where that is damaged, the sound one before it is taken, with a
+            warning (`open_checkpoint`).
+
     Raises:
-        CheckpointError: on every rank. Not a whole checkpoint, or one of another model: the engine is as before. Or a
+        CheckpointError: on every rank. No sound checkpoint, or one of another model: the engine is as before. Or a
             tensor cannot be read: the parameters before it are set, and the engine is of no use.
     """
+    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, groups)
     shapes = {name: _part_shapes(shape, table[name], groups.tensor.size)
               for name, shape in engine.parameter_shapes.items()}
-    metadata, reader = agree(partial(_open, path, shapes), groups)
+    reader = agree(partial(_open, checkpoint.path, shapes), groups)
     for name, parts in shapes.items():
         # The import is collective: no rank may be left alone in it by one that could not read.
         engine.import_parameter(name, agree(partial(_read_state, reader, name, parts, table[name], groups.tensor),
                                             groups))
-    engine.optimizer_step_count = metadata["optimizer_step_count"]
-    return metadata
+    engine.optimizer_step_count = checkpoint.metadata["optimizer_step_count"]
+    return checkpoint.metadata
 
 
-def _open(path: str | Path, shapes: Mapping[str, Mapping[str, torch.Size]]) -> tuple[dict[str, Any], TensorReader]:
-    metadata = read_metadata(path)
+def _open(path: Path, shapes: Mapping[str, Mapping[str, torch.Size]]) -> TensorReader:
     reader = TensorReader(path)
     reader.check({f"{kind}/{name}{suffix}": shape for name, parts in shapes.items() for suffix, shape in parts.items()
                   for kind in _KINDS.values()}, ignore=())
-    return metadata, reader
+    return reader
 
 
 def _read_state(reader: TensorReader, name: str, parts: Mapping[str, torch.Size], placement: Placed,
@@ -150,14 +163,17 @@ def _read_state(reader: TensorReader, name: str, parts: Mapping[str, torch.Size]
 
 
 @torch.no_grad()
-def load_model_weights(path: str | Path, model: nn.Module, table: Table) -> dict[str, Any]:
+def load_model_weights(source: str | Path | Checkpoint, model: nn.Module, table: Table) -> dict[str, Any]:
     """Set the weights of a whole model in one process, without engine or process group; return the metadata.
 
+    Args:
+        source: as of `load_checkpoint`.
+
     Raises:
-        CheckpointError: not a whole checkpoint, or one of another model.
+        CheckpointError: no sound checkpoint, or one of another model.
     """
-    metadata = read_metadata(path)
-    reader = TensorReader(path)
+    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
+    reader = TensorReader(checkpoint.path)
     parameters = dict(model.named_parameters())
     shapes = {name: {f"model/{name}{suffix}": shape
                      for suffix, shape in _part_shapes(parameter.shape, table[name], 1).items()}
@@ -167,7 +183,7 @@ def load_model_weights(path: str | Path, model: nn.Module, table: Table) -> dict
         blocks = reader.read(shapes[name])
         parameter.copy_(merge_parts({key.removeprefix(f"model/{name}"): value for key, value in blocks.items()},
                                     table[name]))
-    return metadata
+    return checkpoint.metadata
 
 
 def _part_shapes(local: torch.Size, placement: Placed, tensor_ranks: int) -> dict[str, torch.Size]:
@@ -235,12 +251,18 @@ def _write_tensors(aside: Path, tensors: dict[str, torch.Tensor], groups: Groups
         raise OSError(f"rank {rank}: {cause}") from error
 
 
-def _finish(aside: Path, path: Path, metadata: str) -> None:
+def _digests(aside: Path, rank: int) -> dict[str, str]:
+    """Of the files that this rank has written; the index is the first rank's."""
+    return digests(aside, [file.name for file in aside.glob(f"__{rank}_*")] + [INDEX] * (rank == 0))
+
+
+def _finish(aside: Path, path: Path, metadata: str, sha256: Iterable[Mapping[str, str]]) -> None:
     """Make the directory whole, durable and visible, in this order."""
     write_durably(aside / METADATA, metadata)
-    # Not of the metadata, which may be amended: cut short, it is no JSON.
-    sizes = {file.name: file.stat().st_size for file in sorted(aside.iterdir()) if file.name != METADATA}
-    write_durably(aside / MARKER, json.dumps(sizes, indent=1))
+    listed = {name: entry(aside / name, digest) for of_rank in sha256 for name, digest in sorted(of_rank.items())}
+    if unlisted := {file.name for file in aside.iterdir()} - listed.keys() - {METADATA}:
+        raise RuntimeError(f"{min(unlisted)} was written by no rank")
+    write_durably(aside / MARKER, json.dumps(listed, indent=1))
     sync_directory(aside)
     replaced = aside.with_name(f"{aside.name}-old")
     if path.exists():
@@ -250,14 +272,14 @@ def _finish(aside: Path, path: Path, metadata: str) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _together(action: Callable[[], None], groups: Groups, path: Path) -> None:
+def _together(action: Callable[[], T], groups: Groups, path: Path) -> T:
     """Run an action on this rank; if it failed on any, raise the same OSError on all of them."""
-    def attempt() -> None:
+    def attempt() -> T:
         try:
-            action()
+            return action()
         except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError too
             reason = " ".join(str(error).split()) or type(error).__name__
             raise OSError(f"{path}: the checkpoint could not be written ({reason}): make room there or choose "
                           "another directory") from error
 
-    agree(attempt, groups)
+    return agree(attempt, groups)

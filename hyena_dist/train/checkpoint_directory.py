@@ -1,29 +1,44 @@
-"""The directory of a run's checkpoints: which are whole, which is the newest or the best, and which are deleted."""
+"""The directory of a run's checkpoints: which are whole and sound, the newest or the best, and which are deleted.
 
-import json
+Whole: nothing is missing of it, by names and sizes. Sound: its files are what was written, by their digests. One that
+is not is passed over, loudly, for the one before it, so that nobody has to come and say so.
+"""
+
 import logging
-import math
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from hyena_dist.train.checkpoint_reader import REMEDY, CheckpointError
+from hyena_dist.parallel.groups import Groups
+from hyena_dist.train.agree import agree, broadcast
+from hyena_dist.train.checkpoint_files import MARKER, Listed, changed_file, missing_file, read_marker
+from hyena_dist.train.checkpoint_metadata import FORMAT, METADATA, RESUMED, read_sealed, seal
+from hyena_dist.train.checkpoint_reader import INDEX, CheckpointError, DamagedError, TensorReader, unread
 from hyena_dist.train.files import write_whole
 
-FORMAT = 1
-MARKER = "COMPLETE"
-METADATA = "metadata.json"
 _NAME = re.compile(r"step-(\d{8,})")
-_TYPES = {"step": int, "identity": dict}
-"""Of the metadata that a load and a resume rely on, where they are there."""
-_RESUMED = ("step", "identity", "data", "val_loss", "best_val_loss", "loss_scale", "seconds")
-"""What a resume takes from the metadata."""
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was sound when it was opened."""
+
+    path: Path
+    metadata: dict[str, Any]
+
+    def check_resumable(self) -> None:
+        """Raises CheckpointError: its metadata lacks what a resume takes from it."""
+        if missing := [key for key in RESUMED if key not in self.metadata]:
+            raise CheckpointError(f"{self.path}: its {METADATA} lacks {', '.join(missing)}, so no run can go on from "
+                                  "it: choose another checkpoint")
 
 
 def step_directory(checkpoints_dir: str | Path, step: int) -> Path:
@@ -32,78 +47,101 @@ def step_directory(checkpoints_dir: str | Path, step: int) -> Path:
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """What was saved beside the tensors.
+    """What was saved beside the tensors, of which nothing is read.
 
     Raises:
         CheckpointError: not a whole checkpoint.
     """
-    path = Path(path)
-    metadata = _inspect(path)
-    if isinstance(metadata, str):
-        raise CheckpointError(f"{path}: {metadata}: choose another checkpoint")
-    if metadata.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: its format is {metadata.get('format')!r}, this version reads {FORMAT}: "
-                              f"use the version of hyena_dist that wrote it")
-    return metadata
-
-
-def read_resumable(path: str | Path) -> dict[str, Any]:
-    """The metadata of a checkpoint that a run can go on from.
-
-    Raises:
-        CheckpointError: not a whole checkpoint, or one whose metadata lacks what a resume takes from it.
-    """
-    metadata = read_metadata(path)
-    if missing := [key for key in _RESUMED if key not in metadata]:
-        raise CheckpointError(f"{path}: its {METADATA} lacks {', '.join(missing)}, so no run can go on from it: "
-                              f"{REMEDY}")
-    return metadata
+    return _inspect(Path(path))[0]
 
 
 def is_whole(path: str | Path) -> bool:
-    """Whether this is a checkpoint of which nothing is missing."""
-    return not isinstance(_inspect(Path(path)), str)
-
-
-def find_latest(checkpoints_dir: str | Path) -> Path | None:
-    """The newest whole checkpoint; damaged ones are passed over with a warning.
+    """Whether this is a checkpoint of which nothing is missing.
 
     Raises:
-        CheckpointError: the directory is there and cannot be read. A run must not start afresh because of that.
+        CheckpointError: nobody may look, or another version wrote it.
     """
-    for path in _newest_first(checkpoints_dir):
-        metadata = _inspect(path)
-        if not isinstance(metadata, str):
-            return path
-        logger.warning("%s is passed over: %s", path, metadata)
-    return None
+    try:
+        _inspect(Path(path))
+    except DamagedError:
+        return False
+    return True
 
 
-def find_best(checkpoints_dir: str | Path) -> Path | None:
-    """The whole checkpoint whose metadata has the lowest `val_loss`, the newest of equals; None if none has any.
+def open_checkpoint(path: str | Path, groups: Groups | None = None) -> Checkpoint:
+    """The checkpoint at `path` or, where it is damaged, the newest sound one before it beside it. Every rank reads all
+    of it, as a load does, and all take the same; collective.
+
+    Raises:
+        CheckpointError: on every rank. There is none, it may not be read, or another version wrote it; DamagedError:
+            it is damaged, and so is all before it.
+    """
+    path, groups = Path(path), groups or Groups.single()
+    before = broadcast(agree(partial(_before, path), groups), groups)
+    found, damage = _first_sound([path, *before], groups)
+    if found is None:
+        raise damage[0]
+    return found
+
+
+def find_latest(checkpoints_dir: str | Path, groups: Groups | None = None, *,
+                passed_over: set[Path] | None = None) -> Checkpoint | None:
+    """The newest sound checkpoint; damaged ones are passed over with a warning. Collective.
+
+    Args:
+        passed_over: damaged checkpoints are added to it.
+
+    Raises:
+        CheckpointError: on every rank. The directory or a checkpoint is there and cannot be read: a run must not start
+            afresh because of that.
+    """
+    groups = groups or Groups.single()
+    # The first rank's view: the others may look later.
+    candidates = broadcast(agree(lambda: _newest_first(checkpoints_dir) if groups.world.rank == 0 else [], groups),
+                           groups)
+    found, damage = _first_sound(candidates, groups)
+    if passed_over is not None:
+        passed_over.update(error.path for error in damage)
+    return found
+
+
+def find_best(checkpoints_dir: str | Path) -> Checkpoint | None:
+    """The sound checkpoint whose metadata has the lowest `val_loss`, the newest of equals; None if none has any.
 
     Raises:
         CheckpointError: as `find_latest`.
     """
-    losses = {path: loss for path in _newest_first(checkpoints_dir) if (loss := _val_loss(path)) is not None}
-    return min(losses, key=losses.__getitem__, default=None)
+    return _first_sound(_best_first(_newest_first(checkpoints_dir)), Groups.single())[0]
 
 
-def choose_checkpoint(run_dir: str | Path, choice: str) -> Path:
-    """`latest` or `best` of a run, or else the path of a checkpoint; not yet read.
+def choose_checkpoint(run_dir: str | Path, choice: str) -> Checkpoint:
+    """`latest` or `best` of a run, or else what `open_checkpoint` gives for a path.
 
     Raises:
         CheckpointError: the run has no such checkpoint.
     """
     finders = {"latest": find_latest, "best": find_best}
     if choice not in finders:
-        return Path(choice)
+        return open_checkpoint(choice)
     found = finders[choice](Path(run_dir, "checkpoints"))
     if found is None:
         remedy = "let the run save one first" if choice == "latest" else "choose latest, or a checkpoint's path"
         raise CheckpointError(f"{run_dir} has no whole checkpoint{' with a validation loss' * (choice == 'best')}: "
                               f"{remedy}")
     return found
+
+
+def is_sound(path: str | Path) -> bool:
+    """Whether a checkpoint is whole and what was written; all of it is read.
+
+    Raises:
+        CheckpointError: as `is_whole`.
+    """
+    try:
+        _check(Path(path))
+    except DamagedError:
+        return False
+    return True
 
 
 def amend_metadata(path: str | Path, **values: Any) -> None:
@@ -113,17 +151,20 @@ def amend_metadata(path: str | Path, **values: Any) -> None:
         CheckpointError: not a whole checkpoint.
         OSError: it could not be written; the checkpoint is as before.
     """
-    text = json.dumps({**read_metadata(path), **values}, indent=1)
+    text = seal({**read_metadata(path), **values})
     write_whole(Path(path) / METADATA, lambda aside: aside.write_text(text))
 
 
-def prune(checkpoints_dir: str | Path, *, keep: int = 2) -> None:
+def prune(checkpoints_dir: str | Path, *, keep: int = 2, passed_over: Collection[Path] = ()) -> None:
     """Delete all but the newest `keep` whole checkpoints and the best, and what killed runs left.
 
     For one rank, while none saves. What cannot be deleted is logged.
+
+    Args:
+        passed_over: checkpoints known to be damaged, which do not count and are left to their owner.
     """
-    whole = [path for path in _newest_first(checkpoints_dir) if is_whole(path)]
-    best = find_best(checkpoints_dir)
+    whole = [path for path in _newest_first(checkpoints_dir) if path not in passed_over and is_whole(path)]
+    best = next(iter(_best_first(whole)), None)
     for path in whole[keep:]:
         if path != best:
             # Under a name of the leftovers first: cut short, a delete must not leave what looks like a torn checkpoint.
@@ -147,44 +188,94 @@ def _newest_first(checkpoints_dir: str | Path) -> list[Path]:
     return [Path(checkpoints_dir, name) for _, name in sorted(found, reverse=True)]
 
 
-def _inspect(path: Path) -> dict[str, Any] | str:
-    """The metadata of a whole checkpoint, or why it is none.
-
-    Raises:
-        CheckpointError: it may not be read, so that nobody knows.
-    """
-    try:
-        marker, metadata = (_read_object(path / name) for name in (MARKER, METADATA))
-        for name, size in marker.items():
-            file = path / name
-            if Path(name).name != name or not file.is_file() or file.stat().st_size != size:
-                return f"its file {name} is missing or has another size than when it was written"
-    except FileNotFoundError as error:
-        missing = Path(error.filename).name
-        return f"it has no {missing}, so its writing was cut short" if path.is_dir() else "no such checkpoint"
-    except PermissionError as error:
-        raise CheckpointError(f"{error.filename}: {error.strerror}: let this user read it") from error
-    except (OSError, ValueError, RecursionError) as error:
-        return f"its {MARKER} or {METADATA} cannot be read ({error})"
-    return (_wrong_type(metadata) if metadata.get("format") == FORMAT else None) or metadata
+def _before(path: Path) -> list[Path]:
+    """The checkpoints of earlier steps beside this one, newest first."""
+    step = _step(path)
+    return [] if step is None else [other for other in _newest_first(path.parent) if (_step(other) or 0) < step]
 
 
-def _wrong_type(metadata: Mapping[str, Any]) -> str | None:
-    present = {"optimizer_step_count": int, **{key: kind for key, kind in _TYPES.items() if key in metadata}}
-    for key, kind in present.items():
-        if type(metadata.get(key)) is not kind:
-            return f"its {METADATA} has {metadata.get(key)!r:.40} for {key}, which is no {kind.__name__}"
-    return None
+def _step(path: Path) -> int | None:
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match else None
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    value = json.loads(path.read_text())
-    if not isinstance(value, dict):
-        raise ValueError(f"{path.name} holds a {type(value).__name__}, not an object")
-    return value
+def _first_sound(candidates: Iterable[Path], groups: Groups) -> tuple[Checkpoint | None, list[DamagedError]]:
+    """The first that is sound on every rank, and what is wrong with those before it; collective."""
+    damage: list[DamagedError] = []
+    for path in candidates:
+        try:
+            return Checkpoint(path, agree(partial(_check, path), groups)), damage
+        except DamagedError as error:  # the same on every rank
+            damage.append(error)
+            if groups.world.rank == 0:
+                logger.warning("%s is passed over: %s", path, error.reason)
+    return None, damage
+
+
+def _best_first(paths: Iterable[Path]) -> list[Path]:
+    losses = {path: loss for path in paths if (loss := _val_loss(path)) is not None}
+    return sorted(losses, key=losses.__getitem__)  # stable: the newest of equals first
 
 
 def _val_loss(path: Path) -> float | None:
-    metadata = _inspect(path)
-    loss = None if isinstance(metadata, str) else metadata.get("val_loss")
-    return loss if isinstance(loss, float) and math.isfinite(loss) else None
+    try:
+        return _inspect(path)[0].get("val_loss")
+    except DamagedError:
+        return None
+
+
+def _check(path: Path) -> dict[str, Any]:
+    """The metadata of a checkpoint of which all is read once.
+
+    Raises:
+        CheckpointError: as `_inspect`; DamagedError: a file of it is not what was written.
+    """
+    metadata, listed = _inspect(path)
+    try:
+        changed = changed_file(path, listed)
+    except OSError as error:
+        raise unread(path, error) from error
+    if changed is not None:
+        raise DamagedError(path, f"its file {changed} is not what was written (sha256)")
+    reader = TensorReader(path)
+    if unknown := (reader.files | {INDEX}) - listed.keys():
+        raise DamagedError(path, f"its {MARKER} does not name {min(unknown)}")
+    if any(value.sha256 is None for value in listed.values()):
+        _say_without_digests(path.parent)
+        for key, shape in reader.shapes.items():  # to read them is all that can be done
+            reader.read({key: shape})
+    return metadata
+
+
+@cache
+def _say_without_digests(checkpoints_dir: Path) -> None:
+    logger.warning("%s: checkpoints of an older version, without digests: what has changed in them on the disk is not "
+                   "noticed", checkpoints_dir)
+
+
+def _inspect(path: Path) -> tuple[dict[str, Any], dict[str, Listed]]:
+    """The metadata of a whole checkpoint, and its other files.
+
+    Raises:
+        CheckpointError: there is none, nobody may look, or another version wrote it; DamagedError: it is not whole.
+    """
+    try:
+        listed = read_marker(path)
+        metadata = read_sealed(path, sealed=any(value.sha256 is not None for value in listed.values()))
+        missing = missing_file(path, listed)
+    except FileNotFoundError as error:
+        if not path.is_dir():
+            raise CheckpointError(f"{path}: no such checkpoint: choose another checkpoint") from error
+        raise DamagedError(path, f"it has no {Path(error.filename).name}, so its writing was cut short") from error
+    except OSError as error:
+        raise unread(path, error) from error
+    except ValueError as error:
+        raise DamagedError(path, f"{error}") from error
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: its format is {metadata.get('format')!r}, this version reads {FORMAT}: "
+                              f"use the version of hyena_dist that wrote it")
+    if missing is not None:
+        raise DamagedError(path, f"its file {missing} is missing or has another size than when it was written")
+    if _step(path) is not None and metadata.get("step", _step(path)) != _step(path):
+        raise DamagedError(path, f"its {METADATA} is of step {metadata['step']}")
+    return metadata, listed

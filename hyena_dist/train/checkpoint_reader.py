@@ -4,6 +4,7 @@ torch unpickles the index file `.metadata` without restriction, and entries that
 may name only the classes that describe tensors, and only tensors are read (torch loads those with weights_only).
 """
 
+import errno
 import pickle
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -14,11 +15,9 @@ from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
 from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata
 
 from hyena_dist.config.errors import UserError, first_sentence
+from hyena_dist.config.plain import open_regular
 
-REMEDY = "delete it to resume the one before, or choose another"
-"""For a checkpoint that is taken for whole and cannot be used."""
-
-_INDEX = ".metadata"
+INDEX = ".metadata"
 _DESCRIPTIONS = {
     "torch.distributed.checkpoint.metadata": {"Metadata", "TensorStorageMetadata", "TensorProperties",
                                               "ChunkStorageMetadata", "MetadataIndex", "StorageMeta",
@@ -31,8 +30,33 @@ _DESCRIPTIONS = {
 }
 
 
+_NOT_NOW = frozenset({errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE,
+                      errno.ETIMEDOUT, errno.EAGAIN})
+"""Errors that say nothing of what is on the disk."""
+
+
 class CheckpointError(UserError):
     """A checkpoint that cannot be used; the message names the path, the reason and the remedy."""
+
+
+class DamagedError(CheckpointError):
+    """A checkpoint that is not, or no longer, what was written: the one before it can stand in for it."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(path, reason)  # both, so that it crosses to other ranks
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}: choose another checkpoint"
+
+
+def unread(path: Path, error: OSError) -> CheckpointError:
+    """Of a checkpoint of which a file could not be read: is it damaged, or may or can nobody look now?"""
+    if error.errno not in _NOT_NOW:
+        return DamagedError(path, f"a file of it cannot be read ({error.strerror or error})")
+    remedy = ("let this user read it" if error.errno in (errno.EACCES, errno.EPERM) else
+              "start again when it can be read")
+    return CheckpointError(f"{error.filename or path}: {error.strerror}: {remedy}")
 
 
 class TensorReader:
@@ -40,7 +64,7 @@ class TensorReader:
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
-        self._index, self.shapes = _read_index(self._path / _INDEX)
+        self._index, self.shapes = _read_index(self._path / INDEX)
 
     def check(self, shapes: Mapping[str, torch.Size], *, ignore: Collection[str]) -> None:
         """Compare the keys, but for those that start with one of `ignore`, and their shapes with what is wanted.
@@ -56,22 +80,28 @@ class TensorReader:
             if saved[key] != shape:
                 self._refuse(f"{key} has shape {tuple(saved[key])} there and {tuple(shape)} here")
 
+    @property
+    def files(self) -> set[str]:
+        """Names of the files that hold the tensors."""
+        return {info.relative_path for info in self._index.storage_data.values()}
+
     def read(self, shapes: Mapping[str, torch.Size]) -> dict[str, torch.Tensor]:
         """The tensors of these keys, in float32 on the CPU.
 
         Raises:
             CheckpointError: a file cannot be read.
         """
-        tensors = {key: torch.empty(shape) for key, shape in shapes.items()}
         # The steps of torch's dcp.load without its collectives, which would meet those of the engine's import.
         reader, planner = FileSystemReader(self._path), DefaultLoadPlanner()
         try:
+            tensors = {key: torch.empty(shape) for key, shape in shapes.items()}
             planner.set_up_planner(dict(tensors), self._index, is_coordinator=True)
             reader.set_up_storage_reader(self._index, is_coordinator=True)
             reader.read_data(planner.finish_plan(planner.create_local_plan()), planner).wait()
+        except OSError as error:
+            raise unread(self._path, error) from error
         except Exception as error:  # noqa: BLE001 - a damaged file raises anything
-            raise CheckpointError(f"{self._path}: its tensors cannot be read ({first_sentence(error)}): "
-                                  f"{REMEDY}") from error
+            raise DamagedError(self._path, f"its tensors cannot be read ({first_sentence(error)})") from error
         return tensors
 
     def _refuse(self, difference: str) -> NoReturn:
@@ -98,13 +128,15 @@ class _Unpickler(pickle.Unpickler):
 def _read_index(path: Path) -> tuple[Metadata, dict[str, torch.Size]]:
     """The index, and the shape of each tensor in it."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             index = _Unpickler(file).load()
         shapes = {key: entry.size for key, entry in index.state_dict_metadata.items()}
         outside = [info for info in index.storage_data.values() if Path(info.relative_path).name != info.relative_path]
         if outside:
             raise pickle.UnpicklingError(f"it refers to the file {outside[0].relative_path} outside the checkpoint")
+    except OSError as error:
+        raise unread(path.parent, error) from error
     except Exception as error:  # noqa: BLE001 - a damaged pickle raises anything
-        raise CheckpointError(f"{path.parent}: its index {_INDEX} is refused, as damaged or not written by hyena_dist "
-                              f"({first_sentence(error)}): {REMEDY}") from error
+        raise DamagedError(path.parent, f"its index {INDEX} is refused, as damaged or not written by hyena_dist "
+                                        f"({first_sentence(error)})") from error
     return index, shapes

@@ -3,25 +3,34 @@
 import json
 import logging
 import os
+import re
 import resource
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from types import NoneType
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from hyena_dist.config.plain import open_regular
 from hyena_dist.train.files import write_whole, writing
 
 logger = logging.getLogger(__name__)
 
 LOG_INTERVAL_SECONDS = 15
 """Without a terminal the progress bar is a line in the log, this often."""
+
+
+_KINDS: dict[Any, tuple[type, ...]] = {int: (int,), str: (str,), float: (int, float),
+                                       float | None: (int, float, NoneType)}
+"""What JSON has for the types of a row's fields."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,20 +67,55 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The whole rows of a metrics.jsonl; a last line cut short by a killed run is left out."""
-    if not path.exists():
+    """The rows of a metrics.jsonl, of those of a newer version what this one knows; other lines are left out.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    rows = [_row(line) for line in _lines(path)]
+    if strange := [number for number, row in enumerate(rows, start=1) if row is None]:
+        logger.warning("%s: left out %d lines that are no rows of metrics; the first is line %d", path, len(strange),
+                       strange[0])
+    return [row for row in rows if row is not None]
+
+
+def _lines(path: Path) -> list[bytes]:
+    """Of a metrics.jsonl, without their ends; a last one cut short by a killed run is left out."""
+    try:
+        with open_regular(path) as file:
+            content = file.read()
+    except FileNotFoundError:
         return []
-    rows = []
-    for line in path.read_text().splitlines():
-        try:
-            rows.append(Row(**json.loads(line)))
-        except (json.JSONDecodeError, TypeError):
-            logger.warning("%s: left out a line that is not a row of metrics: %.60r", path, line)
-    return rows
+    except OSError as error:
+        raise OSError(f"{path}: cannot be read ({error.strerror}): make it a readable file, move it away, or change "
+                      "train.run_dir") from error
+    *lines, last = content.split(b"\n")
+    if last and _object(last) is None:
+        logger.warning("%s: left out a last line that was cut short", path)
+    elif last:
+        lines.append(last)
+    return lines
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _row(line: bytes) -> Row | None:
+    value = _object(line)
+    if value is None or value.get("split") not in ("train", "val"):
+        return None
+    known = {field.name: value.get(field.name, field.default) for field in fields(Row)}
+    return Row(**known) if all(type(known[field.name]) in _KINDS[field.type] for field in fields(Row)) else None
 
 
 class Metrics:
-    """Writes the rows of a run that continues after `last_step`; rows past it, of a killed run, are dropped.
+    """Writes the rows of a run that continues after `last_step`; rows past it, of a killed run, are dropped, and lines
+    that are no rows are kept as they are.
 
     A full disk does not end the run: it is logged, rows wait in memory, and the next one tries again.
     """
@@ -85,13 +129,13 @@ class Metrics:
         self._progress = _ProgressLine(last_step, total_steps)
 
     def _open(self, last_step: int) -> None:
-        kept = [row for row in read_rows(self._path) if row.step <= last_step]
-        text = "".join(json.dumps(asdict(row)) + "\n" for row in kept)
-        write_whole(self._path, lambda path: path.write_text(text))
+        text = b"".join(line + b"\n" for line in _lines(self._path) if not _is_past(line, last_step))
+        write_whole(self._path, lambda path: path.write_bytes(text))
         self._file = self._path.open("ab", buffering=0)
-        self._size = len(text.encode())
+        self._size = len(text)
         self._board: SummaryWriter | None = None
         with self._surviving("TensorBoard's curves end here"):
+            _put_behind(self._board_path, int(time.time()))
             self._board = SummaryWriter(str(self._board_path), purge_step=last_step + 1)
 
     def go_back(self, last_step: int) -> None:
@@ -149,6 +193,31 @@ class Metrics:
             with self._surviving("TensorBoard's curves lack their end"):
                 self._board.close()
             self._board = None
+
+
+def _is_past(line: bytes, last_step: int) -> bool:
+    step = (_object(line) or {}).get("step")
+    return type(step) is int and step > last_step
+
+
+def _put_behind(board_path: Path, now: int) -> None:
+    """Rename the event files of earlier starts so that a file of this second is read after them.
+
+    TensorBoard reads files in the order of their names, which begin with the time, and a new one takes back the steps
+    that are to come again. After a clock that was ahead, the earlier start would be read last, and show them twice.
+    """
+    found = sorted((path.name, match) for path in board_path.glob("events.out.tfevents.*")
+                   if (match := _EVENTS.fullmatch(path.name)))
+    renames, before = [], now
+    for name, match in reversed(found):
+        before = min(before - 1, int(match[1]))
+        renames.append((name, f"events.out.tfevents.{before:010d}{match[2]}"))
+    for old, new in reversed(renames):  # the oldest first: its new name is nobody's
+        if old != new:
+            (board_path / old).rename(board_path / new)
+
+
+_EVENTS = re.compile(r"events\.out\.tfevents\.(\d{10,})(\..*)", re.DOTALL)
 
 
 class _ProgressLine:

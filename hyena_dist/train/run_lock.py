@@ -36,15 +36,26 @@ class RunLock:
         self._file = self._locked()
         holder = {"host": socket.gethostname(), "pid": os.getpid(), "job": job_id(),
                   "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        self._text = json.dumps(holder) + "\n"
         with writing(self.path):
             self._file.truncate(0)
-            self._file.write(json.dumps(holder) + "\n")
+            self._file.write(self._text)
             self._file.flush()
+
+    def is_ours(self) -> bool:
+        """Whether the file is still there and names this process; by its text, for inodes change on some FUSE."""
+        try:
+            return self.path.read_text() == self._text
+        except FileNotFoundError:
+            return False
+        except OSError:  # it may be there
+            return True
 
     def release(self) -> None:
         """Free the directory; the file goes too."""
         if not self._file.closed:
-            self.path.unlink(missing_ok=True)  # while locked: who has opened it sees that it is no longer the file
+            if self.is_ours():
+                self.path.unlink(missing_ok=True)  # while locked: who has opened it sees that it is no longer the file
             self._file.close()
 
     def _locked(self) -> TextIO:

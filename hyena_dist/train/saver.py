@@ -5,7 +5,8 @@ any moment, killed or not, leaves whole checkpoints only: they are written aside
 """
 
 import logging
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +14,13 @@ from typing import Any
 
 import torch
 
-from hyena_dist.config.errors import UserError
+from hyena_dist.config.errors import ConfigError, UserError, agreed
 from hyena_dist.engine.protocol import Table
 from hyena_dist.parallel.groups import Groups, gloo_copy
 from hyena_dist.train.agree import broadcast
 from hyena_dist.train.checkpoint import Exporter, Snapshot, take_snapshot, write_snapshot
-from hyena_dist.train.checkpoint_directory import is_whole, prune, step_directory
+from hyena_dist.train.checkpoint_directory import is_sound, prune, step_directory
+from hyena_dist.train.checkpoint_metadata import seal
 
 logger = logging.getLogger(__name__)
 
@@ -30,9 +32,12 @@ class CheckpointSaver:
         checkpoints_dir: made by the first save; the same directory on every rank.
         groups: of the run. Making a saver makes a process group.
         keep: whole checkpoints kept besides the best, at least 2: the newest may be of a run that is about to break.
+        passed_over: checkpoints that the run finds damaged: they do not count as kept.
+        saved: called by the first rank's thread with each checkpoint that is written.
     """
 
-    def __init__(self, checkpoints_dir: str | Path, groups: Groups, *, keep: int = 2) -> None:
+    def __init__(self, checkpoints_dir: str | Path, groups: Groups, *, keep: int = 2,
+                 passed_over: set[Path] | None = None, saved: Callable[[Path], None] | None = None) -> None:
         if keep < 2:
             raise ValueError(f"keep must be at least 2, got {keep}")
         self.failure: OSError | None = None
@@ -42,9 +47,27 @@ class CheckpointSaver:
         self._groups = groups
         self._own = replace(groups, world=gloo_copy(groups.world))
         device = torch.cuda.current_device() if torch.cuda.is_available() else None
+        self._passed_over: set[Path] = set() if passed_over is None else passed_over
+        self._saved = saved
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint", initializer=_select,
                                           initargs=(device,))
         self._writing: Future[OSError | None] | None = None
+
+    def probe(self) -> None:
+        """Write a checkpoint of next to nothing and delete it: what cannot be saved is better known before the first
+        step than after many.
+
+        Raises:
+            ConfigError: on every rank, when a rank could not write.
+        """
+        path = self._directory / "step-probe.tmp-0"  # a killed one is deleted with the other leftovers
+        content = Snapshot({f"probe/{self._own.world.rank}": torch.zeros(1)}, seal({"optimizer_step_count": 0}))
+        try:
+            write_snapshot(path, content, self._own)
+        except OSError as error:
+            raise agreed(ConfigError(f"no checkpoint can be written: {error}")) from error
+        if self._is_first:
+            shutil.rmtree(path, ignore_errors=True)
 
     def save(self, engine: Exporter, table: Table, step: int, metadata: Mapping[str, Any]) -> None:
         """Copy the engine's state and have it written; waits for the save before. What is saved already stays as it is.
@@ -87,11 +110,16 @@ class CheckpointSaver:
         except OSError as error:  # the same on every rank
             failure = error
         if self._is_first:
-            if failure is not None:
-                logger.error("%s; the run goes on without it and tries again at its next save", failure)
             try:
-                prune(self._directory, keep=self._keep)  # after a failure too: what a killed run left takes room
-            except UserError as error:
+                if failure is not None:
+                    logger.error("%s; the run goes on without it and tries again at its next save", failure)
+                elif self._saved is not None:
+                    self._saved(path)
+                if failure is None:
+                    self._passed_over.discard(path)
+                # After a failure too: what a killed run left takes room.
+                prune(self._directory, keep=self._keep, passed_over=self._passed_over)
+            except (UserError, OSError) as error:
                 logger.warning("old checkpoints are not deleted: %s", error)
         return failure
 
@@ -105,7 +133,8 @@ def _select(device: int | None) -> None:
 
 
 def _is_saved(path: Path) -> bool:
+    """Sound, not only whole: a run that has passed it over comes to its step again."""
     try:
-        return is_whole(path)
+        return path.exists() and is_sound(path)
     except UserError:  # it may not even be read: the save will say why
         return False

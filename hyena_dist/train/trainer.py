@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,10 +26,10 @@ from hyena_dist.model.loss import token_loss
 from hyena_dist.model.model import build_model
 from hyena_dist.ops.dropout import DropoutKey
 from hyena_dist.parallel.groups import Groups, gloo_copy
-from hyena_dist.train.agree import agree, broadcast
+from hyena_dist.train.agree import agree
 from hyena_dist.train.build_engine import build_engine
 from hyena_dist.train.checkpoint import load_checkpoint
-from hyena_dist.train.checkpoint_directory import amend_metadata, is_whole, read_resumable, step_directory
+from hyena_dist.train.checkpoint_directory import Checkpoint, amend_metadata, is_whole, step_directory
 from hyena_dist.train.curriculum import Curriculum
 from hyena_dist.train.logs import RankLog, StepTimes, log_context_method
 from hyena_dist.train.metrics import Metrics, Row, peak_memory_bytes
@@ -118,21 +117,21 @@ class Trainer:
         self.curriculum = agree(lambda: Curriculum(self.manifest, config, dp_rank=groups.data.rank,
                                                    dp_size=groups.data.size), groups)
         stack.callback(self.curriculum.close)
-        # The first rank's view: the others may look later, or at a directory that is not shared.
-        latest = broadcast(agree(self.run.newest, groups), groups)
-        resume = agree(lambda: self.run.start_from(latest), groups)
+        resume = self.run.start_from(self.run.newest(groups), groups)
         model = build_model(config, groups).to(self.device)
         self._take = slicer(groups, self.device, token_multiple=model.token_multiple)
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
         self.table = model.placement()
         log_context_method(config, groups)
         self.engine = build_engine(config, model, self.table, groups)
-        self.saver = CheckpointSaver(self.run.checkpoints, groups)
+        self.saver = CheckpointSaver(self.run.checkpoints, groups, passed_over=self.run.passed_over,
+                                     saved=self.run.note_saved)
         stack.callback(self.saver.close)
+        self.saver.probe()
         self._started = time.monotonic()
         if resume is not None:
-            self._resume(*resume)
-        agree(self.run.begin, groups)  # not before all that could refuse
+            self._resume(resume)
+        agree(lambda: self.run.begin(afresh=resume is None), groups)  # not before all that could refuse
 
     def fit(self) -> str | None:
         """Train to the last step, validating and saving on the way; afterwards write summary.json and report.png.
@@ -185,6 +184,8 @@ class Trainer:
             except _RollBack as lost:
                 self._roll_back(lost.step)
                 continue
+            if reason or validate or save:
+                agree(self.run.check_there, self.groups)
             if validate and not reason:
                 best = self.best_val_loss
                 reason = self._validate()
@@ -267,12 +268,13 @@ class Trainer:
         self._pending.clear()
         self.watchdog.beat(allow=SAVE_SECONDS)
         self.saver.wait()
-        latest = broadcast(agree(self.run.newest, self.groups), self.groups)
+        latest = self.run.newest(self.groups)
         if latest is None:
             raise TrainingError(f"step {lost} was not finite, and there is no checkpoint to go back to: set "
                                 "train.save_every, or train.on_nonfinite=skip")
         passed = self.curriculum.passed  # by earlier ways back: those windows must not come again either
-        self._resume(latest, agree(lambda: read_resumable(latest), self.groups))
+        agree(latest.check_resumable, self.groups)
+        self._resume(latest)
         self.curriculum.skip(steps=passed - self.curriculum.passed + lost - self.step)
         agree(lambda: self._metrics.go_back(self.step) if self._metrics else None, self.groups)
         self.watchdog.beat()
@@ -329,10 +331,10 @@ class Trainer:
         if self._is_first and is_whole(path):
             amend_metadata(path, val_loss=_finite(self.val_loss), best_val_loss=_finite(self.best_val_loss))
 
-    def _resume(self, path: Path, metadata: dict[str, Any]) -> None:
-        load_checkpoint(path, self.engine, self.table, self.groups)
+    def _resume(self, checkpoint: Checkpoint) -> None:
+        metadata = load_checkpoint(checkpoint, self.engine, self.table, self.groups)
         if is_import(metadata):
-            logger.info("starting from the weights of %s", path)
+            logger.info("starting from the weights of %s", checkpoint.path)
             return
         self.step = metadata["step"]
         self.curriculum.load_state_dict(metadata["data"])
@@ -342,11 +344,12 @@ class Trainer:
         if self.engine.loss_scaler is not None:
             self.engine.loss_scaler.load_state_dict(metadata["loss_scale"] or LossScaler().state_dict())
         self._started = time.monotonic() - metadata["seconds"]
-        logger.info("resumed %s at step %d", path, self.step)
+        logger.info("resumed %s at step %d", checkpoint.path, self.step)
 
     def _last_checkpoint(self) -> str:
         self.saver.wait()
-        return str(broadcast(agree(self.run.newest, self.groups), self.groups) or "none was saved yet")
+        latest = self.run.newest(self.groups)
+        return "none was saved yet" if latest is None else str(latest.path)
 
     def _finish(self, reason: str | None) -> None:
         """What the first rank writes at the end: the marker of a run that is to be started again, or the summary."""

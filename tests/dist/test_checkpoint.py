@@ -2,7 +2,6 @@
 
 import errno
 import io
-import json
 import logging
 import os
 import pickle
@@ -27,8 +26,15 @@ from hyena_dist.train.checkpoint import (
     save_checkpoint,
     split_parts,
 )
-from hyena_dist.train.checkpoint_directory import find_latest, prune, read_metadata, read_resumable, step_directory
-from hyena_dist.train.checkpoint_reader import CheckpointError
+from hyena_dist.train.checkpoint_directory import (
+    find_latest,
+    open_checkpoint,
+    prune,
+    read_metadata,
+    step_directory,
+)
+from hyena_dist.train.checkpoint_reader import CheckpointError, DamagedError
+from tests.checkpoints import edit_metadata, latest, put_in
 from tests.dist.harness import run_distributed
 from tests.dist.toy import TABLE, Toy, data_groups, make_engine, state_of, train
 
@@ -99,9 +105,9 @@ def _load_all(directory: str) -> dict[str, Any]:
     for saved in STAGES:
         for stage in STAGES:
             engine = make_engine(stage, groups, seed=9)
-            path = find_latest(f"{directory}/stage{saved}")
-            assert path is not None
-            load_checkpoint(path, engine, TABLE, groups)
+            found_latest = find_latest(f"{directory}/stage{saved}", groups)
+            assert found_latest is not None
+            load_checkpoint(found_latest, engine, TABLE, groups)
             state = state_of(engine)
             found[f"{saved} to {stage}"] = (train(engine, groups, AFTER), state)
     return found
@@ -194,11 +200,15 @@ def test_a_full_disk_fails_on_all_ranks_and_leaves_nothing(at_two: list[dict[str
     assert "could not be written (rank 1: [Errno 27] File too large)" in messages[0]
     assert "\n" not in messages[0]
     assert [path.name for path in (directory / "full").iterdir()] == ["step-00000001"]
-    assert find_latest(directory / "full") == step_directory(directory / "full", 1)
+    assert latest(directory / "full") == step_directory(directory / "full", 1)
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
+    return write_toy(tmp_path)
+
+
+def write_toy(tmp_path: Path) -> Path:
     """A whole checkpoint of Toy's shapes, written by one process."""
     engine = DictEngine.random({name: tuple(parameter.shape) for name, parameter in Toy().named_parameters()})
     path = step_directory(tmp_path, 5)
@@ -229,7 +239,7 @@ def test_a_torn_checkpoint_is_passed_over(checkpoint: Path, caplog: pytest.LogCa
     (torn / "metadata.json").write_text("{}")
     (checkpoint.parent / "step-00000007.tmp-abcd").mkdir()
     with caplog.at_level(logging.WARNING):
-        assert find_latest(checkpoint.parent) == checkpoint
+        assert latest(checkpoint.parent) == checkpoint
     assert "step-00000006" in caplog.text
     with pytest.raises(CheckpointError, match="step-00000006.*cut short.*choose another"):
         read_metadata(torn)
@@ -241,16 +251,18 @@ def test_a_torn_checkpoint_is_passed_over(checkpoint: Path, caplog: pytest.LogCa
 def test_a_truncated_file_is_noticed(checkpoint: Path) -> None:
     os.truncate(checkpoint / "__0_0.distcp", 100)
     assert find_latest(checkpoint.parent) is None
-    with pytest.raises(CheckpointError, match="__0_0.distcp is missing or has another size"):
+    with pytest.raises(CheckpointError, match=r"__0_0.distcp is missing or has another size"):
         load_model_weights(checkpoint, Toy(), TABLE)
 
 
 def test_damaged_tensors_are_refused(checkpoint: Path) -> None:
     file = checkpoint / "__0_0.distcp"
     file.write_bytes(b"\0" * file.stat().st_size)
-    with pytest.raises(CheckpointError, match="tensors cannot be read") as refused:
+    with pytest.raises(DamagedError, match=r"__0_0.distcp is not what was written \(sha256\): choose another"):
         load_model_weights(checkpoint, Toy(), TABLE)
-    assert str(refused.value).endswith("delete it to resume the one before, or choose another")
+    put_in(checkpoint, "__0_0.distcp", file.read_bytes())
+    with pytest.raises(DamagedError, match=r"tensors cannot be read \(.*\): choose another checkpoint$"):
+        load_model_weights(checkpoint, Toy(), TABLE)
 
 
 def test_a_refusal_does_not_quote_advice_to_trust_the_file(checkpoint: Path) -> None:
@@ -260,22 +272,24 @@ def test_a_refusal_does_not_quote_advice_to_trust_the_file(checkpoint: Path) -> 
     index = pickle.loads((checkpoint / ".metadata").read_bytes())
     for key, info in index.storage_data.items():
         index.storage_data[key] = replace(info, offset=0, length=len(file.getvalue()))
-    _replace(checkpoint, ".metadata", pickle.dumps(index))
-    _replace(checkpoint, "__0_0.distcp", file.getvalue())
+    put_in(checkpoint, ".metadata", pickle.dumps(index))
+    put_in(checkpoint, "__0_0.distcp", file.getvalue())
     with pytest.raises(CheckpointError) as refused:
         load_model_weights(checkpoint, Toy(), TABLE)
     print(refused.value)
     assert "weights_only" in str(refused.value.__cause__), "control: torch's own text has it"
-    assert "cannot be read (Weights only load failed): delete it to resume the one before" in str(refused.value)
+    assert "cannot be read (Weights only load failed): choose another checkpoint" in str(refused.value)
 
 
 def test_metadata_that_a_resume_cannot_go_on_from(checkpoint: Path) -> None:
-    rest = dict.fromkeys(("data", "val_loss", "best_val_loss", "loss_scale", "seconds"))
-    with pytest.raises(CheckpointError, match=r"step-00000005: its metadata.json lacks data, val_loss, .*: delete it"):
-        read_resumable(checkpoint)
-    metadata = json.loads((checkpoint / "metadata.json").read_text())
-    (checkpoint / "metadata.json").write_text(json.dumps({**metadata, **rest}))
-    assert read_resumable(checkpoint)["step"] == 5
+    lacks = r"step-00000005: its metadata.json lacks data, val_loss, .*: choose another"
+    with pytest.raises(CheckpointError, match=lacks):
+        open_checkpoint(checkpoint).check_resumable()
+    edit_metadata(checkpoint, **dict.fromkeys(("data", "val_loss", "best_val_loss", "loss_scale")), seconds=1.0)
+    opened = open_checkpoint(checkpoint)
+    opened.check_resumable()
+    assert opened.metadata["step"] == 5
+    assert "sha256" not in opened.metadata
 
 
 def test_another_model_is_refused(checkpoint: Path) -> None:
@@ -300,17 +314,10 @@ class _Malicious:
         return os.mkdir, (str(self.target),)
 
 
-def _replace(checkpoint: Path, name: str, content: bytes) -> None:
-    """Put a file in as a careful attacker would, with the marker to match."""
-    (checkpoint / name).write_bytes(content)
-    sizes = json.loads((checkpoint / "COMPLETE").read_text())
-    (checkpoint / "COMPLETE").write_text(json.dumps({**sizes, name: len(content)}))
-
-
 @pytest.mark.parametrize("name", [".metadata", "__0_0.distcp"])
 def test_a_malicious_pickle_is_refused_and_not_run(checkpoint: Path, name: str) -> None:
     target = checkpoint.parent / "owned"
-    _replace(checkpoint, name, pickle.dumps(_Malicious(target)))
+    put_in(checkpoint, name, pickle.dumps(_Malicious(target)))
     with pytest.raises(CheckpointError, match=r"posix.mkdir|cannot be read"):
         load_model_weights(checkpoint, Toy(), TABLE)
     assert not target.exists()
@@ -331,10 +338,10 @@ class _Attribute:
 def test_an_index_of_a_python_that_pickles_enums_by_getattr(checkpoint: Path) -> None:
     index = pickle.loads((checkpoint / ".metadata").read_bytes())
     index.planner_data = _Attribute(_MEM_FORMAT_ENCODING, "TORCH_CONTIGUOUS_FORMAT")
-    _replace(checkpoint, ".metadata", pickle.dumps(index))
+    put_in(checkpoint, ".metadata", pickle.dumps(index))
     load_model_weights(checkpoint, Toy(), TABLE)
     index.planner_data = _Attribute(Metadata, "__init__")
-    _replace(checkpoint, ".metadata", pickle.dumps(index))
+    put_in(checkpoint, ".metadata", pickle.dumps(index))
     with pytest.raises(CheckpointError, match="something else than a memory format"):
         load_model_weights(checkpoint, Toy(), TABLE)
 
@@ -343,7 +350,7 @@ def test_an_index_that_points_outside_is_refused(checkpoint: Path) -> None:
     index = pickle.loads((checkpoint / ".metadata").read_bytes())
     for info in index.storage_data.values():
         info.relative_path = "../elsewhere"
-    _replace(checkpoint, ".metadata", pickle.dumps(index))
+    put_in(checkpoint, ".metadata", pickle.dumps(index))
     with pytest.raises(CheckpointError, match="outside the checkpoint"):
         load_model_weights(checkpoint, Toy(), TABLE)
 

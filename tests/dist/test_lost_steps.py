@@ -17,11 +17,12 @@ from hyena_dist.config.errors import TrainingError, UserError
 from hyena_dist.config.schema import Config, DataSection, EngineSection, ModelSection, OptimSection, TrainSection
 from hyena_dist.config.warmup import stages
 from hyena_dist.parallel.groups import init_groups
-from hyena_dist.train.checkpoint_directory import find_latest, read_metadata
+from hyena_dist.train.checkpoint_directory import read_metadata
 from hyena_dist.train.metrics import read_rows
 from hyena_dist.train.signals import requeue_marker
 from hyena_dist.train.trainer import Trainer
 from shards.build import main as build_shards
+from tests.checkpoints import latest
 from tests.conftest import SAMPLE
 from tests.dist.harness import run_distributed
 
@@ -199,7 +200,7 @@ def test_a_stop_request_is_a_checkpoint_and_a_marker(shards, tmp_path):
     step = rank["step"]
     marker = json.loads(requeue_marker(tmp_path / "run").read_text())
     assert (marker["signal"], marker["step"]) == ("SIGTERM", step)
-    assert find_latest(tmp_path / "run" / "checkpoints").name == f"step-{step:08d}"
+    assert latest(tmp_path / "run" / "checkpoints").name == f"step-{step:08d}"
     run_distributed(_run_until_stopped, 2, config, 0)
     rows = read_rows(tmp_path / "run" / "metrics.jsonl")
     assert [row.step for row in rows if row.split == "val"] == [4, 8, 12], "the stop cut one off"
@@ -274,7 +275,7 @@ def test_a_refused_start_changes_nothing_and_a_start_from_elsewhere_resumes(shar
     run_distributed(_refused, 1, replace(config, data=replace(config.data, shards=str(other))))
     assert {name: (run_dir / name).read_text() for name in before} == before
 
-    start = find_latest(run_dir / "checkpoints")
+    start = latest(run_dir / "checkpoints")
     away = replace(config, train=replace(config.train, run_dir=str(tmp_path / "away"), resume=str(start)))
     stopped = run_distributed(_run_until_stopped, 1, away, 8)[0]
     assert stopped["step"] >= 8

@@ -1,5 +1,6 @@
 """Saving in the background: values of the moment, full disks, kills at any moment, and which checkpoints are kept."""
 
+import json
 import logging
 import os
 import resource
@@ -26,8 +27,10 @@ from hyena_dist.train.checkpoint_directory import (
     read_metadata,
     step_directory,
 )
+from hyena_dist.train.checkpoint_metadata import seal
 from hyena_dist.train.checkpoint_reader import CheckpointError
 from hyena_dist.train.saver import CheckpointSaver
+from tests.checkpoints import latest, write_metadata
 from tests.dist.harness import fork_server, run_distributed
 from tests.dist.test_checkpoint import DictEngine
 from tests.dist.toy import data_groups
@@ -54,6 +57,11 @@ def content(path: Path, groups: Groups) -> set[float]:
     load_checkpoint(path, engine, TABLE, groups)
     return {number for fields in engine.state.values() for tensor in fields.values()
             for number in tensor.unique().tolist()}
+
+
+def best_path(directory: Path) -> Path | None:
+    found = find_best(directory)
+    return found and found.path
 
 
 def names(directory: Path) -> list[str]:
@@ -134,7 +142,7 @@ def test_the_values_of_the_moment_are_saved(at_two: list[dict[str, Any]], tmp_pa
     engine = filled(1)
     snapshot = Snapshot({f"{kind}/{name}": fields[field] for name, fields in engine.state.items() for kind, field in
                          (("model", "weight"), ("optim/exp_avg", "exp_avg"), ("optim/exp_avg_sq", "exp_avg_sq"))},
-                        '{"format": 1, "optimizer_step_count": 1}')
+                        seal({"optimizer_step_count": 1}))
     overwrite(engine, 2)
     write_snapshot(tmp_path / "step-00000001", snapshot, Groups.single())
     assert content(tmp_path / "step-00000001", Groups.single()) == {2.0}, "control: without copies, those of later"
@@ -205,11 +213,11 @@ def test_a_kill_at_any_moment_leaves_whole_checkpoints(tmp_path: Path, caplog: p
         directory = run(kill_at)
         checkpoints = directory / "checkpoints"
         saved = int((directory / "saved").read_text()) if (directory / "saved").exists() else 0
-        latest = find_latest(checkpoints)
-        step = 0 if latest is None else read_metadata(latest)["step"]
+        newest = latest(checkpoints)
+        step = 0 if newest is None else read_metadata(newest)["step"]
         assert saved <= step <= saved + 1, f"killed at call {kill_at}"
-        if latest is not None:
-            assert content(latest, Groups.single()) == {float(step)}
+        if newest is not None:
+            assert content(newest, Groups.single()) == {float(step)}
             assert step == 1 or is_whole(step_directory(checkpoints, step - 1)), "the one before"
         torn += not all(name.startswith("step-") and len(name) == 13 for name in
                         (names(checkpoints) if checkpoints.exists() else ()))
@@ -223,16 +231,17 @@ def test_a_kill_at_any_moment_leaves_whole_checkpoints(tmp_path: Path, caplog: p
     assert not caplog.records
 
 
-def test_the_best_stays_and_a_null_or_strange_loss_is_none(tmp_path: Path) -> None:
-    losses: list[Any] = [3.0, 1.5, None, 2.0, "1.0", float("nan"), 2.5]
+def test_the_best_stays_and_no_loss_is_none(tmp_path: Path) -> None:
+    losses: list[Any] = [3.0, 1.5, None, 2.0, None, 4, 2.5]
     for step, loss in enumerate(losses, start=1):
         save_checkpoint(step_directory(tmp_path, step), filled(step), TABLE, Groups.single(), {"val_loss": loss})
-    assert find_best(tmp_path) == step_directory(tmp_path, 2)
+    assert best_path(tmp_path) == step_directory(tmp_path, 2)
     prune(tmp_path, keep=2)
     assert names(tmp_path) == ["step-00000002", "step-00000006", "step-00000007"]
     shutil.rmtree(step_directory(tmp_path, 2))
-    assert find_best(tmp_path) == step_directory(tmp_path, 7)
-    shutil.rmtree(step_directory(tmp_path, 7))
+    assert best_path(tmp_path) == step_directory(tmp_path, 7)
+    for step in (6, 7):
+        shutil.rmtree(step_directory(tmp_path, step))
     assert find_best(tmp_path) is None
     assert find_best(tmp_path / "nowhere") is None
 
@@ -271,29 +280,48 @@ def test_an_unreadable_directory_is_an_error_and_no_empty_one(tmp_path: Path, mo
 @pytest.mark.parametrize(("file", "text", "reason"), [
     ("COMPLETE", "[]", "holds a list, not an object"),
     ("COMPLETE", "null", "holds a NoneType, not an object"),
+    ("COMPLETE", "{}", "no list of files"),
+    ("COMPLETE", '{"a": 1, "b": {"bytes": 1, "sha256": ""}}', "no list of files"),
     ("COMPLETE", '{"a": 1}', "its file a is missing"),
-    ("COMPLETE", '{"../step-00000001/metadata.json": null}', "is missing or has another size"),
-    ("COMPLETE", "[" * 100_000, "cannot be read"),
-    ("COMPLETE", "\udcff", "cannot be read"),
+    ("COMPLETE", '{"a": {"bytes": 1, "sha256": ""}}', "its file a is missing"),
+    ("COMPLETE", '{"a": {"bytes": 1}}', "which is no file's size and digest"),
+    ("COMPLETE", '{"a": true}', "which is no file's size and digest"),
+    ("COMPLETE", '{"../step-00000001/metadata.json": 1}', "which is no file's size and digest"),
+    ("COMPLETE", "[" * 100_000, "nested too deeply"),
+    ("COMPLETE", "\udcff", "decode"),
     ("metadata.json", "7", "holds a int, not an object"),
-    ("metadata.json", '{"format": 1}', "has None for optimizer_step_count"),
-    ("metadata.json", '{"format": 1, "optimizer_step_count": 1, "step": "x"}', "has 'x' for step, which is no int"),
-    ("metadata.json", '{"format": 1, "optimizer_step_count": 1, "identity": []}', "for identity, which is no dict"),
+    ("metadata.json", "{", "line 1 column 2"),
+    ("metadata.json", '{"format": 1}', "no optimizer_step_count that is a whole number"),
+    *(("metadata.json", json.dumps({"format": 1, "optimizer_step_count": 1, "step": 2} | changes), reason)
+      for changes, reason in (
+          ({"optimizer_step_count": -1}, "no optimizer_step_count that is a whole number"),
+          ({"step": "x"}, "has 'x' for step, which is not a whole number"),
+          ({"step": True}, "for step"), ({"step": 2.0}, "for step"), ({"step": None}, "for step"),
+          ({"step": 1}, "its metadata.json is of step 1"), ({"step": 10**9}, "its metadata.json is of step 1000000000"),
+          ({"identity": []}, "for identity, which is not an object"),
+          ({"identity": {"train.steps": 1}}, "has step 2 of a run of 1 steps"),
+          ({"data": []}, "for data, which is not an object"),
+          ({"data": {"step": 3}}, "has step 2, and data of step 3"),
+          ({"seconds": "abc"}, "has 'abc' for seconds, which is not a number of seconds"),
+          ({"seconds": -1}, "for seconds"), ({"seconds": None}, "for seconds"),
+          ({"val_loss": "1.0"}, "for val_loss, which is not a finite number"),
+          ({"best_val_loss": {}}, "for best_val_loss"), ({"val_loss": float("nan")}, "NaN is no number of JSON"),
+          ({"loss_scale": {"scale": 0.0, "good_steps": 1}}, "for loss_scale, which is not a scale from 1 to"),
+          ({"loss_scale": {"scale": 2.0}}, "for loss_scale"), ({"config": 3}, "for config, which is not a text"))),
 ])
 def test_strange_json_is_passed_over_and_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture, file: str, text: str,
                                                  reason: str) -> None:
     for step in (1, 2):
         save_checkpoint(step_directory(tmp_path, step), filled(step), TABLE, Groups.single(), {"val_loss": 1.0})
     newest = step_directory(tmp_path, 2)
-    (newest / file).write_text(text, errors="surrogateescape")
-    if file != "COMPLETE":
-        sizes = (newest / "COMPLETE").read_text()
-        recorded = (step_directory(tmp_path, 1) / file).stat().st_size
-        (newest / "COMPLETE").write_text(sizes.replace(f'"{file}": {recorded}', f'"{file}": {len(text)}'))
+    if file == "metadata.json" and text != "{":
+        write_metadata(newest, json.loads(text))
+    else:
+        (newest / file).write_text(text, errors="surrogateescape")
     with caplog.at_level(logging.WARNING):
-        assert find_latest(tmp_path) == find_best(tmp_path) == step_directory(tmp_path, 1)
+        assert latest(tmp_path) == best_path(tmp_path) == step_directory(tmp_path, 1)
     assert reason in caplog.text
-    with pytest.raises(CheckpointError, match="step-00000002: its .*: choose another checkpoint$") as caught:
+    with pytest.raises(CheckpointError, match="step-00000002: .*: choose another checkpoint$") as caught:
         read_metadata(newest)
     assert "\n" not in str(caught.value)
 

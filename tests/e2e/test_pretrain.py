@@ -63,7 +63,7 @@ def whole(shards, tmp_path_factory) -> Path:
 
 def test_a_run_leaves_what_it_should(whole):
     assert {path.name for path in whole.iterdir()} == {"config.yaml", "metrics.jsonl", "tensorboard", "checkpoints",
-                                                       "summary.json", "report.png", "logs"}
+                                                       "last_checkpoint", "summary.json", "report.png", "logs"}
     assert sorted(path.name for path in (whole / "checkpoints").iterdir()) == ["step-00000030", "step-00000040"]
     rows = read_rows(whole / "metrics.jsonl")
     assert [row.step for row in rows if row.split == "train"] == list(range(1, 41))

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from hyena_dist.train.checkpoint_directory import find_latest
+from tests.checkpoints import latest
 from tests.e2e.test_pretrain import ENVIRONMENT, ROOT, SMALL, command, losses, wait_for
 
 SECONDS = 30
@@ -54,7 +54,7 @@ def check_saved(run_dir: Path, name: str) -> None:
     last = max(losses(run_dir))
     marker = json.loads((run_dir / "requeue.json").read_text())
     assert (marker["signal"], marker["step"]) == (name, last)
-    newest = find_latest(run_dir / "checkpoints")
+    newest = latest(run_dir / "checkpoints")
     assert newest is not None
     assert newest.name == f"step-{last:08d}"
     assert not (run_dir / "summary.json").exists()

@@ -1,0 +1,43 @@
+"""Files that are read back, which somebody else may have written: regular files, and plain data in them."""
+
+import errno
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open a file for reading. A pipe, which would be waited for, or a device, which may never end, is no file.
+
+    Raises:
+        OSError: it cannot be opened, or is something else than a regular file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it holds something else, or a number that JSON does not have.
+    """
+    with open_regular(path) as file:
+        content = file.read()
+    try:
+        value = json.loads(content, parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise ValueError(f"{path.name} is nested too deeply") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path.name} holds a {type(value).__name__}, not an object")
+    return value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")

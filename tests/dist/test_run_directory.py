@@ -1,0 +1,223 @@
+"""The directory of a run: damaged, moved, deleted or unwritable, and what the next start does about it."""
+
+import os
+import resource
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hyena_dist.config.errors import ConfigError, UserError
+from hyena_dist.config.schema import Config
+from hyena_dist.parallel.groups import Groups, init_groups
+from hyena_dist.train.checkpoint_directory import step_directory
+from hyena_dist.train.metrics import read_rows
+from hyena_dist.train.run_directory import RunDirectory
+from hyena_dist.train.saver import CheckpointSaver
+from hyena_dist.train.trainer import Trainer
+from tests.checkpoints import flip, latest
+from tests.dist.harness import run_distributed
+from tests.dist.test_lost_steps import config_of
+
+SETTINGS = {"steps": 9, "save_every": 3}
+
+
+def _fit(config: Config, groups: Groups) -> str | None:
+    """A run from its start to its end; the refusal, if it was refused."""
+    try:
+        Trainer(config, groups, torch.device("cpu")).fit()
+    except (UserError, OSError) as error:
+        return str(error)
+    return None
+
+
+def _losses(run_dir: Path) -> dict[int, float]:
+    return {row.step: row.loss for row in read_rows(run_dir / "metrics.jsonl") if row.split == "train"}
+
+
+def _flip_all(run_dir: Path, names: tuple[str, ...]) -> None:
+    for path in (run_dir / "checkpoints").iterdir():
+        if path.name in names:
+            flip(path / ".metadata", 200)
+
+
+def _dangle(run_dir: Path) -> None:
+    shutil.move(run_dir / "checkpoints", run_dir.parent / f"{run_dir.name}-away")
+    (run_dir / "checkpoints").symlink_to(run_dir.parent / "nowhere")
+
+
+def _empty(run_dir: Path) -> None:
+    shutil.rmtree(run_dir / "checkpoints")
+    (run_dir / "checkpoints").mkdir()
+
+
+LOST: dict[str, Callable[[Path], Any]] = {
+    "damaged": lambda run_dir: _flip_all(run_dir, ("step-00000006", "step-00000009")),
+    "moved away": lambda run_dir: shutil.move(run_dir / "checkpoints", run_dir.parent / "away"),
+    "emptied": _empty,
+    "dangling": _dangle,
+    "of a version that did not note it": lambda run_dir: ((run_dir / "last_checkpoint").unlink(), _empty(run_dir)),
+}
+
+
+def _runs(shards: str, directory: Path) -> dict[str, Any]:
+    """Two ranks; every one of them sees and says the same."""
+    groups, found = init_groups(), {}
+    first = groups.world.rank == 0
+
+    def on_first(action: Callable[[Path], Any], run_dir: Path) -> None:
+        torch.distributed.barrier()
+        if first:
+            action(run_dir)
+        torch.distributed.barrier()
+
+    whole = config_of(shards, directory / "whole", **SETTINGS)
+    assert _fit(whole, groups) is None
+    for name, damage in LOST.items():
+        run_dir = directory / name
+        config = replace(whole, train=replace(whole.train, run_dir=str(run_dir)))
+        on_first(lambda run_dir: shutil.copytree(directory / "whole", run_dir), run_dir)
+        on_first(damage, run_dir)
+        for choice in ("auto", str(directory / "whole" / "checkpoints" / "step-00000006")):
+            found[f"{name}: {choice[:4]}"] = _fit(replace(config, train=replace(config.train, resume=choice)), groups)
+        found[f"{name}: rows"] = len(_losses(run_dir))
+    afresh = replace(config.train, run_dir=str(directory / "damaged"), resume="none")
+    found["none"] = _fit(replace(whole, train=afresh), groups)
+    for name, resume in (("rotten", "auto"), ("branch", str(directory / "rotten" / "checkpoints" / "step-00000009"))):
+        run_dir = directory / name
+        if name == "rotten":
+            on_first(lambda run_dir: shutil.copytree(directory / "whole", run_dir), run_dir)
+            on_first(lambda run_dir: _flip_all(run_dir, ("step-00000009",)), run_dir)
+        config = replace(whole, train=replace(whole.train, run_dir=str(run_dir), resume=resume))
+        if name == "branch":  # the one that `rotten` has written anew is damaged once more
+            on_first(lambda _: _flip_all(directory / "rotten", ("step-00000009",)), run_dir)
+        found[name] = _fit(config, groups)
+    return found | {"deleted": _deleted(config_of(shards, directory / "deleted", **SETTINGS), groups),
+                    "full": _full(config_of(shards, directory / "full", **SETTINGS), groups)}
+
+
+def _deleted(config: Config, groups: Groups) -> str | None:
+    trainer = Trainer(config, groups, torch.device("cpu"))
+    take = trainer.curriculum.take
+
+    def deleting() -> Any:
+        if trainer.step == 4 and groups.world.rank == 0:
+            shutil.rmtree(config.train.run_dir)
+        return take()
+
+    trainer.curriculum.take = deleting  # type: ignore[method-assign]
+    try:
+        trainer.fit()
+    except OSError as error:
+        return str(error)
+    return None
+
+
+def _full(config: Config, groups: Groups) -> str | None:
+    """Rank 1 cannot write a file of more than some bytes: a full disk that its first save would meet."""
+    probe = CheckpointSaver.probe
+
+    def limited(saver: CheckpointSaver) -> None:
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if groups.world.rank == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))
+        try:
+            probe(saver)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    CheckpointSaver.probe = limited  # type: ignore[method-assign]
+    return _fit(config, groups)
+
+
+@pytest.fixture(scope="module")
+def runs(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    directory = tmp_path_factory.mktemp("runs")
+    ranks = run_distributed(_runs, 2, str(shards), directory)
+    assert ranks[0] == ranks[1], "every rank says the same"
+    return directory, ranks[0]
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_a_run_whose_checkpoints_are_lost_does_not_start_afresh(runs: tuple[Path, dict[str, Any]], name: str) -> None:
+    directory, found = runs
+    for choice in ("auto", str(directory)[:4]):
+        message = found[f"{name}: {choice}"]
+        print(message)
+        assert message.startswith(f"train.run_dir={directory / name} holds a run that cannot go on: ")
+        assert message.endswith("or start this one afresh with train.resume=none")
+    assert found[f"{name}: rows"] == 9, "the old metrics are as they were"
+
+
+def test_afresh_where_it_is_said_so(runs: tuple[Path, dict[str, Any]]) -> None:
+    directory, found = runs
+    assert found["none"] is None
+    assert _losses(directory / "damaged") == _losses(directory / "whole")
+
+
+@pytest.mark.parametrize("name", ["rotten", "branch"])
+def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before(runs: tuple[Path, dict[str, Any]],
+                                                                          name: str) -> None:
+    """The run ends as if nothing had happened, and its last checkpoint is a sound one."""
+    directory, found = runs
+    assert found[name] is None
+    steps = range(1, 10) if name == "rotten" else range(7, 10)
+    whole = _losses(directory / "whole")
+    assert _losses(directory / name) == {step: whole[step] for step in steps}
+    names = {path.name for path in (directory / name / "checkpoints").iterdir()}
+    assert names == ({"step-00000006", "step-00000009"} if name == "rotten" else {"step-00000009"})
+    if name == "branch":
+        assert latest(directory / name / "checkpoints") == step_directory(directory / name / "checkpoints", 9)
+
+
+def test_a_directory_that_is_deleted_under_a_run_ends_it(runs: tuple[Path, dict[str, Any]]) -> None:
+    directory, found = runs
+    assert found["deleted"].startswith(f"train.run_dir={directory / 'deleted'} was deleted or moved under the run")
+
+
+def test_whether_a_checkpoint_can_be_written_is_tried_before_the_first_step(runs: tuple[Path, dict[str, Any]]) -> None:
+    directory, found = runs
+    print(found["full"])
+    assert "no checkpoint can be written: " in found["full"]
+    assert "rank 1: [Errno 27] File too large" in found["full"]
+    assert "\n" not in found["full"]
+    assert _losses(directory / "full") == {}
+    assert list((directory / "full" / "checkpoints").iterdir()) == []
+
+
+def test_the_trial_leaves_nothing_and_is_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saver = CheckpointSaver(tmp_path / "checkpoints", Groups.single())
+    saver.probe()
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+    rename = os.rename
+
+    def refuse(source: Any, target: Any) -> None:
+        if "checkpoints" in str(target):
+            raise PermissionError(1, "Operation not permitted")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", refuse)
+    with pytest.raises(ConfigError, match="no checkpoint can be written: .*Operation not permitted"):
+        saver.probe()
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+    saver.close()
+
+
+def test_a_lock_of_another_run_is_not_taken_away(tmp_path: Path) -> None:
+    """A directory that is deleted and made anew is another run's: it is neither written to nor unlocked."""
+    run = RunDirectory(config_of("unused", tmp_path / "run"), first=True)
+    run.claim()
+    run.check_there()
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(OSError, match="was deleted or moved under the run"):
+        run.check_there()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "lock").write_text("another's")
+    with pytest.raises(OSError, match="or is another run's now"):
+        run.check_there()
+    run.release()
+    assert (tmp_path / "run" / "lock").read_text() == "another's"
