@@ -46,6 +46,8 @@ class Row:
     perplexity: float
     tokens: int
     """Training tokens seen so far, over all ranks."""
+    scored: int | None = None
+    """Bases that `loss` is the mean of, over all ranks: of this step, or of the validation."""
     seq_len: int
     lr: float | None
     grad_norm: float | None

@@ -32,6 +32,7 @@ from hyena_dist.train.checkpoint import load_checkpoint
 from hyena_dist.train.checkpoint_directory import Checkpoint, amend_metadata, is_whole, step_directory
 from hyena_dist.train.curriculum import Curriculum
 from hyena_dist.train.logs import RankLog, StepTimes, log_context_method
+from hyena_dist.train.lost_steps import LostSteps, RollBack
 from hyena_dist.train.metrics import Metrics, Row, peak_memory_bytes
 from hyena_dist.train.profile import StepProfiler
 from hyena_dist.train.report import write_report
@@ -40,22 +41,13 @@ from hyena_dist.train.saver import CheckpointSaver
 from hyena_dist.train.schedules import learning_rate
 from hyena_dist.train.signals import StopSignal, write_requeue
 from hyena_dist.train.startup import check_same_data
-from hyena_dist.train.validation import slicer, sum_over_data, validation_loss
+from hyena_dist.train.validation import has_scored, slicer, sum_over_data, validation_loss
 from hyena_dist.train.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
-MOST_LOST_STEPS = 10
-"""Steps that are not finite, one after the other, before a run that skips or rolls back gives up."""
 SAVE_SECONDS = 600.0
 """What a save may take before the watchdog takes the rank for stuck."""
-
-
-class _RollBack(Exception):
-    """A step whose loss or gradients were not finite: go back to the last checkpoint."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
 
 
 @dataclass(frozen=True)
@@ -65,6 +57,8 @@ class _Pending:
     step: int
     stage: Stage
     lr: float
+    scored: Tensor
+    """Bases that the loss is the mean of, over all ranks."""
     loss: Tensor
     result: StepResult
     seconds: float
@@ -96,8 +90,7 @@ class Trainer:
         """When `val_loss` was measured; 0: never."""
         self._metrics: Metrics | None = None
         self._pending: deque[_Pending] = deque()
-        self._lost = 0
-        """Steps that were not finite, in a row or since the last checkpoint."""
+        self._lost = LostSteps(config.train.on_nonfinite)
         self.run = RunDirectory(config, first=self._is_first)
         self._control = gloo_copy(groups.world)
         with ExitStack() as stack:
@@ -173,7 +166,7 @@ class Trainer:
                 return reason
             agree(self._note_validation, self.groups)
         while self.step < train.steps:
-            self._pending.append(self._train_step())
+            self._train_step()
             self._profiler.step()
             reason = self.stop.agreed()
             last = self.step == train.steps
@@ -181,7 +174,7 @@ class Trainer:
             save = last or _due(self.step, train.save_every)
             try:  # one step late: the loop does not wait for the device
                 self._settle(keep=0 if reason or validate or save else 1)
-            except _RollBack as lost:
+            except RollBack as lost:
                 self._roll_back(lost.step)
                 continue
             if reason or validate or save:
@@ -196,72 +189,64 @@ class Trainer:
                 return reason
         return None
 
-    def _train_step(self) -> _Pending:
-        """Forward and backward of every micro-batch, then the update."""
+    def _train_step(self) -> None:
+        """Forward and backward of every micro-batch, then the update; nothing where no rank has a base to score."""
         started = time.monotonic()
         stage, batches = self.curriculum.take()
         micro_batches = [self._take(batch) for batch in batches]
         loaded = time.monotonic()
         # The count of the whole step divides every micro-batch's sum, so that each token weighs the same.
         count = torch.stack([(targets != IGNORE).sum() for _, targets, _ in micro_batches]).sum()
-        count = sum_over_data(count, self.groups).clamp(min=1)
-        total = torch.zeros((), device=self.device)
+        count = sum_over_data(count, self.groups)
+        # Only a rank whose own windows have nothing waits for the sum: the others know that it is not 0.
+        empty = not any(has_scored(batch) for batch in batches) and not int(count)
         counted = time.monotonic()
         forward = 0.0
-        self.engine.module.train()
-        self.engine.accumulation_steps = len(micro_batches)
-        for input_ids, targets, windows in micro_batches:
-            key = DropoutKey(self.config.train.seed, self.step, windows)
-            loss, _ = token_loss(self.engine.module(input_ids, key), targets, self.groups.tensor)
-            forward = forward or time.monotonic() - counted
-            self.engine.backward(loss * (self.groups.data_context.size / count))
-            total += loss.detach()
         lr = learning_rate(self.step, optim=self.config.optim, steps=self.config.train.steps)
-        result = self.engine.step(lr)
+        if not empty:
+            self.engine.module.train()
+            self.engine.accumulation_steps = len(micro_batches)
+            total = torch.zeros((), device=self.device)
+            for input_ids, targets, windows in micro_batches:
+                key = DropoutKey(self.config.train.seed, self.step, windows)
+                loss, _ = token_loss(self.engine.module(input_ids, key), targets, self.groups.tensor)
+                forward = forward or time.monotonic() - counted
+                self.engine.backward(loss * (self.groups.data_context.size / count))
+                total += loss.detach()
+            result = self.engine.step(lr)
+            loss = sum_over_data(total, self.groups) / count
         self.step += 1
-        loss = sum_over_data(total, self.groups) / count
         changes = self.curriculum.stage is not stage  # the first step of the next stage takes longer
         self.watchdog.beat(step=True, allow=SAVE_SECONDS if changes else 0.0)
         self._times.add(loading=loaded - started, forward=forward)
-        return _Pending(self.step, stage, lr, loss, result, time.monotonic() - started)
+        if empty:  # with gradients of 0 momentum and decay would still move the weights
+            logger.warning("step %d: its windows have no base to score (A, C, G, T): nothing was changed", self.step)
+        else:
+            self._pending.append(_Pending(self.step, stage, lr, count, loss, result, time.monotonic() - started))
 
     def _settle(self, *, keep: int) -> None:
         """Read, check and write down all but the newest `keep` steps. Nothing is saved before its check.
 
         Raises:
-            TrainingError, _RollBack: a step was not finite, by `train.on_nonfinite`.
+            TrainingError, RollBack: a step was not finite, by `train.on_nonfinite`.
         """
         while len(self._pending) > keep:
             pending = self._pending.popleft()
             loss, grad_norm = float(pending.loss), float(pending.result.grad_norm)
             if math.isfinite(loss) and math.isfinite(grad_norm):
-                if self.config.train.on_nonfinite == "skip":
-                    self._lost = 0
+                self._lost.finite()
                 stage, rate = pending.stage, pending.stage.tokens_per_step / pending.seconds
                 mfu, bandwidth = self._shares(seq_len=stage.seq_len, micro_batch_size=stage.micro_batch_size,
                                               tokens_per_second=rate)
-                self._write_row(pending.step, "train", loss, stage.seq_len, lr=pending.lr, grad_norm=grad_norm,
-                                tokens_per_second=rate, mfu=mfu, bandwidth=bandwidth)
+                self._write_row(pending.step, "train", loss, int(pending.scored), stage.seq_len, lr=pending.lr,
+                                grad_norm=grad_norm, tokens_per_second=rate, mfu=mfu, bandwidth=bandwidth)
             elif pending.result.overflow and self.engine.loss_scaler is not None:
                 logger.info("step %d: gradients overflowed in fp16 and were not applied; the loss scale is now %g",
                             pending.step, self.engine.loss_scaler.scale)
             else:
                 update = "was applied" if pending.result.applied else "was not applied"
-                self._lose(pending.step, f"step {pending.step}: loss {loss}, gradient norm {grad_norm}: its update "
-                                         f"{update}")
-
-    def _lose(self, step: int, what: str) -> None:
-        """Do as `train.on_nonfinite` says with a step that was not finite; the same on every rank, as its numbers."""
-        self._lost += 1
-        choice = self.config.train.on_nonfinite
-        if choice == "stop" or self._lost > MOST_LOST_STEPS:
-            again = f" ({self._lost} such steps)" if self._lost > 1 else ""
-            raise TrainingError(f"{what}{again}; last good checkpoint: {self._last_checkpoint()}. Lower optim.lr or "
-                                "optim.grad_clip and start afresh, resume where the cause was not the model, or set "
-                                "train.on_nonfinite")
-        logger.warning("%s; train.on_nonfinite=%s", what, choice)
-        if choice == "rollback":
-            raise _RollBack(step)
+                self._lost.lose(pending.step, f"step {pending.step}: loss {loss}, gradient norm {grad_norm}: its "
+                                              f"update {update}", self._last_checkpoint)
 
     def _roll_back(self, lost: int) -> None:
         """To the last checkpoint, but on with the windows after those of step `lost`."""
@@ -289,22 +274,24 @@ class Trainer:
             return bool(reasons)
 
         seq_len = self.config.data.val_seq_len or self.config.data.seq_len
-        loss = validation_loss(self.engine.module, self.manifest, self._take, self.groups, self.device,
+        measured = validation_loss(self.engine.module, self.manifest, self._take, self.groups, self.device,
                                seq_len=seq_len, batch_size=self.config.train.micro_batch_size, stop=stop)
-        if loss is not None and math.isnan(loss):
+        if measured is not None and math.isnan(measured[0]):
             logger.warning("%s has no validation bases, or the model gives no number: there is no validation loss",
                            self.manifest.directory)
-        elif loss is not None:
+        elif measured is not None:
+            loss, scored = measured
             self.val_loss, self.val_step = loss, self.step
             self.best_val_loss = min(self.best_val_loss, loss)
-            self._write_row(self.step, "val", loss, seq_len)
+            self._write_row(self.step, "val", loss, scored, seq_len)
         return reasons[0] if reasons else None
 
-    def _write_row(self, step: int, split: str, loss: float, seq_len: int, **of_training: float | None) -> None:
+    def _write_row(self, step: int, split: str, loss: float, scored: int, seq_len: int,
+                   **of_training: float | None) -> None:
         if self._metrics is not None:
             numbers = {"lr": None, "grad_norm": None, "tokens_per_second": None, **of_training}
             self._metrics.write(Row(step=step, split=split, loss=loss, perplexity=_perplexity(loss), seq_len=seq_len,
-                                    tokens=tokens_after(self.curriculum.stages, step), **numbers,
+                                    tokens=tokens_after(self.curriculum.stages, step), scored=scored, **numbers,
                                     peak_memory_bytes=peak_memory_bytes(self.device)))
 
     def _save(self) -> None:
@@ -322,7 +309,7 @@ class Trainer:
             "version": own_version(),
         }
         self.saver.save(self.engine, self.table, self.step, metadata)
-        self._lost = 0
+        self._lost.saved()
         self.watchdog.beat()
 
     def _note_validation(self) -> None:

@@ -32,6 +32,11 @@ def slicer(groups: Groups, device: torch.device, *, token_multiple: int) -> Take
     return take
 
 
+def has_scored(batch: Batch) -> bool:
+    """Whether a window of the batch has a base to score; known without the device."""
+    return bool((split_window(batch.ids)[1] != IGNORE).any())
+
+
 def sum_over_data(tensor: Tensor, groups: Groups) -> Tensor:
     """The sum over data and context ranks, in place."""
     if groups.data_context.size > 1:
@@ -41,11 +46,11 @@ def sum_over_data(tensor: Tensor, groups: Groups) -> Tensor:
 
 @torch.no_grad()
 def validation_loss(model: nn.Module, manifest: Manifest, take: Take, groups: Groups, device: torch.device, *,
-                    seq_len: int, batch_size: int, stop: Callable[[], bool]) -> float | None:
-    """Nats per scored base of the validation split; nan when it has none. Collective.
+                    seq_len: int, batch_size: int, stop: Callable[[], bool]) -> tuple[float, int] | None:
+    """Nats per scored base of the validation split, nan when it has none, and their number. Collective.
 
     Args:
-        stop: asked after every batch, the same answer on every rank; after True it is given up, and the loss is None.
+        stop: asked after every batch, the same answer on every rank; after True it is given up, and the result None.
     """
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     model.eval()
@@ -57,4 +62,4 @@ def validation_loss(model: nn.Module, manifest: Manifest, take: Take, groups: Gr
         if stop():
             return None
     total, count = sum_over_data(sums, groups).tolist()
-    return total / count if count else float("nan")
+    return (total / count if count else float("nan")), int(count)
