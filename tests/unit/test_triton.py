@@ -17,7 +17,7 @@ from hyena_dist.parallel.groups import Groups
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs the extra `kernels`")
 
-# 2-norms of errors. The interpreter cuts bfloat16 off instead of rounding it, 3.4e-3 instead of 1.7e-3, gradients twice,
+# 2-norms of errors. The interpreter cuts bfloat16 off and does not round: 3.4e-3 instead of 1.7e-3, gradients twice,
 # and their sums do not average it out. Gates in each other's place make an error above 0.1.
 FLOAT32, FLOAT16, BFLOAT16, WRONG = 2e-6, 2e-3, 1.5e-2, 0.1
 FAST = {
@@ -61,7 +61,7 @@ def model_with(backend: str):
 
 def test_a_missing_triton_is_named_when_the_model_is_built(monkeypatch):
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", 
+    monkeypatch.setattr(importlib.util, "find_spec",
                         lambda name, *rest: None if name == "triton" else find(name, *rest))
     with pytest.raises(ValueError, match=r"ops\.backend=triton needs Triton.*hyena-dist\[kernels\]") as refused:
         model_with("triton")

@@ -173,3 +173,15 @@ def spectrum_scale(re, im, R: tl.constexpr):
     s, inverse = power_of_two(tl.maximum(largest(re), largest(im)))
     ROOT: tl.constexpr = 16.0 if R > 128 else (8.0 if R > 32 else (4.0 if R > 8 else 2.0))
     return inverse * (1.0 / ROOT), s * ROOT
+
+
+@triton.jit
+def add_correlation(DH, U, PLANE, at, first, gr, gi, scale):
+    """DH += conj(U) (gr + i gi) scale at places `at`, = if `first`: float32."""
+    ur, ui = tl.load(U + at).to(tl.float32), tl.load(U + PLANE + at).to(tl.float32)
+    re, im = multiply_conjugate(gr.to(tl.float32), gi.to(tl.float32), ur, ui)
+    later = (at >= 0) & (first == 0)
+    re = tl.load(DH + at, mask=later, other=0.0) + re * scale
+    im = tl.load(DH + PLANE + at, mask=later, other=0.0) + im * scale
+    tl.store(DH + at, re)
+    tl.store(DH + PLANE + at, im)

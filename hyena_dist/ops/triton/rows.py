@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from hyena_dist.ops.triton.pieces import (
+    add_correlation,
     left,
     left_adjoint,
     load_table,
@@ -116,13 +117,7 @@ def backward(A, G, COLUMN_SCALES, G_COLUMN_SCALES, ROW_SCALES, G_ROW_SCALES, U, 
         m = at + (b + 2) * ZERO
         ar, ai, t = load_row(G, G_COLUMN_SCALES, a_row, k, m, N1, R1, R2, BC, ROOM, PREC)
         gr, gi = row_forward(ar, ai, F1, F2, TW, m, PLANE, PREC)
-        ur, ui = tl.load(U + offset + m).to(tl.float32), tl.load(U + offset + plane + m).to(tl.float32)
-        dr, di = multiply_conjugate(gr.to(tl.float32), gi.to(tl.float32), ur, ui)
-        later = (m >= 0) & (b > 0)
-        dr = tl.load(DH + offset + m, mask=later, other=0.0) + dr * (s * t)
-        di = tl.load(DH + offset + plane + m, mask=later, other=0.0) + di * (s * t)
-        tl.store(DH + offset + m, dr)
-        tl.store(DH + offset + plane + m, di)
+        add_correlation(DH + offset, U + offset, plane, m, b == 0, gr, gi, s * t)
         pr, pi = multiply_conjugate(gr, gi, tl.load(H + offset + m), tl.load(H + offset + plane + m))
         m = at + (b + 3) * ZERO
         yr, yi = row_inverse(pr, pi, F1, F2, TW, m, PLANE, PREC)

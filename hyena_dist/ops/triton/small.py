@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from hyena_dist.ops.triton.pieces import (
+    add_correlation,
     forward_real,
     inverse_real,
     load_table,
@@ -126,13 +127,7 @@ def backward(P, DY, DQ, U, DH, SUMS, W, B, H, HS, BIAS, T1, T2, TW, L, batch, C,
         g, t = scaled(g, ROOM)
         g = narrow(g, PREC)
         gr, gi = forward_real(g, F1, F2, TW, m, PLANE, PREC)
-        ur, ui = tl.load(spectrum_u + m).to(tl.float32), tl.load(spectrum_u + PLANE + m).to(tl.float32)
-        dr, di = multiply_conjugate(gr.to(tl.float32), gi.to(tl.float32), ur, ui)
-        later = (m >= 0) & (b >= tl.num_programs(1))
-        dr = tl.load(dh + m, mask=later, other=0.0) + dr * (s * t)
-        di = tl.load(dh + PLANE + m, mask=later, other=0.0) + di * (s * t)
-        tl.store(dh + m, dr)
-        tl.store(dh + PLANE + m, di)
+        add_correlation(dh, spectrum_u, PLANE, m, b < tl.num_programs(1), gr, gi, s * t)
         pr, pi = multiply_conjugate(gr, gi, tl.load(h + m), tl.load(h + PLANE + m))
         m = n + (b + 2) * ZERO
         ok = m < L
