@@ -20,9 +20,13 @@ from torch import Tensor
 from hyena_dist.ops.hyena import HyenaWeights, hyena
 from hyena_dist.ops.long_conv import causal_conv_reference
 from hyena_dist.ops.short_conv import short_conv_reference
-from hyena_dist.ops.triton import fft
+from hyena_dist.ops.triton.fft import ByCufft
+from hyena_dist.ops.triton.long_row import LongRow
+from hyena_dist.ops.triton.one_row import OneRow
+from hyena_dist.ops.triton.plans import LargePlan, SmallPlan, plan_for
 
 BAND = 64
+FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
 
 
 class Bands:
@@ -73,7 +77,7 @@ def inputs(batch: int, channels: int, length: int, taps: int, dtype: torch.dtype
     """p, dy, weight, bias, h, direct."""
     draw = torch.Generator().manual_seed(length)
 
-    def normal(*shape):
+    def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=draw)
 
     h = normal(channels, length) * torch.exp(-torch.arange(length) / (length / 5))
@@ -81,14 +85,14 @@ def inputs(batch: int, channels: int, length: int, taps: int, dtype: torch.dtype
             normal(3 * channels, taps), normal(3 * channels), h, normal(channels)]
 
 
-def compare(given: list[Tensor], mix: Callable, mix_backward: Callable) -> dict[str, float]:
-    """Errors of both directions, and whether anything was written outside."""
+def compare(given: list[Tensor], kind: Callable, *plan: SmallPlan | LargePlan) -> dict[str, float]:
+    """Errors of both directions of a kind, and whether anything was written outside."""
     want = reference(*given)
     bands = Bands()
     p, dy, *weights = (bands.around(t) for t in given)
     with bands.of_everything_made():
-        y = mix(p, *weights)
-        grads = mix_backward(p, dy, *weights)
+        y = kind(p, *weights[:2], *plan).mix(*weights[2:])
+        grads = kind(p, *weights[:2], *plan).mix_backward(dy, *weights[2:])
     found = {"y": y, "dp": p, "dweight": grads[0], "dbias": grads[1], "dh": grads[2], "ddirect": grads[3]}
     errors = {name: relative(found[name], want[name]) for name in want}
     errors["y again"] = relative(dy, want["y"])
@@ -96,8 +100,14 @@ def compare(given: list[Tensor], mix: Callable, mix_backward: Callable) -> dict[
     return errors
 
 
-def by_cufft(batch: int, channels: int, length: int, taps: int, dtype: torch.dtype = torch.float32) -> dict[str, float]:
-    return compare(inputs(batch, channels, length, taps, dtype), fft.mix, fft.mix_backward)
+def by_cufft(*shape: int, dtype: torch.dtype = torch.float32) -> dict[str, float]:
+    return compare(inputs(*shape, dtype=dtype), ByCufft)
+
+
+def by_kernels(*shape: int, dtype: torch.dtype, plan: SmallPlan | LargePlan | None = None) -> dict[str, float]:
+    """With a plan of small tiles, or that of the length."""
+    plan = plan or plan_for(shape[2], dtype == torch.float32, True)
+    return compare(inputs(*shape, dtype=dtype), OneRow if isinstance(plan, SmallPlan) else LongRow, plan)
 
 
 def whole_operator(**options: str | bool) -> dict[str, float]:
@@ -117,7 +127,7 @@ def swapped_gates() -> dict[str, float]:
     """The control: x0 and x1 in each other's place."""
     given = inputs(1, 1, 97, 3)
     want = reference(*given)
-    y = fft.mix(given[0][:, [1, 0, 2]], *given[2:])
+    y = ByCufft(given[0][:, [1, 0, 2]], *given[2:4]).mix(*given[4:])
     return {"y": relative(y, want["y"])}
 
 
@@ -125,8 +135,17 @@ CASES: dict[str, Callable[[], dict[str, float]]] = {
     "cufft 97": lambda: by_cufft(2, 2, 97, 3),
     "cufft 1021, 1 tap": lambda: by_cufft(1, 1, 1021, 1),
     "cufft 2500, 4 taps": lambda: by_cufft(1, 2, 2500, 4),
-    "cufft bf16": lambda: by_cufft(2, 1, 601, 3, torch.bfloat16),
-    "cufft fp16": lambda: by_cufft(1, 2, 256, 3, torch.float16),
+    "cufft bf16": lambda: by_cufft(2, 1, 601, 3, dtype=BF16),
+    "cufft fp16": lambda: by_cufft(1, 2, 256, 3, dtype=FP16),
+    "one kernel 97": lambda: by_kernels(3, 2, 97, 3, dtype=FP16, plan=SmallPlan(7, 16, 16)),
+    "one kernel 97, float32": lambda: by_kernels(2, 1, 97, 3, dtype=FP32, plan=SmallPlan(7, 16, 16)),
+    "one kernel 1021, 1 tap": lambda: by_kernels(1, 1, 1021, 1, dtype=FP16),
+    "one kernel bf16": lambda: by_kernels(1, 2, 601, 4, dtype=BF16),
+    "three kernels 601": lambda: by_kernels(2, 1, 601, 3, dtype=FP16, plan=LargePlan(3, 16, 16, 16, 16, 16)),
+    "three kernels 1021, float32": lambda: by_kernels(1, 2, 1021, 2, dtype=FP32, plan=LargePlan(4, 16, 16, 16, 16, 32)),
+    "three kernels, blocks": lambda: by_kernels(1, 1, 1021, 3, dtype=BF16, plan=LargePlan(2, 32, 16, 32, 16, 64)),
+    "three kernels 9973": lambda: by_kernels(1, 1, 9973, 3, dtype=FP16),
+    "three kernels 9973, float32": lambda: by_kernels(2, 1, 9973, 3, dtype=FP32),
     "operator": whole_operator,
     "operator, recomputed": lambda: whole_operator(residual=True, recompute=True),
     "control": swapped_gates,

@@ -44,10 +44,10 @@ def enter(X, DY, W, B, TWIST, Z, L, N, C, c0, WHAT: tl.constexpr, K: tl.constexp
         base = (b.to(tl.int64) * (3 * C) + row) * L
         CL = C.to(tl.int64) * L
         if WHAT == "u":
-            x = taps(X, base + CL, n, W, B, C + row, ok, K) * taps(X, base + 2 * CL, n, W, B, 2 * C + row, ok, K)
+            x = taps(X, base + CL, n, L, W, B, C + row, K) * taps(X, base + 2 * CL, n, L, W, B, 2 * C + row, K)
         else:
             dy = tl.load(DY + (b.to(tl.int64) * C + row) * L + n, mask=ok, other=0.0).to(tl.float32)
-            x = dy * taps(X, base, n, W, B, row, ok, K)
+            x = dy * taps(X, base, n, L, W, B, row, K)
             wi = -wi
     z = Z + (b.to(tl.int64) * tl.num_programs(1) + c) * N * 2
     store_pairs(z, x * wr, x * wi, block * BLOCK, N, BLOCK)
@@ -86,9 +86,9 @@ def leave(Z, P, Y, W, B, BIAS, TWIST, L, N, C, c0, scale, K: tl.constexpr, BLOCK
     CL = C.to(tl.int64) * L
     wr, wi = load_twist(TWIST, n, L, ok)
     re, im = load_pairs(Z + (b.to(tl.int64) * tl.num_programs(1) + c) * N * 2, block * BLOCK, N, BLOCK)
-    u = taps(P, base + CL, n, W, B, C + row, ok, K) * taps(P, base + 2 * CL, n, W, B, 2 * C + row, ok, K)
+    u = taps(P, base + CL, n, L, W, B, C + row, K) * taps(P, base + 2 * CL, n, L, W, B, 2 * C + row, K)
     conv = (re * wr + im * wi) * scale + tl.load(BIAS + row).to(tl.float32) * u
-    y = conv * taps(P, base, n, W, B, row, ok, K)
+    y = conv * taps(P, base, n, L, W, B, row, K)
     tl.store(Y + (b.to(tl.int64) * C + row) * L + n, y.to(Y.dtype.element_ty), mask=ok)
 
 
@@ -109,9 +109,9 @@ def leave_backward(ZU, ZG, P, DY, DQ, SUMS, W, B, BIAS, TWIST, L, N, C, c0, scal
     dy_at = DY + (b.to(tl.int64) * C + row) * L + n
     wr, wi = load_twist(TWIST, n, L, ok)
     bias = tl.load(BIAS + row).to(tl.float32)
-    x0 = taps(P, base, n, W, B, row, ok, K)
-    x1 = taps(P, base + CL, n, W, B, C + row, ok, K)
-    v = taps(P, base + 2 * CL, n, W, B, 2 * C + row, ok, K)
+    x0 = taps(P, base, n, L, W, B, row, K)
+    x1 = taps(P, base + CL, n, L, W, B, C + row, K)
+    v = taps(P, base + 2 * CL, n, L, W, B, 2 * C + row, K)
     dy = tl.load(dy_at, mask=ok, other=0.0).to(tl.float32)
     re, im = load_pairs(ZU + z, block * BLOCK, N, BLOCK)
     conv = (re * wr + im * wi) * scale + bias * (x1 * v)

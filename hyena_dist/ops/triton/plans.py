@@ -1,0 +1,101 @@
+"""How a length is cut into factors, and with which options its kernels are launched."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+Options = dict[str, Any]
+
+WIDE_MEMORY = 227 * 2**10
+"""Shared memory of a program with which the tiles of 128 rows fit."""
+
+MOST_POINTS = {False: 2**22, True: 2**20}
+"""Longest rows of the three kernels, not precise and precise."""
+
+
+@dataclass(frozen=True)
+class SmallPlan:
+    """One kernel for each direction: n1 n2 >= L points, n1 padded to m rows."""
+
+    n1: int
+    m: int
+    n2: int
+    forward: Options = field(default_factory=dict)
+    backward: Options = field(default_factory=dict)
+    filters: Options = field(default_factory=dict)
+
+    @property
+    def shape(self) -> dict[str, int]:
+        return {"M": self.m, "N2": self.n2}
+
+
+@dataclass(frozen=True)
+class LargePlan:
+    """Three kernels: columns of n1 points, padded to m and made in blocks of mb, and rows of r1 r2. Columns go `tile`
+    at a time on the way in, a multiple of r2."""
+
+    n1: int
+    m: int
+    mb: int
+    r1: int
+    r2: int
+    tile: int
+    columns: Options = field(default_factory=dict)
+    rows: Options = field(default_factory=dict)
+    rows_backward: Options = field(default_factory=dict)
+    leave: Options = field(default_factory=lambda: {"BC": 16})
+    leave_backward: Options = field(default_factory=lambda: {"BC": 16})
+    filters: Options = field(default_factory=dict)
+
+    @property
+    def n2(self) -> int:
+        return self.r1 * self.r2
+
+    @property
+    def column_shape(self) -> dict[str, int]:
+        return {"M": self.m, "MB": self.mb, "N2": self.n2}
+
+    @property
+    def row_shape(self) -> dict[str, int]:
+        return {"R1": self.r1, "R2": self.r2}
+
+
+def plan_for(length: int, precise: bool, wide: bool) -> SmallPlan | LargePlan | None:
+    """For rows of `length` tokens; None: too long.
+
+    Args:
+        precise: float32 activations, not half precision.
+        wide: the device has WIDE_MEMORY.
+    """
+    if length <= (8192 if wide else 4096):
+        return _small_plan(length)
+    return _large_plan(length, precise, wide)
+
+
+def _small_plan(length: int) -> SmallPlan:
+    n2 = 32 if length <= 2048 else 64
+    n1 = -(-length // n2)
+    m = _padded(n1)
+    warps = {"num_warps": max(2, m // 16)}
+    return SmallPlan(n1, m, n2, forward=warps | {"num_stages": 1}, backward=warps, filters=warps)
+
+
+def _large_plan(length: int, precise: bool, wide: bool) -> LargePlan | None:
+    """With the smallest rows that keep the columns within 128 points, if any do."""
+    shapes = [(64, 32), (64, 64)] if precise else [(64, 64)]
+    if wide:
+        shapes += [(128, 64)] if precise else [(128, 64), (128, 128)]
+    most = 128 if wide else 64
+    r1, r2 = next((shape for shape in shapes if length <= most * shape[0] * shape[1]), shapes[-1])
+    n1 = -(-length // (r1 * r2))
+    m = _padded(n1)
+    if length > MOST_POINTS[precise] or (m > most and not wide):
+        return None
+    mb = min(m, 128)
+    wide_columns, rows = {"num_warps": max(2, mb // 16), "num_stages": 1}, {"num_warps": r1 // 16, "num_stages": 1}
+    return LargePlan(n1, m, mb, r1, r2, max(64, r2), columns=wide_columns, rows=rows, rows_backward=rows,
+                     leave={"BC": 64, **wide_columns}, leave_backward={"BC": 32, **wide_columns}, filters=wide_columns)
+
+
+def _padded(n: int) -> int:
+    """The next power of two, at least 16: rows of a table on the tensor cores."""
+    return max(16, 1 << (n - 1).bit_length())

@@ -1,0 +1,156 @@
+"""Long rows, middle step: the rows of A [B, c, 2, N1, N2] (`columns`), each as a tile [R1, R2] with N2 = R1 R2.
+
+H [c, 2, N1, N2] is the filters' spectrum, each row divided by HS [c, N1]. Grids (N1, c, splits); a program goes through
+the batch's rows split, split + splits, ... ZERO is 0, as in `small`.
+"""
+
+import triton
+import triton.language as tl
+
+from hyena_dist.ops.triton.pieces import (
+    add_correlation,
+    left,
+    left_adjoint,
+    load_table,
+    multiply,
+    multiply_conjugate,
+    narrow,
+    right,
+    right_conjugate,
+    scaled_pair,
+    spectrum_scale,
+)
+
+
+@triton.jit
+def load_row(A, COLUMN_SCALES, a_row, k, at, N1, R1: tl.constexpr, R2: tl.constexpr, BC: tl.constexpr,
+             ROOM: tl.constexpr, PREC: tl.constexpr):
+    """Row k of one row of A as a tile with its largest part in [ROOM, 2 ROOM), and its scale."""
+    N2: tl.constexpr = R1 * R2
+    a = A + a_row * (2 * N1 * N2) + k * N2 + at
+    ar, ai = tl.load(a).to(tl.float32), tl.load(a + N1 * N2).to(tl.float32)
+    if PREC == "half":
+        f = tl.load(COLUMN_SCALES + a_row * (N2 // BC) + tl.arange(0, R1)[:, None] // (BC // R2))
+        ar *= f
+        ai *= f
+    ar, ai, s = scaled_pair(ar, ai, ROOM)
+    return narrow(ar, PREC), narrow(ai, PREC), s
+
+
+@triton.jit
+def store_row(A, ROW_SCALES, yr, yi, s, a_row, k, at, N1, N2: tl.constexpr, PREC: tl.constexpr):
+    if PREC == "half":
+        yr, yi, t = scaled_pair(yr, yi, 64.0)
+        tl.store(ROW_SCALES + a_row * N1 + k, s * t)
+    else:
+        yr *= s
+        yi *= s
+    a = A + a_row * (2 * N1 * N2) + k * N2 + at
+    tl.store(a, yr.to(A.dtype.element_ty))
+    tl.store(a + N1 * N2, yi.to(A.dtype.element_ty))
+
+
+@triton.jit
+def row_forward(ar, ai, F1, F2, TW, at, PLANE: tl.constexpr, PREC: tl.constexpr):
+    zr, zi = left(ar, ai, F1, PREC)
+    br, bi = multiply(zr, zi, tl.load(TW + at), tl.load(TW + PLANE + at))
+    return right(br, bi, F2, PREC)
+
+
+@triton.jit
+def row_inverse(pr, pi, F1, F2, TW, at, PLANE: tl.constexpr, PREC: tl.constexpr):
+    br, bi = right_conjugate(pr, pi, F2, PREC)
+    ar, ai = multiply_conjugate(br, bi, tl.load(TW + at), tl.load(TW + PLANE + at))
+    return left_adjoint(ar, ai, F1, PREC)
+
+
+@triton.jit(do_not_specialize=["batch", "N1"])
+def forward(A, COLUMN_SCALES, ROW_SCALES, H, HS, T1, T2, TW, batch, N1, ZERO, R1: tl.constexpr, R2: tl.constexpr,
+            BC: tl.constexpr, ROOM: tl.constexpr, PREC: tl.constexpr):
+    """A <- inverse(H forward(A)), row by row."""
+    PLANE: tl.constexpr = R1 * R2
+    k, c, here = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
+    F1 = load_table(T1, R1, PREC)
+    F2 = load_table(T2, R2, PREC)
+    at = tl.arange(0, R1)[:, None] * R2 + tl.arange(0, R2)[None, :]
+    hs = tl.load(HS + c * N1 + k)
+    h_real = H + c.to(tl.int64) * (2 * N1 * PLANE) + k * PLANE
+    h_imaginary = h_real + N1 * PLANE
+    for i in range(tl.program_id(2), batch, tl.num_programs(2)):
+        b = c * 0 + i  # in the interpreter the loop's variable is an int of Python
+        a_row = b.to(tl.int64) * here + c
+        again = at + (b + 1) * ZERO
+        ar, ai, s = load_row(A, COLUMN_SCALES, a_row, k, at, N1, R1, R2, BC, ROOM, PREC)
+        zr, zi = row_forward(ar, ai, F1, F2, TW, at, PLANE, PREC)
+        pr, pi = multiply(zr, zi, tl.load(h_real + again), tl.load(h_imaginary + again))
+        yr, yi = row_inverse(pr, pi, F1, F2, TW, again, PLANE, PREC)
+        tl.debug_barrier()  # the row was read before its result takes its place
+        store_row(A, ROW_SCALES, yr, yi, s * hs, a_row, k, again, N1, PLANE, PREC)
+
+
+@triton.jit(do_not_specialize=["batch", "N1"])
+def backward(A, G, COLUMN_SCALES, G_COLUMN_SCALES, ROW_SCALES, G_ROW_SCALES, U, DH, H, HS, T1, T2, TW, batch, N1, ZERO,
+             R1: tl.constexpr, R2: tl.constexpr, BC: tl.constexpr, ROOM: tl.constexpr, PREC: tl.constexpr):
+    """A <- inverse(H U) with U = forward(A); DH [c, 2, N1, N2] <- the sum over the batch of conj(U) forward(G);
+    G <- inverse(conj(H) forward(G)). U [c, 2, N1, N2] is a place for one row's spectrum. Grid (N1, c)."""
+    PLANE: tl.constexpr = R1 * R2
+    k, c, here = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
+    F1 = load_table(T1, R1, PREC)
+    F2 = load_table(T2, R2, PREC)
+    at = tl.arange(0, R1)[:, None] * R2 + tl.arange(0, R2)[None, :]
+    hs = tl.load(HS + c * N1 + k)
+    offset = c.to(tl.int64) * (2 * N1 * PLANE) + k * PLANE
+    plane = N1 * PLANE
+    for i in range(batch):
+        b = c * 0 + i
+        a_row = b.to(tl.int64) * here + c
+        m = at + b * ZERO
+        ar, ai, s = load_row(A, COLUMN_SCALES, a_row, k, m, N1, R1, R2, BC, ROOM, PREC)
+        ur, ui = row_forward(ar, ai, F1, F2, TW, m, PLANE, PREC)
+        tl.store(U + offset + m, ur)
+        tl.store(U + offset + plane + m, ui)
+        tl.debug_barrier()  # read below by other threads, and the row was read before its result takes its place
+        pr, pi = multiply(ur, ui, tl.load(H + offset + m), tl.load(H + offset + plane + m))
+        m = at + (b + 1) * ZERO
+        yr, yi = row_inverse(pr, pi, F1, F2, TW, m, PLANE, PREC)
+        store_row(A, ROW_SCALES, yr, yi, s * hs, a_row, k, m, N1, PLANE, PREC)
+        m = at + (b + 2) * ZERO
+        ar, ai, t = load_row(G, G_COLUMN_SCALES, a_row, k, m, N1, R1, R2, BC, ROOM, PREC)
+        gr, gi = row_forward(ar, ai, F1, F2, TW, m, PLANE, PREC)
+        add_correlation(DH + offset, U + offset, plane, m, b == 0, gr, gi, s * t)
+        pr, pi = multiply_conjugate(gr, gi, tl.load(H + offset + m), tl.load(H + offset + plane + m))
+        m = at + (b + 3) * ZERO
+        yr, yi = row_inverse(pr, pi, F1, F2, TW, m, PLANE, PREC)
+        tl.debug_barrier()  # the next row's loads of U and DH are by other threads than these
+        store_row(G, G_ROW_SCALES, yr, yi, t * hs, a_row, k, m, N1, PLANE, PREC)
+
+
+@triton.jit(do_not_specialize=["N1"])
+def spectrum(A, H, HS, T1, T2, TW, N1, scale, R1: tl.constexpr, R2: tl.constexpr):
+    """H, HS <- of the filters' columns A [c, 2, N1, N2] float32; `scale` goes into HS. Grid (N1, c)."""
+    PLANE: tl.constexpr = R1 * R2
+    k, c = tl.program_id(0), tl.program_id(1)
+    F1 = load_table(T1, R1, "split")
+    F2 = load_table(T2, R2, "split")
+    at = tl.arange(0, R1)[:, None] * R2 + tl.arange(0, R2)[None, :]
+    ar, ai, s = load_row(A, A, c.to(tl.int64), k, at, N1, R1, R2, R2, 64.0, "split")
+    zr, zi = row_forward(ar, ai, F1, F2, TW, at, PLANE, "split")
+    inverse, t = spectrum_scale(zr, zi, R2)
+    tl.store(HS + c * N1 + k, s * t * scale)
+    h = H + c.to(tl.int64) * (2 * N1 * PLANE) + k * PLANE + at
+    tl.store(h, (zr * inverse).to(H.dtype.element_ty))
+    tl.store(h + N1 * PLANE, (zi * inverse).to(H.dtype.element_ty))
+
+
+@triton.jit(do_not_specialize=["N1"])
+def inverse(A, T1, T2, TW, N1, R1: tl.constexpr, R2: tl.constexpr):
+    """A [c, 2, N1, N2] float32 <- inverse(A), row by row. Grid (N1, c)."""
+    PLANE: tl.constexpr = R1 * R2
+    k, c = tl.program_id(0), tl.program_id(1)
+    F1 = load_table(T1, R1, "split")
+    F2 = load_table(T2, R2, "split")
+    at = tl.arange(0, R1)[:, None] * R2 + tl.arange(0, R2)[None, :]
+    ar, ai, s = load_row(A, A, c.to(tl.int64), k, at, N1, R1, R2, R2, 64.0, "split")
+    yr, yi = row_inverse(ar, ai, F1, F2, TW, at, PLANE, "split")
+    tl.debug_barrier()  # the row was read before its result takes its place
+    store_row(A, A, yr, yi, s, c.to(tl.int64), k, at, N1, PLANE, "split")
