@@ -15,7 +15,8 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     why = ""
     if report.outcome == "failed":
         crash = getattr(report.longrepr, "reprcrash", None)
-        why = " ".join(str(crash.message if crash else report.longrepr).split())[:300]
+        why = " ".join(str(crash.message if crash else report.longrepr).split())
+        why = why if len(why) < 500 else f"{why[:150]} ... {why[-340:]}"  # a rank's traceback says last what it was
     elif report.outcome == "skipped" and isinstance(report.longrepr, tuple):
         why = report.longrepr[2].removeprefix("Skipped: ")
     row = {"test": report.nodeid, "outcome": report.outcome, "seconds": round(report.duration, 2), "why": why,

@@ -28,7 +28,7 @@ LOG_INTERVAL_SECONDS = 15
 """Without a terminal the progress bar is a line in the log, this often."""
 
 
-_KINDS: dict[Any, tuple[type, ...]] = {int: (int,), str: (str,), float: (int, float),
+_KINDS: dict[Any, tuple[type, ...]] = {int: (int,), int | None: (int, NoneType), str: (str,), float: (int, float),
                                        float | None: (int, float, NoneType)}
 """What JSON has for the types of a row's fields."""
 
