@@ -1,5 +1,7 @@
 """A small step through every engine: time, peak memory, where the host waits, and whether its state goes out and in."""
 
+from functools import partial
+
 import torch
 
 from benchmarks.gpu.measure import forget_peak, peak_bytes, waits
@@ -26,7 +28,7 @@ def run(task: Task) -> None:
         if task.left() < LEAST_SECONDS:
             task.note(f"{label}: no time left")
             return
-        task.attempt(label, lambda section=section, label=label: _one(task, section, label, device, groups))
+        task.attempt(label, partial(_one, task, section, label, device, groups))
         forget_peak()
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.task import device, median_seconds
-from hyena_dist.config.schema import Config, ModelSection, TrainSection
+from hyena_dist.config.schema import Config, ModelSection, OpsSection, TrainSection
 from hyena_dist.model.loss import token_loss
 from hyena_dist.model.model import HyenaModel, build_model
 from hyena_dist.ops.dropout import DropoutKey
@@ -37,10 +37,13 @@ class Size:
     precision: str = "bf16"
     pattern: str = "H"
     heads: int = 4
+    backend: str = "auto"
 
     def __str__(self) -> str:
-        return (f"{self.layers}x{self.width}{'' if self.pattern == 'H' else ' ' + self.pattern} at {self.length:,} x "
-                f"{self.batch}, {self.precision}, {self.checkpointing}")
+        pattern, backend = ("" if self.pattern == "H" else f" {self.pattern}",
+                            "" if self.backend == "auto" else f", {self.backend}")
+        return (f"{self.layers}x{self.width}{pattern} at {self.length:,} x {self.batch}, {self.precision}, "
+                f"{self.checkpointing}{backend}")
 
     def section(self) -> ModelSection:
         return ModelSection(num_layers=self.layers, hidden_size=self.width, max_seq_len=self.length, embed_dropout=0.0,
@@ -75,7 +78,7 @@ def training_step(size: Size) -> tuple[Step, list[torch.Tensor], HyenaModel]:
     """(a whole step on random bases: forward, loss, backward, clipping, AdamW; the losses of its calls; the model)"""
     where = device()
     train = TrainSection(precision=size.precision, activation_checkpointing=size.checkpointing)
-    config = Config(model=size.section(), train=train)
+    config = Config(model=size.section(), train=train, ops=OpsSection(backend=size.backend))
     model = build_model(config, Groups.single()).to(where).train()
     optimizer = build_optimizer(model, model.placement(), config.optim)
     ids = torch.randint(7, 11, (size.batch, size.length + 1), device=where)
@@ -150,7 +153,7 @@ def counted_waits() -> Iterator[collections.Counter[str]]:
 
     with warnings.catch_warnings(), ExitStack() as stack:
         warnings.simplefilter("always")
-        warnings.showwarning = note
+        warnings.showwarning = note  # type: ignore[assignment]
         if device().type == "cuda":
             torch.cuda.set_sync_debug_mode("warn")
             stack.callback(torch.cuda.set_sync_debug_mode, "default")

@@ -17,7 +17,7 @@ class Part:
 
     name: str
     seconds: int
-    """At most."""
+    """At most; beside others as long as the longest of them."""
     asks: str
     alone: bool = True
     """Whether it times the device: then nothing runs beside it."""

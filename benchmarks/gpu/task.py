@@ -80,7 +80,7 @@ def read(work: Path) -> list[dict[str, Any]]:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Of a file of JSON lines, the whole ones."""
-    found = []
+    found: list[dict[str, Any]] = []
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
             found.append(json.loads(line))

@@ -11,7 +11,7 @@ from benchmarks.gpu.task import Task, read
 ROOT = Path(__file__).parents[2]
 TINY = ("tests/gpu/test_equal.py", "not gpu and not slow")
 """The file and the tests of it that a CPU runs."""
-CORES_OF_ONE = 3
+CORES_OF_ONE = 2
 
 
 def run(task: Task) -> None:
