@@ -98,7 +98,8 @@ def device() -> Any:
 def median_seconds(work: Callable[[], object], *, rounds: int = 5, warm: int = 2, at_most: float = 5.0) -> float:
     """Of a call, by CUDA events on a GPU, after `warm` calls; measuring ends after `at_most` seconds."""
     from benchmarks.timing import timed
-    where, found = device(), []
+    where = device()
+    found: list[float] = []
     for _ in range(warm):
         work()
     started = time.monotonic()
