@@ -29,7 +29,7 @@ LOG_INTERVAL_SECONDS = 15
 
 
 _KINDS: dict[Any, tuple[type, ...]] = {int: (int,), str: (str,), float: (int, float),
-                                       float | None: (int, float, NoneType)}
+                                       float | None: (int, float, NoneType), int | None: (int, NoneType)}
 """What JSON has for the types of a row's fields."""
 
 
