@@ -8,6 +8,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -119,7 +120,8 @@ class Check:
                         stopping[part] = now
                         process.terminate()
                     elif part in stopping and now - stopping[part] > GRACE:
-                        os.killpg(process.pid, signal.SIGKILL)
+                        with suppress(ProcessLookupError):
+                            os.killpg(process.pid, signal.SIGKILL)
                         process.wait()
                     continue
                 del running[part]

@@ -2,12 +2,14 @@
 
 import collections
 import gc
+import importlib.util
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -163,10 +165,17 @@ def counted_waits() -> Iterator[collections.Counter[str]]:
 def place() -> str:
     """The innermost function under way that is ours or DeepSpeed's: `train/trainer.py:_settle`."""
     for frame in reversed(traceback.extract_stack()):
-        for root in ("/hyena_dist/", "/deepspeed/"):
-            if root in frame.filename:
-                return f"{frame.filename.rpartition(root)[2]}:{frame.name}"
+        for root in _packages():
+            if frame.filename.startswith(f"{root}/"):
+                return f"{frame.filename.removeprefix(f'{root}/')}:{frame.name}"
     return "elsewhere"
+
+
+@cache
+def _packages() -> list[str]:
+    """Their directories."""
+    specs = filter(None, map(importlib.util.find_spec, ("hyena_dist", "deepspeed")))
+    return [directory for spec in specs for directory in spec.submodule_search_locations or ()]
 
 
 @dataclass(frozen=True)

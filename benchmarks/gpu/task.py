@@ -65,10 +65,12 @@ class Task:
 
     def command(self, command: Sequence[str | Path], log: Path, **environment: str) -> int:
         """Run a command until the deadline, with what it says in a file. Returns its status; 124: no time was left."""
+        if self.left() <= 0:
+            return 124
         with log.open("ab") as file:
             try:
                 return subprocess.run([*map(str, command)], stdout=file, stderr=subprocess.STDOUT, check=False,
-                                      timeout=max(1.0, self.left()), env=os.environ | environment).returncode
+                                      timeout=max(0.0, self.left()), env=os.environ | environment).returncode
             except subprocess.TimeoutExpired:
                 return 124
 
@@ -137,6 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _time_is_up(*_: object) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _end_descendants()  # threads wait for them
     raise TimeUp
 
 
