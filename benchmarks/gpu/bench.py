@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from benchmarks.gpu.task import Task, device
@@ -37,7 +38,7 @@ def run(task: Task) -> None:
             if task.left() < LEAST_SECONDS:
                 task.note(f"{label}: no time left")
                 return
-            task.attempt(label, lambda c=comparison, i=index, label=label: _one(task, c, c.lengths[i], label))
+            task.attempt(label, partial(_one, task, comparison, comparison.lengths[index], label))
 
 
 def _one(task: Task, comparison: Comparison, length: int, label: str) -> None:

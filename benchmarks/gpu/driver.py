@@ -8,6 +8,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -107,24 +108,25 @@ class Check:
         print(self._head[0], flush=True)
 
     def _stage(self, stage: Sequence[Part], factor: float) -> None:
-        """Run the parts of a stage beside each other, each to its end or to that of its seconds."""
-        started = time.monotonic()
-        running = {part: self._start(part, factor * part.seconds) for part in stage}
+        """Run the parts of a stage beside each other, each to its end or to that of the stage's seconds."""
+        started, budget = time.monotonic(), factor * seconds(stage)
+        running = {part: self._start(part, budget) for part in stage}
         stopping: dict[Part, float] = {}
         while running:
             for part, process in list(running.items()):
                 now = time.monotonic()
                 if process.poll() is None:
-                    if part not in stopping and now - started > factor * part.seconds:
+                    if part not in stopping and now - started > budget:
                         stopping[part] = now
                         process.terminate()
                     elif part in stopping and now - stopping[part] > GRACE:
-                        os.killpg(process.pid, signal.SIGKILL)
+                        with suppress(ProcessLookupError):
+                            os.killpg(process.pid, signal.SIGKILL)
                         process.wait()
                     continue
                 del running[part]
                 status = "out of time" if part in stopping else "failed" if process.returncode else "ok"
-                self._add(Outcome(part, status, now - started, factor * part.seconds, read(self.work / part.name)))
+                self._add(Outcome(part, status, now - started, budget, read(self.work / part.name)))
             time.sleep(0.1)
 
     def _start(self, part: Part, budget: float) -> subprocess.Popen[bytes]:

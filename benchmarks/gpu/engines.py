@@ -1,5 +1,7 @@
 """A small step through every engine: time, peak memory, where the host waits, and whether its state goes out and in."""
 
+from functools import partial
+
 import torch
 
 from benchmarks.gpu.measure import forget_peak, peak_bytes, waits
@@ -9,6 +11,7 @@ from hyena_dist.engine.launch import init_distributed
 from hyena_dist.model.loss import token_loss
 from hyena_dist.model.model import build_model
 from hyena_dist.parallel.groups import Groups, init_groups
+from hyena_dist.scaling.memory import training_memory
 from hyena_dist.train.build_engine import build_engine
 
 ENGINES = (*(EngineSection(zero_stage=stage) for stage in (1, 0, 2, 3)), EngineSection(name="fsdp"),
@@ -26,7 +29,7 @@ def run(task: Task) -> None:
         if task.left() < LEAST_SECONDS:
             task.note(f"{label}: no time left")
             return
-        task.attempt(label, lambda section=section, label=label: _one(task, section, label, device, groups))
+        task.attempt(label, partial(_one, task, section, label, device, groups))
         forget_peak()
 
 
@@ -50,11 +53,13 @@ def _one(task: Task, section: EngineSection, label: str, device: torch.device, g
 
     seconds = median_seconds(step, rounds=10, warm=3, at_most=2.0)
     peak, waiting = peak_bytes()[0], waits(step)
+    formula = training_memory(config.model, length, batch, precision="bf16", engine=section, device=device.type).total
     state = engine.export_parameter(WEIGHT)
     engine.import_parameter(WEIGHT, {key: value.cpu() for key, value in state.items()})
     again = engine.export_parameter(WEIGHT)
     same = all(torch.equal(state[key], again[key]) for key in state)
     first, last = float(norms[0]), float(norms[-1])
-    task.note(f"{label}: {seconds * 1e3:.1f} ms a step of 2 micro-batches, peak {peak / 2**30:.3f} GiB, norm "
+    share = f" = {peak / formula:.2f} of the formula" if section.offload == "none" else ""
+    task.note(f"{label}: {seconds * 1e3:.1f} ms a step of 2 micro-batches, peak {peak / 2**20:.0f} MiB{share}, norm "
               f"{first:.3f} to {last:.3f}, state out and in the same: {same}, waits {waiting or 'none'}",
-              ok=same and last == last, engine=label, seconds=seconds, peak=peak, waits=waiting)
+              ok=same and last == last, engine=label, seconds=seconds, peak=peak, formula=formula, waits=waiting)

@@ -2,18 +2,20 @@
 
 import collections
 import gc
+import importlib.util
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 import torch
 
 from benchmarks.gpu.task import device, median_seconds
-from hyena_dist.config.schema import Config, ModelSection, TrainSection
+from hyena_dist.config.schema import Config, ModelSection, OpsSection, TrainSection
 from hyena_dist.model.loss import token_loss
 from hyena_dist.model.model import HyenaModel, build_model
 from hyena_dist.ops.dropout import DropoutKey
@@ -37,10 +39,13 @@ class Size:
     precision: str = "bf16"
     pattern: str = "H"
     heads: int = 4
+    backend: str = "auto"
 
     def __str__(self) -> str:
-        return (f"{self.layers}x{self.width}{'' if self.pattern == 'H' else ' ' + self.pattern} at {self.length:,} x "
-                f"{self.batch}, {self.precision}, {self.checkpointing}")
+        pattern, backend = ("" if self.pattern == "H" else f" {self.pattern}",
+                            "" if self.backend == "auto" else f", {self.backend}")
+        return (f"{self.layers}x{self.width}{pattern} at {self.length:,} x {self.batch}, {self.precision}, "
+                f"{self.checkpointing}{backend}")
 
     def section(self) -> ModelSection:
         return ModelSection(num_layers=self.layers, hidden_size=self.width, max_seq_len=self.length, embed_dropout=0.0,
@@ -75,7 +80,7 @@ def training_step(size: Size) -> tuple[Step, list[torch.Tensor], HyenaModel]:
     """(a whole step on random bases: forward, loss, backward, clipping, AdamW; the losses of its calls; the model)"""
     where = device()
     train = TrainSection(precision=size.precision, activation_checkpointing=size.checkpointing)
-    config = Config(model=size.section(), train=train)
+    config = Config(model=size.section(), train=train, ops=OpsSection(backend=size.backend))
     model = build_model(config, Groups.single()).to(where).train()
     optimizer = build_optimizer(model, model.placement(), config.optim)
     ids = torch.randint(7, 11, (size.batch, size.length + 1), device=where)
@@ -150,7 +155,7 @@ def counted_waits() -> Iterator[collections.Counter[str]]:
 
     with warnings.catch_warnings(), ExitStack() as stack:
         warnings.simplefilter("always")
-        warnings.showwarning = note
+        warnings.showwarning = note  # type: ignore[assignment]
         if device().type == "cuda":
             torch.cuda.set_sync_debug_mode("warn")
             stack.callback(torch.cuda.set_sync_debug_mode, "default")
@@ -160,10 +165,17 @@ def counted_waits() -> Iterator[collections.Counter[str]]:
 def place() -> str:
     """The innermost function under way that is ours or DeepSpeed's: `train/trainer.py:_settle`."""
     for frame in reversed(traceback.extract_stack()):
-        for root in ("/hyena_dist/", "/deepspeed/"):
-            if root in frame.filename:
-                return f"{frame.filename.rpartition(root)[2]}:{frame.name}"
+        for root in _packages():
+            if frame.filename.startswith(f"{root}/"):
+                return f"{frame.filename.removeprefix(f'{root}/')}:{frame.name}"
     return "elsewhere"
+
+
+@cache
+def _packages() -> list[str]:
+    """Their directories."""
+    specs = filter(None, map(importlib.util.find_spec, ("hyena_dist", "deepspeed")))
+    return [directory for spec in specs for directory in spec.submodule_search_locations or ()]
 
 
 @dataclass(frozen=True)

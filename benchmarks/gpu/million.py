@@ -1,12 +1,14 @@
-"""8x256 at 1,048,576 tokens in bf16, by what is computed again in the backward pass."""
+"""8x256 at 1,048,576 tokens in bf16, by backend and by what is computed again in the backward pass."""
+
+from functools import partial
 
 import torch
 
 from benchmarks.gpu.measure import Size, cost, forget_peak, kernels, waits
 from benchmarks.gpu.task import Task
 
-SIZES = (Size(8, 256, 1 << 20), Size(8, 256, 1 << 20, checkpointing="selective"),
-         Size(8, 256, 1 << 20, checkpointing="full"))
+SIZES = (Size(8, 256, 1 << 20), Size(8, 256, 1 << 20, backend="triton"),
+         Size(8, 256, 1 << 20, checkpointing="selective"), Size(8, 256, 1 << 20, checkpointing="full"))
 TINY = (Size(2, 16, 512), Size(2, 16, 512, checkpointing="full"))
 SHOWN_KERNELS = 8
 LEAST_SECONDS = 12.0
@@ -18,7 +20,7 @@ def run(task: Task) -> None:
         if task.left() < LEAST_SECONDS and number:
             task.note(f"{size}: no time left")
             continue
-        task.attempt(str(size), lambda size=size, number=number: one(task, size, profile=not number))
+        task.attempt(str(size), partial(one, task, size, profile=not number))
         forget_peak()
 
 

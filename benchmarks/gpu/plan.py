@@ -17,7 +17,7 @@ class Part:
 
     name: str
     seconds: int
-    """At most."""
+    """At most; beside others as long as the longest of them."""
     asks: str
     alone: bool = True
     """Whether it times the device: then nothing runs beside it."""
@@ -28,11 +28,11 @@ class Part:
 
 PARTS = (
     Part("facts", 40, "ceilings of copy and product, cost of a launch, imports, one NCCL rank"),
-    Part("tests", 176, "tests marked gpu: CUDA against the CPU, engines, NCCL ranks, memory, waits", alone=False),
+    Part("tests", 166, "tests marked gpu: CUDA against the CPU, engines, NCCL ranks, memory, waits", alone=False),
     Part("runs", 75, "20 steps of the quickstart by engine and precision, a crossing", alone=False, lines=10),
     Part("nccl", 45, "pretraining on two NCCL ranks that share one GPU, and on one rank per GPU", alone=False),
     Part("million", 65, "8x256 at 1,048,576 tokens in bf16: time, memory by formula, waits, kernels", lines=14),
-    Part("transformer", 36, "a step of the same-sized Transformer over ours by length, its fit to 1,048,576"),
+    Part("transformer", 46, "a step of the same-sized Transformer over ours by length, its fit to 1,048,576"),
     Part("bench", 70, "training step, mixer and long convolution against plain code, by length", lines=14),
     Part("engines", 25, "a small step through every engine: time, peak memory, where the host waits"),
     Part("sizes", 60, "steps of other sizes: time, launches, share of the time in which the GPU works", lines=24,

@@ -90,6 +90,8 @@ def pretrain(task: Task, name: str, shards: Path, keys: Sequence[str],
     """Train in `work/name` on as many ranks as there are environments, until the deadline."""
     directory = task.work / name
     directory.mkdir(exist_ok=True)
+    if task.left() <= 0:
+        return Run(name, directory, 124)
     command = [sys.executable, str(ROOT / "launchers" / "pretrain.py"), "--config",
                str(ROOT / "configs" / "quickstart.yaml"), f"data.shards={shards}", f"train.run_dir={directory}",
                *COMMON, *(TINY if task.tiny else ()), *keys]
@@ -104,7 +106,7 @@ def pretrain(task: Task, name: str, shards: Path, keys: Sequence[str],
     status = 0
     for process in processes:
         try:
-            status = process.wait(max(1.0, task.left())) or status
+            status = process.wait(max(0.0, task.left())) or status
         except subprocess.TimeoutExpired:
             process.kill()
             status = 124

@@ -1,5 +1,7 @@
 """Steps of other sizes: small ones are bound by launches, long ones by memory."""
 
+from functools import partial
+
 from benchmarks.gpu.measure import Size, forget_peak
 from benchmarks.gpu.million import one
 from benchmarks.gpu.task import Task
@@ -11,5 +13,5 @@ TINY = (Size(1, 16, 128, 2),)
 
 def run(task: Task) -> None:
     for size in TINY if task.tiny else SIZES:
-        task.attempt(str(size), lambda size=size: one(task, size, profile=True))
+        task.attempt(str(size), partial(one, task, size, profile=True))
         forget_peak()

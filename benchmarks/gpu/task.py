@@ -65,10 +65,12 @@ class Task:
 
     def command(self, command: Sequence[str | Path], log: Path, **environment: str) -> int:
         """Run a command until the deadline, with what it says in a file. Returns its status; 124: no time was left."""
+        if self.left() <= 0:
+            return 124
         with log.open("ab") as file:
             try:
                 return subprocess.run([*map(str, command)], stdout=file, stderr=subprocess.STDOUT, check=False,
-                                      timeout=max(1.0, self.left()), env=os.environ | environment).returncode
+                                      timeout=max(0.0, self.left()), env=os.environ | environment).returncode
             except subprocess.TimeoutExpired:
                 return 124
 
@@ -80,7 +82,7 @@ def read(work: Path) -> list[dict[str, Any]]:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Of a file of JSON lines, the whole ones."""
-    found = []
+    found: list[dict[str, Any]] = []
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
             found.append(json.loads(line))
@@ -98,7 +100,8 @@ def device() -> Any:
 def median_seconds(work: Callable[[], object], *, rounds: int = 5, warm: int = 2, at_most: float = 5.0) -> float:
     """Of a call, by CUDA events on a GPU, after `warm` calls; measuring ends after `at_most` seconds."""
     from benchmarks.timing import timed
-    where, found = device(), []
+    where = device()
+    found: list[float] = []
     for _ in range(warm):
         work()
     started = time.monotonic()
@@ -136,6 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _time_is_up(*_: object) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _end_descendants()  # threads wait for them
     raise TimeUp
 
 

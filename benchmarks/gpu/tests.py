@@ -11,7 +11,7 @@ from benchmarks.gpu.task import Task, read
 ROOT = Path(__file__).parents[2]
 TINY = ("tests/gpu/test_equal.py", "not gpu and not slow")
 """The file and the tests of it that a CPU runs."""
-CORES_OF_ONE = 3
+CORES_OF_ONE = 2
 
 
 def run(task: Task) -> None:
@@ -22,10 +22,11 @@ def run(task: Task) -> None:
 
 
 def _files() -> list[str]:
-    """Those that hold a test marked gpu, with tests/gpu first."""
-    marked = [str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*.py")
-              if re.search(r"mark\.gpu\b|\bDEVICES\b", path.read_text())]
-    return sorted(marked, key=lambda name: (not name.startswith("tests/gpu/"), name))
+    """Those of tests/gpu, and then the others that hold a test marked gpu."""
+    first = sorted((ROOT / "tests" / "gpu").glob("test_*.py"))
+    others = [path for path in sorted((ROOT / "tests").rglob("test_*.py"))
+              if path not in first and re.search(r"mark\.gpu\b", path.read_text())]
+    return [str(path.relative_to(ROOT)) for path in (*first, *others)]
 
 
 def _one(task: Task, file: str) -> None:

@@ -18,7 +18,7 @@ def run(task: Task) -> None:
             break
         for pattern, of in times.items():
             size = Size(layers, width, length, pattern=pattern)
-            found, step = cost(size, rounds=3, at_most=4.0)
+            found, step = cost(size, rounds=3, at_most=3.0)
             of[length] = found.seconds
             if pattern == "A" and len(of) == 1:
                 names = [name for name, *_ in kernels(step).by_name]

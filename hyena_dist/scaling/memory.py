@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from hyena_dist.config.schema import ModelSection
+from hyena_dist.config.schema import EngineSection, ModelSection
 from hyena_dist.ops.chunking import chunk_elements, transform_elements
 from hyena_dist.ops.implicit_filter import KEPT_LAGS
 from hyena_dist.scaling.flops import layer_kinds
@@ -19,6 +19,10 @@ from hyena_dist.scaling.flops import layer_kinds
 FP32 = 4
 STATE_BYTES = 16
 """Of a parameter: weight, gradient and AdamW's two moments in float32, which is what every train.precision keeps."""
+
+ENGINE_BYTES = {"fsdp": 9.0, "zero0": 4.0, "zero1": 16.5, "zero2": 20.0, "zero3": 16.0}
+"""Of a parameter, on one rank, what an engine holds beside that where it holds most: of DeepSpeed its flat copies of
+weights and gradients and a bucket of all gradients, of FSDP2 gathered weights, of each the squares of a norm."""
 
 HYENA_CHUNK, FILTER_CHUNK, MLP_CHUNK = 14, 5, 6
 """Float32 tensors of one chunk that live at a time in the backward pass of a mixer, more of them for each of its
@@ -30,7 +34,7 @@ class TrainingMemory:
     """Bytes on one device that holds the whole model. A CUDA context and the allocator's gaps come on top of them."""
 
     states: float
-    """Parameters, their gradients and the optimizer's moments."""
+    """Parameters, their gradients and the optimizer's moments, and what the engine holds of each."""
     saved: float
     """What the forward pass keeps for the backward pass."""
     working: float
@@ -72,9 +76,10 @@ def parameters(section: ModelSection) -> int:
 
 
 def training_memory(section: ModelSection, seq_len: int, micro_batch_size: int = 1, *, precision: str = "fp32",
-                    activation_checkpointing: str = "none", device: str = "cuda") -> TrainingMemory:
+                    activation_checkpointing: str = "none", device: str = "cuda",
+                    engine: EngineSection | None = None) -> TrainingMemory:
     """Of a micro-batch on one rank, at a value of train.precision and of train.activation_checkpointing, with the
-    chunks of that kind of device ("cpu" or "cuda")."""
+    chunks of that kind of device ("cpu" or "cuda"), in an engine without offloading; None: in a loop of plain torch."""
     tokens, E = micro_batch_size * seq_len, FP32 if precision == "fp32" else 2
     stream = FP32 * tokens * section.hidden_size
     wide = activation_checkpointing in ("none", "block")
@@ -90,7 +95,8 @@ def training_memory(section: ModelSection, seq_len: int, micro_batch_size: int =
     else:
         saved, working = sum(block.saved for block in blocks), blocks[-1].working
     head = 2 * stream + 2 * E * tokens * section.padded_vocab_size  # the norm's input and logits, and their gradients
-    return TrainingMemory(STATE_BYTES * parameters(section), saved, max(working, head))
+    held = 0.0 if engine is None else ENGINE_BYTES["fsdp" if engine.name == "fsdp" else f"zero{engine.zero_stage}"]
+    return TrainingMemory((STATE_BYTES + held) * parameters(section), saved, max(working, head))
 
 
 def _hyena(section: ModelSection, seq_len: int, batch: int, E: int, wide: bool,

@@ -109,11 +109,11 @@ class StepTimes:
             dist.all_gather_object(self._hosts, socket.gethostname(), group=axis.group)
 
     def add(self, *, loading: float, forward: float) -> None:
-        """This rank's seconds in one optimizer step. Collective, after every step, and waits for nobody.
+        """This rank's seconds in one optimizer step. Collective, for every step, and waits for nobody.
 
         Args:
             loading: waiting for the batches.
-            forward: computing before the first collective over data ranks.
+            forward: of the device, before the first collective over data ranks.
         """
         if self._axis.size == 1:
             return

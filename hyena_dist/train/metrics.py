@@ -28,8 +28,8 @@ LOG_INTERVAL_SECONDS = 15
 """Without a terminal the progress bar is a line in the log, this often."""
 
 
-_KINDS: dict[Any, tuple[type, ...]] = {int: (int,), int | None: (int, NoneType), str: (str,), float: (int, float),
-                                       float | None: (int, float, NoneType)}
+_KINDS: dict[Any, tuple[type, ...]] = {int: (int,), str: (str,), float: (int, float),
+                                       float | None: (int, float, NoneType), int | None: (int, NoneType)}
 """What JSON has for the types of a row's fields."""
 
 

@@ -31,6 +31,7 @@ from hyena_dist.train.build_engine import build_engine
 from hyena_dist.train.checkpoint import load_checkpoint
 from hyena_dist.train.checkpoint_directory import Checkpoint, amend_metadata, is_whole, step_directory
 from hyena_dist.train.curriculum import Curriculum
+from hyena_dist.train.laps import Laps
 from hyena_dist.train.logs import RankLog, StepTimes, log_context_method
 from hyena_dist.train.lost_steps import LostSteps, RollBack
 from hyena_dist.train.metrics import Metrics, Row, peak_memory_bytes
@@ -61,7 +62,10 @@ class _Pending:
     """Bases that the loss is the mean of, over all ranks."""
     loss: Tensor
     result: StepResult
-    seconds: float
+    loading: float
+    """Seconds in which the host waited for the batches."""
+    laps: Laps
+    """Of the device: the start of the step, of its first forward pass, the end of that, and of the step."""
 
 
 class Trainer:
@@ -191,7 +195,7 @@ class Trainer:
 
     def _train_step(self) -> None:
         """Forward and backward of every micro-batch, then the update; nothing where no rank has a base to score."""
-        started = time.monotonic()
+        started, laps = time.monotonic(), Laps(self.device)
         stage, batches = self.curriculum.take()
         micro_batches = [self._take(batch) for batch in batches]
         loaded = time.monotonic()
@@ -200,17 +204,17 @@ class Trainer:
         count = sum_over_data(count, self.groups)
         # Only a rank whose own windows have nothing waits for the sum: the others know that it is not 0.
         empty = not any(has_scored(batch) for batch in batches) and not int(count)
-        counted = time.monotonic()
-        forward = 0.0
+        laps.mark()
         lr = learning_rate(self.step, optim=self.config.optim, steps=self.config.train.steps)
         if not empty:
             self.engine.module.train()
             self.engine.accumulation_steps = len(micro_batches)
             total = torch.zeros((), device=self.device)
-            for input_ids, targets, windows in micro_batches:
+            for number, (input_ids, targets, windows) in enumerate(micro_batches):
                 key = DropoutKey(self.config.train.seed, self.step, windows)
                 loss, _ = token_loss(self.engine.module(input_ids, key), targets, self.groups.tensor)
-                forward = forward or time.monotonic() - counted
+                if not number:
+                    laps.mark()
                 self.engine.backward(loss * (self.groups.data_context.size / count))
                 total += loss.detach()
             result = self.engine.step(lr)
@@ -218,11 +222,11 @@ class Trainer:
         self.step += 1
         changes = self.curriculum.stage is not stage  # the first step of the next stage takes longer
         self.watchdog.beat(step=True, allow=SAVE_SECONDS if changes else 0.0)
-        self._times.add(loading=loaded - started, forward=forward)
+        laps.mark()
         if empty:  # with gradients of 0 momentum and decay would still move the weights
             logger.warning("step %d: its windows have no base to score (A, C, G, T): nothing was changed", self.step)
         else:
-            self._pending.append(_Pending(self.step, stage, lr, count, loss, result, time.monotonic() - started))
+            self._pending.append(_Pending(self.step, stage, lr, count, loss, result, loaded - started, laps))
 
     def _settle(self, *, keep: int) -> None:
         """Read, check and write down all but the newest `keep` steps. Nothing is saved before its check.
@@ -233,9 +237,11 @@ class Trainer:
         while len(self._pending) > keep:
             pending = self._pending.popleft()
             loss, grad_norm = float(pending.loss), float(pending.result.grad_norm)
+            self._times.add(loading=pending.loading, forward=pending.laps.seconds(1, 2))
             if math.isfinite(loss) and math.isfinite(grad_norm):
                 self._lost.finite()
-                stage, rate = pending.stage, pending.stage.tokens_per_step / pending.seconds
+                stage = pending.stage
+                rate = stage.tokens_per_step / pending.laps.seconds(0, 3)
                 mfu, bandwidth = self._shares(seq_len=stage.seq_len, micro_batch_size=stage.micro_batch_size,
                                               tokens_per_second=rate)
                 self._write_row(pending.step, "train", loss, int(pending.scored), stage.seq_len, lr=pending.lr,

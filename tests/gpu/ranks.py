@@ -7,6 +7,7 @@ from contextlib import closing
 from datetime import timedelta
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -23,7 +24,8 @@ def run_ranks(device: torch.device, fn: Callable[..., Any], ranks: int, *args: A
         environments: of each rank on CUDA; None: all are on the first GPU, as hosts of their own for NCCL.
     """
     if device.type == "cpu":
-        return run_distributed(fn, ranks, device, *args, timeout=timeout)
+        with mock.patch.dict(os.environ, CUDA_VISIBLE_DEVICES=""):  # they are forked: from a process without a GPU
+            return run_distributed(fn, ranks, device, *args, timeout=timeout)
     main = partial(_nccl_rank, environments or shared_gpu(ranks), _free_port())
     return run_distributed(fn, ranks, *args, timeout=timeout, main=main)
 

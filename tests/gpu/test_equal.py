@@ -36,18 +36,21 @@ class Case:
     offload: bool = False
     small_chunks: bool = False
     method: str = "auto"
+    backend: str = "auto"
 
     def __str__(self) -> str:
         return "-".join(str(value) for value in (
             self.precision, self.recompute, f"order{self.order}", self.pattern, *["offload"] * self.offload,
-            *["chunks"] * self.small_chunks, *[self.method] * (self.method != "auto")))
+            *["chunks"] * self.small_chunks, *(name for name in (self.method, self.backend) if name != "auto")))
 
 
 CASES = [*(Case(precision, recompute) for precision in ("fp32", "bf16")
            for recompute in ("none", "selective", "block", "full")),
          Case("fp64"), Case("fp16"), Case(offload=True), Case("bf16", "block", offload=True), Case(order=3),
          Case("bf16", order=3), Case(pattern="HA"), Case("bf16", "full", pattern="HA"), Case(small_chunks=True),
-         Case("bf16", small_chunks=True), Case(method="right_angle"), Case(method="rfft"), Case("bf16", method="rfft")]
+         Case("bf16", small_chunks=True), Case(method="right_angle"), Case(method="rfft"), Case("bf16", method="rfft"),
+         *(Case(precision, recompute, backend="triton") for precision, recompute in (
+             ("fp32", "none"), ("bf16", "none"), ("fp16", "selective"), ("bf16", "full")))]
 ON_CPU = [Case("bf16"), Case("fp16"), Case("bf16", "full", order=3, pattern="HA"), Case(small_chunks=True)]
 """Enough to try the test; what a CPU computes has tests of its own."""
 
@@ -58,7 +61,7 @@ def build(case: Case) -> HyenaModel:
     double = case.precision == "fp64"
     config = hyena_config(section, precision="fp32" if double else case.precision,
                           activation_checkpointing=case.recompute, offload_activations=case.offload,
-                          params_dtype=torch.float64 if double else torch.float32)
+                          params_dtype=torch.float64 if double else torch.float32, backend=case.backend)
     model = HyenaModel(config)
     initialize(model, config, model.placement(), model.tensor, seed=5)
     with torch.no_grad():  # initial biases are 0: nothing would show that one is forgotten

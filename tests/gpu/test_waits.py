@@ -20,6 +20,8 @@ from tests.gpu.ranks import run_ranks
 WARM, COUNTED = 3, 4
 LATE = "train/trainer.py:_settle"
 """Reads the loss and the norm of the step before, which the device has done by then."""
+OF_THE_HOST = {"model/vocabulary.py:refuse_outside", "train/validation.py:has_scored"}
+"""Look at token ids where those are on the host, which is everywhere on a CPU."""
 ENGINES = {"zero0": EngineSection(zero_stage=0), "zero1": EngineSection(zero_stage=1),
            "zero3": EngineSection(zero_stage=3), "fsdp": EngineSection(name="fsdp")}
 OURS = ("config/", "data/", "engine/", "model/", "ops/", "parallel/", "train/")
@@ -80,5 +82,6 @@ def test_a_steady_step_waits_only_for_the_step_before(device: torch.device, shar
         record_property(name, places)
         print(f"{name}: {places}")
         assert places.get(LATE, 0) >= COUNTED, "the control: the one wait that there must be is seen"
-        ours = {where: count for where, count in places.items() if where.startswith(OURS) and where != LATE}
+        allowed = {LATE, *OF_THE_HOST} if device.type == "cpu" else {LATE}
+        ours = {where: count for where, count in places.items() if where.startswith(OURS) and where not in allowed}
         assert not ours, (name, ours)
