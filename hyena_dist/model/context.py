@@ -19,7 +19,7 @@ from hyena_dist.parallel.groups import Axis
 class Filter(Protocol):
     """The filters of a mixer: [N - 1, C, n] at ranges of lags, for some channels or all."""
 
-    def __call__(self, lags: list[slice], channels: Tensor | None = None) -> Tensor: ...
+    def __call__(self, lags: list[slice], channels: slice | None = None) -> Tensor: ...
 
 
 def choose_method(method: str, *, rows: int, context: int) -> str:
@@ -42,14 +42,17 @@ def all_to_all_convs(inputs: Tensor, mixer_filter: Filter, bias: Tensor, axis: A
     returning: list[Exchange] = []
     first_channel = 0
     for piece, exchange in zip(pieces, started, strict=True):
-        owned = _owned_rows(piece.shape[2] * batch, axis).to(inputs.device) // batch  # the channel of each row
-        channel, row = owned.unique_consecutive(return_inverse=True)
-        filters = mixer_filter([slice(0, axis.size * length)], first_channel + channel)
+        owned = _owned_rows(piece.shape[2] * batch, axis)
+        channels = slice(owned.start // batch, (owned.stop - 1) // batch + 1)  # of this piece: theirs are the rows
+        of_all = slice(first_channel + channels.start, first_channel + channels.stop)
+        filters = mixer_filter([slice(0, axis.size * length)], of_all)
         rows, *inner_rows = _tokens_in_order(exchange.wait())
-        by_batch = len(row) == batch * len(channel)
+        row = None
+        if len(owned) < batch * (channels.stop - channels.start):
+            row = torch.arange(owned.start, owned.stop, device=inputs.device) // batch - channels.start
         for o, h in enumerate(filters):
             gate = inner_rows[o] if o < len(inner_rows) else None
-            rows = _conv_rows(rows, h, bias[o][first_channel + channel], gate, batch if by_batch else None, row)
+            rows = _conv_rows(rows, h, bias[o][of_all], gate, batch, row)
         first_channel += piece.shape[2]
         returning.append(Exchange(rows.unflatten(1, (axis.size, length)).movedim(1, 0), axis))
     back = [_channels_in_order(exchange.wait(), batch) for exchange in returning]
@@ -69,9 +72,9 @@ def distributed_fft_convs(inputs: Tensor, mixer_filter: Filter, bias: Tensor, ax
     return u
 
 
-def _owned_rows(rows: int, axis: Axis) -> Tensor:
+def _owned_rows(rows: int, axis: Axis) -> range:
     share = rows // axis.size
-    return torch.arange(axis.rank * share, (axis.rank + 1) * share)
+    return range(axis.rank * share, (axis.rank + 1) * share)
 
 
 def _rows_to_ranks(x: Tensor, ranks: int) -> Tensor:
@@ -89,9 +92,10 @@ def _channels_in_order(x: Tensor, batch: int) -> Tensor:
     return x.flatten(0, 1).unflatten(0, (-1, batch)).transpose(0, 1)
 
 
-def _conv_rows(rows: Tensor, h: Tensor, bias: Tensor, gate: Tensor | None, batch: int | None, row: Tensor) -> Tensor:
-    """[R, L] -> [R, L], row i by filter row[i]. Where each channel has its whole batch, its rows share a filter."""
-    if batch is None:
+def _conv_rows(rows: Tensor, h: Tensor, bias: Tensor, gate: Tensor | None, batch: int,
+               row: Tensor | None) -> Tensor:
+    """[R, L] -> [R, L], row i by filter row[i]; None: each channel has its whole batch, whose rows share a filter."""
+    if row is not None:
         return causal_conv(rows[None], h[row], bias[row], None if gate is None else gate[None])[0]
     u = rows.unflatten(0, (-1, batch)).transpose(0, 1)
     gates = None if gate is None else gate.unflatten(0, (-1, batch)).transpose(0, 1)

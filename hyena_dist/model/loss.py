@@ -33,13 +33,13 @@ def token_loss(logits: Tensor, targets: Tensor, tensor: Axis = ONE_RANK, *,
         raise ValueError(f"targets must be int64 of shape {list(logits.shape[:-1])}, one for each of the logits "
                          f"{list(logits.shape)}, got {str(targets.dtype).removeprefix('torch.')} {list(targets.shape)}")
     scored = targets != ignore_index
-    refuse_outside("targets", targets, size, but=~scored)
+    refuse_outside("targets", targets, size, only=scored)
     inside = targets.clamp(0, size - 1)
     outside = scored & (targets != inside)
     if tensor.size > 1:
         return _CrossEntropy.apply(logits, targets, scored, outside, tensor), scored.sum()
     log_probability = torch.log_softmax(logits, -1, dtype=compute_dtype(logits))
-    picked = log_probability.gather(-1, inside[..., None])[..., 0]
+    picked = log_probability.gather(-1, inside[..., None]).squeeze(-1)  # an index would make its gradient anew
     weight = torch.mul(scored, -1, out=torch.empty_like(picked)).masked_fill_(outside, math.nan)
     return (picked * weight).sum(), scored.sum()
 

@@ -56,8 +56,8 @@ class ImplicitFilter(nn.Module):
             self.register_parameter(f"trunk_bias_{i}", nn.Parameter(torch.empty(width, dtype=dtype)))
         self.last_weight = nn.Parameter(torch.empty(config.num_filters * self.channels, width, dtype=dtype))
 
-    def forward(self, lags: list[slice], channels: Tensor | None = None, *, recompute: bool = True) -> Tensor:
-        """[N - 1, C, n]: some channels (int64; None: all) at ranges of lags, one after the other. Lags past the
+    def forward(self, lags: list[slice], channels: slice | None = None, *, recompute: bool = True) -> Tensor:
+        """[N - 1, C, n]: some channels (None: all) at ranges of lags, one after the other. Lags past the
         model's longest input, which only padding reaches, are 0. With `recompute`, the backward pass recomputes the
         trunk, of which only the weights are kept."""
         config, filters = self.config, self.config.num_filters
