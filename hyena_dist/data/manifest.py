@@ -6,6 +6,7 @@ not.
 
 import errno
 import os
+import resource
 from bisect import bisect_right
 from collections import OrderedDict
 from functools import partial
@@ -21,6 +22,14 @@ from hyena_dist.data.splits import SPLITS
 
 MOST_OPEN = 128
 """Shards that are open at a time, in each process that reads; the one that was read longest ago is closed."""
+
+
+def _more_files() -> bool:
+    """Raise the limit of open files as far as this process may; whether it could."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return soft != hard
 
 
 class Interval(NamedTuple):
@@ -169,14 +178,14 @@ class Manifest:
         return file
 
     def _open(self, shard: int) -> int:
-        """Open a shard; where the process has no file descriptor left, in place of all others."""
+        """Open a shard; where the process has no file descriptor left, it gets more, or one in place of all others."""
         path = check_shard(self.directory, self.shards[shard])
         while len(self._files) >= MOST_OPEN:
             os.close(self._files.popitem(last=False)[1])
         try:
             file = os.open(path, os.O_RDONLY)
         except OSError as error:
-            if error.errno != errno.EMFILE or not self._files:
+            if error.errno not in (errno.EMFILE, errno.ENFILE) or not (_more_files() or self._files):
                 raise DataError(f"{path}: cannot be opened ({error.strerror}); where too many files are open raise "
                                 f"`ulimit -n`, else copy the shards again") from None
             self._close()
