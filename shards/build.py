@@ -81,8 +81,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run(args)
     except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     except OSError as error:
         print(f"error: {args.out}: cannot be written ({error}); nothing is left behind, free space or change --out",
               file=sys.stderr)

@@ -29,8 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         manifest = verify(args.directory, [Source.parse(argument) for argument in args.fasta])
     except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     except OSError as error:
         print(f"error: {args.directory}: cannot be read ({error})", file=sys.stderr)
         return 1

@@ -226,7 +226,7 @@ def _stored(sources: Sequence[Source], splits: Splits, census: Census) -> Iterat
         for contig in contigs:
             stretches = splits.stretches(contig.name, contig.bases.size)
             stored = contig._replace(bases=as_dna(contig.bases))
-            census.add(contig, stored, contig_info(contig), stretches)
+            census.add(contig, stored, contig_info(contig), stretches, holds_out=bool(splits.wanted))
             yield stored, stretches
     splits.check_contigs({info.name for info in census.contigs})
     census.check(splits)

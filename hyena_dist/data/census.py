@@ -10,10 +10,13 @@ import numpy as np
 from hyena_dist.data.errors import DataError
 from hyena_dist.data.fasta import Contig
 from hyena_dist.data.index import ContigInfo
+from hyena_dist.data.sketch import Sketch
 from hyena_dist.data.splits import SPLITS, Splits, Stretch
 
 WORST_LEAK = 0.1
 """Share of the held-out bases that may also train; beyond it a validation loss is that of bases seen before."""
+MOST_FAMILIAR = 0.3
+"""Share of the held-out 32-mers that may also train before it is said. Repeats alone are less in most genomes."""
 _COMPLEMENT = bytes.maketrans(b"ACGTRYKMBDHV", b"TGCAYRMKVHDB")
 _BASES = b"ACGTacgt"
 _CHUNK = 1 << 22
@@ -63,15 +66,20 @@ class Census:
         self._rna, self._stray_u, self._n_rich, self._masked = _Kind(), _Kind(), _Kind(), _Kind()
         self._single, self._whole, self._same = _Kind(), _Kind(), _Kind()
         self._seen: dict[bytes, _Seen] = {}
+        self._sketch = Sketch()
         self._files: dict[str, list[Path]] = {}
 
-    def add(self, read: Contig, stored: Contig, info: ContigInfo, stretches: Sequence[Stretch]) -> None:
+    def add(self, read: Contig, stored: Contig, info: ContigInfo, stretches: Sequence[Stretch], *,
+            holds_out: bool) -> None:
         """Count a contig.
 
         Args:
             read, stored: as in its file, and as shards hold it.
+            holds_out: some of all that is read does not train.
         """
         self.contigs.append(info)
+        for stretch in stretches if holds_out else ():
+            self._sketch.add(stored.bases[stretch.start : stretch.end], held_out=stretch.split != "train")
         unknown, uracil = 0, 0
         for chunk in _chunks(stored.bases, 0, info.bases):
             rest = chunk.translate(None, _BASES).upper()
@@ -160,6 +168,10 @@ class Census:
         ]
         if self.leaked:
             notes.append(f"{self.leaked:,} held-out bases also train, under another name")
+        held_out, trained = self._sketch.shared()
+        if trained > MOST_FAMILIAR * held_out and not self.leaked:
+            notes.append(f"{trained / held_out:.0%} of what is held out, by 32-mers, also trains: copies, or "
+                         f"assemblies of one species; validation is of sequence that was seen")
         if splits.of_each_contig:
             notes += self._whole.note("nothing held out: {contigs}, first {first}, {bases} bases")
         for species, files in self._files.items():

@@ -4,8 +4,9 @@ Bases are read with `os.pread` at offsets from the index: no file position exist
 not.
 """
 
-import errno
+import logging
 import os
+import resource
 from bisect import bisect_right
 from collections import OrderedDict
 from functools import partial
@@ -21,6 +22,19 @@ from hyena_dist.data.splits import SPLITS
 
 MOST_OPEN = 128
 """Shards that are open at a time, in each process that reads; the one that was read longest ago is closed."""
+_FILES = 4 * MOST_OPEN
+"""Files that a process should be allowed to open; a run has others than shards."""
+
+logger = logging.getLogger(__name__)
+
+
+def _most_open() -> int:
+    """How many shards this process may keep open: a quarter of all files. Raises the limit of those where it is low."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if resource.RLIM_INFINITY not in (soft, hard) and soft < min(hard, _FILES):
+        soft = min(hard, _FILES)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return MOST_OPEN if soft == resource.RLIM_INFINITY else max(1, min(MOST_OPEN, soft // 4))
 
 
 class Interval(NamedTuple):
@@ -60,6 +74,9 @@ class Manifest:
         manifest = cls(Path(directory), read_index(Path(directory) / FILE_NAME))
         for shard in manifest.shards:
             check_shard(manifest.directory, shard)
+        if manifest.index.version == 1:
+            logger.warning("%s: shards of format 1 have no checksums, and damage is not noticed; build them again",
+                           manifest.directory)
         return manifest
 
     def intervals(self, split: str) -> list[Interval]:
@@ -164,24 +181,20 @@ class Manifest:
         file = self._files.get(shard)
         if file is None:
             return self._open(shard)
-        if len(self._files) == MOST_OPEN:
+        if len(self._files) > 1:
             self._files.move_to_end(shard)
         return file
 
     def _open(self, shard: int) -> int:
-        """Open a shard; where the process has no file descriptor left, in place of all others."""
-        path = check_shard(self.directory, self.shards[shard])
-        while len(self._files) >= MOST_OPEN:
+        """Open a shard, in place of the one that was read longest ago where as many are open as may be."""
+        path, most = check_shard(self.directory, self.shards[shard]), _most_open()
+        while len(self._files) >= most:
             os.close(self._files.popitem(last=False)[1])
         try:
-            file = os.open(path, os.O_RDONLY)
+            file = self._files[shard] = os.open(path, os.O_RDONLY)
         except OSError as error:
-            if error.errno != errno.EMFILE or not self._files:
-                raise DataError(f"{path}: cannot be opened ({error.strerror}); where too many files are open raise "
-                                f"`ulimit -n`, else copy the shards again") from None
-            self._close()
-            return self._open(shard)
-        self._files[shard] = file
+            raise DataError(f"{path}: cannot be opened ({error.strerror}); where too many files are open raise "
+                            f"`ulimit -n`, else copy the shards again") from None
         return file
 
     def _close(self) -> None:

@@ -8,18 +8,18 @@ ahead, but what comes, and when, never depends on them.
 
 import logging
 from collections.abc import Generator, Iterable, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 from hyena_dist.data.errors import DataError
 from hyena_dist.data.manifest import Interval, Manifest
 from hyena_dist.data.order import WindowOrder
 from hyena_dist.data.tokenizer import COMPLEMENT, PAD, A, T
-from hyena_dist.data.workers import keep_reading
+from hyena_dist.data.workers import read_ahead
 
 STATE_VERSION = 2
 """Of the order of windows: 1 gave neighbouring streams neighbouring blocks."""
@@ -71,37 +71,21 @@ def _has_a_scored_base(manifest: Manifest, intervals: list[Interval]) -> bool:
     return False
 
 
-class _Windows(Dataset[Batch]):
-    """The windows of an order, fetched a micro-batch at a time by their numbers."""
+class _Windows:
+    """The windows of an order, read a micro-batch at a time by their numbers."""
 
     def __init__(self, manifest: Manifest, intervals: list[Interval], order: WindowOrder, rc_augment: bool):
         self.manifest, self.intervals, self.order, self.rc_augment = manifest, intervals, order, rc_augment
 
-    def __getitems__(self, numbers: list[int]) -> Batch:
+    def read(self, numbers: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        """The arrays of a batch."""
         ids = np.full((len(numbers), self.order.seq_len + 1), PAD, dtype=np.uint8)
         for row, number in zip(ids, numbers, strict=True):
             epoch = number >> _EPOCH_SHIFT
             window = self.order.window(epoch, number - (epoch << _EPOCH_SHIFT))
             reverse = self.rc_augment and window.reverse
             _read_row(self.manifest, self.intervals[window.interval], window.start, window.end, row, reverse)
-        return Batch(torch.from_numpy(ids), torch.from_numpy(np.array(numbers, dtype=np.int64)))
-
-
-class _Loaded(_Windows):
-    """For worker processes: an error goes back as a value, because the loader would put its traceback into it."""
-
-    def __getitems__(self, numbers: list[int]) -> Batch | DataError:  # type: ignore[override]
-        try:
-            return super().__getitems__(numbers)
-        except DataError as error:
-            return error
-
-
-def _unwrapped(loaded: Iterable[Batch | DataError]) -> Generator[Batch]:
-    for batch in loaded:
-        if isinstance(batch, DataError):
-            raise batch
-        yield batch
+        return ids, np.array(numbers, dtype=np.int64)
 
 
 class _RankNumbers:
@@ -121,10 +105,6 @@ class _RankNumbers:
                 if index >= self.order.epoch_size(epoch):
                     epoch, index = self.order.advance(epoch, index, 0)
             yield numbers
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
 
 
 class TrainStream:
@@ -199,20 +179,19 @@ class TrainStream:
                              f"train.micro_batch_size * data-parallel size ({micro_batch_size} * {dp_size})")
         if start.stage != self.stage:
             raise DataError(f"the state is of stage {start.stage}, this stream of stage {self.stage}")
-        kind = _Loaded if num_workers else _Windows
-        windows = kind(self.manifest, self.intervals, self.order, self.rc_augment)
+        windows = _Windows(self.manifest, self.intervals, self.order, self.rc_augment)
         numbers = _RankNumbers(self.order, start, micro_batch_size, dp_rank, dp_size)
-        if num_workers == 0:
-            return _unwrapped(map(windows.__getitems__, numbers))
-        loader = DataLoader(
-            windows,
-            batch_sampler=numbers,
-            num_workers=num_workers,
-            collate_fn=_as_it_is,
-            worker_init_fn=keep_reading,
-            generator=torch.Generator(),  # the loader draws worker seeds, which must not advance the global generator
-        )
-        return _unwrapped(loader)
+        return _batches(windows, numbers, num_workers)
+
+
+def _batches(windows: _Windows, numbers: _RankNumbers, num_workers: int) -> Generator[Batch]:
+    with ExitStack() as stack:
+        if num_workers:
+            arrays: Iterable[Any] = stack.enter_context(closing(read_ahead(windows.read, numbers, num_workers)))
+        else:
+            arrays = map(windows.read, numbers)
+        for ids, window_numbers in arrays:
+            yield Batch(torch.from_numpy(ids), torch.from_numpy(window_numbers))
 
 
 def validation_batches(manifest: Manifest, *, split: str = "val", seq_len: int, batch_size: int, dp_rank: int = 0,

@@ -64,10 +64,10 @@ def _check_shard(manifest: Manifest, shard: Shard, numbers: range) -> None:
             for number, sample, member in zip(numbers, _samples(file), members[1::2], strict=True):
                 if problem := _problem_of(manifest, number, sample, member):
                     raise DataError(f"{path}: sample {number:08d} {problem}; {_REMEDY}")
-    except (tarfile.TarError, OSError, EOFError, ValueError, KeyError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path}: is no tar file of samples ({error}); {_REMEDY}") from None
+    except DataError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a stranger's tar file may trip the libraries anywhere
+        raise DataError(f"{path}: is no tar file of samples ({error!r}); {_REMEDY}") from None
 
 
 def _members(file: BinaryIO) -> list[tarfile.TarInfo]:

@@ -7,6 +7,7 @@ from hyena_dist.data.build import build
 from hyena_dist.data.errors import DataError
 from hyena_dist.data.fasta import Source
 from hyena_dist.data.manifest import Manifest
+from hyena_dist.data.sketch import samples
 from hyena_dist.data.splits import BedSplits, ContigSplits, FractionSplits, Splits
 from hyena_dist.data.stream import TrainStream
 from hyena_dist.data.tokenizer import encode
@@ -141,6 +142,42 @@ def test_stretches_of_the_other_strand_are_compared_where_they_lie(tmp_path, mir
                       "copy 0 1000 val\ncopy 1000 3000 train\n"))
     path = write_fasta(tmp_path / "a.fa", {"one": ONE, "copy": copy})
     build([Source(path)], tmp_path / "out", BedSplits(bed))
+
+
+def mutated(text, share, seed=0):
+    """With this share of its bases changed, and one taken out near the front."""
+    rng, bases = np.random.default_rng(seed), np.frombuffer(text, np.uint8).copy()
+    places = rng.random(bases.size) < share
+    bases[places] = rng.choice(np.frombuffer(b"ACGT", np.uint8), int(places.sum()))
+    return np.delete(bases, 100).tobytes()
+
+
+def test_another_assembly_of_what_is_held_out_is_said(tmp_path, capsys):
+    """Neither the same bases nor the same places. The control: genomes that share nothing."""
+    text = plain(60_000)
+    near, far = mutated(text, 0.005), plain(60_000, 1)
+    for name, other, said in (("near", near, True), ("strand", near.translate(COMPLEMENT)[::-1], True),
+                              ("far", far, False)):
+        (tmp_path / name).mkdir()
+        _, notes, _, _ = run(tmp_path / name, capsys, {"one": text, "other": other, "x": plain(90_000, 2)},
+                             "--val-contigs", "one")
+        assert ("of what is held out, by 32-mers, also trains" in notes) == said
+
+
+def test_samples_are_those_of_both_strands_and_of_any_place():
+    text = np.frombuffer(plain(100_000), np.uint8)
+    found = samples(text)
+    print(f"{found.size} samples of {text.size} bases")
+    assert 150 < found.size < 700
+    other = np.frombuffer(text.tobytes().translate(COMPLEMENT)[::-1], np.uint8)
+    assert sorted(samples(other)) == sorted(found)
+    assert set(samples(text[777:])) <= set(found)
+    words = {text[i : i + 32].tobytes() for i in range(text.size - 31)}
+    words |= {other[i : i + 32].tobytes() for i in range(text.size - 31)}
+    for sample in found.tolist():
+        assert bytes(b"ACGT"[sample >> 2 * i & 3] for i in range(31, -1, -1)) in words
+    assert samples(np.frombuffer(b"ACGTN" * 1000, np.uint8)).size == 0
+    assert samples(text[:5]).size == 0
 
 
 def test_one_species_from_several_files_is_said(tmp_path, capsys):

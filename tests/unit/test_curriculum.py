@@ -14,7 +14,6 @@ from hyena_dist.data.manifest import Manifest
 from hyena_dist.data.stream import TrainStream
 from hyena_dist.train.curriculum import Curriculum
 
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 STAGES = [{"seq_len": 64, "steps": 3}, {"seq_len": 100, "tokens": 1700}]
 LAST = [64, 64, 64, 100, 100, 100, 256, 256]
 """Lengths by step: 1700 tokens are 2.1 steps of 8 windows of 100."""

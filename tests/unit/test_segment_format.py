@@ -1,12 +1,17 @@
 """What shards take on disk, short contigs in one sample, and sets of format 1."""
 
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import webdataset
 
 from hyena_dist.data.build import build
 from hyena_dist.data.fasta import Source
@@ -17,7 +22,8 @@ from hyena_dist.data.tokenizer import decode, encode
 from hyena_dist.data.verify import verify
 from tests.genomes import genome, sequence, shards, write_fasta
 
-FORMAT_1 = Path(__file__).parents[1] / "format1"
+ROOT = Path(__file__).parents[2]
+FORMAT_1 = ROOT / "tests" / "format1"
 
 
 def bytes_per_base(directory, bases):
@@ -82,8 +88,9 @@ def format_1_contigs():
     return {f"made.{text.split()[0].decode()}": b"".join(text.split(b"\n")[1:]) for text in lines}
 
 
-def test_format_1_is_read():
+def test_format_1_is_read(caplog):
     contigs, manifest = format_1_contigs(), Manifest.load(FORMAT_1)
+    assert "shards of format 1 have no checksums" in caplog.text
     assert manifest.index.version == 1
     for name, text in contigs.items():
         assert np.array_equal(manifest.read(name, 0, len(text)), encode(text))
@@ -111,7 +118,6 @@ def test_both_formats_give_the_same_windows(tmp_path):
 
 def test_the_json_of_a_sample_says_what_is_in_it(tmp_path):
     """One value for all where the segments agree, else one for each."""
-    import webdataset
     manifest = shards(tmp_path, {"a": b"ACGT" * 50, "b": b"AC" * 10, "c": b"G" * 30}, segment_bases=200)
     abouts = [json.loads(sample["json"]) for sample in webdataset.WebDataset(
         [str(manifest.directory / shard.url) for shard in manifest.shards], shardshuffle=False)]
@@ -120,3 +126,17 @@ def test_the_json_of_a_sample_says_what_is_in_it(tmp_path):
          "species": "genome"},
         {"assembly": "genome", "contig": ["b", "c"], "contig_bases": [20, 30], "start": 0, "end": [20, 30],
          "split": "train", "species": "genome"}]
+
+
+def test_the_program_in_the_documentation_reads_shards(tmp_path):
+    [program] = re.findall(r"```python\n(.*?)```", (ROOT / "docs/shards.md").read_text(), re.DOTALL)
+    contigs = {"a": b"ACGT" * 50, "b": b"AC" * 10, "c": b"GNNNa" * 6}
+    manifest = shards(tmp_path, contigs, FractionSplits(0.1), segment_bases=200)
+    (tmp_path / "read.py").write_text(program)
+    shard = str(manifest.directory / manifest.shards[0].url)
+    lines = subprocess.run([sys.executable, "read.py", shard], cwd=tmp_path, capture_output=True, text=True, check=True,
+                           env={**os.environ, "PYTHONPATH": str(ROOT)}).stdout
+    rows = [(manifest.contigs[row.contig].name, row.start, row.end, ("train", "val", "test")[row.split])
+            for row in manifest.segments]
+    assert lines.splitlines() == [f"{contig} {start} {end} {split} {contigs[contig][start:end][:20].decode()}"
+                                  for contig, start, end, split in rows]

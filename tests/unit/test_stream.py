@@ -20,7 +20,6 @@ from tests.genomes import genome, shards
 
 CONTIGS = genome(5, 9000, 1, 40, 65, 64, 2, 6000)
 L = 64
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
 
 @pytest.fixture(scope="module")
