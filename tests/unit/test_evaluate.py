@@ -70,7 +70,8 @@ def test_a_run_s_configuration_is_read_as_plain_data(run_dir: Path, tmp_path: Pa
         path.write_text(text.replace("shards: none", f"shards: {value}"))
         assert main([str(tmp_path)]) == 2
         error = capsys.readouterr().err
-        assert f"{path}: data.shards holds an interpolation" in error
+        assert f"{path}: data.shards" in error
+        assert "is not replaced in a configuration" in error
         assert "hunter2" not in error
     path.unlink()
     os.mkfifo(path)
