@@ -229,7 +229,8 @@ class TrainSection:
     profile_steps: int = 0
     """Steps to profile, after two of warm-up: a trace and a table of each rank in run_dir/profile; 0: none."""
     resume: str = "auto"
-    """auto: the newest whole checkpoint of run_dir, or a fresh start; none: a fresh start; else a checkpoint's path."""
+    """auto: the newest sound checkpoint of run_dir, or a fresh start where none was saved yet; none: a fresh start;
+    else a checkpoint's path. One that is damaged is passed over for the one before it."""
 
     def __post_init__(self) -> None:
         _path("train", run_dir=self.run_dir, resume=self.resume)

@@ -6,25 +6,25 @@ restricted readers of this package.
 
 import io
 import json
-import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from hyena_dist.config.errors import first_sentence
 from hyena_dist.config.formats import FORMATS
+from hyena_dist.config.plain import open_regular, read_object
 from hyena_dist.config.schema import ModelSection
 from hyena_dist.config.versions import own_version
 from hyena_dist.convert.huggingface import from_huggingface, to_huggingface
-from hyena_dist.convert.lightning import load_lightning
+from hyena_dist.convert.lightning import check_archive, load_lightning
 from hyena_dist.convert.published import from_published, model_section, to_published
 from hyena_dist.convert.section import ConversionError, checked_section
+from hyena_dist.convert.weights import check_weights, in_float32
 from hyena_dist.model.config import hyena_config
 from hyena_dist.model.model import HyenaModel
 from hyena_dist.parallel.groups import Groups
@@ -100,11 +100,12 @@ def _read_checkpoint(checkpoint: Checkpoint) -> tuple[ModelSection, HyenaModel]:
                                if key.startswith("model.")})
     model = HyenaModel(hyena_config(section))
     load_model_weights(checkpoint, model, model.placement())
+    check_weights({name: parameter.detach() for name, parameter in model.named_parameters()})
     return section, model.eval()
 
 
 def _from_published(config: Mapping[str, Any], state_dict: dict[str, Tensor]) -> tuple[ModelSection, HyenaModel]:
-    return model_section(config), from_published(config, _in_float32(state_dict))
+    return model_section(config), from_published(config, in_float32(state_dict))
 
 
 def _from_own(section: ModelSection, weights: dict[str, Tensor]) -> tuple[ModelSection, HyenaModel]:
@@ -114,9 +115,11 @@ def _from_own(section: ModelSection, weights: dict[str, Tensor]) -> tuple[ModelS
         wanted, found = shapes.get(name), weights[name].shape if name in weights else None
         if wanted != found:
             raise ConversionError(f"{name} has shape {_shape(found)} in {WEIGHTS} and {_shape(wanted)} in {CONFIG}")
+    check_weights(weights)
+    weights = in_float32(weights)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(_in_float32(weights)[name])
+            parameter.copy_(weights[name])
     return section, model.eval()
 
 
@@ -124,28 +127,18 @@ def _shape(shape: torch.Size | None) -> str:
     return "none" if shape is None else str(list(shape))
 
 
-def _in_float32(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    double = [key for key, value in tensors.items() if value.dtype == torch.float64]
-    if double:
-        raise ConversionError(f"{double[0]} is in float64, which float32 cannot hold exactly: convert it with "
-                              "hyena_dist.convert.from_published, or round it first")
-    return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
+        return read_object(path)
+    except (OSError, ValueError) as error:
         raise ConversionError(f"{path}: cannot be read ({error})") from error
-    if not isinstance(value, dict):
-        raise ConversionError(f"{path}: holds a {type(value).__name__}, not an object")
-    return value
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
+        open_regular(path).close()
         return load_file(path)
-    except (OSError, SafetensorError, ValueError, KeyError) as error:  # KeyError: a type that torch does not have
+    except Exception as error:  # noqa: BLE001 - a damaged file raises anything
         raise ConversionError(f"{path}: no readable safetensors file ({error})") from error
 
 
@@ -154,8 +147,10 @@ def _read_huggingface(source: Path) -> dict[str, Tensor]:
         return _read_safetensors(source / WEIGHTS)
     path = source / BINARY_WEIGHTS
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        with open_regular(path) as file:
+            check_archive(file)
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 - a damaged file raises anything
         raise ConversionError(f"{path}: no readable file of weights ({first_sentence(error)}): a Hugging Face "
                               f"directory has {WEIGHTS} or {BINARY_WEIGHTS}") from error
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):

@@ -59,7 +59,9 @@ def from_huggingface(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]
         ConversionError: an order or a kernel with which the port's code does not work.
     """
     published: dict[str, Any] = {"vocab_size": 12}
-    published |= {theirs: config[key] for key, theirs in _KEYS.items() if config.get(key) is not None}
+    # What is no key of its own stays as it is: `from_published` knows what it may be.
+    published |= {_KEYS.get(key, key): value for key, value in config.items()
+                  if key not in _LAYER_KEYS and value is not None}
     published["layer"] = {"shift": _SHIFT} | {theirs: config[key] for key, theirs in _LAYER_KEYS.items()
                                               if config.get(key) is not None}
     _check_working(published["layer"])

@@ -1,6 +1,7 @@
 """The state dict of a published Lightning checkpoint, read without running anything in it."""
 
 import pickle
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.serialization import _is_zipfile as is_zipfile
 
+from hyena_dist.config.plain import open_regular
 from hyena_dist.convert.section import ConversionError
 
 
@@ -23,16 +25,30 @@ def load_lightning(path: str | Path) -> dict[str, Tensor]:
         ConversionError: unreadable, not a checkpoint, or without a `state_dict` of tensors.
     """
     try:
-        with Path(path).open("rb") as file:  # once: what is checked is what is read
+        with open_regular(path) as file:  # once: what is checked is what is read
+            check_archive(file)
             _refuse_program(file)
             content = torch.load(file, map_location="cpu", weights_only=False, pickle_module=_TENSORS_ONLY)
         state = dict(content["state_dict"])
-    except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError, AttributeError,
-            IndexError) as error:
+    except Exception as error:  # noqa: BLE001 - a damaged file raises anything
         raise ConversionError(f"{path}: not a readable Lightning checkpoint with a state_dict: {error}") from error
     if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
         raise ConversionError(f"{path}: its state_dict holds more than tensors")
     return state
+
+
+def check_archive(file: BinaryIO) -> None:
+    """Compare the records of torch's archive with their checksums, which torch does not.
+
+    Raises:
+        pickle.UnpicklingError: one is damaged.
+        zipfile.BadZipFile: it is no such archive, though it begins as one.
+    """
+    if is_zipfile(file):
+        damaged = zipfile.ZipFile(file).testzip()
+        if damaged is not None:
+            raise pickle.UnpicklingError(f"its record {damaged} is damaged (CRC-32)")
+    file.seek(0)
 
 
 def _refuse_program(file: BinaryIO) -> None:

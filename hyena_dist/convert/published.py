@@ -5,6 +5,7 @@ prefix (Lightning), `.layer` keys (models trained with the published checkpointi
 the one sine frequency stored three times, stored or absent position buffers, torchmetrics' counters.
 """
 
+import logging
 from collections.abc import Mapping
 from functools import reduce
 from typing import Any
@@ -13,14 +14,18 @@ import torch
 from torch import Tensor
 
 from hyena_dist.config.schema import VOCAB_MULTIPLE, ModelSection
+from hyena_dist.convert.keys import check_keys
 from hyena_dist.convert.section import ConversionError, checked_section
+from hyena_dist.convert.weights import DERIVED, check_weights
 from hyena_dist.model.config import hyena_config
-from hyena_dist.model.initial import initialize
 from hyena_dist.model.model import HyenaModel
 from hyena_dist.ops.implicit_filter import FilterShape, decay_rates, positional_features, time
 
-POSITION_TOLERANCE = 1e-2
-"""Positions stored in bfloat16 are off by 4e-3; trained ones soon by more than this, at their learning rates."""
+POSITION_TOLERANCE = 1e-5
+"""Relative, of positions and decay rates stored in float32; in half precision their rounding, if that is more. Other
+machines' float32 is off by some 1e-7, a trained position soon by more than this."""
+
+logger = logging.getLogger(__name__)
 
 
 def from_published(config: Mapping[str, Any], state_dict: Mapping[str, Tensor] | None) -> HyenaModel:
@@ -32,18 +37,18 @@ def from_published(config: Mapping[str, Any], state_dict: Mapping[str, Tensor] |
         state_dict: weights by published name, on any device; None: initial values in float32.
 
     Raises:
-        ConversionError: an unsupported option, a missing or unknown key, a shape that does not fit.
+        ConversionError: an option of another function (`convert.keys`), a missing or unknown key, a shape that does
+            not fit, weights that are no finite floating-point numbers, positions or decay rates that were trained.
     """
     section = model_section(config)
     if state_dict is not None:
         state_dict = {key: value.cpu() for key, value in state_dict.items()}
-    weights = None if state_dict is None else _canonical(state_dict)
-    dtype = torch.float32 if weights is None else reduce(torch.promote_types, (w.dtype for w in weights.values()))
-    if not dtype.is_floating_point:
-        raise ConversionError(f"the weights are of type {dtype}: HyenaDNA's are floating-point numbers")
+    weights = {} if state_dict is None else _canonical(state_dict)
+    check_weights(weights)
+    first = next((weight.dtype for weight in weights.values()), torch.float32)
+    dtype = reduce(torch.promote_types, (weight.dtype for weight in weights.values()), first)
     model = HyenaModel(hyena_config(section, params_dtype=dtype))
-    if weights is None:
-        initialize(model, model.config, model.placement(), model.tensor, seed=0)
+    if state_dict is None:
         return model.eval()
     names = _published_names(model)
     expected = {published for published, _ in names.values()}
@@ -51,8 +56,7 @@ def from_published(config: Mapping[str, Any], state_dict: Mapping[str, Tensor] |
         if key:
             raise ConversionError(f"the state dict {kind} key {sorted(key)[0]} ({len(key)} in all): "
                                   "is it of a HyenaDNA model of this config?")
-    assert state_dict is not None
-    _check_positions(state_dict, model)
+    _check_derived(state_dict, model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             published, shape = names[name]
@@ -105,17 +109,7 @@ def model_section(config: Mapping[str, Any]) -> ModelSection:
     """
     try:
         layer, width = config["layer"], config["d_model"]
-        unsupported = {key: value for key, value, supported in (
-            ("layer.modulate", layer.get("modulate", True), True),
-            ("layer.bidirectional", layer.get("bidirectional", False), False),
-            ("layer.normalized", layer.get("normalized", False), False),
-            ("layer.num_heads", layer.get("num_heads", 1), 1),
-            ("layer.num_blocks", layer.get("num_blocks", 1), 1),
-            ("layer.inner_factor", layer.get("inner_factor", 1), 1),
-            ("layer.dropout", layer.get("dropout", 0), 0),
-            ("norm_epsilon", config.get("norm_epsilon", 1e-5), 1e-5),
-            ("pad_vocab_size_multiple", config.get("pad_vocab_size_multiple", VOCAB_MULTIPLE), VOCAB_MULTIPLE),
-        ) if value != supported}
+        check_keys(config)
         inner_size = config.get("d_inner", 4 * width)
         values = {
             "num_layers": config["n_layer"], "hidden_size": width, "max_seq_len": layer["l_max"],
@@ -128,8 +122,10 @@ def model_section(config: Mapping[str, Any]) -> ModelSection:
             "resid_dropout": config.get("resid_dropout", 0.0)}
     except (KeyError, TypeError, AttributeError) as error:
         raise ConversionError(f"not a published HyenaDNA config.json: {error!r}") from error
-    if unsupported:
-        raise ConversionError(f"unsupported published options: {unsupported}")
+    if layer.get("short_filter_order", layer.get("local_order")) != layer.get("local_order", layer.get(
+            "short_filter_order")):
+        raise ConversionError("layer.short_filter_order and layer.local_order, two names of one number, differ: remove "
+                              "one of them")
     return checked_section(values)
 
 
@@ -138,7 +134,7 @@ def _canonical(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
     for key, value in state_dict.items():
         key = key.removeprefix("model.").replace(".mixer.layer.", ".mixer.").replace(".mlp.layer.", ".mlp.")
-        if "torchmetrics" in key or key.endswith((".pos_emb.z", ".pos_emb.t", ".modulation.deltas")):
+        if "torchmetrics" in key or key.endswith(DERIVED):
             continue
         if key == "lm_head.weight":
             key = "backbone.embeddings.word_embeddings.weight"
@@ -152,19 +148,27 @@ def _canonical(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return weights
 
 
-def _check_positions(state_dict: Mapping[str, Tensor], model: HyenaModel) -> None:
-    """Some published code trains the positions, which this model computes: it would be another model, silently."""
-    z = positional_features(model.config.filter_shape, slice(0, model.config.filter_seq_len), torch.float32,
-                            torch.device("cpu"))[None]
-    for key in (key for key in state_dict if key.endswith(".pos_emb.z")):
-        saved = state_dict[key].float()
-        if saved.shape != z.shape:
-            raise ConversionError(f"{key} has shape {list(saved.shape)}, the config asks for {list(z.shape)}: use the "
-                                  "config.json that belongs to these weights")
-        difference = (saved - z).abs().max().item()
-        if not difference < POSITION_TOLERANCE:
-            raise ConversionError(f"{key} differs from the published positions by {difference:.1e}: it was trained, "
-                                  "and this model has no such weights")
+def _check_derived(state_dict: Mapping[str, Tensor], model: HyenaModel) -> None:
+    """Positions and decay rates, which this model computes: a file with others would be another model, silently."""
+    config = model.config
+    derived = _derived("", {"implicit_filter.1.freq": torch.empty(0)}, config.filter_shape, 0,
+                       config.hidden_size * config.num_filters)
+    stored = {key: kind[1:] for key in state_dict for kind in DERIVED if key.endswith(kind)}
+    for key, name in stored.items():
+        saved, wanted = state_dict[key], derived[name]
+        if saved.shape != wanted.shape:
+            raise ConversionError(f"{key} has shape {list(saved.shape)}, the config asks for {list(wanted.shape)}: use "
+                                  "the config.json that belongs to these weights")
+        check_weights({key: saved})
+        tolerance = max(POSITION_TOLERANCE, torch.finfo(saved.dtype).eps)
+        difference = ((saved.double() - wanted.double()).abs() / wanted.double().abs().clamp(min=1)).max().item()
+        if not difference <= tolerance:
+            raise ConversionError(f"{key} differs from the published values by {difference:.1e} (tolerance "
+                                  f"{tolerance:.0e} in {str(saved.dtype).removeprefix('torch.')}): it was trained or "
+                                  "made by other constants, and this model has no such weights")
+    if not any(name.startswith("pos_emb.") for name in stored.values()):
+        logger.warning("l_max=%d of the config.json cannot be verified: the file has weights without positions",
+                       config.filter_seq_len)
 
 
 def _published_names(model: HyenaModel) -> dict[str, tuple[str, torch.Size]]:

@@ -24,6 +24,8 @@ def checked_section(values: Mapping[str, Any]) -> ModelSection:
     for key, value in values.items():
         if isinstance(value, str):
             plain_string(value, key)
+        elif isinstance(value, bool) or not isinstance(value, int | float | None):  # OmegaConf takes True for 1
+            raise ConversionError(f"not the configuration of a HyenaDNA model: {key} is {value!r:.40}")
     try:
         section = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelSection), dict(values)))
     except (OmegaConfBaseException, ValueError, TypeError) as error:

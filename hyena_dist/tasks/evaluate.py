@@ -1,5 +1,6 @@
 """A trained run on held-out bases, beside Markov chains fitted on the same training bases."""
 
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import torch
 
 from hyena_dist.config.errors import ConfigError
+from hyena_dist.config.identity import differences, identity
 from hyena_dist.config.load import read_config
 from hyena_dist.config.schema import Config
 from hyena_dist.data.manifest import Manifest
@@ -37,16 +39,21 @@ def load_run(run_dir: str | Path, checkpoint: str = "latest") -> tuple[Config, H
     """The configuration of a run and its model with the weights of a checkpoint, in eval mode.
 
     Args:
-        checkpoint: `latest`, the newest whole one; `best`, of the lowest validation loss; or a checkpoint's path.
+        checkpoint: `latest`, the newest sound one; `best`, of the lowest validation loss; or a checkpoint's path.
 
     Raises:
-        UserError: not a run directory, no such checkpoint, or one of another model.
+        UserError: not a run directory, no such checkpoint, or one of another model; of the same shapes, too.
     """
     run_dir = Path(run_dir)
     if not (run_dir / "config.yaml").is_file():
         raise ConfigError(f"{run_dir} is not a run directory: it has no config.yaml")
     config = read_config(run_dir / "config.yaml")
     chosen = choose_checkpoint(run_dir, checkpoint)
+    model_keys = [{key: value for key, value in keys.items() if key.startswith("model.")}
+                  for keys in (chosen.metadata.get("identity", {}), json.loads(json.dumps(identity(config))))]
+    if model_keys[0] and (changed := differences(*model_keys)):
+        raise ConfigError(f"{chosen.path} is of another model than {run_dir / 'config.yaml'}: {'; '.join(changed)}: "
+                          "set these keys as saved")
     model = build_model(config, Groups.single())
     load_model_weights(chosen, model, model.placement())
     return config, model.eval(), chosen.path

@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from types import NoneType
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from rich.console import Console
@@ -26,11 +25,6 @@ logger = logging.getLogger(__name__)
 
 LOG_INTERVAL_SECONDS = 15
 """Without a terminal the progress bar is a line in the log, this often."""
-
-
-_KINDS: dict[Any, tuple[type, ...]] = {int: (int,), str: (str,), float: (int, float),
-                                       float | None: (int, float, NoneType), int | None: (int, NoneType)}
-"""What JSON has for the types of a row's fields."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +106,13 @@ def _row(line: bytes) -> Row | None:
     if value is None or value.get("split") not in ("train", "val"):
         return None
     known = {field.name: value.get(field.name, field.default) for field in fields(Row)}
-    return Row(**known) if all(type(known[field.name]) in _KINDS[field.type] for field in fields(Row)) else None
+    return Row(**known) if all(_fits(known[field.name], field.type) for field in fields(Row)) else None
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value of JSON is of the type of a row's field; a whole number is a float too, but True is no number."""
+    kinds = get_args(hint) or (hint,)
+    return type(value) in kinds or (type(value) is int and float in kinds)
 
 
 class Metrics:

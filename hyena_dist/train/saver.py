@@ -120,7 +120,7 @@ class CheckpointSaver:
                 # After a failure too: what a killed run left takes room.
                 prune(self._directory, keep=self._keep, passed_over=self._passed_over)
             except (UserError, OSError) as error:
-                logger.warning("old checkpoints are not deleted: %s", error)
+                logger.warning("old checkpoints may not be deleted: %s", error)
         return failure
 
 

@@ -14,7 +14,8 @@ import torch
 from hyena_dist.config.errors import ConfigError, UserError
 from hyena_dist.config.schema import Config
 from hyena_dist.parallel.groups import Groups, init_groups
-from hyena_dist.train.checkpoint_directory import step_directory
+from hyena_dist.train import checkpoint_directory
+from hyena_dist.train.checkpoint_directory import find_latest, open_checkpoint, step_directory
 from hyena_dist.train.metrics import read_rows
 from hyena_dist.train.run_directory import RunDirectory
 from hyena_dist.train.saver import CheckpointSaver
@@ -96,8 +97,23 @@ def _runs(shards: str, directory: Path) -> dict[str, Any]:
         if name == "branch":  # the one that `rotten` has written anew is damaged once more
             on_first(lambda _: _flip_all(directory / "rotten", ("step-00000009",)), run_dir)
         found[name] = _fit(config, groups)
+    found["agreed"] = _one_rank_sees_damage(directory / "whole" / "checkpoints", groups)
     return found | {"deleted": _deleted(config_of(shards, directory / "deleted", **SETTINGS), groups),
                     "full": _full(config_of(shards, directory / "full", **SETTINGS), groups)}
+
+
+def _one_rank_sees_damage(checkpoints: Path, groups: Groups) -> list[str]:
+    """As where every machine has a copy of its own, or one of them a broken disk."""
+    looked, names = checkpoint_directory.changed_file, []
+    for rank in (None, 1):
+        if groups.world.rank == rank:
+            checkpoint_directory.changed_file = lambda path, listed: (
+                "its file" if path.name == "step-00000009" else looked(path, listed))
+        for found in (find_latest(checkpoints, groups), open_checkpoint(checkpoints / "step-00000009", groups)):
+            assert found is not None
+            names.append(found.path.name)
+    checkpoint_directory.changed_file = looked
+    return names
 
 
 def _deleted(config: Config, groups: Groups) -> str | None:
@@ -172,6 +188,10 @@ def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before(runs: 
     assert names == ({"step-00000006", "step-00000009"} if name == "rotten" else {"step-00000009"})
     if name == "branch":
         assert latest(directory / name / "checkpoints") == step_directory(directory / name / "checkpoints", 9)
+
+
+def test_all_ranks_take_the_same_where_one_of_them_sees_damage(runs: tuple[Path, dict[str, Any]]) -> None:
+    assert runs[1]["agreed"] == 2 * ["step-00000009"] + 2 * ["step-00000006"]
 
 
 def test_a_directory_that_is_deleted_under_a_run_ends_it(runs: tuple[Path, dict[str, Any]]) -> None:

@@ -1,12 +1,15 @@
 """Which checkpoint of a run is evaluated."""
 
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from hyena_dist.config.errors import UserError
-from hyena_dist.config.load import dump_config
+from hyena_dist.config.identity import identity
+from hyena_dist.config.load import dump_config, load_config
 from hyena_dist.config.schema import Config, DataSection, ModelSection, TrainSection
 from hyena_dist.model.model import build_model
 from hyena_dist.parallel.groups import Groups
@@ -56,3 +59,40 @@ def test_what_is_no_checkpoint_of_it_is_refused(run_dir: Path, tmp_path: Path,
             load_run(tmp_path, choice)
         assert main([str(tmp_path), "--checkpoint", choice]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_run_s_configuration_is_read_as_plain_data(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "hunter2")
+    text = (run_dir / "config.yaml").read_text()
+    path = tmp_path / "config.yaml"
+    for value in ("${oc.env:SECRET}", "'a${oc.env:SECRET}b'"):
+        path.write_text(text.replace("shards: none", f"shards: {value}"))
+        assert main([str(tmp_path)]) == 2
+        error = capsys.readouterr().err
+        assert f"{path}: data.shards" in error
+        assert "is not replaced in a configuration" in error
+        assert "hunter2" not in error
+    path.unlink()
+    os.mkfifo(path)
+    assert main([str(tmp_path)]) == 2
+    assert "no config.yaml" in capsys.readouterr().err
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    assert main([str(tmp_path)]) == 2
+
+
+def test_a_configuration_of_another_function_of_the_same_weights(run_dir: Path, tmp_path: Path) -> None:
+    """As after an edit of config.yaml, or with another run's checkpoint."""
+    config = load_config(run_dir / "config.yaml")
+    model = build_model(config, Groups.single())
+    engine = DictEngine({name: dict.fromkeys(("weight", "exp_avg", "exp_avg_sq"), parameter.detach())
+                         for name, parameter in model.named_parameters()})
+    save_checkpoint(step_directory(tmp_path / "checkpoints", 5), engine, model.placement(), Groups.single(),
+                    {"step": 5, "identity": identity(config)})
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    load_run(tmp_path)
+    other = replace(config, model=replace(config.model, filter_shift=0.0))
+    (tmp_path / "config.yaml").write_text(dump_config(other))
+    with pytest.raises(UserError, match=r"of another model than .*model.filter_shift: saved 0.05, now 0.0"):
+        load_run(tmp_path)

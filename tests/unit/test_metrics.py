@@ -47,7 +47,7 @@ def test_a_line_that_is_no_row_is_kept_as_it_is(tmp_path: Path, strange: bytes,
 
 
 def test_a_row_of_a_newer_version_is_kept_and_dropped_as_any_other(tmp_path: Path) -> None:
-    newer = [json.dumps({**LINE, "step": step, "scored": 3}).encode() for step in (1, 2, 3)]
+    newer = [json.dumps({**LINE, "step": step, "loss": 1, "of_a_newer_version": 3}).encode() for step in (1, 2, 3)]
     (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(newer) + b"\n")
     write(tmp_path, 3, last_step=2, loss=5.0)
     assert (tmp_path / "metrics.jsonl").read_bytes().splitlines()[:2] == newer[:2]

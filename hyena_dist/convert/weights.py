@@ -1,0 +1,45 @@
+"""The tensors of a stranger's file, before they become weights."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from hyena_dist.convert.section import ConversionError
+
+DERIVED = (".pos_emb.z", ".pos_emb.t", ".modulation.deltas")
+"""Ends of the keys of what a published file stores and this model computes: positions and decay rates."""
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_weights(weights: Mapping[str, Tensor]) -> None:
+    """Refuse what would be copied into a weight as another number, or is none.
+
+    Raises:
+        ConversionError: naming a tensor of another type or form, or one that is not finite.
+    """
+    for key, value in weights.items():
+        if value.dtype not in DTYPES or value.layout is not torch.strided or value.is_meta:
+            kind = str(value.dtype).removeprefix("torch.")
+            raise ConversionError(f"{key} is a tensor of {kind}{'' if value.layout is torch.strided else ', sparse'}: "
+                                  "HyenaDNA's weights are dense floating-point numbers, and quantised ones are not "
+                                  "supported: convert them back first")
+        if not value.isfinite().all():
+            count = int((~value.isfinite()).sum())
+            raise ConversionError(f"{key} holds NaN or infinity ({count} of {value.numel()} numbers): the file is "
+                                  "damaged, or its training failed: choose another one")
+
+
+def in_float32(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of narrower types widened, which is exact; derived tensors keep theirs, by which they are judged.
+
+    Raises:
+        ConversionError: a tensor in float64.
+    """
+    double = [key for key, value in tensors.items() if value.dtype == torch.float64]
+    if double:
+        raise ConversionError(f"{double[0]} is in float64, which float32 cannot hold exactly: convert it with "
+                              "hyena_dist.convert.from_published, or round it first")
+    narrow = (torch.float16, torch.bfloat16)
+    return {key: value.float() if value.dtype in narrow and not key.endswith(DERIVED) else value
+            for key, value in tensors.items()}
