@@ -3,6 +3,11 @@
 example: deepspeed --num_gpus 8 launchers/pretrain.py --config configs/quickstart.yaml train.run_dir=runs/first
 """
 
+from hyena_dist.train.signals import EXIT_REQUEUE, PROCESS
+
+if __name__ == "__main__":
+    PROCESS.install()  # before the other imports, which take seconds
+
 import argparse
 import logging
 import os
@@ -10,6 +15,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from hyena_dist.config.checks import check
@@ -34,7 +40,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 trained, 1 the run failed, 2 a mistake of the user's, 85 saved and stopped before its end, 130
-    interrupted from the keyboard."""
+    interrupted twice from the keyboard."""
     args = parse_args(argv)
     if args.local_rank is not None:
         os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
@@ -52,8 +58,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if first or not is_agreed(error):  # what all ranks raise the first one says
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
-    except KeyboardInterrupt:
-        return 130
     except Exception:  # noqa: BLE001 - a defect: its traceback is wanted, and the end of this process
         logger.exception("this rank failed")
         return 1
@@ -62,23 +66,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     # Imported here: torch, megatron-core and DeepSpeed take seconds, --help and a mistyped key should not.
     from hyena_dist.engine.deepspeed_config import check_raw_section
-    from hyena_dist.engine.launch import rank_environment
+    from hyena_dist.engine.launcher import launcher_processes, rank_environment
+    from hyena_dist.train.requeue import end_alone
+
+    launchers = launcher_processes()
 
     try:
         config = load_config(args.config, args.overrides)
-        check(config, world_size=int(rank_environment(os.environ)["WORLD_SIZE"]))
+        environment = rank_environment(os.environ)
+        check(config, world_size=int(environment["WORLD_SIZE"]))
         check_raw_section(config.engine.deepspeed)
     except UserError as error:
         raise agreed(error) from None  # every rank has read the same
     if args.dry_run:
         print(dump_config(config), end="")
         return 0
+    PROCESS.until_first_step(partial(end_alone, Path(config.train.run_dir), environment["RANK"] == "0"))
     import torch.distributed as dist
 
     from hyena_dist.engine.launch import init_distributed
     from hyena_dist.parallel.groups import Axis, init_groups
     from hyena_dist.scaling.utilisation import Utilisation
-    from hyena_dist.train.signals import EXIT_REQUEUE
     from hyena_dist.train.startup import check_same_start
     from hyena_dist.train.trainer import Trainer
 
@@ -86,7 +94,7 @@ def _run(args: argparse.Namespace) -> int:
     check_same_start(config, Axis.of(dist.group.WORLD))
     groups = init_groups(tensor=config.parallel.tensor, context=config.parallel.context)
     utilisation = Utilisation.of_device(config, groups.world.size, device)
-    reason = Trainer(config, groups, device, shares=utilisation.shares).fit()
+    reason = Trainer(config, groups, device, launchers=launchers, shares=utilisation.shares).fit()
     dist.destroy_process_group()
     return 0 if reason is None else EXIT_REQUEUE
 
@@ -94,5 +102,5 @@ def _run(args: argparse.Namespace) -> int:
 if __name__ == "__main__":
     status = main()
     if status:
-        from hyena_dist.engine.launch import leave
+        from hyena_dist.engine.launcher import leave
         leave(status)

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
-from hyena_dist.config.errors import UserError, agreed
+from hyena_dist.config.errors import TrainingError, UserError, agreed
 from hyena_dist.parallel.groups import Groups
 
 T = TypeVar("T")
@@ -15,12 +15,13 @@ def agree(action: Callable[[], T], groups: Groups) -> T:
     """Run an action on this rank; collective, but for the action itself.
 
     Raises:
-        UserError, OSError: on every rank that of the first rank on which the action failed, marked as `agreed`.
+        UserError, TrainingError, OSError: on every rank that of the first rank on which the action failed, marked as
+            `agreed`.
     """
-    failure: UserError | OSError | None = None
+    failure: UserError | TrainingError | OSError | None = None
     try:
         result = action()
-    except (UserError, OSError) as error:
+    except (UserError, TrainingError, OSError) as error:
         failure = error
     failures = [failure]
     if groups.world.size > 1:

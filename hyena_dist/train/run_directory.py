@@ -15,8 +15,8 @@ from hyena_dist.parallel.groups import Groups
 from hyena_dist.train.agree import agree
 from hyena_dist.train.checkpoint_directory import Checkpoint, find_latest, open_checkpoint
 from hyena_dist.train.files import write_whole
+from hyena_dist.train.requeue import take_requeue
 from hyena_dist.train.run_lock import RunLock
-from hyena_dist.train.signals import clear_requeue
 
 SAVED = "last_checkpoint"
 """Name of the file that names the newest checkpoint that was ever written here."""
@@ -154,7 +154,7 @@ class RunDirectory:
             for name in (SAVED, SUMMARY) if afresh else ():
                 (self.path / name).unlink(missing_ok=True)
             write_whole(self.path / "config.yaml", lambda path: path.write_text(dump_config(self._config)))
-            clear_requeue(self.path)
+            take_requeue(self.path)
 
     def newest(self, groups: Groups) -> Checkpoint | None:
         """The newest sound checkpoint; collective."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TextIO
 
 from hyena_dist.config.errors import ConfigError
-from hyena_dist.engine.launch import job_id
+from hyena_dist.engine.launcher import job_id
 from hyena_dist.train.files import writing
 
 logger = logging.getLogger(__name__)

@@ -4,11 +4,12 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -37,11 +38,12 @@ from hyena_dist.train.lost_steps import LostSteps, RollBack
 from hyena_dist.train.metrics import Metrics, Row, peak_memory_bytes
 from hyena_dist.train.profile import StepProfiler
 from hyena_dist.train.report import write_report
+from hyena_dist.train.requeue import clear_requeue, write_requeue
 from hyena_dist.train.run_directory import RunDirectory, is_import
 from hyena_dist.train.saver import CheckpointSaver
 from hyena_dist.train.schedules import learning_rate
-from hyena_dist.train.signals import StopSignal, write_requeue
 from hyena_dist.train.startup import check_same_data
+from hyena_dist.train.stop import StopSignal
 from hyena_dist.train.validation import has_scored, slicer, sum_over_data, validation_loss
 from hyena_dist.train.watchdog import Watchdog
 
@@ -75,6 +77,7 @@ class Trainer:
         config: already checked (`config.checks`).
         groups: of the initialised process group.
         device: of this rank, already selected.
+        launchers: of this process (`launcher_processes`), found as early as can be; None: those of now.
         shares: from length, micro-batch and tokens per second to MFU and share of the bandwidth, for the metrics.
 
     Raises:
@@ -82,11 +85,12 @@ class Trainer:
     """
 
     def __init__(self, config: Config, groups: Groups, device: torch.device, *,
+                 launchers: Sequence[psutil.Process] | None = None,
                  shares: Callable[..., tuple[float | None, float | None]] = lambda **_: (None, None)) -> None:
         self.config = config
         self.groups = groups
         self.device = device
-        self._shares = shares
+        self._launchers, self._shares = launchers, shares
         self.step = 0
         self.best_val_loss = math.inf
         self.val_loss = math.nan
@@ -98,7 +102,6 @@ class Trainer:
         self.run = RunDirectory(config, first=self._is_first)
         self._control = gloo_copy(groups.world)
         with ExitStack() as stack:
-            # From now on: a request during the set-up is answered after the first step.
             self.stop = stack.enter_context(StopSignal(self._control))
             agree(self.run.claim, groups)
             stack.callback(self.run.release)
@@ -133,7 +136,7 @@ class Trainer:
     def fit(self) -> str | None:
         """Train to the last step, validating and saving on the way; afterwards write summary.json and report.png.
 
-        A SIGTERM or SIGUSR1 to any rank, or the end of the launcher, ends the run early with a checkpoint of the last
+        A signal to any rank (`signals`), or the end of the launcher, ends the run early with a checkpoint of the last
         step and a requeue marker.
 
         Returns:
@@ -144,7 +147,7 @@ class Trainer:
             OSError: the metrics could not be written.
         """
         with self._open, ExitStack() as stack:
-            self.watchdog = stack.enter_context(Watchdog(self._control, self.stop))
+            self.watchdog = stack.enter_context(Watchdog(self._control, self.stop, launchers=self._launchers))
             self._times = StepTimes(self._control)
             agree(lambda: self._open_metrics(stack), self.groups)
             self._profiler = stack.enter_context(StepProfiler(self.run.path, self.config.train.profile_steps,
@@ -165,12 +168,15 @@ class Trainer:
     def _loop(self) -> str | None:
         """Every step to the last, or to the one after which all ranks stop; why they do."""
         train = self.config.train
+        if reason := self.stop.agreed_now():  # it came during the imports or the set-up
+            return reason
         if self.step and self.val_step != self.step and (self.step == train.steps or _due(self.step, train.eval_every)):
             if reason := self._validate():  # the run was stopped before it could
                 return reason
             agree(self._note_validation, self.groups)
         while self.step < train.steps:
             self._train_step()
+            self.stop.stepped()
             self._profiler.step()
             reason = self.stop.agreed()
             last = self.step == train.steps
@@ -357,6 +363,7 @@ class Trainer:
             best_val_perplexity=_finite(_perplexity(self.best_val_loss)), steps=self.step,
             tokens=tokens_after(self.curriculum.stages, self.step), seconds=round(self._seconds, 3),
             parameters=self.num_parameters)
+        clear_requeue(self.run.path)
         write_report(self.run.path)
 
     @property

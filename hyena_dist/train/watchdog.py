@@ -15,9 +15,10 @@ from types import TracebackType
 import psutil
 import torch.distributed as dist
 
-from hyena_dist.engine.launch import launcher_processes
+from hyena_dist.engine.launcher import launcher_processes
 from hyena_dist.parallel.groups import Axis
-from hyena_dist.train.signals import LAUNCHER_GONE, StopSignal
+from hyena_dist.train.signals import LAUNCHER_GONE
+from hyena_dist.train.stop import StopSignal
 
 logger = logging.getLogger(__name__)
 

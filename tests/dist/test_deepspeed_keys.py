@@ -22,7 +22,7 @@ STEPS = (0, 1)
 # Rounding of float32 sums in another order; a gradient that is reduced wrongly moves weights by far more, and one that
 # travels in bf16 (the control) by 1e-3.
 TOLERANCE = 1e-5
-VALUES: tuple[Any, ...] = (True, False, 1, 1000, "fp32", "error", ["all_reduce"])
+VALUES: tuple[Any, ...] = (True, False, 1000, "fp32", "error", ["all_reduce"])
 CONTROL = "communication_data_type=bf16"
 
 
@@ -61,6 +61,8 @@ def _on_each_rank(keys: list[str]) -> dict[tuple[str, int], Any]:
             of_zero = raw.get("zero_optimization", {})
             if of_zero and (stage == 0 or all(defaults[key] == value for key, value in of_zero.items())):
                 continue  # as without it
+            if not of_zero and stage in (1, 3) and name != CONTROL:
+                continue  # these know nothing of stages but whether there are any
             try:
                 other = _trained(raw, stage, groups)
             except ConfigError as error:  # DeepSpeed's own refusal at this stage
@@ -68,16 +70,17 @@ def _on_each_rank(keys: list[str]) -> dict[tuple[str, int], Any]:
                 continue
             worst = max(rel(other["state"][key], value) for key, value in plain["state"].items() if key != "steps")
             found[name, stage] = worst if other["same"] else "an import changed the state"
+            print(f"{name} at stage {stage}: {found[name, stage]}", flush=True)
     return found
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("keys", [
     ["zero_optimization.reduce_bucket_size", "zero_optimization.overlap_comm", "prescale_gradients"],
     pytest.param(sorted({*ALLOWED_KEYS} - {*SECOND_NAMES.values()}), marks=pytest.mark.slow)], ids=["few", "all"])
 def test_no_key_that_passes_changes_what_is_trained(keys: list[str]) -> None:
-    found, _ = run_distributed(_on_each_rank, 2, keys, timeout=900.0)
-    for (name, stage), worst in found.items():
-        print(f"{name} at stage {stage}: {worst} (tolerance {TOLERANCE})")
+    found, _ = run_distributed(_on_each_rank, 2, keys, timeout=1500.0)
+    print(f"tolerance {TOLERANCE}")
     for (name, stage), worst in found.items():
         if isinstance(worst, str):
             assert "DeepSpeed refuses its configuration: " in worst, (name, stage, worst)

@@ -19,7 +19,7 @@ from hyena_dist.config.warmup import stages
 from hyena_dist.parallel.groups import init_groups
 from hyena_dist.train.checkpoint_directory import read_metadata
 from hyena_dist.train.metrics import read_rows
-from hyena_dist.train.signals import requeue_marker
+from hyena_dist.train.requeue import requeue_marker
 from hyena_dist.train.trainer import Trainer
 from shards.build import main as build_shards
 from tests.checkpoints import latest

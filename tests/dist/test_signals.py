@@ -8,11 +8,24 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch.distributed as dist
 
+from hyena_dist.config.errors import TrainingError
 from hyena_dist.parallel.groups import Axis, gloo_copy
-from hyena_dist.train import signals
-from hyena_dist.train.signals import StopSignal, clear_requeue, requeue_marker, write_requeue
+from hyena_dist.train import stop as stop_module
+from hyena_dist.train.requeue import (
+    MOST_STARTS,
+    clear_requeue,
+    end_alone,
+    last_marker,
+    requeue_marker,
+    take_requeue,
+    write_requeue,
+)
+from hyena_dist.train.run_lock import RunLock
+from hyena_dist.train.signals import EXIT_REQUEUE, SIGNALS
+from hyena_dist.train.stop import StopSignal
 from tests.dist.harness import run_distributed
 
 FIRST_SIGNAL = 7
@@ -20,7 +33,7 @@ FIRST_SIGNAL = 7
 
 def _loop(axis: Axis, rank: int, act: Any, *, seconds: float = 0.002) -> dict[str, Any]:
     """Steps of unequal lengths; `act(stop)` happens on one rank in step 7."""
-    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)]
+    before = [signal.getsignal(number) for number in SIGNALS]
     local_first = None
     with StopSignal(axis) as stop:
         for step in range(1, 21):
@@ -36,7 +49,7 @@ def _loop(axis: Axis, rank: int, act: Any, *, seconds: float = 0.002) -> dict[st
                 break
         time.sleep(0.01)
         after_second = stop.requested
-    restored = before == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)]
+    restored = before == [signal.getsignal(number) for number in SIGNALS]
     return {"step": step, "reason": reason, "alone": local_first, "after": after_second, "restored": restored}
 
 
@@ -48,8 +61,7 @@ def _stuck(axis: Axis) -> dict[str, Any]:
             time.sleep(0.3)
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.2)
-            seen["handler"] = stop._reason  # of the Python handler
-            seen["requested"] = stop.requested
+            seen["requested"] = stop.requested  # Python has called no handler: the main thread is in the collective
 
         if axis.rank == 1:
             thread = threading.Thread(target=look)
@@ -75,25 +87,37 @@ def _of_a_child(axis: Axis) -> str | None:
         return stop.requested
 
 
+def _at_once(axis: Axis) -> list[str | None]:
+    """What was asked for before the loop is known before its first step."""
+    with StopSignal(axis) as stop:
+        before = stop.agreed_now()
+        if axis.rank == 1:
+            stop.request("SIGHUP")
+        return [before, stop.agreed_now()]
+
+
 def _cases() -> dict[str, Any]:
     axis = gloo_copy(Axis.of(dist.group.WORLD))
     found = {
         "SIGTERM": _loop(axis, 1, lambda stop: os.kill(os.getpid(), signal.SIGTERM)),
         "SIGUSR1": _loop(axis, 0, lambda stop: os.kill(os.getpid(), signal.SIGUSR1)),
+        "SIGHUP": _loop(axis, 0, lambda stop: os.kill(os.getpid(), signal.SIGHUP)),
+        "SIGINT": _loop(axis, 1, lambda stop: os.kill(os.getpid(), signal.SIGINT)),
+        "now": _at_once(axis),
         "launcher gone": _loop(axis, 1, lambda stop: stop.request("launcher gone")),
         "nothing": _loop(axis, 1, lambda stop: None),
         "stuck": _stuck(axis),
         "child": _of_a_child(axis),
         "alone": _loop(Axis(), 0, lambda stop: os.kill(os.getpid(), signal.SIGTERM)),
     }
-    signals._LONG_STEP_MILLISECONDS = 5
+    stop_module._LONG_STEP_MILLISECONDS = 5
     found["long"] = _loop(axis, 1, lambda stop: os.kill(os.getpid(), signal.SIGTERM), seconds=0.02)
     return found
 
 
 def test_one_signal_stops_every_rank_at_the_same_step() -> None:
     first, second = run_distributed(_cases, 2)
-    for reason, signalled in (("SIGTERM", 1), ("SIGUSR1", 0), ("launcher gone", 1)):
+    for reason, signalled in (("SIGTERM", 1), ("SIGUSR1", 0), ("SIGHUP", 0), ("SIGINT", 1), ("launcher gone", 1)):
         ranks = first[reason], second[reason]
         print(reason, ranks)
         assert [rank["reason"] for rank in ranks] == [reason] * 2
@@ -103,13 +127,14 @@ def test_one_signal_stops_every_rank_at_the_same_step() -> None:
         # The control: by its own signal alone one rank would have stopped, and the other gone on.
         assert [rank["alone"] for rank in ranks][signalled] == FIRST_SIGNAL
         assert [rank["alone"] for rank in ranks][1 - signalled] is None
+    assert first["now"] == second["now"] == [None, "SIGHUP"]
     assert [rank["nothing"]["reason"] for rank in (first, second)] == [None, None]
     # Long steps: the answer is that of the step of the signal.
     assert [rank["long"]["step"] for rank in (first, second)] == [FIRST_SIGNAL] * 2
     assert first["alone"] | {"alone": 7} == {"step": 7, "reason": "SIGTERM", "alone": 7, "after": "SIGTERM",
                                              "restored": True}
     # Another thread sees the signal while Python cannot call its handler.
-    assert second["stuck"] == {"handler": None, "requested": "SIGTERM"}
+    assert second["stuck"] == {"requested": "SIGTERM"}
     assert first["child"] is second["child"] is None
 
 
@@ -119,6 +144,51 @@ def test_the_marker_says_why_and_where(tmp_path: Path, monkeypatch: Any) -> None
     write_requeue(tmp_path, "SIGUSR1", 120)
     content = json.loads(requeue_marker(tmp_path).read_text())
     assert content.pop("time").startswith("20")
-    assert content == {"signal": "SIGUSR1", "step": 120, "job": "4711"}
+    assert content == {"signal": "SIGUSR1", "step": 120, "job": "4711", "starts_without_step": 0}
     clear_requeue(tmp_path)
     assert list(tmp_path.iterdir()) == []
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "4700")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    write_requeue(tmp_path, "SIGUSR1", 120)
+    assert json.loads(requeue_marker(tmp_path).read_text())["job"] == "4700_3"
+
+
+def test_a_run_that_is_requeued_without_a_step_gives_up(tmp_path: Path) -> None:
+    write_requeue(tmp_path, "SIGUSR1", 7)
+    for start in range(1, MOST_STARTS):
+        take_requeue(tmp_path)
+        assert not requeue_marker(tmp_path).exists()
+        write_requeue(tmp_path, "SIGUSR1", 7 if start % 2 else None)
+        assert json.loads(requeue_marker(tmp_path).read_text())["starts_without_step"] == start
+    take_requeue(tmp_path)
+    with pytest.raises(TrainingError, match=r"step 7: SIGUSR1 stopped 5 starts in a row .* submit it again"):
+        write_requeue(tmp_path, "SIGUSR1", 7)
+    assert list(tmp_path.iterdir()) == []
+    write_requeue(tmp_path, "SIGUSR1", 7)  # submitted again
+    take_requeue(tmp_path)
+    write_requeue(tmp_path, "SIGUSR1", 8)  # the control: it had a step
+    assert json.loads(requeue_marker(tmp_path).read_text())["starts_without_step"] == 0
+    last_marker(tmp_path).write_text("[]")  # no marker
+    write_requeue(tmp_path, "SIGUSR1", None)
+
+
+def _end_alone(run_dir: Path, first: bool) -> int:
+    child = os.fork()
+    if child == 0:
+        end_alone(run_dir, first, "SIGHUP")
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_a_rank_that_ends_alone_leaves_the_marker_if_it_is_the_first_and_the_run_its_own(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    assert _end_alone(run_dir, False) == EXIT_REQUEUE
+    assert not run_dir.exists()
+    assert _end_alone(run_dir, True) == EXIT_REQUEUE
+    assert json.loads(requeue_marker(run_dir).read_text())["signal"] == "SIGHUP"
+    clear_requeue(run_dir)
+    held = RunLock(run_dir)  # of another process than the child
+    assert _end_alone(run_dir, True) == EXIT_REQUEUE
+    assert not requeue_marker(run_dir).exists()
+    held.release()
+    (tmp_path / "file").touch()
+    assert _end_alone(tmp_path / "file", True) == 1  # the marker cannot be written

@@ -13,10 +13,11 @@ import psutil
 import pytest
 import torch.distributed as dist
 
-from hyena_dist.engine.launch import launcher_processes, leave
+from hyena_dist.engine.launcher import launcher_processes, leave
 from hyena_dist.parallel.groups import Axis, gloo_copy
 from hyena_dist.train.logs import RankLog
-from hyena_dist.train.signals import EXIT_REQUEUE, StopSignal
+from hyena_dist.train.signals import EXIT_REQUEUE
+from hyena_dist.train.stop import StopSignal
 from hyena_dist.train.watchdog import Patience, Watchdog
 from tests.dist.harness import fork_server
 

@@ -104,15 +104,16 @@ def test_sigterm_to_the_process_group_of_deepspeed(shards, tmp_path):
         check_saved(run_dir, "SIGTERM")
 
 
-def as_srun(shards: Path, run_dir: Path) -> list[str]:
+def as_srun(shards: Path, run_dir: Path, *overrides: str) -> list[str]:
     """A shell that starts two ranks in its process group with srun's variables, and waits for them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     pretrain = [sys.executable, "launchers/pretrain.py", "--config", "configs/quickstart.yaml", f"data.shards={shards}",
-                f"train.run_dir={run_dir}", *SMALL, *LONG]
+                f"train.run_dir={run_dir}", *SMALL, *(overrides or LONG)]
     start = ("import subprocess, sys, os, signal\n"
-             "signal.signal(signal.SIGTERM, lambda *_: None); signal.signal(signal.SIGUSR1, lambda *_: None)\n"
+             "for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):\n"
+             "    signal.signal(number, lambda *_: None)\n"
              f"variables = dict(SLURM_JOB_ID='7', SLURM_STEP_ID='0', SLURM_NTASKS='2', MASTER_ADDR='127.0.0.1', "
              f"MASTER_PORT='{port}')\n"
              "ranks = [subprocess.Popen(sys.argv[1:], env={**os.environ, **variables, 'SLURM_PROCID': str(rank), "

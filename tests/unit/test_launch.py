@@ -11,16 +11,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from hyena_dist.engine.launch import (
-    Place,
-    _flight_recorder,
-    collective_timeout,
-    first_host,
-    gather_places,
-    job_id,
-    rank_environment,
-    shared_device,
-)
+from hyena_dist.engine.launch import Place, _flight_recorder, gather_places, shared_device
+from hyena_dist.engine.launcher import alone_in_a_job, collective_timeout, first_host, job_id, rank_environment, step_id
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
 SRUN = {"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "123456", "SLURM_STEP_ID": "0",
@@ -47,6 +39,25 @@ def test_plain_python_is_one_process_also_in_a_batch_script() -> None:
     assert rank_environment({}) == one
     assert rank_environment({key: value for key, value in SRUN.items() if key != "SLURM_STEP_ID"}) == one
     assert rank_environment({**SRUN, "SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_LOCALID": "0"}) == one
+
+
+def test_steps_of_a_job_do_not_meet_each_other() -> None:
+    second = rank_environment({**SRUN, "SLURM_STEP_ID": "1"})
+    assert second["MASTER_PORT"] != rank_environment(SRUN)["MASTER_PORT"]
+    assert step_id({**SRUN, "SLURM_STEP_ID": "1"}) != step_id(SRUN) != ""  # though MASTER_PORT were set for both
+    assert step_id(TORCHRUN) == ""
+
+
+def test_an_interactive_shell_of_a_job_is_one_process_and_is_told_so() -> None:
+    """As salloc gives it: a step of one task inside a job of two, which would wait for the other for ever."""
+    shell = {**SRUN, "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "1",
+             "SLURM_STEP_ID": "4294967290"}
+    assert rank_environment(shell) == {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    assert "one process in a job of 2 tasks" in str(alone_in_a_job(shell))
+    started = {**shell, "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2"}  # the control: by srun from there
+    assert rank_environment(started)["WORLD_SIZE"] == "2"
+    assert alone_in_a_job(started) is alone_in_a_job({**shell, **TORCHRUN}) is alone_in_a_job({}) is None
+    assert alone_in_a_job({**shell, "SLURM_NTASKS": "1"}) is None
 
 
 def test_a_half_set_environment_is_an_error() -> None:
@@ -92,6 +103,7 @@ def test_every_rank_hears_of_every_place() -> None:
 
 def test_the_job_is_slurms() -> None:
     assert job_id(SRUN) == "123456"
+    assert job_id({**SRUN, "SLURM_ARRAY_JOB_ID": "123400", "SLURM_ARRAY_TASK_ID": "7"}) == "123400_7"
     assert job_id(TORCHRUN) is None
 
 
@@ -113,7 +125,7 @@ def test_nccl_says_in_the_run_directory_what_hung(monkeypatch: pytest.MonkeyPatc
 
 def test_leaving_writes_out_what_was_said_and_waits_for_nobody() -> None:
     """A thread that never ends stands for a library's; an ordinary exit would wait for it."""
-    script = ("import sys, threading, time\nfrom hyena_dist.engine.launch import leave\n"
+    script = ("import sys, threading, time\nfrom hyena_dist.engine.launcher import leave\n"
               "threading.Thread(target=time.sleep, args=(60,)).start()\nprint('said', end='')\n{}(3)")
     left = subprocess.run([sys.executable, "-c", script.format("leave")], capture_output=True, text=True, check=False,
                           timeout=50)

@@ -29,13 +29,13 @@ def slurm(tmp_path):
         else exec {sys.executable} "$@"; fi''')
     (tmp_path / "my run").mkdir()
 
-    def run(srun: str) -> subprocess.CompletedProcess:
-        command("srun", f'echo "$MASTER_ADDR $MASTER_PORT $@" > {tmp_path}/srun\n'
+    def run(srun: str, **more: str) -> subprocess.CompletedProcess:
+        command("srun", f'echo "$MASTER_ADDR ${{MASTER_PORT:-derived}} $@" > {tmp_path}/srun\n'
                         f'marker="{tmp_path}/my run/requeue.json"\n{srun}')
         outside = {key: value for key, value in os.environ.items() if not key.startswith(("MASTER_", "SLURM_"))}
         env = {**outside, "PATH": f"{commands}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(tmp_path),
                "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_JOB_ID": "4711", "SLURM_JOB_NUM_NODES": "2",
-               "SLURM_NTASKS_PER_NODE": "4", "SLURM_CPUS_PER_TASK": "6"}
+               "SLURM_NTASKS_PER_NODE": "4", "SLURM_CPUS_PER_TASK": "6", **more}
         return subprocess.run(["bash", SCRIPT, "--config", "a b.yaml", "train.steps=3"], env=env, capture_output=True,
                               text=True, check=False, timeout=60)
 
@@ -47,8 +47,13 @@ def test_a_run_that_saved_early_goes_back_into_the_queue(slurm, tmp_path):
     assert result.returncode == 85, result.stderr
     assert (tmp_path / "scontrol").read_text() == "requeue 4711\n"
     assert (tmp_path / "dry").read_text() == "0 8 --dry-run\n"
-    assert (tmp_path / "srun").read_text() == ("node7 24711 --cpus-per-task=6 --kill-on-bad-exit=1 python "
+    assert (tmp_path / "srun").read_text() == ("node7 derived --cpus-per-task=6 --kill-on-bad-exit=1 python "
                                                "launchers/pretrain.py --config a b.yaml train.steps=3\n")
+
+
+def test_a_task_of_an_array_goes_back_by_its_own_name(slurm, tmp_path):
+    slurm('touch "$marker"; exit 85', SLURM_ARRAY_JOB_ID="4700", SLURM_ARRAY_TASK_ID="3")
+    assert (tmp_path / "scontrol").read_text() == "requeue 4700_3\n"
 
 
 @pytest.mark.parametrize("status", [0, 1, 85])
@@ -57,6 +62,7 @@ def test_without_the_marker_it_does_not(slurm, tmp_path, status):
     result = slurm(f"exit {status}")
     assert result.returncode == status, result.stderr
     assert not (tmp_path / "scontrol").exists()
+    assert (tmp_path / "my run" / "requeued.json").exists()  # from it the run counts its starts without a step
 
 
 def test_a_mistake_in_the_configuration_starts_nothing(slurm, tmp_path):

@@ -1,6 +1,7 @@
 """A configuration says what a person reads in it: strings keep their text, what can be read twice is refused."""
 
 import pytest
+import yaml
 
 from hyena_dist.config.errors import ConfigError, UserError
 from hyena_dist.config.load import dump_config, load_config, read_config
@@ -25,6 +26,7 @@ def test_a_string_keeps_its_text(tmp_path, word):
     by_file = load(tmp_path, f"data: {{shards: '{word}'}}\ntrain:\n  run_dir: {word}\n")
     assert by_file == by_argument
     assert load(tmp_path, dump_config(by_file), read=read_config) == by_file
+    assert yaml.safe_load(dump_config(by_file))["train"]["run_dir"] == word  # as the batch script reads it
 
 
 @pytest.mark.parametrize("word", ["#7", "a #b", "a: b", "[a]", "{a}", "*a", "&a", "!a", "a\tb"])

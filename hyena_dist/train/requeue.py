@@ -1,0 +1,96 @@
+"""The marker of a run that stopped before its end and can be started again. Nothing here imports torch."""
+
+import fcntl
+import json
+import os
+import time
+from pathlib import Path
+from typing import NoReturn
+
+from hyena_dist.config.errors import TrainingError
+from hyena_dist.engine.launcher import job_id, leave
+from hyena_dist.train.files import write_whole
+from hyena_dist.train.signals import EXIT_REQUEUE
+
+MOST_STARTS = 5
+"""Starts in a row that stopped without a step, before a run is no longer to be started again."""
+
+
+def requeue_marker(run_dir: Path) -> Path:
+    """The file that is there when the run stopped before its end and can be started again."""
+    return run_dir / "requeue.json"
+
+
+def last_marker(run_dir: Path) -> Path:
+    """The marker that the present start has taken."""
+    return run_dir / "requeued.json"
+
+
+def write_requeue(run_dir: Path, reason: str, step: int | None) -> None:
+    """Say that the run was saved at `step` and stopped; for the first rank, after the save, before any rank ends.
+
+    Args:
+        step: None: where the start before ended, because this one had no step.
+
+    Raises:
+        TrainingError: for several starts in a row the run has stopped without a step: it would be started for ever.
+        OSError: it could not be written.
+    """
+    before = max((_read(path) for path in (last_marker(run_dir), requeue_marker(run_dir))), default=(-1, 0))
+    step = max(before[0], 0) if step is None else step
+    starts = before[1] + 1 if before[0] == step else 0
+    if starts >= MOST_STARTS:
+        last_marker(run_dir).unlink(missing_ok=True)  # whoever submits it again starts counting again
+        requeue_marker(run_dir).unlink(missing_ok=True)
+        raise TrainingError(f"step {step}: {reason} stopped {starts} starts in a row before a step: the run is "
+                            "not to be requeued; give it more time than its start takes, and submit it again")
+    content = {"signal": reason, "step": step, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "job": job_id(),
+               "starts_without_step": starts}
+    write_whole(requeue_marker(run_dir), lambda path: path.write_text(json.dumps(content) + "\n"))
+
+
+def end_alone(run_dir: Path, first: bool, reason: str) -> NoReturn:
+    """End a process whose run had no step yet, with the marker: a rank that cannot agree with the others in time."""
+    status, what = EXIT_REQUEUE, f"{reason} before the first step: ended, to be started again"
+    try:
+        if first and not _in_use(run_dir):
+            run_dir.mkdir(parents=True, exist_ok=True)
+            write_requeue(run_dir, reason, None)
+    except (OSError, TrainingError) as error:
+        status, what = 1, f"error: {error}"
+    os.write(2, f"{what}\n".encode())
+    leave(status)
+
+
+def _in_use(run_dir: Path) -> bool:
+    """Whether another process has the run directory; drops this process's own lock, so for its end only."""
+    try:
+        with (run_dir / "lock").open("r+") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def take_requeue(run_dir: Path) -> None:
+    """Put the marker aside; for the first rank of a run that starts."""
+    if requeue_marker(run_dir).exists():
+        requeue_marker(run_dir).replace(last_marker(run_dir))
+
+
+def clear_requeue(run_dir: Path) -> None:
+    """Remove what is left of markers; for the first rank of a run that has reached its end."""
+    for path in (requeue_marker(run_dir), last_marker(run_dir)):
+        path.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> tuple[int, int]:
+    """Step and starts without a step of a marker; of none or one that is none: (-1, 0)."""
+    try:
+        content = json.loads(path.read_text())
+        step, starts = content["step"], content.get("starts_without_step", 0)
+        return (step, starts) if type(step) is int and type(starts) is int else (-1, 0)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return -1, 0
