@@ -25,7 +25,7 @@ from hyena_dist.ops.triton.pieces import (
 from hyena_dist.ops.triton.short import taps
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["c0"])
 def spectrum(X, H, HS, T1, T2, TW, L, c0, scale, M: tl.constexpr, N2: tl.constexpr):
     """H <- of the filters X [C, L] from c0 on; HS <- their powers of two times `scale`. Grid (c,)."""
     PLANE: tl.constexpr = M * N2
@@ -43,7 +43,7 @@ def spectrum(X, H, HS, T1, T2, TW, L, c0, scale, M: tl.constexpr, N2: tl.constex
     tl.store(h + PLANE, (zi * inverse).to(H.dtype.element_ty))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["c0", "splits"])
 def filter_gradient(DH, OUT, T1, T2, TW, L, c0, splits, scale, M: tl.constexpr, N2: tl.constexpr):
     """OUT [C, L] from c0 on <- the inverse of the sum over the splits of DH [splits, c, 2, M, N2]. Grid (c,)."""
     PLANE: tl.constexpr = M * N2
