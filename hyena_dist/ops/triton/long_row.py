@@ -83,7 +83,7 @@ class LongRow:
             a, g, a_rows, g_rows, p, dy, dq, sums, *self.short, direct, *self._column_tables(self.precise), self.length,
             self.channels, part.start, plan.n1, **self.column_kernel, **plan.leave_backward)
         del a, g
-        rows.inverse[(plan.n1, here)](dspectrum, *self._row_tables(True), plan.n1, **plan.row_shape, **plan.rows)
+        rows.inverse[(plan.n1, here)](dspectrum, *self._row_tables(True), plan.n1, **plan.row_shape, **plan.filter_rows)
         columns.leave_filters[self._column_grid(part, plan.tile)[:2]](
             dspectrum, dh, *self._column_tables(True), self.length, part.start, plan.n1, self.scale,
             **plan.column_shape, BC=plan.tile, **plan.filters)
@@ -99,7 +99,7 @@ class LongRow:
         spectrum = self._new(here, 2, plan.n1, plan.n2, dtype=self.dtype)
         scales = self._new(here, plan.n1)
         rows.spectrum[(plan.n1, here)](a, spectrum, scales, *self._row_tables(True), plan.n1, self.scale,
-                                       **plan.row_shape, **plan.rows)
+                                       **plan.row_shape, **plan.filter_rows)
         return spectrum, scales
 
     def _columns(self, what: str, part: slice, dy: Tensor | None = None) -> tuple[Tensor, Tensor]:
