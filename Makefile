@@ -9,13 +9,14 @@ ON_GPU := python -c 'import torch; raise SystemExit(not torch.cuda.is_available(
 # NCCL refuses two ranks on one GPU.
 RANKS := import torch; print(min(2, torch.cuda.device_count() or 2))
 
-.PHONY: help setup quickstart test test-all gpu lint types clean
+.PHONY: help setup quickstart test test-all gpu gpu-kernels lint types clean
 
 help:
 	@echo "make quickstart  set-up, shards from shards/sample, pretrain on 2 processes (1 with one GPU), report (about 7 minutes)"
 	@echo "make test        set-up and the fast tests, where there is a GPU those on it too"
 	@echo "make test-all    set-up and every test; takes long"
 	@echo "make gpu         without set-up: all that only a GPU can answer, in 9 minutes (docs/gpu.md); ARGS=... are its options"
+	@echo "make gpu-kernels the same of Triton's kernels (ops.backend=triton), in 3 minutes"
 	@echo "make lint types  ruff and mypy"
 
 setup: .venv/ready
@@ -44,6 +45,9 @@ test-all: setup
 # With the Python that is there, .venv's or the machine's own: a GPU machine may have no network to set anything up.
 gpu:
 	$(PYTHON) launchers/gpu_check.py $(ARGS)
+
+gpu-kernels:
+	$(PYTHON) launchers/gpu_check.py --parts kernels --total 180 $(ARGS)
 
 lint: setup
 	ruff check .

@@ -1,31 +1,41 @@
-"""Compiles kernels for a GPU that need not be there: registers, spills and shared memory by ptxas, kinds of dots."""
+"""Compiles the kernels that a function launches for a GPU that need not be there: registers, spills and shared memory
+by ptxas, kinds of dots."""
 
+import contextlib
 import re
 import subprocess
 import tempfile
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import triton
 import triton.backends.nvidia
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
 
 PTXAS = Path(triton.backends.nvidia.__file__).parent / "bin" / "ptxas"
+TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
 
 
 @dataclass(frozen=True)
-class Kernel:
-    """A kernel and how it is launched. `types` are of its run-time arguments: of 16-bit tensors "*bf16", and so on."""
+class Launch:
+    """A kernel as Triton would specialise it for its arguments."""
 
-    function: Any
-    types: dict[str, str]
-    constants: dict[str, Any]
-    num_warps: int = 4
-    num_stages: int = 2
-    maxnreg: int | None = None
-    options: dict[str, Any] = field(default_factory=dict)
+    function: JITFunction
+    types: tuple[tuple[str, str], ...]
+    """(argument, type) of all; constants are "constexpr"."""
+    constants: tuple[tuple[str, Any], ...]
+    divisible: tuple[str, ...]
+    """Arguments that are multiples of 16: loads of 16 bytes rest on it."""
+    options: tuple[tuple[str, Any], ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.function.__module__.rpartition('.')[2]}.{self.function.__name__}"
 
 
 @dataclass(frozen=True)
@@ -45,19 +55,51 @@ class Report:
     """ptxas had too few registers for asynchronous dots."""
 
 
-def report(kernel: Kernel, capability: int = 90) -> Report:
-    """Compile for capability 80 or 90, all pointers and sizes divisible by 16 but those that are not specialised."""
-    function = kernel.function
-    names = function.arg_names
-    signature = {name: "constexpr" if name in kernel.constants else kernel.types[name] for name in names}
-    divisible = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names)
-                 if name not in kernel.constants and signature[name] != "fp32"
-                 and not function.params[i].do_not_specialize}
-    source = ASTSource(function, signature, constexprs=dict(kernel.constants), attrs=divisible)
-    options = {"num_warps": kernel.num_warps, "num_stages": kernel.num_stages, **kernel.options}
-    if kernel.maxnreg:
-        options["maxnreg"] = kernel.maxnreg
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+def launches(work: Callable[[], object]) -> list[Launch]:
+    """The different launches of a call, in which nothing is launched: what kernels make is not made."""
+    found: dict[Launch, None] = {}
+    with _recorded(lambda launch: found.setdefault(launch)):
+        work()
+    return list(found)
+
+
+@contextlib.contextmanager
+def _recorded(note: Callable[[Launch], object]) -> Iterator[None]:
+    def run(function: JITFunction, *args: Any, grid: object, warmup: bool, **kwargs: Any) -> None:  # noqa: ARG001
+        names = function.arg_names
+        given = dict(zip(names, args, strict=False)) | {k: v for k, v in kwargs.items() if k in names}
+        options = {k: v for k, v in kwargs.items() if k not in names}
+        note(_launch(function, given, options))
+
+    kept, JITFunction.run = JITFunction.run, run
+    try:
+        yield
+    finally:
+        JITFunction.run = kept
+
+
+def _launch(function: JITFunction, given: dict[str, Any], options: dict[str, Any]) -> Launch:
+    types, constants, divisible = [], [], []
+    for parameter in function.params:
+        value, name = given[parameter.name], parameter.name
+        if parameter.is_constexpr or (type(value) is int and value == 1 and not parameter.do_not_specialize):
+            types.append((name, "constexpr"))
+            constants.append((name, value))
+            continue
+        number = value.data_ptr() if isinstance(value, torch.Tensor) else value
+        types.append((name, TYPES[value.dtype] if isinstance(value, torch.Tensor)
+                      else "fp32" if isinstance(value, float) else "i32"))
+        if isinstance(number, int) and number % 16 == 0 and not parameter.do_not_specialize:
+            divisible.append(name)
+    return Launch(function, tuple(types), tuple(constants), tuple(divisible), tuple(options.items()))
+
+
+def report(launch: Launch, capability: int = 90) -> Report:
+    """Compile for capability 80 or 90."""
+    places = {name: i for i, name in enumerate(launch.function.arg_names)}
+    source = ASTSource(launch.function, dict(launch.types), constexprs=dict(launch.constants),
+                       attrs={(places[name],): [["tt.divisibility", 16]] for name in launch.divisible})
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=dict(launch.options))
     ptx = compiled.asm["ptx"]
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "kernel.ptx"

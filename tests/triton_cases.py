@@ -11,19 +11,25 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 import contextlib
 import json
+import math
 import sys
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from hyena_dist.config.schema import Config, ModelSection, OpsSection
+from hyena_dist.model.loss import token_loss
+from hyena_dist.model.model import build_model
 from hyena_dist.ops.hyena import HyenaWeights, hyena
 from hyena_dist.ops.long_conv import causal_conv_reference
 from hyena_dist.ops.short_conv import short_conv_reference
+from hyena_dist.ops.triton import long_row
 from hyena_dist.ops.triton.fft import ByCufft
 from hyena_dist.ops.triton.long_row import LongRow
 from hyena_dist.ops.triton.one_row import OneRow
 from hyena_dist.ops.triton.plans import LargePlan, SmallPlan, plan_for
+from hyena_dist.parallel.groups import Groups
 
 BAND = 64
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
@@ -85,8 +91,9 @@ def inputs(batch: int, channels: int, length: int, taps: int, dtype: torch.dtype
             normal(3 * channels, taps), normal(3 * channels), h, normal(channels)]
 
 
-def compare(given: list[Tensor], kind: Callable, *plan: SmallPlan | LargePlan) -> dict[str, float]:
-    """Errors of both directions of a kind, and whether anything was written outside."""
+def compare(given: list[Tensor], kind: Callable, *plan: SmallPlan | LargePlan,
+            rows: slice = slice(None)) -> dict[str, float]:
+    """Errors of both directions of a kind, of some channels, and whether anything was written outside."""
     want = reference(*given)
     bands = Bands()
     p, dy, *weights = (bands.around(t) for t in given)
@@ -94,10 +101,50 @@ def compare(given: list[Tensor], kind: Callable, *plan: SmallPlan | LargePlan) -
         y = kind(p, *weights[:2], *plan).mix(*weights[2:])
         grads = kind(p, *weights[:2], *plan).mix_backward(dy, *weights[2:])
     found = {"y": y, "dp": p, "dweight": grads[0], "dbias": grads[1], "dh": grads[2], "ddirect": grads[3]}
-    errors = {name: relative(found[name], want[name]) for name in want}
-    errors["y again"] = relative(dy, want["y"])
+    of_channels = {"y": lambda t: t[:, rows], "dp": lambda t: t[:, :, rows], "dh": lambda t: t[rows],
+                   "ddirect": lambda t: t[rows], "dweight": lambda t: t.unflatten(0, (3, -1))[:, rows],
+                   "dbias": lambda t: t.unflatten(0, (3, -1))[:, rows]}
+    errors = {name: relative(part(found[name]), part(want[name])) for name, part in of_channels.items()}
+    errors["y again"] = relative(dy[:, rows], want["y"][:, rows])
     errors["outside"] = 0.0 if bands.whole() else float("inf")
     return errors
+
+
+def hard(what: str, dtype: torch.dtype, plan: SmallPlan | LargePlan) -> dict[str, float]:
+    """Rows on which scales or sums could break, without the short convolution's mixing."""
+    length, points = 250, plan.n1 * plan.n2
+    given = inputs(2, 2, length, 1, dtype=dtype)
+    p, dy, weight, bias, h, direct = given
+    weight.fill_(1)
+    bias.zero_()
+    t = torch.arange(length)
+    tone = torch.cos(2 * math.pi * 36.75 / points * t)
+    match what:
+        case "zeros":
+            p.zero_()
+        case "constant":
+            p.fill_(1)
+            h.fill_(1)
+        case "tone":
+            p[:, 1] = tone
+            p[:, 2] = 1
+            h[:] = tone
+        case "loud":
+            p[:, 1:] = 1
+            p[:, 1, :, length // 3] = 3000
+        case "huge":
+            p[:, 1:] *= 1e15
+            h *= 1e-20
+        case "tiny":
+            p[:, 1:] *= 1e-15
+            h *= 1e10
+        case "nan":
+            p[0, 1, 0, 17] = float("nan")
+    kind = OneRow if isinstance(plan, SmallPlan) else LongRow
+    return compare(given, kind, plan, rows=slice(1 if what == "nan" else 0, None))
+
+
+HARD = ("zeros", "constant", "tone", "loud", "huge", "tiny", "nan")
 
 
 def by_cufft(*shape: int, dtype: torch.dtype = torch.float32) -> dict[str, float]:
@@ -121,6 +168,38 @@ def whole_operator(**options: str | bool) -> dict[str, float]:
         y = hyena(x, HyenaWeights(*weights), backend=backend, **options)
         results.append([y, *torch.autograd.grad(y, leaves, torch.randn(*y.shape, generator=draw).to(dtype))])
     return {str(i): relative(a.detach(), b.detach()) for i, (a, b) in enumerate(zip(*results, strict=True))}
+
+
+def training(steps: int = 50) -> dict[str, float]:
+    """The loss of a small model by kernels and by torch's operations, the largest difference over the loss."""
+    losses = []
+    for backend in ("triton", "torch"):
+        config = Config(model=ModelSection(num_layers=2, hidden_size=8, max_seq_len=64, embed_dropout=0.0),
+                        ops=OpsSection(backend=backend))
+        model = build_model(config, Groups.single())
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+        ids = torch.randint(7, 9, (2, 65), generator=torch.Generator().manual_seed(0))
+        losses.append([])
+        for _ in range(steps):
+            total, count = token_loss(model(ids[:, :-1]), ids[:, 1:])
+            (total / count).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses[-1].append(float(total.detach() / count))
+    assert losses[1][-1] < 0.7 * losses[1][0], losses[1]
+    return {"loss": max(abs(a - b) / b for a, b in zip(*losses, strict=True))}
+
+
+def swapped_twiddles() -> dict[str, float]:
+    """The control: twiddles of the other sign."""
+    given = inputs(1, 1, 601, 3)
+    kept = long_row.twiddles
+    long_row.twiddles = lambda *sizes: kept(*sizes) * torch.tensor([1, -1])[:, None, None]
+    try:
+        y = LongRow(given[0], *given[2:4], LargePlan(3, 16, 16, 16, 16, 16)).mix(*given[4:])
+    finally:
+        long_row.twiddles = kept
+    return {"y": relative(y, reference(*given)["y"])}
 
 
 def swapped_gates() -> dict[str, float]:
@@ -149,7 +228,16 @@ CASES: dict[str, Callable[[], dict[str, float]]] = {
     "operator": whole_operator,
     "operator, recomputed": lambda: whole_operator(residual=True, recompute=True),
     "control": swapped_gates,
-}
+    "control of tables": swapped_twiddles,
+    "training": training,
+    "one token": lambda: by_kernels(2, 1, 1, 3, dtype=FP32),
+    "three tokens": lambda: by_kernels(1, 2, 3, 5, dtype=FP16),
+} | {f"{what}, {name}": lambda what=what, dtype=dtype, plan=plan: hard(what, dtype, plan)
+     for what in HARD
+     for name, dtype, plan in (("one kernel", BF16, SmallPlan(16, 16, 16)),
+                               ("one kernel, float32", FP32, SmallPlan(16, 16, 16)),
+                               ("three kernels", BF16, LargePlan(1, 16, 16, 16, 16, 16)),
+                               ("three kernels, float32", FP32, LargePlan(1, 16, 16, 16, 16, 16)))}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

@@ -37,6 +37,8 @@ PARTS = (
     Part("engines", 25, "a small step through every engine: time, peak memory, where the host waits"),
     Part("sizes", 60, "steps of other sizes: time, launches, share of the time in which the GPU works", lines=24,
          default=False),
+    Part("kernels", 170, "Triton's kernels: right, the same twice, their times, of other launch options too", lines=40,
+         default=False),
 )
 
 

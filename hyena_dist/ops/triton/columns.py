@@ -134,13 +134,13 @@ def leave_backward(A, G, ROW_SCALES, G_SCALES, P, DY, DQ, SUMS, W, B, BIAS, T1, 
 
 
 @triton.jit(do_not_specialize=["c0", "N1"])
-def leave_filters(A, OUT, T1, TW, L, c0, N1, scale, M: tl.constexpr, MB: tl.constexpr, N2: tl.constexpr,
-                  BC: tl.constexpr):
-    """OUT [C, L] from c0 on <- the inverse of A [c, 2, N1, N2] float32. Grid (N2 / BC * M / MB, c)."""
+def leave_filters(A, ROW_SCALES, OUT, T1, TW, L, c0, N1, scale, M: tl.constexpr, MB: tl.constexpr, N2: tl.constexpr,
+                  BC: tl.constexpr, PREC: tl.constexpr):
+    """OUT [C, L] from c0 on <- the inverse of A [c, 2, N1, N2]. Grid (N2 / BC * M / MB, c)."""
     c = tl.program_id(1)
     block, tile = tl.program_id(0) % (M // MB), tl.program_id(0) // (M // MB)
-    F = load_block(T1, block * MB, M, MB, True, "split")
+    F = load_block(T1, block * MB, M, MB, True, PREC)
     column = tile * BC + tl.arange(0, BC)[None, :]
     n = (block * MB + tl.arange(0, MB)[:, None]) * N2 + column
-    y = from_columns(A, A, c.to(tl.int64), F, TW, column, N1, M, MB, N2, BC, "split") * scale
+    y = from_columns(A, ROW_SCALES, c.to(tl.int64), F, TW, column, N1, M, MB, N2, BC, PREC) * scale
     tl.store(OUT + (c0 + c).to(tl.int64) * L + n, y.to(OUT.dtype.element_ty), mask=n < L)

@@ -30,7 +30,7 @@ class LongRow:
         self.dtype = torch.float32 if self.precise else torch.float16
         self.prec = "split" if self.precise else "half"
         room = 64.0 if self.precise else 8.0 if plan.n2 <= 8192 else 4.0
-        self.row_kernel = {**plan.row_shape, "BC": plan.tile, "PREC": self.prec, "ROOM": room}
+        self.row_kernel = {**plan.row_shape, "PREC": self.prec, "ROOM": room}
         self.column_kernel = {**plan.column_shape, "K": weight.shape[1], "PREC": self.prec}
         self.scale = (plan.n1 * plan.r1) ** 1.5 / (plan.n1 * plan.n2)
 
@@ -45,10 +45,10 @@ class LongRow:
             row_scales = self._new(self.batch, here, plan.n1)
             splits = min(self.batch, max(1, SPLITS_PROGRAMS // (plan.n1 * here)))
             rows.forward[(plan.n1, here, splits)](a, column_scales, row_scales, *spectrum,
-                                                  *self._row_tables(self.precise), self.batch, plan.n1, 0,
+                                                  *self._row_tables(), self.batch, plan.n1, 0, BC=plan.tile,
                                                   **self.row_kernel, **plan.rows)
             columns.leave[self._column_grid(part, plan.leave["BC"])](
-                a, row_scales, p, y, *self.short, direct, *self._column_tables(self.precise), self.length,
+                a, row_scales, p, y, *self.short, direct, *self._column_tables(), self.length,
                 self.channels, part.start, plan.n1, **self.column_kernel, **plan.leave)
         return y
 
@@ -73,42 +73,42 @@ class LongRow:
         place = self._new(here, 2, plan.n1, plan.n2, dtype=self.dtype)
         dspectrum = self._new(here, 2, plan.n1, plan.n2)
         rows.backward[(plan.n1, here)](a, g, a_columns, g_columns, a_rows, g_rows, place, dspectrum, *spectrum,
-                                       *self._row_tables(self.precise), self.batch, plan.n1, 0, **self.row_kernel,
-                                       **plan.rows_backward)
+                                       *self._row_tables(), self.batch, plan.n1, 0, BC=plan.tile,
+                                       **self.row_kernel, **plan.rows_backward)
         del place, spectrum
         grid = self._column_grid(part, plan.leave_backward["BC"])
         dq = self._new(self.batch, 3, here, self.length, dtype=p.dtype)
         sums = self._new(self.batch, here, grid[0])
         columns.leave_backward[grid](
-            a, g, a_rows, g_rows, p, dy, dq, sums, *self.short, direct, *self._column_tables(self.precise), self.length,
+            a, g, a_rows, g_rows, p, dy, dq, sums, *self.short, direct, *self._column_tables(), self.length,
             self.channels, part.start, plan.n1, **self.column_kernel, **plan.leave_backward)
         del a, g
-        rows.inverse[(plan.n1, here)](dspectrum, *self._row_tables(True), plan.n1, **plan.row_shape, **plan.rows)
+        a, scales = self._new(here, 2, plan.n1, plan.n2, dtype=self.dtype), self._new(here, plan.n1)
+        rows.inverse[(plan.n1, here)](dspectrum, a, scales, *self._row_tables(), plan.n1, **self.row_kernel,
+                                      **plan.filter_rows)
         columns.leave_filters[self._column_grid(part, plan.tile)[:2]](
-            dspectrum, dh, *self._column_tables(True), self.length, part.start, plan.n1, self.scale,
-            **plan.column_shape, BC=plan.tile, **plan.filters)
+            a, scales, dh, *self._column_tables(), self.length, part.start, plan.n1, self.scale, **plan.column_shape,
+            BC=plan.tile, PREC=self.prec, **plan.filters)
         return dq, sums.sum((0, 2))
 
     def _spectrum(self, h: Tensor, part: slice) -> tuple[Tensor, Tensor]:
         """The filters' spectra [c, 2, n1, n2] and the scales of their rows [c, n1]."""
         plan, here = self.plan, part.stop - part.start
-        a = self._new(here, 2, plan.n1, plan.n2)
-        columns.columns[self._column_grid(part, plan.tile, 1)](
-            h, h, a, a, *self.short, *self._column_tables(True), self.length, self.channels, part.start, plan.n1,
-            WHAT="h", BC=plan.tile, **self.column_kernel | {"PREC": "split"}, **plan.filters)
+        a, column_scales = self._columns("h", part, h)
         spectrum = self._new(here, 2, plan.n1, plan.n2, dtype=self.dtype)
         scales = self._new(here, plan.n1)
-        rows.spectrum[(plan.n1, here)](a, spectrum, scales, *self._row_tables(True), plan.n1, self.scale,
-                                       **plan.row_shape, **plan.rows)
+        rows.spectrum[(plan.n1, here)](a, column_scales, spectrum, scales, *self._row_tables(), plan.n1, self.scale,
+                                       BC=plan.tile, **self.row_kernel, **plan.filter_rows)
         return spectrum, scales
 
-    def _columns(self, what: str, part: slice, dy: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Transforms of the columns [B, c, 2, n1, n2], and the scales of their tiles."""
-        plan, here = self.plan, part.stop - part.start
-        a = self._new(self.batch, here, 2, plan.n1, plan.n2, dtype=self.dtype)
-        scales = self._new(self.batch, here, plan.n2 // plan.tile)
-        columns.columns[self._column_grid(part, plan.tile)](
-            self.p, self.p if dy is None else dy, a, scales, *self.short, *self._column_tables(self.precise),
+    def _columns(self, what: str, part: slice, x: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Transforms of the columns [B, c, 2, n1, n2], of the filters [1, c, ...], and the scales of their tiles."""
+        plan, here, batch = self.plan, part.stop - part.start, 1 if what == "h" else self.batch
+        a = self._new(batch, here, 2, plan.n1, plan.n2, dtype=self.dtype)
+        scales = self._new(batch, here, plan.n2 // plan.tile)
+        x = self.p if x is None else x
+        columns.columns[self._column_grid(part, plan.tile, batch)](
+            x if what == "h" else self.p, x, a, scales, *self.short, *self._column_tables(),
             self.length, self.channels, part.start, plan.n1, WHAT=what, BC=plan.tile, **self.column_kernel,
             **plan.columns)
         return a, scales
@@ -117,13 +117,13 @@ class LongRow:
         plan = self.plan
         return plan.n2 // tile * (plan.m // plan.mb), part.stop - part.start, batch or self.batch
 
-    def _column_tables(self, precise: bool) -> tuple[Tensor, Tensor]:
-        plan, device = self.plan, self.p.device
+    def _column_tables(self) -> tuple[Tensor, Tensor]:
+        plan, precise, device = self.plan, self.precise, self.p.device
         return (left_table(plan.n1, plan.m, True, precise, device),
                 twiddles(plan.n1, plan.n2, plan.m, True, precise, device))
 
-    def _row_tables(self, precise: bool) -> tuple[Tensor, Tensor, Tensor]:
-        r1, r2, device = self.plan.r1, self.plan.r2, self.p.device
+    def _row_tables(self) -> tuple[Tensor, Tensor, Tensor]:
+        r1, r2, precise, device = self.plan.r1, self.plan.r2, self.precise, self.p.device
         return (left_table(r1, r1, False, precise, device), right_table(r2, precise, device),
                 twiddles(r1, r2, r1, False, precise, device))
 

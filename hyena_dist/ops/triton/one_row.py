@@ -28,8 +28,9 @@ class OneRow:
         self.batch, _, self.channels, self.length = p.shape
         self.plan = plan
         self.precise = p.dtype == torch.float32
-        self.kernel = {**self.plan.shape, "K": weight.shape[1], "PREC": "split" if self.precise else "half",
-                       "ROOM": 64.0 if self.precise else 8.0}
+        self.filter_kernel = {**self.plan.shape, "PREC": "split" if self.precise else "half",
+                              "ROOM": 64.0 if self.precise else 8.0}
+        self.kernel = self.filter_kernel | {"K": weight.shape[1]}
         self.scale = math.sqrt(self.plan.n1) / self.plan.n2
 
     def mix(self, h: Tensor, direct: Tensor) -> Tensor:
@@ -38,7 +39,7 @@ class OneRow:
         y = torch.empty(self.batch, self.channels, self.length, dtype=p.dtype, device=p.device)
         for part in self._groups():
             small.forward[self._grid(part)](
-                p, y, *self.short, *self._spectrum(h, part), direct, *self._tables(self.precise), self.length,
+                p, y, *self.short, *self._spectrum(h, part), direct, *self._tables(), self.length,
                 self.batch, self.channels, part.start, 0, **self.kernel, **self.plan.forward)
         return y
 
@@ -58,10 +59,10 @@ class OneRow:
             dq = torch.empty(self.batch, 3, here, self.length, dtype=p.dtype, device=p.device)
             small.backward[grid](
                 p, dy, dq, place, dspectrum, sums, weight, bias, *self._spectrum(h, part), direct,
-                *self._tables(self.precise), self.length, self.batch, self.channels, part.start, 0, **self.kernel,
+                *self._tables(), self.length, self.batch, self.channels, part.start, 0, **self.kernel,
                 **plan.backward)
-            small.filter_gradient[(here,)](dspectrum, dh, *self._tables(True), self.length, part.start, splits,
-                                           self.scale, **plan.shape, **plan.filters)
+            small.filter_gradient[(here,)](dspectrum, dh, *self._tables(), self.length, part.start, splits,
+                                           self.scale, **self.filter_kernel, **plan.filters)
             ddirect[part] = sums.sum(0)
             dweight[:, part], dbias[:, part] = short_backward(dq, p, weight, part)
         return dweight.flatten(0, 1), dbias.flatten(), dh, ddirect
@@ -72,14 +73,14 @@ class OneRow:
         spectrum = torch.empty(here, 2, plan.m, plan.n2, dtype=torch.float32 if self.precise else torch.float16,
                                device=device)
         scales = torch.empty(here, dtype=torch.float32, device=device)
-        small.spectrum[(here,)](h, spectrum, scales, *self._tables(True), self.length, part.start, self.scale,
-                                **plan.shape, **plan.filters)
+        small.spectrum[(here,)](h, spectrum, scales, *self._tables(), self.length, part.start, self.scale,
+                                **self.filter_kernel, **plan.filters)
         return spectrum, scales
 
-    def _tables(self, precise: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def _tables(self) -> tuple[Tensor, Tensor, Tensor]:
         n1, m, n2, device = self.plan.n1, self.plan.m, self.plan.n2, self.p.device
-        return (left_table(n1, m, True, precise, device), right_table(n2, precise, device),
-                twiddles(n1, n2, m, True, precise, device))
+        return (left_table(n1, m, True, self.precise, device), right_table(n2, self.precise, device),
+                twiddles(n1, n2, m, True, self.precise, device))
 
     def _groups(self) -> Iterator[slice]:
         return channel_groups(self.channels, self.batch * self.plan.m * self.plan.n2, GROUP_ELEMENTS)

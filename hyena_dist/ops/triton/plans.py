@@ -8,6 +8,10 @@ Options = dict[str, Any]
 WIDE_MEMORY = 227 * 2**10
 """Shared memory of a program with which the tiles of 128 rows fit."""
 
+IN_ORDER = {"num_stages": 1}
+"""No load before its turn in a loop: it could be of what the turn before has yet to store, and its copies in shared
+memory cost a second program there."""
+
 MOST_POINTS = {False: 2**22, True: 2**20}
 """Longest rows of the three kernels, not precise and precise."""
 
@@ -45,6 +49,7 @@ class LargePlan:
     leave: Options = field(default_factory=lambda: {"BC": 16})
     leave_backward: Options = field(default_factory=lambda: {"BC": 16})
     filters: Options = field(default_factory=dict)
+    filter_rows: Options = field(default_factory=dict)
 
     @property
     def n2(self) -> int:
@@ -75,8 +80,8 @@ def _small_plan(length: int) -> SmallPlan:
     n2 = 32 if length <= 2048 else 64
     n1 = -(-length // n2)
     m = _padded(n1)
-    warps = {"num_warps": max(2, m // 16)}
-    return SmallPlan(n1, m, n2, forward=warps | {"num_stages": 1}, backward=warps, filters=warps)
+    options = {"num_warps": max(2, m // 16), **IN_ORDER}
+    return SmallPlan(n1, m, n2, forward=options, backward=options, filters=options)
 
 
 def _large_plan(length: int, precise: bool, wide: bool) -> LargePlan | None:
@@ -91,9 +96,10 @@ def _large_plan(length: int, precise: bool, wide: bool) -> LargePlan | None:
     if length > MOST_POINTS[precise] or (m > most and not wide):
         return None
     mb = min(m, 128)
-    wide_columns, rows = {"num_warps": max(2, mb // 16), "num_stages": 1}, {"num_warps": r1 // 16, "num_stages": 1}
-    return LargePlan(n1, m, mb, r1, r2, max(64, r2), columns=wide_columns, rows=rows, rows_backward=rows,
-                     leave={"BC": 64, **wide_columns}, leave_backward={"BC": 32, **wide_columns}, filters=wide_columns)
+    columns, rows = {"num_warps": max(2, mb // 16), **IN_ORDER}, {"num_warps": r1 // 16, **IN_ORDER}
+    return LargePlan(n1, m, mb, r1, r2, max(64, r2), columns=columns, rows=rows, rows_backward=rows,
+                     leave={"BC": 64, **columns}, leave_backward={"BC": 32, **columns}, filters=columns,
+                     filter_rows=rows)
 
 
 def _padded(n: int) -> int:

@@ -126,15 +126,17 @@ def backward(A, G, COLUMN_SCALES, G_COLUMN_SCALES, ROW_SCALES, G_ROW_SCALES, U, 
 
 
 @triton.jit(do_not_specialize=["N1"])
-def spectrum(A, H, HS, T1, T2, TW, N1, scale, R1: tl.constexpr, R2: tl.constexpr):
-    """H, HS <- of the filters' columns A [c, 2, N1, N2] float32; `scale` goes into HS. Grid (N1, c)."""
+def spectrum(A, COLUMN_SCALES, H, HS, T1, T2, TW, N1, scale, R1: tl.constexpr, R2: tl.constexpr, BC: tl.constexpr,
+             ROOM: tl.constexpr, PREC: tl.constexpr):
+    """H, HS <- of the filters' columns A [c, 2, N1, N2]; `scale` goes into HS. Grid (N1, c)."""
     PLANE: tl.constexpr = R1 * R2
     k, c = tl.program_id(0), tl.program_id(1)
-    F1 = load_table(T1, R1, "split")
-    F2 = load_table(T2, R2, "split")
+    F1 = load_table(T1, R1, PREC)
+    F2 = load_table(T2, R2, PREC)
     at = tl.arange(0, R1)[:, None] * R2 + tl.arange(0, R2)[None, :]
-    ar, ai, s = load_row(A, A, c.to(tl.int64), k, at, N1, R1, R2, R2, 64.0, "split")
-    zr, zi = row_forward(ar, ai, F1, F2, TW, at, PLANE, "split")
+    ar, ai, s = load_row(A, COLUMN_SCALES, c.to(tl.int64), k, at, N1, R1, R2, BC, ROOM, PREC)
+    zr, zi = row_forward(ar, ai, F1, F2, TW, at, PLANE, PREC)
+    zr, zi = zr.to(tl.float32), zi.to(tl.float32)
     inverse, t = spectrum_scale(zr, zi, R2)
     tl.store(HS + c * N1 + k, s * t * scale)
     h = H + c.to(tl.int64) * (2 * N1 * PLANE) + k * PLANE + at
@@ -143,14 +145,15 @@ def spectrum(A, H, HS, T1, T2, TW, N1, scale, R1: tl.constexpr, R2: tl.constexpr
 
 
 @triton.jit(do_not_specialize=["N1"])
-def inverse(A, T1, T2, TW, N1, R1: tl.constexpr, R2: tl.constexpr):
-    """A [c, 2, N1, N2] float32 <- inverse(A), row by row. Grid (N1, c)."""
+def inverse(DH, A, ROW_SCALES, T1, T2, TW, N1, R1: tl.constexpr, R2: tl.constexpr, ROOM: tl.constexpr,
+            PREC: tl.constexpr):
+    """A [c, 2, N1, N2] <- inverse(DH), row by row, of DH [c, 2, N1, N2] float32. Grid (N1, c)."""
     PLANE: tl.constexpr = R1 * R2
     k, c = tl.program_id(0), tl.program_id(1)
-    F1 = load_table(T1, R1, "split")
-    F2 = load_table(T2, R2, "split")
+    F1 = load_table(T1, R1, PREC)
+    F2 = load_table(T2, R2, PREC)
     at = tl.arange(0, R1)[:, None] * R2 + tl.arange(0, R2)[None, :]
-    ar, ai, s = load_row(A, A, c.to(tl.int64), k, at, N1, R1, R2, R2, 64.0, "split")
-    yr, yi = row_inverse(ar, ai, F1, F2, TW, at, PLANE, "split")
-    tl.debug_barrier()  # the row was read before its result takes its place
-    store_row(A, A, yr, yi, s, c.to(tl.int64), k, at, N1, PLANE, "split")
+    row = DH + c.to(tl.int64) * (2 * N1 * PLANE) + k * PLANE + at
+    pr, pi, s = scaled_pair(tl.load(row), tl.load(row + N1 * PLANE), ROOM)
+    yr, yi = row_inverse(narrow(pr, PREC), narrow(pi, PREC), F1, F2, TW, at, PLANE, PREC)
+    store_row(A, ROW_SCALES, yr, yi, s, c.to(tl.int64), k, at, N1, PLANE, PREC)

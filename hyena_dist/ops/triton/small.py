@@ -25,17 +25,19 @@ from hyena_dist.ops.triton.pieces import (
 from hyena_dist.ops.triton.short import taps
 
 
-@triton.jit
-def spectrum(X, H, HS, T1, T2, TW, L, c0, scale, M: tl.constexpr, N2: tl.constexpr):
+@triton.jit(do_not_specialize=["c0"])
+def spectrum(X, H, HS, T1, T2, TW, L, c0, scale, M: tl.constexpr, N2: tl.constexpr, ROOM: tl.constexpr,
+             PREC: tl.constexpr):
     """H <- of the filters X [C, L] from c0 on; HS <- their powers of two times `scale`. Grid (c,)."""
     PLANE: tl.constexpr = M * N2
     c = tl.program_id(0)
-    F1 = load_table(T1, M, "split")
-    F2 = load_table(T2, N2, "split")
+    F1 = load_table(T1, M, PREC)
+    F2 = load_table(T2, N2, PREC)
     n = tl.arange(0, M)[:, None] * N2 + tl.arange(0, N2)[None, :]
     x = tl.load(X + (c0 + c).to(tl.int64) * L + n, mask=n < L, other=0.0).to(tl.float32)
-    x, s = scaled(x, 64.0)
-    zr, zi = forward_real(x, F1, F2, TW, n, PLANE, "split")
+    x, s = scaled(x, ROOM)
+    zr, zi = forward_real(narrow(x, PREC), F1, F2, TW, n, PLANE, PREC)
+    zr, zi = zr.to(tl.float32), zi.to(tl.float32)
     inverse, t = spectrum_scale(zr, zi, N2)
     h = H + c.to(tl.int64) * (2 * PLANE) + n
     tl.store(HS + c, s * t * scale)
@@ -43,13 +45,14 @@ def spectrum(X, H, HS, T1, T2, TW, L, c0, scale, M: tl.constexpr, N2: tl.constex
     tl.store(h + PLANE, (zi * inverse).to(H.dtype.element_ty))
 
 
-@triton.jit
-def filter_gradient(DH, OUT, T1, T2, TW, L, c0, splits, scale, M: tl.constexpr, N2: tl.constexpr):
+@triton.jit(do_not_specialize=["c0", "splits"])
+def filter_gradient(DH, OUT, T1, T2, TW, L, c0, splits, scale, M: tl.constexpr, N2: tl.constexpr, ROOM: tl.constexpr,
+                    PREC: tl.constexpr):
     """OUT [C, L] from c0 on <- the inverse of the sum over the splits of DH [splits, c, 2, M, N2]. Grid (c,)."""
     PLANE: tl.constexpr = M * N2
     c, channels = tl.program_id(0), tl.num_programs(0)
-    F1 = load_table(T1, M, "split")
-    F2 = load_table(T2, N2, "split")
+    F1 = load_table(T1, M, PREC)
+    F2 = load_table(T2, N2, PREC)
     n = tl.arange(0, M)[:, None] * N2 + tl.arange(0, N2)[None, :]
     zr = tl.zeros([M, N2], tl.float32)
     zi = tl.zeros([M, N2], tl.float32)
@@ -57,8 +60,8 @@ def filter_gradient(DH, OUT, T1, T2, TW, L, c0, splits, scale, M: tl.constexpr, 
         d = DH + ((c * 0 + i).to(tl.int64) * channels + c) * (2 * PLANE) + n
         zr += tl.load(d)
         zi += tl.load(d + PLANE)
-    zr, zi, s = scaled_pair(zr, zi, 64.0)
-    y = inverse_real(zr, zi, F1, F2, TW, n, PLANE, "split")
+    zr, zi, s = scaled_pair(zr, zi, ROOM)
+    y = inverse_real(narrow(zr, PREC), narrow(zi, PREC), F1, F2, TW, n, PLANE, PREC)
     tl.store(OUT + (c0 + c).to(tl.int64) * L + n, (y * (s * scale)).to(OUT.dtype.element_ty), mask=n < L)
 
 

@@ -1,0 +1,214 @@
+"""What the check of Triton's kernels runs: its sizes, its references, its launch options.
+
+    python -m benchmarks.gpu.kernel_cases INDEX PROCESSES
+
+compiles this process' part of them.
+"""
+
+import contextlib
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.task import device, median_seconds
+from hyena_dist.ops.hyena import HyenaWeights, hyena
+from hyena_dist.ops.long_conv import causal_conv_reference
+from hyena_dist.ops.short_conv import short_conv_reference
+from hyena_dist.ops.triton import long_row, one_row
+from hyena_dist.ops.triton.fft import ByCufft
+from hyena_dist.ops.triton.long_row import LongRow
+from hyena_dist.ops.triton.one_row import OneRow
+from hyena_dist.ops.triton.plans import LargePlan, SmallPlan, plan_for
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+TOLERANCE = {BF16: 6e-3, FP16: 2.5e-3, FP32: 5e-6}
+"""2-norms. Of bfloat16 the results' rounding alone makes 1.7e-3."""
+
+Change = Callable[[Any], Any]
+Options = tuple[int, bool, dict[str, Change]]
+
+
+@dataclass(frozen=True)
+class Case:
+    length: int
+    batch: int
+    channels: int
+    dtype: torch.dtype
+    cufft: bool = False
+
+    def __str__(self) -> str:
+        return (f"{self.length:,} x {self.batch} x {self.channels} {str(self.dtype).removeprefix('torch.')}"
+                f"{' cufft' if self.cufft else ''}")
+
+
+CHECKED = (
+    Case(8191, 2, 3, BF16), Case(8192, 3, 2, FP16), Case(8191, 1, 1, FP32), Case(4096, 2, 2, BF16),
+    Case(1021, 5, 2, BF16), Case(1024, 2, 1, FP32), Case(131071, 2, 2, BF16), Case(131072, 1, 1, FP32),
+    Case(1000003, 1, 2, BF16), Case(1000003, 1, 1, FP32), Case(1048576, 2, 3, BF16), Case(1048576, 1, 1, BF16),
+    Case(2097152, 1, 1, BF16), Case(4194304, 1, 1, BF16), Case(1000003, 2, 2, BF16, cufft=True),
+    Case(1048576, 1, 1, FP32, cufft=True),
+)
+REPEATED = (Case(8192, 64, 8, BF16), Case(131072, 8, 4, BF16), Case(1048576, 2, 4, BF16))
+TIMED = (Case(8192, 2, 2, BF16), Case(1 << 20, 1, 2, BF16), Case(131072, 2, 2, BF16), Case(1024, 2, 2, BF16),
+         Case(1 << 20, 1, 2, FP32), Case(8192, 2, 2, FP32))
+
+
+def with_options(part: str, **options: Any) -> Change:
+    """Another launch of one kernel of a plan; None takes an option away."""
+    def change(plan: SmallPlan | LargePlan) -> SmallPlan | LargePlan:
+        merged = getattr(plan, part) | options
+        return replace(plan, **{part: {key: value for key, value in merged.items() if value is not None}})
+    return change
+
+
+def unchanged(plan: Any) -> Any:
+    return plan
+
+
+def group_of(elements: int) -> Change:
+    """Groups of channels of another size; `changed` takes them back."""
+    def change(plan: Any) -> Any:
+        long_row.GROUP_ELEMENTS = one_row.GROUP_ELEMENTS = elements
+        return plan
+    return change
+
+
+def registers(part: str, *numbers: int) -> dict[str, Change]:
+    return {"as it is": unchanged} | {f"{n} registers": with_options(part, maxnreg=n) for n in numbers}
+
+
+GROUPS = {f"2^{n}": group_of(2**n) for n in (21, 22, 23, 24, 25, 26)}
+OPTIONS: dict[str, Options] = {
+    "forward of one kernel": (8192, False, registers("forward", 128, 168)),
+    "forward of one kernel, 64 rows": (4096, False, registers("forward", 128, 168)),
+    "backward of one kernel": (8192, True, registers("backward", 168)),
+    "rows": (1 << 20, False, registers("rows", 128, 168)),
+    "rows, 64": (131072, False, registers("rows", 128, 168)),
+    "last columns": (1 << 20, False, {
+        "64 columns": unchanged, "32": with_options("leave", BC=32),
+        "64, 128 registers": with_options("leave", maxnreg=128),
+        "32, 128 registers": with_options("leave", BC=32, maxnreg=128)}),
+    "last columns backward": (1 << 20, True, {
+        "32 columns": unchanged, "64": with_options("leave_backward", BC=64),
+        "32, 128 registers": with_options("leave_backward", BC=32, maxnreg=128),
+        "16": with_options("leave_backward", BC=16)}),
+    "groups, forward": (1 << 20, False, GROUPS),
+    "groups, backward": (1 << 20, True, GROUPS),
+    "groups, backward, short": (8192, True, GROUPS),
+}
+
+
+def every() -> list[tuple[Case, Change]]:
+    """All that has to be compiled, what takes longest first."""
+    options = [(Case(length, 2, 2, BF16), change) for length, _, variants in OPTIONS.values()
+               for label, change in variants.items() if change is not unchanged and not label.startswith("2^")]
+    return options + [(case, unchanged) for case in (*TIMED, *CHECKED, *REPEATED)]
+
+
+def inputs(case: Case) -> list[Tensor]:
+    """p, dy, weight, bias, h, direct."""
+    torch.manual_seed(case.length)
+    where, length = device(), case.length
+    h = torch.randn(case.channels, length, device=where)
+    h *= torch.exp(-torch.arange(length, device=where) / (length / 5))
+    shapes = (case.batch, 3, case.channels, length), (case.batch, case.channels, length)
+    p, dy = (torch.randn(shape, device=where, dtype=case.dtype) for shape in shapes)
+    rows = 3 * case.channels
+    return [p, dy, torch.randn(rows, 3, device=where), torch.randn(rows, device=where), h,
+            torch.randn(case.channels, device=where)]
+
+
+def kind(case: Case, p: Tensor, given: list[Tensor], change: Change = unchanged) -> Any:
+    """What computes this case."""
+    plan = None if case.cufft else plan_for(case.length, case.dtype == FP32, True)
+    if plan is None:
+        return ByCufft(p, *given[2:4])
+    return (OneRow if isinstance(plan, SmallPlan) else LongRow)(p, *given[2:4], change(plan))
+
+
+@contextlib.contextmanager
+def changed(case: Case, p: Tensor, given: list[Tensor], change: Change) -> Iterator[Any]:
+    kept = long_row.GROUP_ELEMENTS, one_row.GROUP_ELEMENTS
+    try:
+        yield kind(case, p, given, change)
+    finally:
+        long_row.GROUP_ELEMENTS, one_row.GROUP_ELEMENTS = kept
+
+
+def both_directions(case: Case, given: list[Tensor], change: Change = unchanged) -> dict[str, Tensor]:
+    p, dy = given[0].clone(), given[1].clone()
+    with changed(case, p, given, change) as found:
+        y = found.mix(*given[4:])
+        grads = found.mix_backward(dy, *given[4:])
+    return dict(zip(("y", "dp", "dweight", "dbias", "dh", "ddirect", "y again"), (y, p, *grads, dy), strict=True))
+
+
+def reference(given: list[Tensor]) -> dict[str, Tensor]:
+    """By torch in float64."""
+    p, dy, *weights = given
+    leaves = [t.double().requires_grad_() for t in (p.flatten(1, 2), *weights)]
+    x0, x1, v = short_conv_reference(*leaves[:3]).chunk(3, dim=1)
+    y = causal_conv_reference(x1 * v, *leaves[3:], x0)
+    grads = torch.autograd.grad(y, leaves, dy.double())
+    y = y.detach()
+    return {"y": y, "y again": y, "dp": grads[0].view(p.shape), "dweight": grads[1], "dbias": grads[2], "dh": grads[3],
+            "ddirect": grads[4]}
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    error = float((a.double() - b).norm() / b.norm())
+    return error if error == error else float("inf")
+
+
+def plain_times(given: list[Tensor]) -> dict[str, float]:
+    """Of gates and convolution by torch.fft through autograd, without the short convolution. Seconds."""
+    p, dy, _, _, h, direct = given
+    leaves = [t.detach().requires_grad_() for t in (*p.unbind(1), h, direct)]
+
+    def forward() -> Tensor:
+        x0, x1, v, *filters = leaves
+        return causal_conv_reference(x1 * v, *filters, x0)
+
+    with torch.no_grad():
+        seconds = median_seconds(forward, rounds=3, warm=1)
+    both = median_seconds(lambda: torch.autograd.grad(forward(), leaves, dy), rounds=3, warm=1)
+    return {"forward": seconds, "backward": both - seconds}
+
+
+def mixer_seconds(length: int, batch: int, channels: int, backend: str) -> tuple[float, float]:
+    """(forward, backward) of `hyena` under bf16 autocast."""
+    where = device()
+    shapes = [(3 * channels, channels), (3 * channels,), (3 * channels, 3), (3 * channels,), (1, channels, length),
+              (1, channels), (channels, channels), (channels,)]
+    weights = HyenaWeights(*(torch.randn(shape, device=where).mul_(0.05).requires_grad_() for shape in shapes))
+    x = torch.randn(length, batch, channels, device=where, requires_grad=True)
+    dy = torch.randn_like(x)
+
+    def forward() -> Tensor:
+        with torch.autocast(where.type, torch.bfloat16):
+            return hyena(x, weights, backend=backend)
+
+    with torch.no_grad():
+        seconds = median_seconds(forward, rounds=3)
+    both = median_seconds(lambda: torch.autograd.grad(forward(), [x, *weights], dy), rounds=3)
+    return seconds, both - seconds
+
+
+def main(index: int, processes: int) -> None:
+    for case, change in every()[index::processes]:
+        small = replace(case, channels=1 if case.channels == 1 else 2, batch=min(case.batch, 2))
+        try:
+            both_directions(small, inputs(small), change)
+            torch.cuda.synchronize()
+        except Exception as error:  # noqa: BLE001 - the others are to be compiled too
+            traceback.print_exc()
+            print(f"FAILED {case}: {type(error).__name__}: {' '.join(str(error).split())[:150]}", flush=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,154 @@
+"""Triton's kernels on a GPU: compiled in parallel, against float64 at real sizes, twenty runs equal bit for bit, then
+their times, of other launch options too, beside torch's operations and a plain torch.fft convolution."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from benchmarks.gpu import kernel_cases as cases
+from benchmarks.gpu.measure import forget_peak, kernels, peak_bytes
+from benchmarks.gpu.task import Task, median_seconds
+
+COMPILE_SECONDS = 60.0
+PROCESSES = 14
+RUNS = 20
+CHANNELS = 256
+TOKENS = 1 << 20
+"""Batch x length of what is timed."""
+OPTION_CHANNELS = 64
+TIMED = ((8192, torch.bfloat16), (1 << 20, torch.bfloat16), (131072, torch.bfloat16), (1024, torch.bfloat16),
+         (1 << 20, torch.float32), (8192, torch.float32))
+
+
+def run(task: Task) -> None:
+    if task.tiny:
+        task.note("Triton's kernels need a GPU: on a CPU its interpreter runs them, in tests/unit/test_triton.py")
+        return
+    task.attempt("compile", lambda: compile_all(task))
+    wrong = []
+    for case in cases.CHECKED:
+        task.attempt(f"{case}", lambda case=case: check(task, case, wrong))
+        forget_peak()
+    task.note(f"{len(cases.CHECKED)} cases against float64: {len(wrong)} wrong" if wrong else
+              f"{len(cases.CHECKED)} cases against float64, values and every gradient: all right", ok=not wrong)
+    for case in cases.REPEATED:
+        task.attempt(f"{case} repeated", lambda case=case: repeat(task, case))
+    forget_peak()
+    for length, dtype in TIMED:
+        if task.left() > 15:
+            task.attempt(f"times at {length:,}", lambda l=length, d=dtype: times(task, l, d))
+            forget_peak()
+    for name, options in cases.OPTIONS.items():
+        if task.left() > 8:
+            task.attempt(name, lambda name=name, options=options: try_options(task, name, options))
+            forget_peak()
+    if task.left() > 20:
+        task.attempt("mixer", lambda: mixer(task))
+
+
+def compile_all(task: Task) -> None:
+    """Every kernel that is launched below, in processes beside each other: they share Triton's cache."""
+    started = time.monotonic()
+    running = []
+    for i in range(PROCESSES):
+        log = (task.work / f"compile-{i}.log").open("w+")
+        command = [sys.executable, "-m", "benchmarks.gpu.kernel_cases", str(i), str(PROCESSES)]
+        running.append((subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | {
+            "OMP_NUM_THREADS": "1"}), log))
+    failed = []
+    for process, log in running:
+        try:
+            process.wait(max(0.1, COMPILE_SECONDS - (time.monotonic() - started)))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            failed.append("not compiled in time")
+        log.seek(0)
+        failed += [line for line in log.read().splitlines() if line.startswith("FAILED")]
+    task.note(f"compiled {len(cases.every())} configurations in {time.monotonic() - started:.0f} s, "
+              f"{len(failed)} failed", ok=not failed, failed=failed)
+    for line in failed[:6]:
+        task.note(f"  {line[:190]}")
+
+
+def check(task: Task, case: cases.Case, wrong: list[str]) -> None:
+    """Errors of y and of every gradient, 2-norms."""
+    given = cases.inputs(case)
+    want = cases.reference(given)
+    found = cases.both_directions(case, given)
+    errors = {name: cases.relative(found[name], want[name]) for name in want}
+    sums = ("dweight", "dbias", "ddirect")
+    good = all(error < (10 if name in sums else 1) * cases.TOLERANCE[case.dtype] for name, error in errors.items())
+    line = f"{case}: " + " ".join(f"{name} {error:.1e}" for name, error in errors.items())
+    task.note("" if good else line, ok=good, case=str(case), errors=errors)
+    if not good:
+        wrong.append(str(case))
+
+
+def repeat(task: Task, case: cases.Case) -> None:
+    given = cases.inputs(case)
+    first = cases.both_directions(case, given)
+    different = sum(not all(torch.equal(first[name], again[name]) for name in first)
+                    for again in (cases.both_directions(case, given) for _ in range(RUNS - 1)))
+    task.note(f"{case}: {RUNS} runs, {different} different", ok=not different)
+
+
+def times(task: Task, length: int, dtype: torch.dtype) -> None:
+    """Forward and backward of the operator between its products, and of a plain convolution by torch.fft."""
+    case = cases.Case(length, TOKENS // length, CHANNELS, dtype)
+    given = cases.inputs(case)
+    p, dy = given[0].clone(), given[1].clone()
+    forget_peak()
+    before = torch.cuda.memory_allocated()
+    kind = cases.kind(case, p, given)
+    work = {"forward": partial(kind.mix, *given[4:]), "backward": partial(kind.mix_backward, dy, *given[4:])}
+    sides: dict[str, float] = {name: median_seconds(call, rounds=5) for name, call in work.items()}
+    sides["GiB"] = (peak_bytes()[0] - before) / 2**30
+    profiles = {name: kernels(call).by_name[:12] for name, call in work.items()}
+    del kind, work, p, dy
+    forget_peak()
+    plain: dict[str, float] = {}
+    task.attempt(f"torch.fft at {length:,}", lambda: plain.update(cases.plain_times(given)))
+    ratio = sum(plain.values()) / (sides["forward"] + sides["backward"]) if plain else float("nan")
+    label = f"{length:,} x {case.batch} x {CHANNELS} {str(dtype)[6:]}"
+    task.note(f"{label}: forward {sides['forward'] * 1e3:.2f}, backward {sides['backward'] * 1e3:.2f} ms, "
+              f"{sides['GiB']:.1f} GiB; torch.fft " + ", ".join(f"{n} {s * 1e3:.1f}" for n, s in plain.items())
+              + f" ms: {ratio:.1f} times", case=str(case), sides=sides, plain=plain, profiles=profiles)
+    for name in profiles:
+        task.note("  " + name + ": " + ", ".join(f"{n.split('(')[0][:26]} {s * 1e3:.2f}"
+                                                 for n, _, s in profiles[name][:7]))
+
+
+def try_options(task: Task, name: str, options: "cases.Options") -> None:
+    """One direction at a few launch options, the others as they are."""
+    length, backward, variants = options
+    case = cases.Case(length, max(1, TOKENS // length), OPTION_CHANNELS, torch.bfloat16)
+    given = cases.inputs(case)
+    found: dict[str, float] = {}
+    for label, change in variants.items():
+        def work(change: Callable = change) -> object:
+            with cases.changed(case, given[0], given, change) as kind:
+                return kind.mix_backward(given[1], *given[4:]) if backward else kind.mix(*given[4:])
+        try:
+            found[label] = median_seconds(work, rounds=5, at_most=1.0) * 1e3
+        except Exception as error:  # noqa: BLE001 - another option may work
+            found[label] = float("nan")
+            print(name, label, error, flush=True)
+    task.note(f"{name} at {length:,}, {OPTION_CHANNELS} channels, ms: "
+              + ", ".join(f"{label} {value:.3f}" for label, value in found.items()), options=found)
+
+
+def mixer(task: Task) -> None:
+    """The whole operator with its products, by both backends."""
+    for length in (1 << 20, 8192):
+        found = {backend: cases.mixer_seconds(length, TOKENS // length, CHANNELS, backend)
+                 for backend in ("torch", "triton")}
+        task.note(f"mixer {CHANNELS} at {length:,} bf16: " + ", ".join(
+            f"{backend} {forward * 1e3:.1f} + {backward * 1e3:.1f} ms" for backend, (forward, backward)
+            in found.items()), mixer=found, length=length)
+        forget_peak()
+
