@@ -139,22 +139,32 @@ def report(sizes: Sequence[Size], precision: str, device: torch.device) -> dict[
     rows, steps = [], []
     for size in sizes:
         counted = count(size.section(), size.batch, precision)
-        seconds, whole = ({}, None) if device == META else measure(size.section(), size.batch, precision, device)
+        seconds, whole, problem = _measured(size, precision, device)
         rows += _rows(size, precision, counted, seconds)
-        steps.append(_step(size, precision, counted, whole))
+        steps.append({**_step(size, precision, counted), "seconds": whole, "note": problem})
     size = sizes[0]
     return {"subject": "roofline",
             "size": {"width": size.width, "layers": size.layers, "precision": precision, "device": device.type},
             "steps": steps, "rows": rows}
 
 
-def _step(size: Size, precision: str, counted: Counted, seconds: float | None) -> dict[str, Any]:
+def _measured(size: Size, precision: str, device: torch.device) -> tuple[dict[str, float], float | None, str]:
+    """What `measure` gives, or what kept it from that."""
+    if device == META:
+        return {}, None, ""
+    try:
+        return *measure(size.section(), size.batch, precision, device), ""
+    except torch.OutOfMemoryError:
+        return {}, None, "not measured: it does not fit into the device's memory"
+
+
+def _step(size: Size, precision: str, counted: Counted) -> dict[str, Any]:
     """What is said of a whole step."""
     return {"length": size.length, "batch": size.batch, "launches": counted.total.launches,
             "bytes": counted.total.bytes, "signature_bytes": counted.signatures.bytes,
             "signature_calls": counted.signatures.launches, "peak_bytes": counted.peak_bytes,
             "formula_peak_bytes": counted.memory.total, "counted_floor_seconds": _floors(counted.parts, precision),
-            "waits": counted.waits, "seconds": seconds, "operators": _operators(counted)}
+            "waits": counted.waits, "operators": _operators(counted)}
 
 
 def _operators(counted: Counted) -> list[dict[str, Any]]:
@@ -215,6 +225,7 @@ def note(step: dict[str, Any]) -> str:
     floors = ", ".join(f"{1e3 * seconds:,.1f} ms on an {card}" for card, seconds in
                        step["counted_floor_seconds"].items())
     whole = "" if step["seconds"] is None else f"; the step takes {1e3 * step['seconds']:,.1f} ms"
+    whole += f"; {step['note']}" if step["note"] else ""
     return (f"{step['length']:,} x {step['batch']:,}: {step['launches']:,} launches, {step['bytes'] / 2**30:,.1f} GiB"
             f" (by signatures alone {step['signature_calls']:,} and {step['signature_bytes'] / 2**30:,.1f}), at least "
             f"{floors}; "

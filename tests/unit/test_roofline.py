@@ -114,6 +114,17 @@ def test_a_measured_step_has_the_same_parts():
     assert "share" not in roofline.shown({**row, "seconds": None}, "H100")
 
 
+def test_a_step_that_does_not_fit_is_counted_all_the_same(monkeypatch):
+    def too_large(*_):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(roofline, "measure", too_large)
+    found = roofline.report([SMALL], "bf16", torch.device("cpu"))
+    assert "does not fit" in roofline.note(found["steps"][0])
+    assert "does not fit" not in roofline.note({**found["steps"][0], "note": ""})
+    assert all(row["seconds"] is None and row["launches"] >= 0 for row in found["rows"])
+
+
 @pytest.mark.parametrize(("name", "card"), [
     ("NVIDIA H100 80GB HBM3", "H100"), ("NVIDIA H200", "H200"), ("NVIDIA A100-SXM4-80GB", None),
     ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None)])
