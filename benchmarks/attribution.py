@@ -33,10 +33,10 @@ ROOT = Path(hyena_dist.__file__).parent
 OWNERS = {
     "ops/norm": NORMS, "ops/short_conv": SHORT_CONV, "ops/implicit_filter": FILTER, "ops/long_conv": LONG_CONV,
     "ops/hyena": GATES, "ops/gates": GATES, "ops/folded": PROJECTIONS, "ops/mlp": MLP, "ops/dropout": DROPOUT,
-    "model/attention": ATTENTION, "model/layers": EMBEDDING, "model/loss": LOSS, "model/mixer": FILTER,
-    "model/context": LONG_CONV, "parallel/distributed_fft": LONG_CONV, "model/model": HEAD,
+    "ops/embedding": EMBEDDING, "model/attention": ATTENTION, "model/layers": EMBEDDING, "model/loss": LOSS,
+    "model/mixer": FILTER, "model/context": LONG_CONV, "parallel/distributed_fft": LONG_CONV, "model/model": HEAD,
     "model/block": PROJECTIONS, "train/optim": OPTIMIZER, "torch/optim": OPTIMIZER, "engine": ENGINE,
-    "torch/nn/utils": ENGINE,
+    "torch/nn/utils": ENGINE, "torch/distributed/fsdp": ENGINE,
 }
 """By module or package of the project, and of torch where it works for us. Modules that are not here belong to whom
 they were called by."""

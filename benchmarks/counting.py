@@ -23,7 +23,7 @@ from hyena_dist.ops.costs import Cost, declared_cost
 from hyena_dist.scaling.flops import fft_flops
 
 aten = torch.ops.aten
-TORCHS_OWN = ("aten", "prims", "c10d", "_c10d_functional")
+TORCHS_OWN = ("aten", "prims", "c10d", "_c10d_functional", "fsdp")
 
 FREE = {aten.empty, aten.empty_strided, aten.empty_like, aten.new_empty, aten.new_empty_strided, aten.detach,
         aten.alias, aten._unsafe_view, aten._reshape_alias, aten.lift_fresh, aten.resize_, aten.set_,
