@@ -1,5 +1,7 @@
 """The token embedding, whose gradient sums all tokens of a batch into a vocabulary of a dozen rows."""
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,8 +31,14 @@ class _Embedding(torch.autograd.Function):
 
 def sums(ids: Tensor, x: Tensor, count: int) -> Tensor:
     """Of x [n, D] over the tokens of each id below `count`: [count, D], as a product, the same bits each time."""
-    chosen = ids == torch.arange(count, device=ids.device)[:, None]
+    chosen = ids == _every_id(count, ids.device)
     return chosen.to(x.dtype).mm(x)
+
+
+@lru_cache
+@torch.inference_mode(False)  # what is kept may be saved for a backward pass later
+def _every_id(count: int, device: torch.device) -> Tensor:
+    return torch.arange(count, device=device)[:, None]
 
 
 def sums_reference(ids: Tensor, x: Tensor, count: int) -> Tensor:

@@ -10,10 +10,10 @@ Legend: l tokens, B batch, D channels of the residual stream, O = (N + 1) C proj
 W = D + 8 columns: its channels, a 1 that the biases multiply, and zeros, because products want multiples of 8.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hyena_dist.ops.chunking import row_chunks
@@ -28,12 +28,11 @@ def folds(device: torch.device, dtype: torch.dtype) -> bool:
     return device.type != "cpu" and dtype.itemsize == 2
 
 
-def fold(in_weight: Tensor, in_bias: Tensor, short_weight: Tensor, short_bias: Tensor) -> Tensor:
-    """in_weight [O, D], in_bias [O], short_weight [O, K], short_bias [O] -> [O, K, W]."""
+def fold(in_weight: Tensor, in_bias: Tensor, short_weight: Tensor, short_bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """in_weight [O, D], in_bias [O], short_weight [O, K], short_bias [O] -> [O, K, W] in `dtype`."""
     width = in_weight.shape[1]
-    wide = F.pad(in_weight, (0, PADDING))
-    wide[:, width] = in_bias
-    folded = short_weight[..., None] * wide[:, None]
+    folded = torch.empty(*short_weight.shape, width + PADDING, dtype=dtype, device=in_weight.device)
+    torch.mul(short_weight[..., None], _rows(in_weight, in_bias)[:, None], out=folded)
     folded[:, -1, width].add_(short_bias)
     return folded
 
@@ -41,10 +40,21 @@ def fold(in_weight: Tensor, in_bias: Tensor, short_weight: Tensor, short_bias: T
 def fold_backward(dfolded: Tensor, in_weight: Tensor, in_bias: Tensor, short_weight: Tensor) -> tuple[Tensor, ...]:
     """Gradients at the four arguments of `fold` from that at its result."""
     width = in_weight.shape[1]
-    used = dfolded[..., : width + 1]
-    din = torch.bmm(short_weight[:, None], used)[:, 0]
-    dshort = torch.bmm(used, torch.cat([in_weight, in_bias[:, None]], dim=1)[..., None])[..., 0]
-    return din[:, :width].contiguous(), din[:, width].contiguous(), dshort, dfolded[:, -1, width].contiguous()
+    din = torch.bmm(short_weight[:, None], dfolded)[:, 0]
+    dshort = torch.bmm(dfolded, _rows(in_weight, in_bias)[..., None])[..., 0]
+    return din[:, :width], din[:, width], dshort, dfolded[:, -1, width]
+
+
+def _rows(weight: Tensor, bias: Tensor) -> Tensor:
+    """[O, W]"""
+    zeros = _zero(weight.dtype, weight.device).expand(len(weight), PADDING - 1)
+    return torch.cat([weight, bias[:, None], zeros], dim=1)
+
+
+@lru_cache
+@torch.inference_mode(False)  # what is kept may be saved for a backward pass later
+def _zero(dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.zeros((), dtype=dtype, device=device)
 
 
 def write_folded(x: Tensor, folded: Tensor, norm: NormArguments) -> Tensor:

@@ -122,7 +122,7 @@ class _Hyena(torch.autograd.Function):
 def _project(x: Tensor, weights: HyenaWeights, options: _Options, norm: NormArguments) -> Tensor:
     """x [l, B, D] -> the projection [B, (N + 1) C, l], with the short convolution where that is folded into it."""
     if options.folded:
-        return write_folded(x, fold(*weights[:4]).to(options.dtype), norm)
+        return write_folded(x, fold(*weights[:4], options.dtype), norm)
     return write_channels(x, weights.in_weight, weights.in_bias, options.dtype, norm)
 
 
@@ -130,7 +130,7 @@ def _project_backward(dp: Tensor, x: Tensor, weights: HyenaWeights, options: _Op
                       dresidual: Tensor | None) -> tuple[Tensor, list[Tensor], list[Any]]:
     """Gradients of `_project` at x, at the weights that it reads, and at the three of `norm`."""
     if options.folded:
-        folded = fold(*weights[:4]).to(options.dtype)
+        folded = fold(*weights[:4], options.dtype)
         dx, dfolded, *dnorm = write_folded_backward(dp, x, folded, norm, dresidual)
         return dx, list(fold_backward(dfolded, *weights[:3])), dnorm
     dx, dweight, dbias, *dnorm = write_channels_backward(dp, x, weights.in_weight, weights.in_bias, norm, dresidual)

@@ -45,6 +45,7 @@ class FilterShape:
 
 
 @lru_cache(maxsize=2)
+@torch.inference_mode(False)  # what is kept may be saved for a backward pass later
 def _grids(seq_len: int) -> tuple[Tensor, Tensor]:
     """(t in [0, 1], position in [0, seq_len - 1]), each [seq_len] float32: slices of them are those of the whole."""
     return torch.linspace(0, 1, seq_len), torch.linspace(0, seq_len - 1, seq_len)
@@ -87,6 +88,7 @@ def _kept(shape: FilterShape, lags: slice, device: torch.device) -> tuple[Tensor
 
 
 @lru_cache(maxsize=4)
+@torch.inference_mode(False)  # what is kept may be saved for a backward pass later
 def _features_on(shape: FilterShape, end: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """(t, z) of every lag before `end`: a GPU keeps them, 24 MB for a million lags, so that a step copies nothing."""
     every = slice(0, end)
@@ -94,6 +96,7 @@ def _features_on(shape: FilterShape, end: int, device: torch.device) -> tuple[Te
 
 
 @lru_cache(maxsize=8)
+@torch.inference_mode(False)  # what is kept may be saved for a backward pass later
 def decay_rates(num_channels: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """delta of every channel of a filter: [D], from ln(target) / slow to ln(target) / fast, which are negative.
     Computed on the CPU."""
@@ -111,8 +114,8 @@ def implicit_filter(trunk: list[tuple[Tensor, Tensor]], freq: Tensor, last_weigh
         last_weight: [R, F], the rows wanted of the last layer.
         decay: [R], their decay rates, none of them positive.
         lags: start and stop; past shape.seq_len the positions go on along the same line.
-        recompute: the backward pass recomputes the trunk in chunks of lags, so that no [lags, F] tensor outlives a
-            chunk. Else they are kept, and a graph is good for one backward pass.
+        recompute: the backward pass recomputes the trunk and the window in chunks of lags, so that no [lags, F] tensor
+            outlives a chunk. Else they are kept, and a graph is good for one backward pass.
     """
     flat = [tensor for pair in trunk for tensor in pair]
     return _ImplicitFilter.apply(shape, lags, recompute or not torch.is_grad_enabled(), decay, freq, last_weight, *flat)
@@ -138,9 +141,10 @@ class _ImplicitFilter(torch.autograd.Function):
         with without_autocast(freq):
             for part, place in _parts(lags, freq.device):
                 tape = trunk.forward(positional_features(shape, part, freq.dtype, freq.device))
-                torch.mul(last_weight.mm(tape[-1].t()), _window(decay, shape, part), out=h[:, place])
-                kept += [] if recompute else tape
-                del tape  # before there is the next one
+                window = _window(decay, shape, part)
+                torch.mul(last_weight.mm(tape[-1].t()), window, out=h[:, place])
+                kept += [] if recompute else [window, *tape]
+                del tape, window  # before there are the next ones
         ctx.save_for_backward(decay, freq, last_weight, *weights, *kept)
         return h
 
@@ -152,9 +156,10 @@ class _ImplicitFilter(torch.autograd.Function):
         trunk, dlast = _Trunk(freq, weights), None
         with without_autocast(freq):
             for part, place in _parts(ctx.lags, freq.device):
-                tape = (list(islice(kept, 2 * ctx.layers + 1))
-                        or trunk.forward(positional_features(ctx.shape, part, freq.dtype, freq.device)))
-                grad = _window(decay, ctx.shape, part).mul_(dh[:, place])
+                window, *tape = (list(islice(kept, 3 * ctx.layers + 2))
+                                 or [_window(decay, ctx.shape, part), *trunk.forward(
+                                     positional_features(ctx.shape, part, freq.dtype, freq.device))])
+                grad = window.mul_(dh[:, place])
                 dlast = accumulate_product(dlast, grad, tape[-1], grad.dtype)
                 trunk.backward(tape, grad.t().mm(last_weight))
         dfreq, *dweights = trunk.gradients
@@ -180,20 +185,22 @@ class _Trunk:
         self.gradients: list[Tensor | None] = [None] * (1 + len(weights))
 
     def forward(self, features: Tensor) -> list[Tensor]:
-        """Positional features [n, E] -> what every layer reads and takes the sine of, and last what the last layer
-        reads, [n, F]."""
+        """Positional features [n, E] -> what every layer reads, makes of it, and takes the sine of, and last what the
+        last layer reads, [n, F]."""
         tape = [features]
         for weight, bias in zip(self._weights[::2], self._weights[1::2], strict=True):
             z = torch.addmm(bias, tape[-1], weight.t())
-            tape += [z, (self._freq * z).sin_()]
+            phase = self._freq * z
+            tape += [z, phase, phase.sin()]
         return tape
 
     def backward(self, tape: list[Tensor], grad: Tensor) -> None:
         """Add the gradients of a chunk, from that at its result. Uses up the tape."""
         while len(tape) > 1:
             del tape[-1]  # what the next layer read
-            z, activation, layer = tape.pop(), tape[-1], len(tape) - 1
-            grad = (self._freq * z).cos_().mul_(grad)
+            phase, z, activation = tape.pop(), tape.pop(), tape[-1]
+            layer = 2 * (len(tape) // 3)
+            grad = phase.cos_().mul_(grad)
             self._add(0, z.t().mm(grad).diagonal())
             grad.mul_(self._freq)
             # Not addmm_, which rounds at the size of the total with every few products: seven times as wrong.

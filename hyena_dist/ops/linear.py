@@ -18,6 +18,7 @@ from hyena_dist.ops.precision import (
     accumulate,
     accumulate_product,
     compute_dtype,
+    lowered,
     product,
     product_dtype,
     without_autocast,
@@ -121,7 +122,7 @@ def read_channels(y: Tensor, weight: Tensor, bias: Tensor | None, residual: Tens
     dtype; outside autograd and with autocast off."""
     batch, _, length = y.shape
     added = None if residual is None or residual.dtype != y.dtype else residual
-    b, w = None if bias is None else bias.to(y.dtype), weight.to(y.dtype).t()
+    w, b = lowered(y.dtype, weight.t(), bias)
     if added is None and b is not None and batch == 1:
         out = torch.addmm(b, y[0].t(), w)[:, None]  # which adds the bias as it goes
     else:

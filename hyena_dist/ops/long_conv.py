@@ -138,6 +138,7 @@ class RightAngle:
 
 
 @lru_cache(maxsize=8)
+@torch.inference_mode(False)  # what is kept may be saved for a backward pass later
 def _twists(size: int, length: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """w^n and w^-n / size for n < length, w = exp(i pi / (2 size)): each [length], complex."""
     angle = torch.arange(length, dtype=torch.float64, device=device) * (math.pi / (2 * size))

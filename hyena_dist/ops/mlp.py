@@ -21,6 +21,7 @@ from hyena_dist.ops.precision import (
     accumulate,
     accumulate_product,
     compute_dtype,
+    lowered,
     product,
     product_dtype,
     without_autocast,
@@ -59,8 +60,7 @@ class _MLP(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, residual: bool, recompute: bool, dtype: torch.dtype, *tensors: Any) -> Tensor:
         norm = tensors[4:]
-        first, first_bias, second = (t.to(dtype) for t in tensors[:3])
-        second_bias = None if tensors[3] is None else tensors[3].to(dtype)
+        first, first_bias, second, second_bias = lowered(dtype, *tensors[:4])
         tape, rows = NormTape(norm, compute_dtype(x, first)), x.flatten(0, -2)
         inner = None if recompute else torch.empty(len(rows), len(first), dtype=dtype, device=x.device)
         kind = torch.promote_types(dtype, x.dtype) if residual else dtype
@@ -81,7 +81,7 @@ class _MLP(torch.autograd.Function):
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, inner, *tensors = ctx.saved_tensors
         weights, norm = MLPWeights(*tensors[:4]), (*tensors[4:], ctx.eps)
-        first, second = (t.to(ctx.dtype) for t in (weights.first_weight, weights.second_weight))
+        first, second = lowered(ctx.dtype, weights.first_weight, weights.second_weight)
         tape, rows, grads = NormTape(norm, compute_dtype(x, first)), x.flatten(0, -2), dy.flatten(0, -2)
         dx = torch.empty(rows.shape, dtype=x.dtype, device=x.device)
         dfirst = dfirst_bias = dsecond = None

@@ -1,6 +1,7 @@
 """Keeps an operator out of the surrounding autocast: the filter and the FFT never run in half precision."""
 
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +28,16 @@ def product_dtype(x: Tensor) -> torch.dtype:
     kind = autocast_kind(x.device)
     lowered = torch.is_autocast_enabled(kind) and x.dtype != torch.float64
     return torch.get_autocast_dtype(kind) if lowered else x.dtype
+
+
+def lowered(dtype: torch.dtype, *weights: Any) -> list[Any]:
+    """Weights (tensors or None) in the dtype of a product, by one call for all of them where there are kernels for
+    that."""
+    if all(w is None or w.dtype == dtype for w in weights):
+        return list(weights)
+    made = [None if w is None else torch.empty_like(w, dtype=dtype) for w in weights]
+    torch._foreach_copy_([m for m in made if m is not None], [w for w in weights if w is not None])
+    return made
 
 
 def product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:

@@ -105,8 +105,8 @@ def _hyena(section: ModelSection, seq_len: int, batch: int, E: int, wide: bool,
     its output, input and filters, in the projection where it was not kept, and in chunks of at least one channel."""
     D, N, tokens = section.hidden_size, section.hyena_order, batch * seq_len
     stream, projection, filters = FP32 * tokens * D, E * (N + 1) * tokens * D, FP32 * (N - 1) * D * seq_len
-    activations = section.filter_emb_dim + 2 * (section.filter_num_inner_mlps + 1) * section.filter_order
-    trunk = FP32 * activations * seq_len if seq_len <= KEPT_LAGS else 0
+    activations = section.filter_emb_dim + 3 * (section.filter_num_inner_mlps + 1) * section.filter_order
+    trunk = FP32 * activations * seq_len + filters if seq_len <= KEPT_LAGS else 0  # and the filters' window
     chunk = FP32 * min(D * tokens, max(tokens, transform_elements(seq_len, device)))
     return (stream + filters + wide * (projection + trunk),
             2 * stream + (not wide) * projection + filters + (HYENA_CHUNK + (N - 1) * FILTER_CHUNK) * chunk)

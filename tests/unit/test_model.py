@@ -222,3 +222,16 @@ def test_what_goes_to_the_host_goes_once_and_comes_back_before_it_is_needed():
     assert torch.equal(store.unpack(other), torch.ones(3))
     assert torch.equal(store.unpack(columns), torch.arange(24.0).view(4, 6).t()[::2])
     assert torch.equal(store.unpack(rows), torch.arange(24.0).view(4, 6)[1:3])
+
+
+def test_what_is_kept_between_calls_serves_training_after_inference():
+    """A tensor that is made in inference mode cannot be saved for a backward pass; the control is one."""
+    ids = tokens()
+    section = dict(filter_emb_dim=9, max_seq_len=64)  # of no other test: nothing is kept yet
+    with torch.inference_mode():
+        small_model(**section).eval()(ids)
+    token_loss(small_model(**section)(ids), ids)[0].backward()
+    with torch.inference_mode():
+        made = torch.ones(2)
+    with pytest.raises(RuntimeError, match="Inference tensors cannot be saved"):
+        torch.ones(2, requires_grad=True) * made

@@ -228,7 +228,6 @@ def test_a_million_tokens_stay_below_the_bars():
     assert found.waits == {}
 
 
-@pytest.mark.xfail(strict=True, reason="more are started today")
 def test_a_short_step_stays_below_its_bar():
     found = roofline.count(SHORT.section(), SHORT.batch, "bf16")
     print(f"{found.total.launches:,} launches")
