@@ -1,4 +1,5 @@
-"""Perplexity of a trained run on held-out bases, beside Markov chains fitted on the same training bases.
+"""Perplexity of a trained run on held-out bases, on a GPU if there is one, beside Markov chains fitted on the same
+training bases.
 
 example: python launchers/evaluate.py runs/quickstart
          python launchers/evaluate.py runs/quickstart --checkpoint best

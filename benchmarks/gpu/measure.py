@@ -163,19 +163,20 @@ def counted_waits() -> Iterator[collections.Counter[str]]:
 
 
 def place() -> str:
-    """The innermost function under way that is ours or DeepSpeed's: `train/trainer.py:_settle`."""
+    """The innermost function under way that is ours or DeepSpeed's: `hyena_dist/train/trainer.py:_settle`."""
     for frame in reversed(traceback.extract_stack()):
-        for root in _packages():
-            if frame.filename.startswith(f"{root}/"):
-                return f"{frame.filename.removeprefix(f'{root}/')}:{frame.name}"
+        for parent, package in _packages():
+            if frame.filename.startswith(f"{parent}/{package}/"):
+                return f"{frame.filename.removeprefix(f'{parent}/')}:{frame.name}"
     return "elsewhere"
 
 
 @cache
-def _packages() -> list[str]:
-    """Their directories."""
+def _packages() -> list[tuple[str, str]]:
+    """Where each stands, and its name."""
     specs = filter(None, map(importlib.util.find_spec, ("hyena_dist", "deepspeed")))
-    return [directory for spec in specs for directory in spec.submodule_search_locations or ()]
+    return [(directory.rpartition("/")[0], spec.name) for spec in specs
+            for directory in spec.submodule_search_locations or ()]
 
 
 @dataclass(frozen=True)

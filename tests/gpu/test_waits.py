@@ -18,24 +18,28 @@ from tests.gpu.devices import DEVICES
 from tests.gpu.ranks import run_ranks
 
 WARM, COUNTED = 3, 4
-LATE = "train/trainer.py:_settle"
+LATE = "hyena_dist/train/trainer.py:_settle"
 """Reads the loss and the norm of the step before, which the device has done by then."""
-OF_THE_HOST = {"model/vocabulary.py:refuse_outside", "train/validation.py:has_scored"}
+OF_THE_HOST = {"hyena_dist/model/vocabulary.py:refuse_outside", "hyena_dist/train/validation.py:has_scored"}
 """Look at token ids where those are on the host, which is everywhere on a CPU."""
 ENGINES = {"zero0": EngineSection(zero_stage=0), "zero1": EngineSection(zero_stage=1),
            "zero3": EngineSection(zero_stage=3), "fsdp": EngineSection(name="fsdp")}
-OURS = ("config/", "data/", "engine/", "model/", "ops/", "parallel/", "train/")
+READS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default, torch.ops.aten.nonzero.default,
+         torch.ops.aten.masked_select.default, torch.ops.aten._unique2.default}
+"""Operators whose result, or its shape, the host must know."""
 
 
 class _HostReads(TorchDispatchMode):
-    """Counts, on a CPU, where a number of a tensor is read: on a GPU each of these is a wait."""
+    """Counts, on a CPU, where the host reads a tensor: on a GPU each of these is a wait."""
 
     def __init__(self, found: Counter[str]) -> None:
         super().__init__()
         self.found = found
 
     def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default:
+        by_mask = func is torch.ops.aten.index.Tensor and any(
+            index is not None and index.dtype is torch.bool for index in args[1])
+        if by_mask or func in READS:
             self.found[place()] += 1
         return func(*args, **(kwargs or {}))
 
@@ -83,5 +87,6 @@ def test_a_steady_step_waits_only_for_the_step_before(device: torch.device, shar
         print(f"{name}: {places}")
         assert places.get(LATE, 0) >= COUNTED, "the control: the one wait that there must be is seen"
         allowed = {LATE, *OF_THE_HOST} if device.type == "cpu" else {LATE}
-        ours = {where: count for where, count in places.items() if where.startswith(OURS) and where not in allowed}
+        ours = {where: count for where, count in places.items()
+                if where.startswith("hyena_dist/") and where not in allowed}
         assert not ours, (name, ours)

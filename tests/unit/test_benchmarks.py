@@ -8,12 +8,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import operators, recompute, step, subjects
+from benchmarks import cp, loader, operators, recompute, step, subjects
 from benchmarks.compare import BASELINE, OURS, VALUE, Case, Measured, Row, WrongValues, compare, differences, growth
 from benchmarks.models import Size
 from benchmarks.timing import interleaved, ratio, timed
 from hyena_dist.scaling import utilisation
 from hyena_dist.scaling.flops import parts, training_bytes
+from launchers import bench
 from launchers.bench import main
 
 CPU = torch.device("cpu")
@@ -204,3 +205,17 @@ def test_the_command_refuses_wrong_values_and_wrong_options(monkeypatch, capsys)
             main(argv)
         assert error.value.code == 2
         assert problem in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("arguments", "on_gpu"), [
+    (["loader"], False), (["cp", "--ranks", "1", "2", "--length", "16", "--width", "2"], False),
+    (["cp", "--ranks", "1", "--length", "16", "--width", "2"], True)])
+def test_a_result_names_the_device_that_did_the_work(monkeypatch, arguments, on_gpu):
+    """On a machine with one GPU: the loader needs none, and two ranks of cp have no GPU each."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(cp, "run", lambda *_, **__: [cp.Row("1x1 at 1", 1, "one rank", 0, 0, 0, 0.0, 0.0)])
+    monkeypatch.setattr(loader, "run", lambda **_: [cp.Row("1x1 at 1", 1, "one rank", 0, 0, 0, 0.0, 0.0)])
+    found = bench._measure(bench.parse_args(arguments))
+    assert (found["machine"]["device"] == "a GPU") is on_gpu

@@ -13,6 +13,7 @@ from hyena_dist.config.load import dump_config, load_config
 from hyena_dist.config.schema import Config, DataSection, ModelSection, TrainSection
 from hyena_dist.model.model import build_model
 from hyena_dist.parallel.groups import Groups
+from hyena_dist.tasks import evaluate
 from hyena_dist.tasks.evaluate import load_run
 from hyena_dist.train.checkpoint import save_checkpoint
 from hyena_dist.train.checkpoint_directory import step_directory
@@ -96,3 +97,15 @@ def test_a_configuration_of_another_function_of_the_same_weights(run_dir: Path, 
     (tmp_path / "config.yaml").write_text(dump_config(other))
     with pytest.raises(UserError, match=r"of another model than .*model.filter_shift: saved 0.05, now 0.0"):
         load_run(tmp_path)
+
+
+def test_windows_that_the_gpu_cannot_hold_are_a_line(run_dir: Path, shards: Path, monkeypatch: pytest.MonkeyPatch,
+                                                     capsys: pytest.CaptureFixture) -> None:
+    def out_of_memory(*_: object, **__: object) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(evaluate, "model_perplexity", out_of_memory)
+    assert main([str(run_dir), "--shards", str(shards)]) == 2
+    said = capsys.readouterr().err
+    assert "do not fit into the GPU's free memory: free some, or evaluate on the CPU with CUDA_VISIBLE_DEVICES=" in said
+    assert "Traceback" not in said
