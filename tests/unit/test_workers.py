@@ -122,7 +122,7 @@ def _second(results) -> psutil.Process:
 
 
 @pytest.mark.parametrize(("number", "why"), [(signal.SIGKILL, "killed by SIGKILL, as the system does when memory"),
-                                             (signal.SIGALRM, "killed by SIGALRM")])
+                                             (signal.SIGXCPU, "killed by SIGXCPU")])
 def test_a_reader_that_dies_is_named(number, why):
     with closing(read_ahead(_squares, _From(), 3)) as results:
         reader = _second(results)
