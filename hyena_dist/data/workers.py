@@ -5,6 +5,7 @@ what they run out of would be noticed by nobody. A reader that dies closes its s
 waited for for ever; both end in one line.
 """
 
+import logging
 import multiprocessing
 import os
 import pickle
@@ -12,6 +13,7 @@ import signal
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable
 from itertools import islice
 from typing import Any, TypeVar
@@ -20,7 +22,11 @@ from hyena_dist.data.errors import DataError
 
 BATCH_SECONDS = 300.0
 """How long a batch may take. Reading one takes milliseconds; a busy file system answers within minutes."""
+LOOK_SECONDS = 30.0
+"""After which it is said that one is waited for."""
 _SIGNALS = {signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP}
+logger = logging.getLogger(__name__)
+
 _SIZE = struct.Struct("<Q")
 T = TypeVar("T")
 
@@ -74,14 +80,22 @@ class _Reader:
                         f"data.num_workers where memory is short (0 reads without)")
 
     def _exactly(self, size: int) -> bytearray:
-        self.socket.settimeout(BATCH_SECONDS)
+        self.socket.settimeout(LOOK_SECONDS)
         data = bytearray(size)
-        rest = memoryview(data)
+        rest, last = memoryview(data), time.monotonic()
         while rest:
-            count = self.socket.recv_into(rest)
+            try:
+                count = self.socket.recv_into(rest)
+            except TimeoutError:
+                waited = time.monotonic() - last
+                if waited >= BATCH_SECONDS:
+                    raise
+                logger.warning("waited %.0f s for a batch of %s (process %d), and wait on", waited, self.name,
+                               self.process.pid)
+                continue
             if not count:
                 raise EOFError
-            rest = rest[count:]
+            rest, last = rest[count:], time.monotonic()
         return data
 
     def end(self) -> None:

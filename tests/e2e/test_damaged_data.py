@@ -58,3 +58,17 @@ def test_a_reader_that_is_killed_ends_a_run(shards, tmp_path):
     assert process.returncode == 2
     assert re.search(rf"error: reader process . of 2 \(process {reader.pid}\) has ended: killed by SIGKILL", errors)
     assert "Traceback" not in errors
+
+
+@pytest.mark.slow
+def test_a_container_of_little_shared_memory_trains(shards, tmp_path):
+    """64 KB of it and 100 files, where a loader that shares tensors waits for ever."""
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("a mount of its own needs the rights of a container's root")
+    train = command("python", shards, tmp_path / "run", "train.steps=4", "train.eval_every=0", "train.save_every=0",
+                    "data.num_workers=3", "model.max_seq_len=131072", "data.seq_len=131072", "data.val_seq_len=1024",
+                    "model.num_layers=1")
+    limited = 'mount -t tmpfs -o size=64k tmpfs /dev/shm && ulimit -n 100 && "$@"'
+    result = run(["unshare", "--mount", "sh", "-c", limited, "sh", *train])
+    assert result.returncode == 0, result.stderr
+    assert len(losses(tmp_path / "run")) == 4

@@ -122,7 +122,7 @@ def _second(results) -> psutil.Process:
 
 
 @pytest.mark.parametrize(("number", "why"), [(signal.SIGKILL, "killed by SIGKILL, as the system does when memory"),
-                                             (signal.SIGALRM, "killed by SIGALRM")])
+                                             (signal.SIGXCPU, "killed by SIGXCPU")])
 def test_a_reader_that_dies_is_named(number, why):
     with closing(read_ahead(_squares, _From(), 3)) as results:
         reader = _second(results)
@@ -132,15 +132,17 @@ def test_a_reader_that_dies_is_named(number, why):
     assert multiprocessing.active_children() == []
 
 
-def test_a_reader_that_stands_still_is_not_waited_for_for_ever(monkeypatch):
+def test_a_reader_that_stands_still_is_not_waited_for_for_ever(monkeypatch, caplog):
     """Also in the midst of a batch: these are larger than what a socket holds. The control: it goes on in time."""
     monkeypatch.setattr(workers, "BATCH_SECONDS", 2.0)
+    monkeypatch.setattr(workers, "LOOK_SECONDS", 0.2)
     with closing(read_ahead(_squares, _From(), 3)) as results:
         reader = _second(results)
         reader.send_signal(signal.SIGSTOP)
         _later = subprocess.Popen(["sh", "-c", f"sleep 0.5; kill -CONT {reader.pid}"])
         assert [square for square, _ in itertools.islice(results, 9)] == [i * i for i in range(1, 10)]
         _later.wait()
+        assert f"s for a batch of reader process 2 of 3 (process {reader.pid})" in caplog.text
         reader.send_signal(signal.SIGSTOP)
         with pytest.raises(DataError, match="^reader process 2 of 3 .* has sent nothing for 2 s: .*; resume"):
             list(itertools.islice(results, 100))
