@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from hyena_dist.config.checks import check
-from hyena_dist.config.errors import TrainingError, UserError, agreed, first_sentence, is_agreed
+from hyena_dist.config.errors import TrainingError, UserError, agreed, is_agreed
 from hyena_dist.config.load import dump_config, load_config
 
 logger = logging.getLogger("pretrain")
@@ -58,12 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if first or not is_agreed(error):  # what all ranks raise the first one says
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
-    except Exception as error:  # noqa: BLE001 - a defect: its traceback is wanted, and the end of this process
-        if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):  # raised wherever this process was
-            from hyena_dist.train.curriculum import READERS
-            print(f"error: a reader process has ended ({first_sentence(error)}): {READERS}", file=sys.stderr)
-        else:
-            logger.exception("this rank failed")
+    except Exception:  # noqa: BLE001 - a defect: its traceback is wanted, and the end of this process
+        logger.exception("this rank failed")
         return 1
 
 

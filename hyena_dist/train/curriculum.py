@@ -10,10 +10,6 @@ from hyena_dist.data.errors import DataError
 from hyena_dist.data.manifest import Manifest
 from hyena_dist.data.stream import Batch, StreamState, TrainStream
 
-READERS = ("look at their memory, at the size of /dev/shm (docker run --shm-size) and at the disk under data.shards, "
-           "or set data.num_workers=0; DEEPSPEED_TIMEOUT sets how many minutes ranks wait")
-"""What to do about reader processes that stand still or have ended."""
-
 
 class Curriculum:
     """The windows of one data rank, an optimizer step at a time, each at the length of its stage.

@@ -31,7 +31,7 @@ from hyena_dist.train.agree import agree
 from hyena_dist.train.build_engine import build_engine
 from hyena_dist.train.checkpoint import load_checkpoint
 from hyena_dist.train.checkpoint_directory import Checkpoint, amend_metadata, is_whole, step_directory
-from hyena_dist.train.curriculum import READERS, Curriculum
+from hyena_dist.train.curriculum import Curriculum
 from hyena_dist.train.laps import Laps
 from hyena_dist.train.logs import RankLog, StepTimes, log_context_method
 from hyena_dist.train.lost_steps import LostSteps, RollBack
@@ -68,6 +68,10 @@ class _Pending:
     """Seconds in which the host waited for the batches."""
     laps: Laps
     """Of the device: the start of the step, of its first forward pass, the end of that, and of the step."""
+
+
+NO_BATCH = ("a reader process stands still, or the file system of data.shards does not answer: look at both, and resume "
+            "with the same command; DEEPSPEED_TIMEOUT sets how many minutes ranks wait")
 
 
 class Trainer:
@@ -202,7 +206,7 @@ class Trainer:
     def _train_step(self) -> None:
         """Forward and backward of every micro-batch, then the update; nothing where no rank has a base to score."""
         started, laps = time.monotonic(), Laps(self.device)
-        with self.watchdog.waiting_for("a batch", remedy=f"its readers stand still: {READERS}"):
+        with self.watchdog.waiting_for("a batch", remedy=NO_BATCH):
             stage, batches = self.curriculum.take()
         micro_batches = [self._take(batch) for batch in batches]
         loaded = time.monotonic()

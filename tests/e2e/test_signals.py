@@ -142,28 +142,9 @@ def test_two_runs_in_one_directory(shards, tmp_path):
         assert "is in use by another run" in second.stderr
 
 
-def test_a_reader_that_is_killed_is_one_line(shards, tmp_path):
-    """As by the kernel, when memory or /dev/shm is full."""
-    run_dir = tmp_path / "run"
-    with (tmp_path / "said").open("w") as said:
-        process = subprocess.Popen(command("python", shards, run_dir, *LONG, "data.num_workers=1"), cwd=ROOT,
-                                   env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=said)
-    try:
-        wait_for(lambda: len(losses(run_dir)) > 3, process)
-        for reader in psutil.Process(process.pid).children():
-            reader.kill()
-        assert process.wait(60) == 1
-    finally:
-        process.kill()
-    text = (tmp_path / "said").read_text()
-    assert "error: a reader process has ended (DataLoader worker (pid" in text.splitlines()[-1]
-    assert "--shm-size" in text.splitlines()[-1]
-    assert "Traceback" not in text
-
-
 @pytest.mark.slow
 def test_readers_that_stand_still_end_the_run_with_the_remedy(shards, tmp_path):
-    """As those do that have no room in /dev/shm; DEEPSPEED_TIMEOUT has power over it."""
+    """In the minutes of DEEPSPEED_TIMEOUT, before its peers would give up in a collective."""
     run_dir = tmp_path / "run"
     arguments = command("python", shards, run_dir, *LONG, "data.num_workers=1")
     with started(arguments, run_dir, DEEPSPEED_TIMEOUT="1") as process:
@@ -173,5 +154,5 @@ def test_readers_that_stand_still_end_the_run_with_the_remedy(shards, tmp_path):
         assert process.wait(120) == 1
         print(f"ended after {time.monotonic() - stopped:.0f} s of a minute")
     last = (run_dir / "logs" / "rank-00000.log").read_text().splitlines()[-1]
-    assert "a batch did not come for 48 s: its readers stand still" in last
-    assert "set data.num_workers=0" in last
+    assert "a batch did not come for 48 s: a reader process stands still, or " in last
+    assert "resume with the same command" in last
