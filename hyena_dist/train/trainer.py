@@ -70,8 +70,8 @@ class _Pending:
     """Of the device: the start of the step, of its first forward pass, the end of that, and of the step."""
 
 
-NO_BATCH = ("a reader process stands still, or the file system of data.shards does not answer: look at both, and resume "
-            "with the same command; DEEPSPEED_TIMEOUT sets how many minutes ranks wait")
+NO_BATCH = ("a reader process stands still, or the file system of data.shards does not answer: look at both, and "
+            "resume with the same command; DEEPSPEED_TIMEOUT sets how many minutes ranks wait")
 
 
 class Trainer:
