@@ -70,6 +70,10 @@ class _Pending:
     """Of the device: the start of the step, of its first forward pass, the end of that, and of the step."""
 
 
+NO_BATCH = ("a reader process stands still, or the file system of data.shards does not answer: look at both, and "
+            "resume with the same command; DEEPSPEED_TIMEOUT sets how many minutes ranks wait")
+
+
 class Trainer:
     """A run: its model, engine, data and what it writes.
 
@@ -202,7 +206,8 @@ class Trainer:
     def _train_step(self) -> None:
         """Forward and backward of every micro-batch, then the update; nothing where no rank has a base to score."""
         started, laps = time.monotonic(), Laps(self.device)
-        stage, batches = self.curriculum.take()
+        with self.watchdog.waiting_for("a batch", remedy=NO_BATCH):
+            stage, batches = self.curriculum.take()
         micro_batches = [self._take(batch) for batch in batches]
         loaded = time.monotonic()
         # The count of the whole step divides every micro-batch's sum, so that each token weighs the same.

@@ -1,6 +1,7 @@
 """Watches what the main thread cannot while it waits in a collective: the launcher, the peers, a stop that hangs."""
 
 import logging
+import math
 import os
 import socket
 import sys
@@ -8,14 +9,15 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from types import TracebackType
 
 import psutil
 import torch.distributed as dist
 
-from hyena_dist.engine.launcher import launcher_processes
+from hyena_dist.engine.launcher import collective_timeout, launcher_processes
 from hyena_dist.parallel.groups import Axis
 from hyena_dist.train.signals import LAUNCHER_GONE
 from hyena_dist.train.stop import StopSignal
@@ -36,6 +38,13 @@ class Patience:
     longer get twice the longest of the last ones."""
     start: float = 600.0
     """For the first step, which compiles."""
+    still: float = 10.0
+    """Until a peer that was stopped is named."""
+    note: float = 60.0
+    """Until a wait is noted in the log."""
+    batch: float = field(default_factory=lambda: 0.8 * collective_timeout().total_seconds())
+    """For what this rank alone waits for: less than the time-out of a collective, after which its peers, who wait for
+    it, could only say that they did."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +55,25 @@ class _Peer:
     """None: ended before it could be looked at."""
 
 
+@dataclass
+class _Wait:
+    """Something that this rank alone waits for."""
+
+    what: str
+    remedy: str
+    since: float
+    noted: bool = False
+
+
 class Watchdog:
     """A thread per rank that ends a rank which can only hang.
 
     - The launcher has ended: a stop is requested, so that orphans save and end.
     - A peer of this machine has ended without leaving this context: this rank's main thread gets some seconds to fail
       by itself, as gloo lets it; then the process ends with status 1 and a line that names the peer.
+    - A peer of this machine was stopped (SIGSTOP, a debugger): a line names it.
     - A stop was asked for and no step ends: the process ends with status 1.
+    - What this rank said it waits for has not come in its time: the same, with a line that has the remedy.
 
     Leaving the context without an error is collective: it waits for all ranks, and says goodbye.
 
@@ -75,6 +96,9 @@ class Watchdog:
         self._allowed = self._patience.start
         self._stop_seen: float | None = None
         self._death_seen: float | None = None
+        self._still: dict[int, float] = {}
+        """When each peer that is stopped was first seen so; infinite once it was named."""
+        self._wait: _Wait | None = None
 
     def __enter__(self) -> "Watchdog":
         self._peers = _local_peers(self._axis)
@@ -103,10 +127,22 @@ class Watchdog:
             self._gaps.append(now - self._last_beat)
         self._last_beat, self._allowed = now, allow
 
+    @contextmanager
+    def waiting_for(self, what: str, *, remedy: str) -> Iterator[None]:
+        """A context in which this rank waits for something that no peer knows of, a batch for example; when it has not
+        come in most of the time that a collective may take, the process ends, and says what to do."""
+        self._wait = _Wait(what, remedy, time.monotonic())
+        try:
+            yield
+        finally:
+            self._wait = None
+
     def _watch(self) -> None:
         while not self._over.wait(self._patience.period):
             self._look_at_launchers()
             self._look_at_peers()
+            self._look_for_still_peers()
+            self._look_at_wait()
             self._look_at_stop()
 
     def _look_at_launchers(self) -> None:
@@ -129,6 +165,27 @@ class Watchdog:
             self._end(f"rank {dead.rank} (host {dead.host}{pid}) has ended, and this rank waits for it: its log says "
                       "why; resume with the same command")
 
+    def _look_for_still_peers(self) -> None:
+        now = time.monotonic()
+        for peer in self._peers:
+            if not _is_stopped(peer.process):
+                self._still.pop(peer.rank, None)
+            elif now - self._still.setdefault(peer.rank, now) >= self._patience.still:
+                self._still[peer.rank] = math.inf
+                pid = 0 if peer.process is None else peer.process.pid
+                logger.error("rank %d (host %s, process %d) stands still, and all wait for it: somebody stopped it; "
+                             "kill -CONT %d lets it go on", peer.rank, peer.host, pid, pid)
+
+    def _look_at_wait(self) -> None:
+        wait, now = self._wait, time.monotonic()
+        if wait is None:
+            return
+        if now - wait.since >= self._patience.batch:
+            self._end(f"{wait.what} did not come for {self._patience.batch:.0f} s: {wait.remedy}", stack=False)
+        elif now - wait.since >= self._patience.note and not wait.noted:
+            wait.noted = True
+            logger.warning("this rank waits for %s since %.0f s", wait.what, now - wait.since)
+
     def _look_at_stop(self) -> None:
         reason, now = self._stop.requested, time.monotonic()
         if reason is None:
@@ -138,16 +195,17 @@ class Watchdog:
             logger.warning("%s: the run saves and stops", reason)
         limit = max(self._patience.stop, self._allowed, 2 * max(self._gaps, default=0.0))
         if now - max(self._stop_seen, self._last_beat) >= limit:
+            wait = self._wait
+            because = "" if wait is None else f"; it waits for {wait.what}: {wait.remedy}"
             self._end(f"{reason}, and no step ended for {limit:.0f} s: this rank ends without a save; resume with the "
-                      "same command")
+                      f"same command{because}")
 
-    def _end(self, why: str) -> None:
+    def _end(self, why: str, *, stack: bool = True) -> None:
         """End the process, whatever its main thread waits for."""
-        frame = sys._current_frames().get(self._main.ident or 0)
-        where = "".join(traceback.format_stack(frame)) if frame is not None else ""
+        frame = sys._current_frames().get(self._main.ident or 0) if stack else None
+        where = "" if frame is None else "\nThe main thread was at:\n" + "".join(traceback.format_stack(frame))
         # The main thread may be stuck inside a log handler, with its lock.
-        said = threading.Thread(target=logger.critical, daemon=True,
-                                args=("%s\nThe main thread was at:\n%s", why, where))
+        said = threading.Thread(target=logger.critical, daemon=True, args=("%s%s", why, where))
         said.start()
         said.join(2.0)
         os._exit(1)
@@ -157,8 +215,8 @@ def _local_peers(axis: Axis) -> list[_Peer]:
     """The other ranks whose processes this one can see."""
     if axis.size == 1:
         return []
-    own = (_machine(), socket.gethostname(), os.getpid(), psutil.Process().create_time())
-    ranks: list[tuple[str, str, int, float]] = [own] * axis.size
+    own = (_machine(), socket.gethostname(), os.getpid(), _started(os.getpid()))
+    ranks: list[tuple[str, str, int, int]] = [own] * axis.size
     dist.all_gather_object(ranks, own, group=axis.group)
     return [_Peer(rank, host, _process(pid, created)) for rank, (machine, host, pid, created) in enumerate(ranks)
             if rank != axis.rank and machine == own[0]]
@@ -173,12 +231,25 @@ def _machine() -> str:
         return socket.gethostname()
 
 
-def _process(pid: int, created: float) -> psutil.Process | None:
+def _process(pid: int, started: int) -> psutil.Process | None:
     try:
         process = psutil.Process(pid)
-        return process if process.create_time() == created else None
-    except psutil.NoSuchProcess:
+        return process if _started(pid) == started else None
+    except (psutil.NoSuchProcess, OSError):
         return None
+
+
+def _started(pid: int) -> int:
+    """When a process was started, in ticks since the boot: no clock that is set while the ranks start changes it."""
+    with open(f"/proc/{pid}/stat") as stat:
+        return int(stat.read().rpartition(")")[2].split()[19])
+
+
+def _is_stopped(process: psutil.Process | None) -> bool:
+    try:
+        return process is not None and process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+    except psutil.Error:
+        return False
 
 
 def _alive(process: psutil.Process | None) -> bool:

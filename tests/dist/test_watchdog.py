@@ -33,7 +33,7 @@ class Rank:
     directory: Path
 
 
-PATIENCE = Patience(period=0.1, peer=0.4, stop=1.0, start=1.0)
+PATIENCE = Patience(period=0.1, peer=0.4, stop=1.0, start=1.0, still=0.5, note=0.5, batch=1.5)
 HUNG = 30.0
 
 
@@ -43,11 +43,22 @@ def _ranks(fn: Callable[..., int], directory: Path, launchers: list[psutil.Proce
     _join(fn, rank, directory, launchers or [])
 
 
+def _set_clock(seconds: float) -> None:
+    """What psutil derives from the clock, the time of the boot, as if the clock was set just now."""
+    linux = psutil._psplatform
+    real = linux.boot_time
+    linux.boot_time = lambda: real() + seconds
+
+
 def _join(fn: Callable[..., int], rank: int, directory: Path, launchers: list[psutil.Process]) -> None:
     (directory / f"pid.{rank}").write_text(str(os.getpid()))
     dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2,
                             timeout=timedelta(seconds=2 * HUNG))
     axis = gloo_copy(Axis.of(dist.group.WORLD))
+    if fn is _other_clock and rank == 1:
+        before = psutil.Process().create_time()
+        _set_clock(1.0)
+        (directory / "clock").write_text(str(psutil.Process().create_time() - before))
     status = 1
     try:
         with RankLog(directory, rank), StopSignal(axis) as stop, \
@@ -91,6 +102,23 @@ def _steps(me: Rank) -> int:
 def _defect(me: Rank) -> int:
     if me.rank == 0:
         raise ZeroDivisionError("a defect of rank 0")
+    return _compute(me)
+
+
+def _no_batch(me: Rank) -> int:
+    """Rank 1 gets its first batch in time, and no second; rank 0 waits for it in a collective."""
+    if me.rank == 1:
+        for seconds in (0.7, 100.0):
+            with me.watchdog.waiting_for("a batch", remedy="set data.num_workers=0"):
+                time.sleep(seconds)
+        return 0
+    dist.barrier(group=me.axis.group)
+    return 0
+
+
+def _other_clock(me: Rank) -> int:
+    """For rank 1 the machine was booted a second later, as after its clock was set."""
+    me.watchdog.beat()
     return _compute(me)
 
 
@@ -196,6 +224,45 @@ def test_a_rank_that_is_done_early_says_goodbye(start):
     run.top.join()
     assert run.top.exitcode == 0  # rank 1
     run.seconds_until_ended(0)
+    assert run.log(0) == run.log(1) == ""
+
+
+def test_a_batch_that_does_not_come_is_one_line_with_the_remedy(start):
+    run = start(_no_batch)
+    seconds = run.seconds_until_ended(1)
+    print(f"ended after {seconds:.1f} s, of which 0.7 s for the batch that came")
+    assert 1.0 < seconds < 8
+    assert "this rank waits for a batch since " in run.log(1)
+    last = run.log(1).splitlines()[-1]
+    assert last.endswith("a batch did not come for 2 s: set data.num_workers=0")
+    run.seconds_until_ended(0)  # by its peer's end
+
+
+def test_a_peer_that_stands_still_is_named(start):
+    run = start(_compute)
+    time.sleep(1.0)
+    assert run.log(1) == ""  # the control: it runs
+    run.kill(0, signal.SIGSTOP)
+    wait_for(lambda: "stands still" in run.log(1), HUNG)
+    assert "rank 0 (host " in run.log(1)
+    assert f"kill -CONT {run.ranks[0].pid} lets it go on" in run.log(1)
+    time.sleep(1.0)
+    assert run.log(1).count("stands still") == 1
+    assert run.alive(1)  # it may go on
+    run.kill(0, signal.SIGCONT)
+    (run.directory / "enough").touch()
+    run.seconds_until_ended(0, 1)
+    assert "has ended" not in run.log(1)
+
+
+def test_clocks_that_differ_by_a_second_end_nobody(start):
+    run = start(_other_clock)
+    assert float((run.directory / "clock").read_text()) == pytest.approx(1.0)  # the control: psutil's times differ
+    time.sleep(1.5)
+    assert run.alive(0)
+    assert run.alive(1)
+    (run.directory / "enough").touch()
+    run.seconds_until_ended(0, 1)
     assert run.log(0) == run.log(1) == ""
 
 

@@ -22,7 +22,7 @@ from tests.e2e.test_pretrain import ENVIRONMENT, ROOT, command, losses
 from tests.e2e.test_signals import as_srun, processes_of
 
 STEPS = 150
-SHORT = [f"train.steps={STEPS}", "train.eval_every=60", "train.save_every=50"]
+SHORT = [f"train.steps={STEPS}", "train.eval_every=60", "train.save_every=50", "data.num_workers=1"]
 SIGNALS = ("SIGINT", "SIGHUP", "SIGTERM", "SIGUSR1")
 LAUNCHERS = ("fork", "deepspeed", "torchrun")
 SECONDS = 90

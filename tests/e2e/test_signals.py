@@ -140,3 +140,19 @@ def test_two_runs_in_one_directory(shards, tmp_path):
                                 capture_output=True, text=True, timeout=120, check=False)
         assert second.returncode == 2, second.stderr
         assert "is in use by another run" in second.stderr
+
+
+@pytest.mark.slow
+def test_readers_that_stand_still_end_the_run_with_the_remedy(shards, tmp_path):
+    """In the minutes of DEEPSPEED_TIMEOUT, before its peers would give up in a collective."""
+    run_dir = tmp_path / "run"
+    arguments = command("python", shards, run_dir, *LONG, "data.num_workers=1")
+    with started(arguments, run_dir, DEEPSPEED_TIMEOUT="1") as process:
+        for reader in psutil.Process(process.pid).children():
+            reader.suspend()
+        stopped = time.monotonic()
+        assert process.wait(120) == 1
+        print(f"ended after {time.monotonic() - stopped:.0f} s of a minute")
+    last = (run_dir / "logs" / "rank-00000.log").read_text().splitlines()[-1]
+    assert "a batch did not come for 48 s: a reader process stands still, or " in last
+    assert "resume with the same command" in last
