@@ -27,19 +27,29 @@ FAST = {
     "one kernel bf16": BFLOAT16, "three kernels 601": FLOAT16, "three kernels 1021, float32": FLOAT32,
     "three kernels, blocks": BFLOAT16,
 }
+HARD = {f"{what}, {name}": FLOAT32 if "float32" in name else BFLOAT16
+        for what in ("zeros", "constant", "tone", "loud", "huge", "tiny", "nan")
+        for name in ("one kernel", "one kernel, float32", "three kernels", "three kernels, float32")}
+SLOW = HARD | {"three kernels 9973": FLOAT16, "three kernels 9973, float32": FLOAT32, "three tokens": FLOAT16,
+               "one token": FLOAT32, "training": 1e-3}
 
 
 def run_cases(names: list[str]) -> dict[str, dict[str, float]]:
     """In one process of the interpreter."""
     done = subprocess.run([sys.executable, "-m", "tests.triton_cases", *names], capture_output=True, text=True,
-                          env=os.environ | {"TRITON_INTERPRET": "1"}, timeout=500)
+                          env=os.environ | {"TRITON_INTERPRET": "1"}, timeout=590)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
 @pytest.fixture(scope="module")
 def fast() -> dict[str, dict[str, float]]:
-    return run_cases([*FAST, "control"])
+    return run_cases([*FAST, "control", "control of tables"])
+
+
+@pytest.fixture(scope="module")
+def slow() -> dict[str, dict[str, float]]:
+    return run_cases([*SLOW])
 
 
 @needs_triton
@@ -50,8 +60,17 @@ def test_values_and_gradients(fast, name):
 
 
 @needs_triton
-def test_a_wrong_gate_is_seen(fast):
+def test_wrong_gates_and_tables_are_seen(fast):
     assert fast["control"]["y"] > WRONG
+    assert fast["control of tables"]["y"] > WRONG
+
+
+@pytest.mark.slow
+@needs_triton
+@pytest.mark.parametrize("name", SLOW)
+def test_hard_rows_long_rows_and_training(slow, name):
+    print(name, slow[name], "allowed", SLOW[name], "a wrong gate", WRONG)
+    assert max(slow[name].values()) < SLOW[name]
 
 
 def model_with(backend: str):

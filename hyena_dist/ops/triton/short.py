@@ -1,5 +1,7 @@
 """The short convolution: forward as a part of other kernels, backward as a kernel of its own."""
 
+from functools import lru_cache
+
 import torch
 import triton
 import triton.language as tl
@@ -83,17 +85,23 @@ def short_backward(DQ, P, HALO, SUMS, W, L, C, c0, K: tl.constexpr, HALO_SIZE: t
     tl.store(p + n, tl.interleave(dp, dp_odd).to(P.dtype.element_ty), mask=n < L)
 
 
-def backward(dq: Tensor, p: Tensor, weight: Tensor, part: slice) -> tuple[Tensor, Tensor]:
-    """Writes the gradient at p[:, :, part], p [B, 3, C, L], over it, from dq [B, 3, c, L]; returns those at the weight
-    [3, c, K] and at the bias [3, c]."""
+def backward(dq: Tensor, p: Tensor, weight: Tensor, part: slice, sums: Tensor) -> None:
+    """Writes the gradient at p[:, :, part], p [B, 3, C, L], over it, from dq [B, 3, c, L], and those at the weight and
+    the bias to sums [3, c, K + 1], the bias' last."""
     batch, _, channels, length = p.shape
     here, kernel = part.stop - part.start, weight.shape[1]
-    blocks = triton.cdiv(length, BLOCK)
     halo_size = max(1, kernel - kernel % 2)
-    before = torch.arange(blocks, device=p.device)[:, None] * BLOCK - 1 - torch.arange(halo_size, device=p.device)
-    halo = p[:, :, part][..., before.clamp(0)]
-    sums = torch.empty(batch, blocks, 3, here, kernel + 1, dtype=torch.float32, device=p.device)
-    short_backward[(blocks, 3 * here, batch)](dq, p, halo, sums, weight, length, channels, part.start, K=kernel,
+    before = _before_blocks(length, halo_size, p.device)
+    blocks = len(before)
+    halo = p[:, :, part][..., before]
+    partial = torch.empty(batch, blocks, 3, here, kernel + 1, dtype=torch.float32, device=p.device)
+    short_backward[(blocks, 3 * here, batch)](dq, p, halo, partial, weight, length, channels, part.start, K=kernel,
                                               HALO_SIZE=halo_size, BLOCK=BLOCK, num_warps=WARPS)
-    total = sums.sum((0, 1))
-    return total[..., :kernel], total[..., kernel]
+    torch.sum(partial, (0, 1), out=sums)
+
+
+@lru_cache(maxsize=8)
+def _before_blocks(length: int, count: int, device: torch.device) -> Tensor:
+    """[blocks, count]: the places before each block, the nearest first; any before the first."""
+    starts = torch.arange(0, length, BLOCK, device=device)
+    return (starts[:, None] - 1 - torch.arange(count, device=device)).clamp(0)

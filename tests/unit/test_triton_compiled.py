@@ -1,0 +1,86 @@
+"""What the kernels compile to for GPUs of capability 9.0 and 8.0, without one: nothing that an interpreter can see."""
+
+import importlib.util
+
+import pytest
+import torch
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("needs the extra `kernels`", allow_module_level=True)
+
+from hyena_dist.ops.triton.fft import ByCufft
+from hyena_dist.ops.triton.long_row import LongRow
+from hyena_dist.ops.triton.one_row import OneRow
+from hyena_dist.ops.triton.plans import WIDE_MEMORY, SmallPlan, plan_for
+from tests.kernel_report import Launch, launches, report
+
+NARROW_MEMORY = 99 * 2**10
+SPILLS = {"small.backward": 400, "rows.backward": 600, "small.forward": 250}
+"""Bytes of spill stores for each thread, at most; of the others 64. In float32 twice as many."""
+SEEN: set[Launch] = set()
+
+
+@pytest.fixture(autouse=True)
+def _a_cache_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+
+
+def launched(length: int, dtype: torch.dtype, wide: bool = True, backward: bool = True) -> list[Launch]:
+    """By both directions of two channels."""
+    p, dy, h = torch.zeros(2, 3, 2, length, dtype=dtype), torch.zeros(2, 2, length, dtype=dtype), torch.zeros(2, length)
+    plan = plan_for(length, dtype == torch.float32, wide)
+    kind = ByCufft if plan is None else OneRow if isinstance(plan, SmallPlan) else LongRow
+    run = kind(p, torch.zeros(6, 3), torch.zeros(6), *([] if plan is None else [plan]))
+
+    def work() -> None:
+        run.mix(h, torch.zeros(2))
+        if backward:
+            run.mix_backward(dy, h, torch.zeros(2))
+
+    return launches(work)
+
+
+def check(found: list[Launch], capability: int, shared: int, factor: int = 1) -> None:
+    for launch in found:
+        if (launch, capability) in SEEN:
+            continue
+        SEEN.add((launch, capability))
+        got = report(launch, capability)
+        print(launch.name, dict(launch.constants), dict(launch.options), got)
+        assert got.spilled <= factor * SPILLS.get(launch.name, 64), launch
+        assert got.shared <= shared, launch
+        assert not got.serialized, launch
+        constants = dict(launch.constants)
+        if capability == 90 and (constants.get("MB") or constants.get("M") or constants.get("R1") or 0) >= 64:
+            assert got.wgmma, launch
+        if launch.name != "short.short_backward":
+            assert got.wide_loads, launch
+
+
+def test_one_kernel_is_compiled_for_a_gpu_that_is_not_there():
+    """The control: with hardly any registers it spills."""
+    forward, = (launch for launch in launched(1024, torch.bfloat16, backward=False) if launch.name == "small.forward")
+    check([forward], 90, WIDE_MEMORY)
+    starved = Launch(forward.function, forward.types, forward.constants, forward.divisible,
+                     (*forward.options, ("maxnreg", 32)))
+    with pytest.raises(AssertionError, match="maxnreg"):
+        check([starved], 90, WIDE_MEMORY)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("length", [1024, 4096, 8192, 131072, 1 << 18, 1 << 20, 1 << 21, 1 << 22, (1 << 22) + 1])
+def test_kernels_of_half_precision_on_a_hopper(length):
+    check(launched(length, torch.bfloat16), 90, WIDE_MEMORY)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("length", [1024, 4096, 8192, 131072, 1 << 20])
+def test_kernels_of_float32_on_a_hopper(length):
+    check(launched(length, torch.float32), 90, WIDE_MEMORY, factor=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("length", [4096, 131072, 1 << 18])
+def test_kernels_on_a_gpu_with_less_shared_memory(length, dtype):
+    check(launched(length, dtype, wide=False), 80, NARROW_MEMORY, factor=4)
