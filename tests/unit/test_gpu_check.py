@@ -30,6 +30,11 @@ def test_the_default_parts_fit_into_nine_minutes():
     assert fitting(stages(DEFAULT, cores=1), TOTAL) == stages(DEFAULT, cores=1), "one after the other too"
 
 
+def test_the_page_names_every_part_and_its_seconds():
+    page = (ROOT / "docs" / "gpu.md").read_text()
+    assert [part for part in PARTS if f"| `{part.name}` | {part.seconds} |" not in page] == []
+
+
 def test_parts_that_time_nothing_run_beside_each_other_where_there_are_cores():
     assert [len(stage) for stage in stages(DEFAULT, cores=2)] == [1] * len(DEFAULT)
     together = [stage for stage in stages(DEFAULT, cores=16) if len(stage) > 1]
