@@ -18,7 +18,7 @@ from typing import Any
 from hyena_dist.parallel.groups import Groups
 from hyena_dist.train.agree import agree, broadcast
 from hyena_dist.train.checkpoint_files import MARKER, Listed, changed_file, missing_file, read_marker
-from hyena_dist.train.checkpoint_metadata import FORMAT, METADATA, RESUMED, read_sealed, seal
+from hyena_dist.train.checkpoint_metadata import FORMAT, METADATA, PLACE, RESUMED, read_sealed, seal
 from hyena_dist.train.checkpoint_reader import INDEX, CheckpointError, DamagedError, TensorReader, unread
 from hyena_dist.train.files import write_whole
 
@@ -36,7 +36,9 @@ class Checkpoint:
 
     def check_resumable(self) -> None:
         """Raises CheckpointError: its metadata lacks what a resume takes from it."""
-        if missing := [key for key in RESUMED if key not in self.metadata]:
+        data = self.metadata.get("data")
+        missing = [key for key in RESUMED if key not in self.metadata]
+        if missing := missing + [f"data.{key}" for key in PLACE if data is not None and key not in data]:
             raise CheckpointError(f"{self.path}: its {METADATA} lacks {', '.join(missing)}, so no run can go on from "
                                   "it: choose another checkpoint")
 
@@ -266,7 +268,8 @@ def _inspect(path: Path) -> tuple[dict[str, Any], dict[str, Listed]]:
     except FileNotFoundError as error:
         if not path.is_dir():
             raise CheckpointError(f"{path}: no such checkpoint: choose another checkpoint") from error
-        raise DamagedError(path, f"it has no {Path(error.filename).name}, so its writing was cut short") from error
+        raise DamagedError(path, f"it has no {Path(error.filename).name}: its writing was cut short, or it is no "
+                                 "checkpoint") from error
     except OSError as error:
         raise unread(path, error) from error
     except ValueError as error:

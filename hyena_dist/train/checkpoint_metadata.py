@@ -17,6 +17,11 @@ FORMAT = 1
 METADATA = "metadata.json"
 RESUMED = ("step", "identity", "data", "val_loss", "best_val_loss", "loss_scale", "seconds")
 """What a resume takes from the metadata."""
+PLACE = ("step", "passed", "stage", "epoch", "index")
+"""What it takes from the place in the data, where there is one."""
+_MOST_PASSED = 1000
+"""Windows' steps that a run may have passed over for each that it took: a hundred times what its rollbacks allow, and
+few enough to count through."""
 _DIGEST = "sha256"
 
 
@@ -62,6 +67,11 @@ def check_metadata(metadata: Mapping[str, Any]) -> None:
     if step is not None and _is_count(steps) and step > steps:
         raise ValueError(f"its {METADATA} has step {step} of a run of {steps} steps")
     data = metadata.get("data") or {}
+    for key in PLACE:
+        if key in data and not _is_count(data[key]):
+            raise ValueError(f"its {METADATA} has {data[key]!r:.40} for data.{key}, which is not {_COUNT[0]}")
+    if data.get("passed", 0) > _MOST_PASSED * (data.get("step", 0) + _MOST_PASSED):
+        raise ValueError(f"its {METADATA} has data.passed {data['passed']} after {data.get('step', 0)} steps")
     if step is not None and data.get("step", step) != step:
         raise ValueError(f"its {METADATA} has step {step}, and data of step {data['step']!r:.40}")
 

@@ -285,6 +285,10 @@ def test_metadata_that_a_resume_cannot_go_on_from(checkpoint: Path) -> None:
     lacks = r"step-00000005: its metadata.json lacks data, val_loss, .*: choose another"
     with pytest.raises(CheckpointError, match=lacks):
         open_checkpoint(checkpoint).check_resumable()
+    edit_metadata(checkpoint, **dict.fromkeys(("val_loss", "best_val_loss", "loss_scale")), seconds=1.0,
+                  data={"step": 5})
+    with pytest.raises(CheckpointError, match=r"lacks data.passed, data.stage, data.epoch, data.index, so no run can"):
+        open_checkpoint(checkpoint).check_resumable()
     edit_metadata(checkpoint, **dict.fromkeys(("data", "val_loss", "best_val_loss", "loss_scale")), seconds=1.0)
     opened = open_checkpoint(checkpoint)
     opened.check_resumable()

@@ -121,7 +121,7 @@ def _deleted(config: Config, groups: Groups) -> str | None:
     take = trainer.curriculum.take
 
     def deleting() -> Any:
-        if trainer.step == 4 and groups.world.rank == 0:
+        if trainer.step == 1 and groups.world.rank == 0:  # before the first save, which could write into it meanwhile
             shutil.rmtree(config.train.run_dir)
         return take()
 

@@ -302,6 +302,8 @@ def test_an_unreadable_directory_is_an_error_and_no_empty_one(tmp_path: Path, mo
           ({"identity": {"train.steps": 1}}, "has step 2 of a run of 1 steps"),
           ({"data": []}, "for data, which is not an object"),
           ({"data": {"step": 3}}, "has step 2, and data of step 3"),
+          ({"data": {"index": -1}}, "for data.index"), ({"data": {"epoch": "0"}}, "for data.epoch"),
+          ({"data": {"step": 2, "passed": 10**15}}, "has data.passed 1000000000000000 after 2 steps"),
           ({"seconds": "abc"}, "has 'abc' for seconds, which is not a number of seconds"),
           ({"seconds": -1}, "for seconds"), ({"seconds": None}, "for seconds"),
           ({"val_loss": "1.0"}, "for val_loss, which is not a finite number"),
