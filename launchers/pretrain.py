@@ -55,10 +55,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(args)
     except (UserError, TrainingError, OSError) as error:  # the last: a full disk, a peer that is gone
+        if isinstance(error, ConnectionError):
+            PROCESS.end_alone()
         if first or not is_agreed(error):  # what all ranks raise the first one says
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
     except Exception:  # noqa: BLE001 - a defect: its traceback is wanted, and the end of this process
+        PROCESS.end_alone()
         logger.exception("this rank failed")
         return 1
 
@@ -81,7 +84,8 @@ def _run(args: argparse.Namespace) -> int:
     if args.dry_run:
         print(dump_config(config), end="")
         return 0
-    PROCESS.until_first_step(partial(end_alone, Path(config.train.run_dir), environment["RANK"] == "0"))
+    first = environment["RANK"] == "0"
+    PROCESS.until_first_step(partial(end_alone, Path(config.train.run_dir), first), first=first)
     import torch.distributed as dist
 
     from hyena_dist.engine.launch import init_distributed

@@ -47,6 +47,8 @@ def parse_argument(key: str, text: str, hint: Any) -> Any:
         ConfigError, yaml.YAMLError: as `parse_yaml`; also a text that is only a comment, or empty.
     """
     if _plain_type(hint) is str and not text.startswith(("'", '"')):
+        if text in _NULL - {"", "~"}:
+            raise ConfigError(f"{key} must be a string, got {text}: write it in quotes where it is one")
         return plain_string(text, key)
     node = _composed(text)
     if node is None or (isinstance(node, yaml.ScalarNode) and node.value == "" and node.style is None):
@@ -108,7 +110,7 @@ def _scalar(text: str, hint: Any, key: str, *, plain: bool) -> Any:
     wanted = _plain_type(hint)
     if wanted is str:
         if plain and text in _NULL - {"~"}:
-            raise ConfigError(f"{key} has no value: write '' for an empty string")
+            raise ConfigError(f"{key} has no value: write '' for an empty string, or quotes around a word")
         return plain_string(text, key)
     if plain and text in _NULL:
         return None

@@ -38,6 +38,7 @@ class Signals:
         """Why this process was asked to stop, one of `REASONS`; true at once also while the main thread is stuck."""
         self._since = 0.0
         self._alone: Callable[[str], None] | None = None
+        self._patience = PATIENCE
         self._interrupted: float | None = None
         self._echo = TORCHRUN_ECHO if "TORCHELASTIC_RUN_ID" in os.environ else 0.0
         self._pid = 0
@@ -76,10 +77,21 @@ class Signals:
             self._since = time.monotonic()
             self.reason = reason
 
-    def until_first_step(self, alone: Callable[[str], None] | None) -> None:
+    def until_first_step(self, alone: Callable[[str], None] | None, *, first: bool = True) -> None:
         """What this process does by itself, in the thread, when a signal has had no answer for `PATIENCE`; None:
-        nothing, because there is a step to be saved, and only all ranks together can."""
+        nothing, because there is a step to be saved, and only all ranks together can.
+
+        Args:
+            first: of the ranks; the others wait longer, because its peers' end would end it before it can.
+        """
         self._alone = alone
+        self._patience = PATIENCE + (0.0 if first else 5.0)
+
+    def end_alone(self) -> None:
+        """Do that now, if a signal came and there is no step; for a failure that may be of peers which do the same."""
+        alone, self._alone = self._alone, None
+        if self.reason is not None and alone is not None:
+            alone(self.reason)
 
     def _listen(self) -> None:
         while True:
@@ -91,10 +103,8 @@ class Signals:
                 if number in self._old_handlers:
                     self.request(signal.Signals(number).name)
                     self._count(number)
-            alone = self._alone
-            if self.reason is not None and alone is not None and time.monotonic() - self._since > PATIENCE:
-                self._alone = None
-                alone(self.reason)
+            if self.reason is not None and time.monotonic() - self._since > self._patience:
+                self.end_alone()
 
     def _count(self, number: int) -> None:
         if number != signal.SIGINT:

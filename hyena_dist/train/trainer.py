@@ -292,7 +292,8 @@ class Trainer:
 
         seq_len = self.config.data.val_seq_len or self.config.data.seq_len
         measured = validation_loss(self.engine.module, self.manifest, self._take, self.groups, self.device,
-                               seq_len=seq_len, batch_size=self.config.train.micro_batch_size, stop=stop)
+                               seq_len=seq_len, batch_size=self.config.train.micro_batch_size, stop=stop,
+                                   watched=lambda batches: self.watchdog.each(batches, "a batch", remedy=NO_BATCH))
         if measured is not None and math.isnan(measured[0]):
             logger.warning("%s has no validation bases, or the model gives no number: there is no validation loss",
                            self.manifest.directory)

@@ -1,6 +1,6 @@
 """A rank's part of a batch, sums over the ranks that share one, and the validation loss."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.distributed as dist
@@ -46,16 +46,18 @@ def sum_over_data(tensor: Tensor, groups: Groups) -> Tensor:
 
 @torch.no_grad()
 def validation_loss(model: nn.Module, manifest: Manifest, take: Take, groups: Groups, device: torch.device, *,
-                    seq_len: int, batch_size: int, stop: Callable[[], bool]) -> tuple[float, int] | None:
+                    seq_len: int, batch_size: int, stop: Callable[[], bool],
+                    watched: Callable[[Iterable[Batch]], Iterable[Batch]]) -> tuple[float, int] | None:
     """Nats per scored base of the validation split, nan when it has none, and their number. Collective.
 
     Args:
+        watched: what the batches go through.
         stop: asked after every batch, the same answer on every rank; after True it is given up, and the result None.
     """
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     model.eval()
-    for batch in validation_batches(manifest, seq_len=seq_len, batch_size=batch_size, dp_rank=groups.data.rank,
-                                    dp_size=groups.data.size):
+    for batch in watched(validation_batches(manifest, seq_len=seq_len, batch_size=batch_size, dp_rank=groups.data.rank,
+                                            dp_size=groups.data.size)):
         input_ids, targets, _ = take(batch)
         loss, count = token_loss(model(input_ids), targets, groups.tensor)
         sums += torch.stack([loss.double(), count.double()])

@@ -9,10 +9,11 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import TypeVar
 
 import psutil
 import torch.distributed as dist
@@ -45,6 +46,16 @@ class Patience:
     batch: float = field(default_factory=lambda: 0.8 * collective_timeout().total_seconds())
     """For what this rank alone waits for: less than the time-out of a collective, after which its peers, who wait for
     it, could only say that they did."""
+
+
+T = TypeVar("T")
+
+
+class _End:
+    """Of an iterator."""
+
+
+_END = _End()
 
 
 @dataclass(frozen=True)
@@ -136,6 +147,16 @@ class Watchdog:
             yield
         finally:
             self._wait = None
+
+    def each(self, items: Iterable[T], what: str, *, remedy: str) -> Iterator[T]:
+        """The items, each one waited for."""
+        iterator = iter(items)
+        while True:
+            with self.waiting_for(what, remedy=remedy):
+                item = next(iterator, _END)
+            if isinstance(item, _End):
+                return
+            yield item
 
     def _watch(self) -> None:
         while not self._over.wait(self._patience.period):

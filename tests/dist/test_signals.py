@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from hyena_dist.config.errors import TrainingError
 from hyena_dist.parallel.groups import Axis, gloo_copy
+from hyena_dist.train import signals
 from hyena_dist.train import stop as stop_module
 from hyena_dist.train.requeue import (
     MOST_STARTS,
@@ -192,3 +193,28 @@ def test_a_rank_that_ends_alone_leaves_the_marker_if_it_is_the_first_and_the_run
     held.release()
     (tmp_path / "file").touch()
     assert _end_alone(tmp_path / "file", True) == 1  # the marker cannot be written
+
+
+def test_a_rank_answers_by_itself_in_time_only_before_its_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "PATIENCE", 0.2)
+    ended: list[str] = []
+    noted = signals.Signals().install()
+    try:
+        noted.until_first_step(ended.append)
+        noted.end_alone()
+        assert ended == []  # nobody asked
+        noted.until_first_step(ended.append)
+        os.kill(os.getpid(), signal.SIGHUP)
+        noted.until_first_step(None)  # a step is done
+        time.sleep(1.5)
+        assert ended == []
+        noted.until_first_step(ended.append)  # the control
+        time.sleep(1.5)
+        assert ended == ["SIGHUP"]
+        noted.until_first_step(ended.append, first=False)
+        time.sleep(1.5)
+        assert ended == ["SIGHUP"]  # the first rank goes first
+        noted.end_alone()
+        assert ended == ["SIGHUP", "SIGHUP"]
+    finally:
+        noted.uninstall()

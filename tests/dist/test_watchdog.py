@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -106,11 +106,15 @@ def _defect(me: Rank) -> int:
 
 
 def _no_batch(me: Rank) -> int:
-    """Rank 1 gets its first batch in time, and no second; rank 0 waits for it in a collective."""
+    """Rank 1 gets two batches in time, and no third; rank 0 waits for it in a collective."""
+    def batches() -> Iterator[None]:
+        for seconds in (0.7, 0.7, 100.0):
+            time.sleep(seconds)
+            yield
+
     if me.rank == 1:
-        for seconds in (0.7, 100.0):
-            with me.watchdog.waiting_for("a batch", remedy="set data.num_workers=0"):
-                time.sleep(seconds)
+        for _ in me.watchdog.each(batches(), "a batch", remedy="set data.num_workers=0"):
+            time.sleep(0.1)
         return 0
     dist.barrier(group=me.axis.group)
     return 0
@@ -230,8 +234,8 @@ def test_a_rank_that_is_done_early_says_goodbye(start):
 def test_a_batch_that_does_not_come_is_one_line_with_the_remedy(start):
     run = start(_no_batch)
     seconds = run.seconds_until_ended(1)
-    print(f"ended after {seconds:.1f} s, of which 0.7 s for the batch that came")
-    assert 1.0 < seconds < 8
+    print(f"ended after {seconds:.1f} s, of which 1.6 s for the batches that came")
+    assert 2.0 < seconds < 9
     assert "this rank waits for a batch since " in run.log(1)
     last = run.log(1).splitlines()[-1]
     assert last.endswith("a batch did not come for 2 s: set data.num_workers=0")
