@@ -9,7 +9,6 @@ import os
 import resource
 from bisect import bisect_right
 from collections import OrderedDict
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ import numpy as np
 
 from hyena_dist.data import segment, segment1
 from hyena_dist.data.errors import DataError
-from hyena_dist.data.index import FILE_NAME, Index, Sample, check_shard, read_index
+from hyena_dist.data.index import FILE_NAME, Index, check_shard, read_index
 from hyena_dist.data.splits import SPLITS
 
 MOST_OPEN = 128
@@ -62,6 +61,7 @@ class Manifest:
         self._contig_index = {contig.name: i for i, contig in enumerate(self.contigs)}
         self._segment_starts = [self._contig_starts[row.contig] + row.start for row in self.segments]
         self._files: OrderedDict[int, int] = OrderedDict()
+        self._most = MOST_OPEN
         self._layouts: dict[int, segment.Layout] = {}
 
     @classmethod
@@ -117,10 +117,11 @@ class Manifest:
             DataError: it is damaged.
         """
         sample = self.index.samples[number]
-        codec, file = segment if self.index.version > 1 else segment1, self._file_of(sample.shard)
+        file = self._file_of(sample.shard)
         try:
-            return codec.decode(self._pread(file, sample, 0, sample.nbytes))
-        except DataError as error:
+            data = segment.Place(file, sample.offset, sample.nbytes).read(0, sample.nbytes)
+            return (segment if self.index.version > 1 else segment1).decode(data)
+        except (DataError, OSError) as error:
             raise self._damaged(number, error) from None
 
     def fill(self, ids: np.ndarray, first_base: int) -> None:
@@ -145,17 +146,22 @@ class Manifest:
     def _fill_from(self, number: int, start: int, ids: np.ndarray) -> None:
         """Token ids of one sample from base `start` on."""
         sample = self.index.samples[number]
-        read = partial(self._pread, self._file_of(sample.shard), sample)
+        file = self._files.get(sample.shard)
+        if file is None or len(self._files) == self._most:
+            file = self._file_of(sample.shard)
         try:
             layout = self._layouts.get(number)
             if layout is None:
                 kind = segment.BlockLayout if self.index.version > 1 else segment1.PlainLayout
-                layout = self._layouts[number] = kind.read(read, sample.bases)
-            layout.fill(read, start, ids)
-        except DataError as error:
+                place = segment.Place(file, sample.offset, sample.nbytes)
+                layout = self._layouts[number] = kind.read(place, sample.bases)
+            layout.fill(file, sample.offset, start, ids)
+        except (DataError, OSError) as error:
             raise self._damaged(number, error) from None
 
-    def _damaged(self, number: int, why: DataError) -> DataError:
+    def _damaged(self, number: int, why: DataError | OSError) -> DataError:
+        if isinstance(why, OSError):
+            why = DataError(f"it cannot be read ({why.strerror})")
         sample = self.index.samples[number]
         row = self.segments[sample.first]
         contig = self.contigs[row.contig].name
@@ -163,32 +169,19 @@ class Manifest:
                          f"{contig}:{row.start + 1} on) is damaged: {why}; run shards/verify.py, copy or build the "
                          f"shard again")
 
-    @staticmethod
-    def _pread(file: int, sample: Sample, offset: int, size: int) -> bytes:
-        """Bytes of a sample, read at an explicit offset."""
-        if offset + size > sample.nbytes:
-            raise DataError(f"it goes on past its {sample.nbytes:,} bytes")
-        try:
-            data = os.pread(file, size, sample.offset + offset)
-        except OSError as error:
-            raise DataError(f"it cannot be read ({error.strerror})") from None
-        if len(data) != size:
-            raise DataError(f"it was cut short while in use, {len(data):,} of {size:,} bytes read")
-        return data
-
     def _file_of(self, shard: int) -> int:
-        """An open shard."""
-        file = self._files.get(shard)
-        if file is None:
+        """An open shard, from now on the one that was read last."""
+        if shard not in self._files:
             return self._open(shard)
-        if len(self._files) > 1:
-            self._files.move_to_end(shard)
-        return file
+        self._files.move_to_end(shard)
+        return self._files[shard]
 
     def _open(self, shard: int) -> int:
         """Open a shard, in place of the one that was read longest ago where as many are open as may be."""
-        path, most = check_shard(self.directory, self.shards[shard]), _most_open()
-        while len(self._files) >= most:
+        path = check_shard(self.directory, self.shards[shard])
+        if not self._files:
+            self._most = _most_open()
+        while len(self._files) >= self._most:
             os.close(self._files.popitem(last=False)[1])
         try:
             file = self._files[shard] = os.open(path, os.O_RDONLY)

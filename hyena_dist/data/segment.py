@@ -19,10 +19,10 @@ byte of a segment can change unseen, and nothing outside the window is read.
 Segments of format 1, which has no checksums, are read too: `segment1`.
 """
 
+import os
 import struct
 import zlib
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
@@ -40,16 +40,37 @@ _TWO_BIT = np.zeros(256, dtype=np.uint8)
 _TWO_BIT[list(b"ACGTacgt")] = [0, 1, 2, 3] * 2
 _IS_CODE = np.ones(256, dtype=bool)
 _IS_CODE[list(b"ACGTacgt")] = False
-Read = Callable[[int, int], bytes]
-"""From an offset in a segment and a number of bytes to these bytes."""
-Bytes = bytes | memoryview
+class Place(NamedTuple):
+    """Where a segment lies: `nbytes` from `offset` on of an open file."""
+
+    file: int
+    offset: int
+    nbytes: int
+
+    def read(self, start: int, size: int) -> bytes:
+        """Bytes of the segment, at an explicit offset: no file position exists that processes could share.
+
+        Raises:
+            DataError: they are not all there.
+        """
+        data = os.pread(self.file, min(size, self.nbytes - start), self.offset + start) if start < self.nbytes else b""
+        if len(data) != size:
+            raise DataError(f"it was cut short while in use, {len(data):,} of {size:,} bytes read")
+        return data
 
 
 class Layout(Protocol):
     """Where in a segment its bases are."""
 
-    def fill(self, read: Read, start: int, ids: np.ndarray) -> None:
-        """Write the token ids of bases from `start` on into `ids`, to its end. Raises DataError: they are damaged."""
+    def fill(self, file: int, offset: int, start: int, ids: np.ndarray) -> None:
+        """Write the token ids of bases from `start` on into `ids`, to its end.
+
+        Args:
+            file, offset: where the segment lies.
+
+        Raises:
+            DataError: they are damaged.
+        """
 
 
 def _unpack_table(letters: np.ndarray) -> np.ndarray:
@@ -142,11 +163,10 @@ def decode_codes(data: bytes, bases: int) -> CodeRuns:
     return CodeRuns(starts.tolist(), ends.tolist(), letters.tolist())
 
 
-def unpack_ids(packed: Bytes, start: int, ids: np.ndarray) -> None:
+def unpack_ids(packed: bytes, start: int, ids: np.ndarray) -> None:
     """Write the token ids of packed bases from `start` on into `ids`, code runs not yet put in."""
-    first, size = start >> 2, ids.size
-    skip = start & 3
-    quads = np.frombuffer(packed, np.uint8, (skip + size + 3) >> 2, first)
+    skip, size = start & 3, ids.size
+    quads = np.frombuffer(packed, np.uint8, (skip + size + 3) >> 2, start >> 2)
     ids[:] = _TO_IDS.take(quads).view(np.uint8)[skip : skip + size]
 
 
@@ -181,58 +201,64 @@ class BlockLayout(NamedTuple):
     """Where each block begins, and where the last one ends."""
 
     @classmethod
-    def read(cls, read: Read, bases: int) -> "BlockLayout":
+    def read(cls, place: Place, bases: int) -> "BlockLayout":
         """Of a segment that the index says has this many bases.
 
         Raises:
             DataError: it has another number of bases, is no segment, or its table is damaged.
         """
         head_bytes = _HEAD.size + _ROW_BYTES * -(-bases // BLOCK_BASES)
-        head = read(0, head_bytes)
+        return cls.parse(place.read(0, min(head_bytes, place.nbytes)), bases, place.nbytes)
+
+    @classmethod
+    def parse(cls, head: bytes, bases: int, nbytes: int) -> "BlockLayout":
+        """The same from the first bytes of the segment."""
+        head_bytes = _HEAD.size + _ROW_BYTES * -(-bases // BLOCK_BASES)
         magic, size, checksum = _HEAD.unpack_from(head) if len(head) >= _HEAD.size else (b"", 0, 0)
         if magic != MAGIC:
             raise DataError("does not start as a segment")
         if size != bases or not bases:
             raise DataError(f"has {size:,} bases, not {bases:,}")
+        head = head[:head_bytes]
         if len(head) != head_bytes or zlib.crc32(head[_HEAD.size :], zlib.crc32(head[:8])) != checksum:
             raise DataError("its table of blocks does not match its checksum")
         rows = np.frombuffer(head, "<u4", offset=_HEAD.size).astype(np.int64).reshape(-1, 3)
         sizes = rows[:, 1] + rows[:, 2] + packed_bytes(BLOCK_BASES)
         sizes[-1] += packed_bytes(bases - (len(rows) - 1) * BLOCK_BASES) - packed_bytes(BLOCK_BASES)
         offsets = head_bytes + np.concatenate(([0], np.cumsum(sizes)))
+        if offsets[-1] != nbytes:
+            raise DataError(f"has {nbytes:,} bytes, its table says {offsets[-1]:,}")
         return cls(bases, rows[:, 0].tolist(), rows[:, 1].tolist(), offsets.tolist())
 
-    def fill(self, read: Read, start: int, ids: np.ndarray) -> None:
-        first, last = start // BLOCK_BASES, (start + ids.size - 1) // BLOCK_BASES
-        at = self.offsets[first]
-        data = read(at, self.offsets[last + 1] - at)
-        if first == last:  # as most windows
-            self._fill_block(first, data, start - first * BLOCK_BASES, ids)
+    def fill(self, file: int, offset: int, start: int, ids: np.ndarray) -> None:
+        block, skip, left = start // BLOCK_BASES, start % BLOCK_BASES, ids.size
+        if skip + left <= BLOCK_BASES:  # as most windows: one block, and no part of `ids` to be cut out
+            at = self.offsets[block]
+            data = os.pread(file, self.offsets[block + 1] - at, offset + at)
+            if zlib.crc32(data) != self.checksums[block]:
+                raise self.damaged(block, data)
+            unpack_ids(data, skip, ids)
+            if self.code_bytes[block]:
+                self._put_codes(block, data, skip, ids)
             return
-        parts, filled = memoryview(data), 0
-        for block in range(first, last + 1):
-            part = parts[self.offsets[block] - at : self.offsets[block + 1] - at]
-            skip = start + filled - block * BLOCK_BASES
-            count = min(BLOCK_BASES - skip, ids.size - filled)
-            self._fill_block(block, part, skip, ids[filled : filled + count])
-            filled += count
+        first = BLOCK_BASES - skip
+        self.fill(file, offset, start, ids[:first])
+        for done in range(first, left, BLOCK_BASES):
+            self.fill(file, offset, start + done, ids[done : done + BLOCK_BASES])
 
-    def _fill_block(self, block: int, data: Bytes, start: int, ids: np.ndarray) -> None:
-        """Check a block, and write the ids of its bases from `start` on."""
-        if zlib.crc32(data) != self.checksums[block]:
-            raise self.damaged(block)
-        unpack_ids(data, start, ids)
-        if count := self.code_bytes[block]:
-            size = self.block_bases(block)
-            at = packed_bytes(size)
-            try:
-                put_codes(decode_codes(bytes(data[at : at + count]), size), start, ids)
-            except (zlib.error, ValueError) as error:
-                raise DataError(f"block {block} holds damaged runs ({error})") from None
+    def _put_codes(self, block: int, data: bytes, start: int, ids: np.ndarray) -> None:
+        size = self.block_bases(block)
+        at = packed_bytes(size)
+        try:
+            put_codes(decode_codes(data[at : at + self.code_bytes[block]], size), start, ids)
+        except (zlib.error, ValueError) as error:
+            raise DataError(f"block {block} holds damaged runs ({error})") from None
 
-    def damaged(self, block: int) -> DataError:
+    def damaged(self, block: int, data: bytes) -> DataError:
         """What to say of a block whose bytes do not match its checksum."""
-        first = block * BLOCK_BASES
+        first, size = block * BLOCK_BASES, self.offsets[block + 1] - self.offsets[block]
+        if len(data) != size:
+            return DataError(f"it was cut short while in use, {len(data):,} of {size:,} bytes of block {block} read")
         last = first + self.block_bases(block)
         return DataError(f"block {block} (its bases {first + 1:,} to {last:,}) does not match its checksum")
 
@@ -261,13 +287,11 @@ def decode(data: bytes) -> np.ndarray:
         DataError: a byte is missing, one too many, or not the one that was written.
     """
     size = _HEAD.unpack_from(data)[1] if len(data) >= _HEAD.size else 0
-    layout = BlockLayout.read(lambda offset, count: data[offset : offset + count], size)
-    if len(data) != layout.offsets[-1]:
-        raise DataError(f"has {len(data):,} bytes, its table says {layout.offsets[-1]:,}")
+    layout = BlockLayout.parse(data, size, len(data))
     decoded = []
     for block, (start, end) in enumerate(zip(layout.offsets, layout.offsets[1:], strict=False)):
         if zlib.crc32(data[start:end]) != layout.checksums[block]:
-            raise layout.damaged(block)
+            raise layout.damaged(block, data[start:end])
         codes_at = start + packed_bytes(layout.block_bases(block))
         case_at = codes_at + layout.code_bytes[block]
         decoded.append(decode_parts(layout.block_bases(block), data[start:codes_at], data[codes_at:case_at],

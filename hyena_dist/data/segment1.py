@@ -34,20 +34,21 @@ class PlainLayout(NamedTuple):
     codes: segment.CodeRuns
 
     @classmethod
-    def read(cls, read: segment.Read, bases: int) -> "PlainLayout":
+    def read(cls, place: segment.Place, bases: int) -> "PlainLayout":
         """Of a segment that the index says has this many bases. Raises DataError: it is another, or damaged."""
-        size, code_bytes = _read_head(read(0, _HEAD.size))
+        size, code_bytes = _read_head(place.read(0, _HEAD.size))
         if size != bases:
             raise DataError(f"has {size:,} bases, not {bases:,}")
         try:
-            codes = segment.decode_codes(read(_HEAD.size + segment.packed_bytes(size), code_bytes), size)
+            codes = segment.decode_codes(place.read(_HEAD.size + segment.packed_bytes(size), code_bytes), size)
         except (zlib.error, ValueError) as error:
             raise DataError(f"holds damaged runs ({error})") from None
         return cls(size, codes)
 
-    def fill(self, read: segment.Read, start: int, ids: np.ndarray) -> None:
+    def fill(self, file: int, offset: int, start: int, ids: np.ndarray) -> None:
         first = start // 4
-        packed = read(_HEAD.size + first, segment.packed_bytes(start + ids.size) - first)
+        at, count = _HEAD.size + first, segment.packed_bytes(start + ids.size) - first
+        packed = segment.Place(file, offset, at + count).read(at, count)
         segment.unpack_ids(packed, start - 4 * first, ids)
         segment.put_codes(self.codes, start, ids)
 

@@ -8,6 +8,7 @@ import json
 import random
 import shutil
 import tarfile
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from hyena_dist.data.errors import DataError
 from hyena_dist.data.index import checksum
 from hyena_dist.data.manifest import Manifest
 from hyena_dist.data.splits import FractionSplits
+from hyena_dist.data.tokenizer import encode
 from hyena_dist.data.verify import verify
 from tests.genomes import genome, shards
 
@@ -116,14 +118,14 @@ def test_control_format_1_has_no_checksums(tmp_path):
     assert changed > 3
 
 
-def all_ids(data, bases):
-    """As random access reads them."""
-    def read(offset, count):
-        return data[offset : offset + count]
-
-    ids = np.empty(bases, np.uint8)
-    segment.BlockLayout.read(read, bases).fill(read, 0, ids)
-    return ids
+def fill(data, start, ids, bases):
+    """As random access reads a segment."""
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        layout = segment.BlockLayout.read(segment.Place(file.fileno(), 0, len(data)), bases)
+        layout.fill(file.fileno(), 0, start, ids)
+    return layout
 
 
 @pytest.mark.parametrize(("first", "count"), [(0, 40), pytest.param(40, 200, marks=pytest.mark.slow)])
@@ -157,7 +159,7 @@ def test_no_byte_of_a_segment_may_change():
         with pytest.raises(DataError):
             segment.decode(changed)
         with pytest.raises(DataError):
-            all_ids(changed, len(text))
+            fill(changed, 0, np.empty(len(text), np.uint8), len(text))
     for other in (b"", data[:5], data[:-1], data + b"\0", data[:12]):
         with pytest.raises(DataError):
             segment.decode(other)
@@ -169,13 +171,9 @@ def test_a_window_checks_the_blocks_that_it_touches_and_no_other(start, count):
     (text,) = genome(6, 5 * segment.BLOCK_BASES - 7).values()
     bases = np.frombuffer(text, np.uint8)
     data = bytearray(segment.encode(bases))
-
-    def read(offset, size):
-        return bytes(data[offset : offset + size])
-
-    layout = segment.BlockLayout.read(read, bases.size)
     want = np.empty(count, np.uint8)
-    layout.fill(read, start, want)
+    layout = fill(data, start, want, bases.size)
+    assert np.array_equal(want, encode(text[start : start + count]))
     touched = range(start // segment.BLOCK_BASES, (start + count - 1) // segment.BLOCK_BASES + 1)
     for block in range(5):
         for at in (layout.offsets[block], layout.offsets[block + 1] - 1):  # its first base, and its last lower case
@@ -183,8 +181,8 @@ def test_a_window_checks_the_blocks_that_it_touches_and_no_other(start, count):
             ids = np.empty(count, np.uint8)
             if block in touched:
                 with pytest.raises(DataError, match=f"block {block} .* does not match"):
-                    layout.fill(read, start, ids)
+                    fill(data, start, ids, bases.size)
             else:
-                layout.fill(read, start, ids)
+                fill(data, start, ids, bases.size)
                 assert np.array_equal(ids, want)
             data[at] ^= 4

@@ -169,7 +169,7 @@ def _shared_memory() -> set[str]:
     """What processes of this machine map or open of it."""
     found = set()
     for process in (psutil.Process(), *psutil.Process().children()):
-        found |= {line.split()[-1] for line in Path(f"/proc/{process.pid}/maps").read_text().splitlines()
+        found |= {line.split(maxsplit=5)[-1] for line in Path(f"/proc/{process.pid}/maps").read_text().splitlines()
                   if "/dev/shm/" in line or "/torch_" in line or "memfd" in line}
     return found
 
