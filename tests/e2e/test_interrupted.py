@@ -129,7 +129,7 @@ def outcome(run_dir: Path) -> str:
     newest = find_latest(run_dir / "checkpoints")
     if (run_dir / "summary.json").exists():
         assert newest is not None
-        assert newest.name == f"step-{STEPS:08d}"
+        assert newest.path.name == f"step-{STEPS:08d}"
         return "finished"
     marker = json.loads((run_dir / "requeue.json").read_text())
     assert marker["step"] == max(rows, default=0)
@@ -137,7 +137,7 @@ def outcome(run_dir: Path) -> str:
         assert newest is None
         return f"marker: {marker['signal']}"
     assert newest is not None
-    assert newest.name == f"step-{max(rows):08d}"
+    assert newest.path.name == f"step-{max(rows):08d}"
     return f"saved at step {marker['step']}: {marker['signal']}"
 
 
@@ -184,7 +184,7 @@ def test_a_second_ctrl_c_ends_at_once(shards, tmp_path):
 def test_what_was_ignored_at_the_start_stays_ignored():
     """As under nohup: a run outlives its terminal."""
     code = ("import os, signal, sys, time\n"
-            "from hyena_dist.train.signals import PROCESS\nPROCESS.install()\n"
+            "import hyena_dist.train.requeue\nfrom hyena_dist.train.signals import PROCESS\nPROCESS.install()\n"
             "os.kill(os.getpid(), signal.SIGHUP); time.sleep(0.2); before = PROCESS.reason\n"
             "os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.2); print(before, PROCESS.reason)\n"
             "PROCESS.uninstall(); print('torch' in sys.modules)")
