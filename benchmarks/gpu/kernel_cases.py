@@ -55,7 +55,7 @@ CHECKED = (
 )
 REPEATED = (Case(8192, 64, 8, BF16), Case(131072, 8, 4, BF16), Case(1048576, 2, 4, BF16))
 TIMED = (Case(8192, 2, 2, BF16), Case(1 << 20, 1, 2, BF16), Case(131072, 2, 2, BF16), Case(1024, 2, 2, BF16),
-         Case(1 << 20, 1, 2, FP32), Case(8192, 2, 2, FP32))
+         Case(131072, 2, 2, FP32), Case(4096, 2, 2, FP32))
 
 
 def with_options(part: str, **options: Any) -> Change:
@@ -90,9 +90,8 @@ OPTIONS: dict[str, Options] = {
     "rows": (1 << 20, False, registers("rows", 128, 168)),
     "rows, 64": (131072, False, registers("rows", 128, 168)),
     "last columns": (1 << 20, False, {
-        "64 columns": unchanged, "32": with_options("leave", BC=32),
-        "64, 128 registers": with_options("leave", maxnreg=128),
-        "32, 128 registers": with_options("leave", BC=32, maxnreg=128)}),
+        "32 columns": unchanged, "64": with_options("leave", BC=64), "16": with_options("leave", BC=16),
+        "64, 128 registers": with_options("leave", BC=64, maxnreg=128)}),
     "last columns backward": (1 << 20, True, {
         "32 columns": unchanged, "64": with_options("leave_backward", BC=64),
         "32, 128 registers": with_options("leave_backward", BC=32, maxnreg=128),
