@@ -85,8 +85,8 @@ def _small_plan(length: int) -> SmallPlan:
 
 
 def _large_plan(length: int, precise: bool, wide: bool) -> LargePlan | None:
-    """With the smallest rows that keep the columns within 128 points, if any do. Precise ones are at most 64 by 64: what
-    is twice as large spills registers by the kilobyte."""
+    """With the smallest rows that keep the columns within 128 points, if any do. Precise ones are at most 64 by 64:
+    what is twice as large spills registers by the kilobyte."""
     shapes = [(64, 32), (64, 64)] if precise else [(64, 64), (128, 64), (128, 128)] if wide else [(64, 64)]
     most = 128 if wide else 64
     r1, r2 = next((shape for shape in shapes if length <= most * shape[0] * shape[1]), shapes[-1])
