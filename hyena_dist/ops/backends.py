@@ -67,7 +67,7 @@ def _refusal(device: torch.device, dtype: torch.dtype, filters: Tensor, taps: in
         return f"the kernels take short convolutions of at most {MOST_TAPS} taps, got {taps}"
     if torch.float64 in (dtype, filters.dtype):
         return "the kernels have no float64"
-    if not _interpreted():
+    if device.type != "meta" and not _interpreted():  # on meta tensors a GPU's step is counted
         capability = _capability(device)
         if capability is None:
             return f"the kernels run on CUDA, not on {device.type}"

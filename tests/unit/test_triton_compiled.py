@@ -74,7 +74,7 @@ def test_kernels_of_half_precision_on_a_hopper(length):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("length", [1024, 4096, 8192, 131072, 1 << 20])
+@pytest.mark.parametrize("length", [1024, 4096, 8192, 131072, 1 << 19, 1 << 20])
 def test_kernels_of_float32_on_a_hopper(length):
     check(launched(length, torch.float32), 90, WIDE_MEMORY, factor=2)
 

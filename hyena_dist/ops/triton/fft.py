@@ -9,8 +9,9 @@ import triton
 from scipy.fft import next_fast_len
 from torch import Tensor
 
+from hyena_dist.ops.costs import Cost
 from hyena_dist.ops.triton.elementwise import enter, leave, leave_backward, multiply, real_part
-from hyena_dist.ops.triton.groups import ByGroups
+from hyena_dist.ops.triton.groups import SHORT_BYTES, SHORT_LAUNCHES, ByGroups
 
 BLOCK = 1024
 WARPS = 4
@@ -27,6 +28,16 @@ class ByCufft(ByGroups):
         self.twist = _twist(self.size, self.length, p.device)
         self.launch = {"BLOCK": BLOCK, "num_warps": WARPS}
         self.kernel = {"K": self.kernel_size, **self.launch}
+
+    def cost(self, backward: bool) -> Cost:
+        """A transform counts as one pass."""
+        a, elements, points, filters = self.sizes
+        h, flops = 4 * self.channels * self.length, 5 * math.log2(max(2, self.size))
+        if not backward:
+            return Cost(6 * a * elements + 64 * points + 32 * filters + h, flops * (2 * points + filters),
+                        7 * self.groups)
+        return Cost((12 + SHORT_BYTES) * a * elements + 128 * points + 64 * filters + 2 * h,
+                    flops * (4 * points + 2 * filters), (12 + SHORT_LAUNCHES) * self.groups + 2)
 
     def _forward(self, part: slice, h: Tensor, direct: Tensor, y: Tensor) -> None:
         u = self._entered("u", part)

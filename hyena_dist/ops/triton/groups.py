@@ -5,7 +5,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from hyena_dist.ops.costs import Cost
 from hyena_dist.ops.triton.short import backward as short_backward
+
+SHORT_BYTES, SHORT_LAUNCHES = 9, 5
+"""Of the short convolution's backward pass: for each byte of activations, and for each group with the bias' sums."""
 
 
 class ByGroups:
@@ -38,6 +42,20 @@ class ByGroups:
             del dq, sums
         dweight, dbias = dshort.flatten(0, 1).split([self.kernel_size, 1], dim=1)
         return dweight.to(self.weight.dtype).contiguous(), dbias[:, 0].to(self.bias.dtype).contiguous(), dh, ddirect
+
+    def cost(self, backward: bool) -> Cost:
+        """Of a direction, as `ops.costs` counts; what a program reads again, and tables, are in a cache."""
+        raise NotImplementedError
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """Bytes of an activation, elements of [B, C, L], and points of the rows and of the filters' rows."""
+        rows = self.channels * self.batch
+        return self.p.itemsize, rows * self.length, rows * self._points, self.channels * self._points
+
+    @property
+    def groups(self) -> int:
+        return len(list(self._groups()))
 
     def new(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(*shape, dtype=dtype, device=self.p.device)

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
+from hyena_dist.ops.costs import Cost
 from hyena_dist.ops.triton import columns, rows
-from hyena_dist.ops.triton.groups import ByGroups
+from hyena_dist.ops.triton.groups import SHORT_BYTES, SHORT_LAUNCHES, ByGroups
 from hyena_dist.ops.triton.plans import LargePlan
 from hyena_dist.ops.triton.tables import left_table, right_table, twiddles
 
@@ -29,6 +30,16 @@ class LongRow(ByGroups):
         self.row_kernel = {**plan.row_shape, "PREC": self.prec, "ROOM": room}
         self.column_kernel = {**plan.column_shape, "K": self.kernel_size, "PREC": self.prec}
         self.scale = (plan.n1 * plan.r1) ** 1.5 / (plan.n1 * plan.n2)
+
+    def cost(self, backward: bool) -> Cost:
+        a, elements, points, filters = self.sizes
+        plan, s, h = self.plan, self.dtype.itemsize, 4 * self.channels * self.length
+        flops = (4 * plan.m + 8 * (plan.r1 + plan.r2)) * (3 if self.precise else 1)
+        if not backward:
+            return Cost(6 * a * elements + 8 * s * (points + filters) + h, flops * (2 * points + filters),
+                        5 * self.groups)
+        return Cost((12 + SHORT_BYTES) * a * elements + 16 * s * points + (14 * s + 16) * filters + 2 * h,
+                    flops * (4 * points + 2 * filters), (8 + SHORT_LAUNCHES) * self.groups + 2)
 
     def _forward(self, part: slice, h: Tensor, direct: Tensor, y: Tensor) -> None:
         plan, here = self.plan, part.stop - part.start

@@ -5,8 +5,9 @@ import math
 import torch
 from torch import Tensor
 
+from hyena_dist.ops.costs import Cost
 from hyena_dist.ops.triton import small
-from hyena_dist.ops.triton.groups import ByGroups
+from hyena_dist.ops.triton.groups import SHORT_BYTES, SHORT_LAUNCHES, ByGroups
 from hyena_dist.ops.triton.plans import SmallPlan
 from hyena_dist.ops.triton.tables import left_table, right_table, twiddles
 
@@ -30,6 +31,17 @@ class OneRow(ByGroups):
                               "ROOM": 64.0 if self.precise else 8.0}
         self.kernel = self.filter_kernel | {"K": self.kernel_size}
         self.scale = math.sqrt(plan.n1) / plan.n2
+
+    def cost(self, backward: bool) -> Cost:
+        a, elements, points, filters = self.sizes
+        s, splits = self.dtype.itemsize, self._grid(next(self._groups()))[1]
+        flops = (4 * self.plan.m + 8 * self.plan.n2) * (3 if self.precise else 1)
+        spectra = 4 * self.channels * self.length + (2 + 2 * splits) * s * filters
+        if not backward:
+            return Cost(4 * a * elements + spectra, flops * (2 * points + filters), 2 * self.groups)
+        gradients = 4 * self.channels * self.length + 16 * splits * filters
+        return Cost((8 + SHORT_BYTES) * a * elements + spectra + gradients, flops * (4 * points + 2 * filters),
+                    (3 + SHORT_LAUNCHES) * self.groups + 2)
 
     def _forward(self, part: slice, h: Tensor, direct: Tensor, y: Tensor) -> None:
         small.forward[self._grid(part)](

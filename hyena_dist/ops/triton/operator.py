@@ -1,10 +1,13 @@
-"""What `ops.hyena` calls: the operator between its two products, and its gradients, by kernels."""
+"""What `ops.hyena` calls: the operator between its two products, and its gradients, by kernels, as custom operators of
+torch whose results' shapes and costs are known without running them."""
 
 import torch
 from torch import Tensor
 
+from hyena_dist.ops.costs import declare_cost
 from hyena_dist.ops.hyena import HyenaWeights
 from hyena_dist.ops.triton.fft import ByCufft
+from hyena_dist.ops.triton.groups import ByGroups
 from hyena_dist.ops.triton.long_row import LongRow
 from hyena_dist.ops.triton.one_row import OneRow
 from hyena_dist.ops.triton.plans import WIDE_MEMORY, SmallPlan, plan_for
@@ -12,27 +15,48 @@ from hyena_dist.ops.triton.plans import WIDE_MEMORY, SmallPlan, plan_for
 
 def mix(p: Tensor, weights: HyenaWeights) -> Tensor:
     """From the projection [B, 3 C, L] to what the last product reads, [B, C, L]."""
-    with torch.cuda.device_of(p):
-        return _both_directions(p, weights).mix(weights.filters[0].contiguous(), weights.bias[0].contiguous())
+    return _mix(p, *_tensors(weights))
 
 
 def mix_backward(p: Tensor, dy: Tensor, weights: HyenaWeights) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of `mix` at the short convolution's weight and bias, the filters and their bias. That at p takes p's
-    place, and `mix(p)` takes dy's, which must be contiguous."""
-    assert dy.is_contiguous(), dy.stride()
-    with torch.cuda.device_of(p):
-        dweight, dbias, dh, ddirect = _both_directions(p, weights).mix_backward(
-            dy, weights.filters[0].contiguous(), weights.bias[0].contiguous())
+    place, and `mix(p)` takes dy's; both must be contiguous."""
+    dweight, dbias, dh, ddirect = _mix_backward(p, dy, *_tensors(weights))
     return dweight, dbias, dh[None], ddirect[None]
 
 
-def _both_directions(p: Tensor, weights: HyenaWeights) -> OneRow | LongRow | ByCufft:
+def _tensors(weights: HyenaWeights) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return (weights.short_weight.contiguous(), weights.short_bias.contiguous(), weights.filters[0].contiguous(),
+            weights.bias[0].contiguous())
+
+
+@torch.library.custom_op("hyena::mix", mutates_args=())
+def _mix(p: Tensor, weight: Tensor, bias: Tensor, h: Tensor, direct: Tensor) -> Tensor:
+    with torch.cuda.device_of(p):
+        return _by_kernels(p, weight, bias).mix(h, direct)
+
+
+@torch.library.custom_op("hyena::mix_backward", mutates_args=("p", "dy"))
+def _mix_backward(p: Tensor, dy: Tensor, weight: Tensor, bias: Tensor, h: Tensor,
+                  direct: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    assert dy.is_contiguous(), dy.stride()
+    with torch.cuda.device_of(p):
+        return _by_kernels(p, weight, bias).mix_backward(dy, h, direct)
+
+
+_mix.register_fake(lambda p, *_: p.new_empty(p.shape[0], p.shape[1] // 3, p.shape[2]))
+_mix_backward.register_fake(lambda _p, _dy, *weights: tuple(map(torch.empty_like, weights)))
+declare_cost("hyena::mix", lambda p, weight, bias, *_: _by_kernels(p, weight, bias).cost(backward=False))
+declare_cost("hyena::mix_backward", lambda p, _dy, weight, bias, *_: _by_kernels(p, weight, bias).cost(backward=True))
+
+
+def _by_kernels(p: Tensor, weight: Tensor, bias: Tensor) -> ByGroups:
+    assert p.is_contiguous(), p.stride()
     blocks = p.unflatten(1, (3, p.shape[1] // 3))
-    short = weights.short_weight.contiguous(), weights.short_bias.contiguous()
     plan = plan_for(p.shape[-1], p.dtype == torch.float32, _wide(p.device))
     if plan is None:
-        return ByCufft(blocks, *short)
-    return OneRow(blocks, *short, plan) if isinstance(plan, SmallPlan) else LongRow(blocks, *short, plan)
+        return ByCufft(blocks, weight, bias)
+    return OneRow(blocks, weight, bias, plan) if isinstance(plan, SmallPlan) else LongRow(blocks, weight, bias, plan)
 
 
 def _wide(device: torch.device) -> bool:

@@ -12,8 +12,8 @@ IN_ORDER = {"num_stages": 1}
 """No load before its turn in a loop: it could be of what the turn before has yet to store, and its copies in shared
 memory cost a second program there."""
 
-MOST_POINTS = {False: 2**22, True: 2**20}
-"""Longest rows of the three kernels, not precise and precise."""
+MOST_POINTS = 2**22
+"""Longest rows of the three kernels."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def plan_for(length: int, precise: bool, wide: bool) -> SmallPlan | LargePlan | 
         precise: float32 activations, not half precision.
         wide: the device has WIDE_MEMORY.
     """
-    if length <= (8192 if wide else 4096):
+    if length <= (8192 if wide and not precise else 4096):
         return _small_plan(length)
     return _large_plan(length, precise, wide)
 
@@ -85,20 +85,19 @@ def _small_plan(length: int) -> SmallPlan:
 
 
 def _large_plan(length: int, precise: bool, wide: bool) -> LargePlan | None:
-    """With the smallest rows that keep the columns within 128 points, if any do."""
-    shapes = [(64, 32), (64, 64)] if precise else [(64, 64)]
-    if wide:
-        shapes += [(128, 64)] if precise else [(128, 64), (128, 128)]
+    """With the smallest rows that keep the columns within 128 points, if any do. Precise ones are at most 64 by 64:
+    what is twice as large spills registers by the kilobyte."""
+    shapes = [(64, 32), (64, 64)] if precise else [(64, 64), (128, 64), (128, 128)] if wide else [(64, 64)]
     most = 128 if wide else 64
     r1, r2 = next((shape for shape in shapes if length <= most * shape[0] * shape[1]), shapes[-1])
     n1 = -(-length // (r1 * r2))
     m = _padded(n1)
-    if length > MOST_POINTS[precise] or (m > most and not wide):
+    if length > MOST_POINTS or (m > most and (r1, r2) != (128, 128)):
         return None
     mb = min(m, 128)
     columns, rows = {"num_warps": max(2, mb // 16), **IN_ORDER}, {"num_warps": r1 // 16, **IN_ORDER}
     return LargePlan(n1, m, mb, r1, r2, max(64, r2), columns=columns, rows=rows, rows_backward=rows,
-                     leave={"BC": 64, **columns}, leave_backward={"BC": 32, **columns}, filters=columns,
+                     leave={"BC": 32, **columns}, leave_backward={"BC": 32, **columns}, filters=columns,
                      filter_rows=rows)
 
 
