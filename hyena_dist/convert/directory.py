@@ -24,11 +24,11 @@ from hyena_dist.convert.huggingface import from_huggingface, to_huggingface
 from hyena_dist.convert.lightning import check_archive, load_lightning
 from hyena_dist.convert.published import from_published, model_section, to_published
 from hyena_dist.convert.section import ConversionError, checked_section
-from hyena_dist.convert.weights import check_weights, in_float32
+from hyena_dist.convert.weights import check_weights, in_float32, without_memory
 from hyena_dist.model.config import hyena_config
 from hyena_dist.model.model import HyenaModel
 from hyena_dist.parallel.groups import Groups
-from hyena_dist.train.checkpoint import load_model_weights, save_checkpoint
+from hyena_dist.train.checkpoint import check_model_weights, load_model_weights, save_checkpoint, weight_shapes
 from hyena_dist.train.checkpoint_directory import Checkpoint, choose_checkpoint, open_checkpoint
 from hyena_dist.train.files import new_directory
 
@@ -98,8 +98,9 @@ def _read_checkpoint(checkpoint: Checkpoint) -> tuple[ModelSection, HyenaModel]:
     identity = checkpoint.metadata.get("identity", {})
     section = checked_section({key.removeprefix("model."): value for key, value in identity.items()
                                if key.startswith("model.")})
-    model = HyenaModel(hyena_config(section))
-    load_model_weights(checkpoint, model, model.placement())
+    model = without_memory(section, weight_shapes(checkpoint), torch.float32)
+    check_model_weights(checkpoint, model, model.placement())
+    load_model_weights(checkpoint, model.to_empty(device="cpu"), model.placement())
     check_weights({name: parameter.detach() for name, parameter in model.named_parameters()})
     return section, model.eval()
 
@@ -109,7 +110,7 @@ def _from_published(config: Mapping[str, Any], state_dict: dict[str, Tensor]) ->
 
 
 def _from_own(section: ModelSection, weights: dict[str, Tensor]) -> tuple[ModelSection, HyenaModel]:
-    model = HyenaModel(hyena_config(section))
+    model = without_memory(section, {name: weight.shape for name, weight in weights.items()}, torch.float32)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     for name in sorted(shapes.keys() | weights.keys()):
         wanted, found = shapes.get(name), weights[name].shape if name in weights else None
@@ -117,6 +118,7 @@ def _from_own(section: ModelSection, weights: dict[str, Tensor]) -> tuple[ModelS
             raise ConversionError(f"{name} has shape {_shape(found)} in {WEIGHTS} and {_shape(wanted)} in {CONFIG}")
     check_weights(weights)
     weights = in_float32(weights)
+    model.to_empty(device="cpu")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(weights[name])

@@ -16,7 +16,7 @@ from torch import Tensor
 from hyena_dist.config.schema import VOCAB_MULTIPLE, ModelSection
 from hyena_dist.convert.keys import check_keys
 from hyena_dist.convert.section import ConversionError, checked_section
-from hyena_dist.convert.weights import DERIVED, check_weights
+from hyena_dist.convert.weights import DERIVED, check_weights, without_memory
 from hyena_dist.model.config import hyena_config
 from hyena_dist.model.model import HyenaModel
 from hyena_dist.ops.implicit_filter import FilterShape, decay_rates, positional_features, time
@@ -47,23 +47,24 @@ def from_published(config: Mapping[str, Any], state_dict: Mapping[str, Tensor] |
     check_weights(weights)
     first = next((weight.dtype for weight in weights.values()), torch.float32)
     dtype = reduce(torch.promote_types, (weight.dtype for weight in weights.values()), first)
-    model = HyenaModel(hyena_config(section, params_dtype=dtype))
     if state_dict is None:
-        return model.eval()
+        return HyenaModel(hyena_config(section, params_dtype=dtype)).eval()
+    model = without_memory(section, {key: weight.shape for key, weight in weights.items()}, dtype)
     names = _published_names(model)
     expected = {published for published, _ in names.values()}
     for key, kind in ((expected - weights.keys(), "lacks"), (weights.keys() - expected, "has the unknown")):
         if key:
             raise ConversionError(f"the state dict {kind} key {sorted(key)[0]} ({len(key)} in all): "
                                   "is it of a HyenaDNA model of this config?")
+    for published, shape in names.values():
+        if weights[published].shape != shape:
+            raise ConversionError(f"{published} has shape {list(weights[published].shape)}, the config asks for "
+                                  f"{list(shape)}: use the config.json that belongs to these weights")
     _check_derived(state_dict, model)
+    model.to_empty(device="cpu")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            published, shape = names[name]
-            if weights[published].shape != shape:
-                raise ConversionError(f"{published} has shape {list(weights[published].shape)}, the config asks for "
-                                      f"{list(shape)}: use the config.json that belongs to these weights")
-            parameter.copy_(weights[published].reshape(parameter.shape))
+            parameter.copy_(weights[names[name][0]].reshape(parameter.shape))
     return model.eval()
 
 
@@ -150,16 +151,20 @@ def _canonical(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _check_derived(state_dict: Mapping[str, Tensor], model: HyenaModel) -> None:
     """Positions and decay rates, which this model computes: a file with others would be another model, silently."""
-    config = model.config
-    derived = _derived("", {"implicit_filter.1.freq": torch.empty(0)}, config.filter_shape, 0,
-                       config.hidden_size * config.num_filters)
+    config, channels = model.config, model.config.hidden_size * model.config.num_filters
+    lags = config.filter_seq_len
+    shapes = {"pos_emb.z": [1, lags, config.filter_emb_dim], "pos_emb.t": [1, lags, 1],
+              "modulation.deltas": [1, 1, channels]}
     stored = {key: kind[1:] for key in state_dict for kind in DERIVED if key.endswith(kind)}
     for key, name in stored.items():
+        if list(state_dict[key].shape) != shapes[name]:
+            raise ConversionError(f"{key} has shape {list(state_dict[key].shape)}, the config asks for {shapes[name]}: "
+                                  "use the config.json that belongs to these weights")
+        check_weights({key: state_dict[key]})
+    derived = _derived("", {"implicit_filter.1.freq": torch.empty(0)}, config.filter_shape, 0,
+                       channels) if stored else {}
+    for key, name in stored.items():
         saved, wanted = state_dict[key], derived[name]
-        if saved.shape != wanted.shape:
-            raise ConversionError(f"{key} has shape {list(saved.shape)}, the config asks for {list(wanted.shape)}: use "
-                                  "the config.json that belongs to these weights")
-        check_weights({key: saved})
         tolerance = max(POSITION_TOLERANCE, torch.finfo(saved.dtype).eps)
         difference = ((saved.double() - wanted.double()).abs() / wanted.double().abs().clamp(min=1)).max().item()
         if not difference <= tolerance:
@@ -168,7 +173,7 @@ def _check_derived(state_dict: Mapping[str, Tensor], model: HyenaModel) -> None:
                                   "made by other constants, and this model has no such weights")
     if not any(name.startswith("pos_emb.") for name in stored.values()):
         logger.warning("l_max=%d of the config.json cannot be verified: the file has weights without positions",
-                       config.filter_seq_len)
+                       lags)
 
 
 def _published_names(model: HyenaModel) -> dict[str, tuple[str, torch.Size]]:

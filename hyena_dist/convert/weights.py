@@ -1,15 +1,44 @@
 """The tensors of a stranger's file, before they become weights."""
 
+import re
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from hyena_dist.config.schema import ModelSection
 from hyena_dist.convert.section import ConversionError
+from hyena_dist.model.config import hyena_config
+from hyena_dist.model.model import HyenaModel
 
 DERIVED = (".pos_emb.z", ".pos_emb.t", ".modulation.deltas")
 """Ends of the keys of what a published file stores and this model computes: positions and decay rates."""
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def without_memory(section: ModelSection, shapes: Mapping[str, torch.Size], dtype: torch.dtype) -> HyenaModel:
+    """The model of a section on the meta device, to compare its shapes with those in a file: what a configuration asks
+    for is not built before the file is known to have it.
+
+    Args:
+        shapes: of the weights in the file, by name.
+
+    Raises:
+        ConversionError: a size that the file cannot have, by which alone a model would take for ever.
+    """
+    layers = {match[1] for key in shapes if (match := re.search(r"layers\.(\d+)\.", key))}
+    if len(layers) != section.num_layers:
+        raise ConversionError(f"the config asks for {section.num_layers} layers, and the file has {len(layers)}: use "
+                              "the configuration that belongs to these weights")
+    numbers = sum(shape.numel() for shape in shapes.values())
+    for name, most in (("filter_num_inner_mlps", len(shapes)), ("hyena_order", numbers), ("hidden_size", numbers),
+                       ("filter_order", numbers), ("filter_emb_dim", numbers), ("short_conv_kernel", numbers),
+                       ("vocab_size", numbers), ("inner_size", numbers)):
+        if getattr(section, name) > most:
+            raise ConversionError(f"the config asks for a {name} of {getattr(section, name)}, more than the file has "
+                                  "weights for: use the configuration that belongs to these weights")
+    with torch.device("meta"):
+        return HyenaModel(hyena_config(section, params_dtype=dtype))
 
 
 def check_weights(weights: Mapping[str, Tensor]) -> None:

@@ -173,17 +173,37 @@ def load_model_weights(source: str | Path | Checkpoint, model: nn.Module, table:
         CheckpointError: no sound checkpoint, or one of another model.
     """
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
-    reader = TensorReader(checkpoint.path)
-    parameters = dict(model.named_parameters())
-    shapes = {name: {f"model/{name}{suffix}": shape
-                     for suffix, shape in _part_shapes(parameter.shape, table[name], 1).items()}
-              for name, parameter in parameters.items()}
-    reader.check({key: shape for parts in shapes.values() for key, shape in parts.items()}, ignore=("optim/",))
-    for name, parameter in parameters.items():
+    reader, shapes = _model_reader(checkpoint, model, table)
+    for name, parameter in model.named_parameters():
         blocks = reader.read(shapes[name])
         parameter.copy_(merge_parts({key.removeprefix(f"model/{name}"): value for key, value in blocks.items()},
                                     table[name]))
     return checkpoint.metadata
+
+
+def check_model_weights(checkpoint: Checkpoint, model: nn.Module, table: Table) -> None:
+    """Compare the names and shapes of a whole model's weights, which need no memory, with those of a checkpoint.
+
+    Raises:
+        CheckpointError: it is of another model.
+    """
+    _model_reader(checkpoint, model, table)
+
+
+def weight_shapes(checkpoint: Checkpoint) -> dict[str, torch.Size]:
+    """Of the weights in a checkpoint, by key."""
+    return {key: shape for key, shape in TensorReader(checkpoint.path).shapes.items() if key.startswith("model/")}
+
+
+def _model_reader(checkpoint: Checkpoint, model: nn.Module,
+                  table: Table) -> tuple[TensorReader, dict[str, dict[str, torch.Size]]]:
+    """A reader of a checkpoint of this model, and the shapes of each of its weights by key."""
+    reader = TensorReader(checkpoint.path)
+    shapes = {name: {f"model/{name}{suffix}": shape
+                     for suffix, shape in _part_shapes(parameter.shape, table[name], 1).items()}
+              for name, parameter in model.named_parameters()}
+    reader.check({key: shape for parts in shapes.values() for key, shape in parts.items()}, ignore=("optim/",))
+    return reader, shapes
 
 
 def _part_shapes(local: torch.Size, placement: Placed, tensor_ranks: int) -> dict[str, torch.Size]:

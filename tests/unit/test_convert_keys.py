@@ -17,6 +17,7 @@ from hyena_dist.config.schema import ModelSection
 from hyena_dist.convert import ConversionError, from_published, load_lightning, read_model, write_model
 from hyena_dist.convert.keys import HARMLESS, LAYER_HARMLESS
 from launchers.convert import main
+from tests.checkpoints import edit_metadata
 from tests.compare import rel
 from tests.unit.test_convert_directory import golden, published_directory, small
 
@@ -187,6 +188,37 @@ def test_a_sparse_weight() -> None:
     weights["backbone.ln_f.weight"] = weights["backbone.ln_f.weight"].to_sparse()
     with pytest.raises(ConversionError, match=r"ln_f.weight is a tensor of float32, sparse"):
         from_published(config, weights)
+
+
+@pytest.mark.parametrize(("key", "published_key"), [
+    ("num_layers", "n_layer"), ("hidden_size", "d_model"), ("filter_num_inner_mlps", "num_inner_mlps"),
+    ("hyena_order", "order"), ("filter_order", "filter_order"), ("filter_emb_dim", "emb_dim"),
+    ("short_conv_kernel", "short_filter_order"), ("vocab_size", "vocab_size"), ("ffn_hidden_size", "d_inner"),
+    ("max_seq_len", "l_max")])
+@pytest.mark.parametrize("format", ["published", "safetensors", "checkpoint"])
+def test_a_size_that_the_file_does_not_have_is_not_built(tmp_path: Path, capsys: pytest.CaptureFixture, format: str,
+                                                         key: str, published_key: str) -> None:
+    """A model of 10^9 layers or channels would take all memory, or for ever."""
+    write_model(tmp_path / "source", format, *small())
+    huge = 10**9 + 1
+    if format == "checkpoint":
+        metadata = json.loads((tmp_path / "source" / "metadata.json").read_text())
+        edit_metadata(tmp_path / "source", identity=metadata["identity"] | {f"model.{key}": huge})
+    else:
+        path = tmp_path / "source" / "config.json"
+        config = json.loads(path.read_text())
+        of_layer = published_key in config.get("layer", {})
+        section = config["layer"] if of_layer else config.get("model", config)
+        section[key if format == "safetensors" else published_key] = huge
+        path.write_text(json.dumps(config))
+    status = main([str(tmp_path / "source"), str(tmp_path / "dest")])
+    error = capsys.readouterr().err
+    if key == "max_seq_len" and format != "published":  # no weight depends on it
+        assert status == 0
+    else:
+        assert status == 2
+        assert error.count("\n") == 1
+        assert str(huge) in error
 
 
 # Files
