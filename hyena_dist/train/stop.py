@@ -56,8 +56,8 @@ class StopSignal:
         the loop: the other ranks may not know yet."""
         return self._signals.reason
 
-    def stepped(self) -> None:
-        """From now on there is a step to be saved: this rank no longer ends by itself."""
+    def settled(self) -> None:
+        """There is a step to be saved, or all ranks stop before it: this one no longer ends by itself."""
         self._signals.until_first_step(None)
 
     def agreed_now(self) -> str | None:

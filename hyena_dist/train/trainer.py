@@ -173,6 +173,7 @@ class Trainer:
         """Every step to the last, or to the one after which all ranks stop; why they do."""
         train = self.config.train
         if reason := self.stop.agreed_now():  # it came during the imports or the set-up
+            self.stop.settled()
             return reason
         if self.step and self.val_step != self.step and (self.step == train.steps or _due(self.step, train.eval_every)):
             if reason := self._validate():  # the run was stopped before it could
@@ -180,7 +181,7 @@ class Trainer:
             agree(self._note_validation, self.groups)
         while self.step < train.steps:
             self._train_step()
-            self.stop.stepped()
+            self.stop.settled()
             self._profiler.step()
             reason = self.stop.agreed()
             last = self.step == train.steps

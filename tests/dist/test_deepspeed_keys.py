@@ -76,13 +76,13 @@ def _on_each_rank(keys: list[str]) -> dict[tuple[str, int], Any]:
 
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("keys", [
-    ["zero_optimization.reduce_bucket_size", "zero_optimization.overlap_comm", "prescale_gradients"],
+    ["zero_optimization.reduce_bucket_size", "zero_optimization.overlap_comm"],
     pytest.param(sorted({*ALLOWED_KEYS} - {*SECOND_NAMES.values()}), marks=pytest.mark.slow)], ids=["few", "all"])
 def test_no_key_that_passes_changes_what_is_trained(keys: list[str]) -> None:
     found, _ = run_distributed(_on_each_rank, 2, keys, timeout=1500.0)
     print(f"tolerance {TOLERANCE}")
     for (name, stage), worst in found.items():
-        if isinstance(worst, str):
+        if isinstance(worst, str):  # two switches together, as scaling before and reducing by scattering
             assert "DeepSpeed refuses its configuration: " in worst, (name, stage, worst)
         elif name != CONTROL:
             assert worst < TOLERANCE, (name, stage)

@@ -141,11 +141,10 @@ def outcome(run_dir: Path) -> str:
     return f"saved at step {marker['step']}: {marker['signal']}"
 
 
-FEW = [Trial("SIGUSR1", "fork", "ranks", 0.0, 0), Trial("SIGINT", "torchrun", "group", None, 20),
-       Trial("SIGHUP", "deepspeed", "group", 3.0, 0)]
-
-
-@pytest.mark.parametrize("trial", FEW, ids=lambda trial: f"{trial.launcher}-{trial.name}")
+@pytest.mark.parametrize("trial", [
+    Trial("SIGUSR1", "fork", "ranks", 0.0, 0), Trial("SIGINT", "torchrun", "group", None, 20),
+    pytest.param(Trial("SIGHUP", "deepspeed", "group", 3.0, 0), marks=pytest.mark.slow),
+], ids=lambda trial: f"{trial.launcher}-{trial.name}")
 def test_a_signal_at_a_chosen_moment(shards, tmp_path, trial):
     became = interrupt(trial, shards, tmp_path / "run")
     print(f"{trial}: {became}")
