@@ -14,7 +14,8 @@ memory cost a second program there."""
 
 WIDE_SHAPES = (64, 64, 128), (128, 64, 256), (128, 128, 256)
 PRECISE_SHAPES = (64, 32, 128), (64, 64, 128)
-"""Rows of r1 r2 points, and how many points of columns they take at most, 64 without WIDE_MEMORY."""
+"""Rows of r1 r2 points, and how many points of columns they take at most, 64 without WIDE_MEMORY: the smallest that will
+do. Precise rows are at most 64 by 64: what is twice as large spills registers by the kilobyte, as 128 by 128 does."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,10 @@ def plan_for(length: int, precise: bool, wide: bool) -> SmallPlan | LargePlan | 
     """
     if length <= (8192 if wide and not precise else 4096):
         return _small_plan(length)
-    return _large_plan(length, precise, wide)
+    for r1, r2, most in PRECISE_SHAPES if precise else WIDE_SHAPES if wide else WIDE_SHAPES[:1]:
+        if length <= (most if wide else 64) * r1 * r2:
+            return large_plan(length, r1, r2)
+    return None
 
 
 def _small_plan(length: int) -> SmallPlan:
@@ -85,16 +89,9 @@ def _small_plan(length: int) -> SmallPlan:
     return SmallPlan(n1, m, n2, forward=options, backward=options, filters=options)
 
 
-def _large_plan(length: int, precise: bool, wide: bool) -> LargePlan | None:
-    """With the smallest rows that leave the columns few enough points. Precise rows are at most 64 by 64: what is twice
-    as large spills registers by the kilobyte, as 128 by 128 does."""
-    shapes = PRECISE_SHAPES if precise else WIDE_SHAPES if wide else WIDE_SHAPES[:1]
-    for r1, r2, most in shapes:
-        n1 = -(-length // (r1 * r2))
-        if n1 <= (most if wide else 64):
-            break
-    else:
-        return None
+def large_plan(length: int, r1: int, r2: int) -> LargePlan:
+    """With rows of r1 r2 points, both powers of two."""
+    n1 = -(-length // (r1 * r2))
     m = _padded(n1)
     mb = min(m, 128)
     columns, rows = {"num_warps": max(2, mb // 16), **IN_ORDER}, {"num_warps": r1 // 16, **IN_ORDER}
