@@ -14,8 +14,9 @@ memory cost a second program there."""
 
 WIDE_SHAPES = (64, 64, 128), (128, 64, 256), (128, 128, 256)
 PRECISE_SHAPES = (64, 32, 128), (64, 64, 128)
-"""Rows of r1 r2 points, and how many points of columns they take at most, 64 without WIDE_MEMORY: the smallest that will
-do. Precise rows are at most 64 by 64: what is twice as large spills registers by the kilobyte, as 128 by 128 does."""
+"""Rows of r1 r2 points, the smallest that will do, and how many points of columns they take at most, 64 without
+WIDE_MEMORY. Precise rows are at most 64 by 64: what is twice as large spills registers by the kilobyte, as 128 by 128
+does."""
 
 
 @dataclass(frozen=True)
