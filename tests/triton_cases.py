@@ -30,6 +30,7 @@ from hyena_dist.ops.triton.long_row import LongRow
 from hyena_dist.ops.triton.one_row import OneRow
 from hyena_dist.ops.triton.plans import LargePlan, SmallPlan, plan_for
 from hyena_dist.parallel.groups import Groups
+from tests.triton_traffic import Traffic
 
 BAND = 64
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
@@ -190,6 +191,21 @@ def training(steps: int = 50) -> dict[str, float]:
     return {"loss": max(abs(a - b) / b for a, b in zip(*losses, strict=True))}
 
 
+def declared(*shape: int, dtype: torch.dtype, plan: SmallPlan | LargePlan) -> dict[str, float]:
+    """Bytes that are loaded and stored, against those that are declared: how far off."""
+    p, dy, weight, bias, h, direct = inputs(*shape, dtype=dtype)
+    run = (OneRow if isinstance(plan, SmallPlan) else LongRow)(p, weight, bias, plan)
+    tables = run.tables()
+    errors = {}
+    for name, backward, work in (("forward", False, lambda: run.mix(h, direct)),
+                                 ("backward", True, lambda: run.mix_backward(dy, h, direct))):
+        traffic = Traffic(tables)
+        with traffic.counted():
+            work()
+        errors[name] = abs(traffic.bytes / run.cost(backward).bytes - 1)
+    return errors
+
+
 def swapped_twiddles() -> dict[str, float]:
     """The control: twiddles of the other sign."""
     given = inputs(1, 1, 601, 3)
@@ -230,6 +246,10 @@ CASES: dict[str, Callable[[], dict[str, float]]] = {
     "control": swapped_gates,
     "control of tables": swapped_twiddles,
     "training": training,
+    "bytes, one kernel": lambda: declared(2, 2, 1021, 1, dtype=FP16, plan=SmallPlan(32, 32, 32)),
+    "bytes, one kernel, float32": lambda: declared(3, 1, 1021, 1, dtype=FP32, plan=SmallPlan(32, 32, 32)),
+    "bytes, three kernels": lambda: declared(2, 1, 1021, 1, dtype=BF16, plan=LargePlan(4, 16, 16, 16, 16, 64)),
+    "bytes, three kernels, float32": lambda: declared(1, 1, 1021, 1, dtype=FP32, plan=LargePlan(4, 16, 16, 16, 16, 64)),
     "one token": lambda: by_kernels(2, 1, 1, 3, dtype=FP32),
     "three tokens": lambda: by_kernels(1, 2, 3, 5, dtype=FP16),
 } | {f"{what}, {name}": lambda what=what, dtype=dtype, plan=plan: hard(what, dtype, plan)

@@ -24,7 +24,7 @@ from hyena_dist.ops.triton import long_row, one_row
 from hyena_dist.ops.triton.fft import ByCufft
 from hyena_dist.ops.triton.long_row import LongRow
 from hyena_dist.ops.triton.one_row import OneRow
-from hyena_dist.ops.triton.plans import LargePlan, SmallPlan, plan_for
+from hyena_dist.ops.triton.plans import LargePlan, SmallPlan, large_plan, plan_for
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 TOLERANCE = {BF16: 6e-3, FP16: 2.5e-3, FP32: 5e-6}
@@ -69,6 +69,10 @@ def with_options(part: str, **options: Any) -> Change:
     return change
 
 
+def rows_of(length: int, r1: int, r2: int) -> Change:
+    return lambda _: large_plan(length, r1, r2)
+
+
 def unchanged(plan: Any) -> Any:
     return plan
 
@@ -99,6 +103,10 @@ OPTIONS: dict[str, Options] = {
         "32 columns": unchanged, "64": with_options("leave_backward", BC=64),
         "32, 128 registers": with_options("leave_backward", BC=32, maxnreg=128),
         "16": with_options("leave_backward", BC=16)}),
+    "rows of 8192 or 4096, forward": (1 << 20, False, {"8192": unchanged, "4096": rows_of(1 << 20, 64, 64)}),
+    "rows of 8192 or 4096, backward": (1 << 20, True, {"8192": unchanged, "4096": rows_of(1 << 20, 64, 64)}),
+    "rows of 4096, 8192 or 2048, backward": (131072, True, {
+        "4096": unchanged, "8192": rows_of(131072, 128, 64), "2048": rows_of(131072, 64, 32)}),
     "groups, forward": (1 << 20, False, GROUPS),
     "groups, backward": (1 << 20, True, GROUPS),
     "groups, backward, short": (8192, True, GROUPS),

@@ -116,7 +116,7 @@ def times(task: Task, length: int, dtype: torch.dtype) -> None:
               f"{sides['GiB']:.1f} GiB; torch.fft " + ", ".join(f"{n} {s * 1e3:.1f}" for n, s in plain.items())
               + f" ms: {ratio:.1f} times", case=str(case), sides=sides, plain=plain, profiles=profiles)
     for name in profiles:
-        task.note("  " + name + ": " + ", ".join(f"{n.split('(')[0][:26]} {s * 1e3:.2f}"
+        task.note("  " + name + ": " + ", ".join(f"{n.split('(')[0].removeprefix('void ')[:20]} {s * 1e3:.2f}"
                                                  for n, _, s in profiles[name][:7]))
 
 

@@ -25,13 +25,15 @@ FAST = {
     "cufft fp16": FLOAT16, "operator": FLOAT32, "operator, recomputed": FLOAT32,
     "one kernel 97": FLOAT16, "one kernel 97, float32": FLOAT32, "one kernel 1021, 1 tap": FLOAT16,
     "one kernel bf16": BFLOAT16, "three kernels 601": FLOAT16, "three kernels 1021, float32": FLOAT32,
-    "three kernels, blocks": BFLOAT16,
+    "three kernels, blocks": BFLOAT16, "bytes, one kernel": 0.05,
 }
 HARD = {f"{what}, {name}": FLOAT32 if "float32" in name else BFLOAT16
         for what in ("zeros", "constant", "tone", "loud", "huge", "tiny", "nan")
         for name in ("one kernel", "one kernel, float32", "three kernels", "three kernels, float32")}
 SLOW = HARD | {"three kernels 9973": FLOAT16, "three kernels 9973, float32": FLOAT32, "three tokens": BFLOAT16,
-               "one token": FLOAT32, "training": 1e-3}
+               "one token": FLOAT32, "training": 1e-3,
+               **{f"bytes, {name}": 0.05 for name in ("one kernel, float32", "three kernels",
+                                                      "three kernels, float32")}}
 
 
 def run_cases(names: list[str]) -> dict[str, dict[str, float]]:

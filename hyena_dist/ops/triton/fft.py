@@ -23,7 +23,7 @@ class ByCufft(ByGroups):
     """Both directions of one p [B, 3, C, L]."""
 
     def __init__(self, p: Tensor, weight: Tensor, bias: Tensor) -> None:
-        self.size = next_fast_len(p.shape[-1], real=True)
+        self.size = 16 * next_fast_len(-(-p.shape[-1] // 16), real=True)  # of which every row is aligned
         super().__init__(p, weight, bias, self.size, GROUP_ELEMENTS)
         self.twist = _twist(self.size, self.length, p.device)
         self.launch = {"BLOCK": BLOCK, "num_warps": WARPS}

@@ -36,7 +36,8 @@ class LongRow(ByGroups):
         plan, s, h = self.plan, self.dtype.itemsize, 4 * self.channels * self.length
         flops = (4 * plan.m + 8 * (plan.r1 + plan.r2)) * (3 if self.precise else 1)
         if not backward:
-            return Cost(6 * a * elements + 8 * s * (points + filters) + h, flops * (2 * points + filters),
+            spectra = (6 + 2 * self._splits(next(self._groups()))) * s * filters
+            return Cost(6 * a * elements + 8 * s * points + spectra + h, flops * (2 * points + filters),
                         5 * self.groups)
         return Cost((12 + SHORT_BYTES) * a * elements + 16 * s * points + (14 * s + 16) * filters + 2 * h,
                     flops * (4 * points + 2 * filters), (8 + SHORT_LAUNCHES) * self.groups + 2)
@@ -46,8 +47,7 @@ class LongRow(ByGroups):
         spectrum = self._spectrum(h, part)
         a, column_scales = self._columns("u", part)
         row_scales = self.new(self.batch, here, plan.n1)
-        splits = min(self.batch, max(1, PROGRAMS // (plan.n1 * here)))
-        rows.forward[(plan.n1, here, splits)](
+        rows.forward[(plan.n1, here, self._splits(part))](
             a, column_scales, row_scales, *spectrum, *self._row_tables(), self.batch, plan.n1, 0, BC=plan.tile,
             **self.row_kernel, **plan.rows)
         columns.leave[self._column_grid(part, plan.leave["BC"])](
@@ -107,9 +107,15 @@ class LongRow(ByGroups):
             **plan.columns)
         return a, scales
 
+    def _splits(self, part: slice) -> int:
+        return min(self.batch, max(1, PROGRAMS // (self.plan.n1 * (part.stop - part.start))))
+
     def _column_grid(self, part: slice, tile: int, batch: int | None = None) -> tuple[int, int, int]:
         plan = self.plan
         return plan.n2 // tile * (plan.m // plan.mb), part.stop - part.start, batch or self.batch
+
+    def tables(self) -> tuple[Tensor, ...]:
+        return *self._column_tables(), *self._row_tables()
 
     def _column_tables(self) -> tuple[Tensor, Tensor]:
         plan, precise, device = self.plan, self.precise, self.p.device

@@ -39,13 +39,13 @@ class OneRow(ByGroups):
         spectra = 4 * self.channels * self.length + (2 + 2 * splits) * s * filters
         if not backward:
             return Cost(4 * a * elements + spectra, flops * (2 * points + filters), 2 * self.groups)
-        gradients = 4 * self.channels * self.length + 16 * splits * filters
+        gradients = 4 * self.channels * self.length + (16 + 2 * s) * splits * filters
         return Cost((8 + SHORT_BYTES) * a * elements + spectra + gradients, flops * (4 * points + 2 * filters),
                     (3 + SHORT_LAUNCHES) * self.groups + 2)
 
     def _forward(self, part: slice, h: Tensor, direct: Tensor, y: Tensor) -> None:
         small.forward[self._grid(part)](
-            self.p, y, self.weight, self.bias, *self._spectrum(h, part), direct, *self._tables(), self.length,
+            self.p, y, self.weight, self.bias, *self._spectrum(h, part), direct, *self.tables(), self.length,
             self.batch, self.channels, part.start, 0, **self.kernel, **self.plan.forward)
 
     def _backward(self, part: slice, dy: Tensor, h: Tensor, direct: Tensor, dh: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,8 +56,8 @@ class OneRow(ByGroups):
         dq = self.new(self.batch, 3, here, self.length, dtype=self.p.dtype)
         small.backward[(here, splits)](
             self.p, dy, dq, place, dspectrum, sums, self.weight, self.bias, *self._spectrum(h, part), direct,
-            *self._tables(), self.length, self.batch, self.channels, part.start, 0, **self.kernel, **plan.backward)
-        small.filter_gradient[(here,)](dspectrum, dh, *self._tables(), self.length, part.start, splits, self.scale,
+            *self.tables(), self.length, self.batch, self.channels, part.start, 0, **self.kernel, **plan.backward)
+        small.filter_gradient[(here,)](dspectrum, dh, *self.tables(), self.length, part.start, splits, self.scale,
                                        **self.filter_kernel, **plan.filters)
         return dq, sums
 
@@ -65,11 +65,11 @@ class OneRow(ByGroups):
         """The filters' spectra [c, 2, m, n2] and their scales [c]."""
         plan, here = self.plan, part.stop - part.start
         spectrum, scales = self.new(here, 2, plan.m, plan.n2, dtype=self.dtype), self.new(here)
-        small.spectrum[(here,)](h, spectrum, scales, *self._tables(), self.length, part.start, self.scale,
+        small.spectrum[(here,)](h, spectrum, scales, *self.tables(), self.length, part.start, self.scale,
                                 **self.filter_kernel, **plan.filters)
         return spectrum, scales
 
-    def _tables(self) -> tuple[Tensor, Tensor, Tensor]:
+    def tables(self) -> tuple[Tensor, Tensor, Tensor]:
         n1, m, n2, device = self.plan.n1, self.plan.m, self.plan.n2, self.p.device
         return (left_table(n1, m, True, self.precise, device), right_table(n2, self.precise, device),
                 twiddles(n1, n2, m, True, self.precise, device))

@@ -12,8 +12,11 @@ IN_ORDER = {"num_stages": 1}
 """No load before its turn in a loop: it could be of what the turn before has yet to store, and its copies in shared
 memory cost a second program there."""
 
-MOST_POINTS = 2**22
-"""Longest rows of the three kernels."""
+WIDE_SHAPES = (64, 64, 128), (128, 64, 256), (128, 128, 256)
+PRECISE_SHAPES = (64, 32, 128), (64, 64, 128)
+"""Rows of r1 r2 points, the smallest that will do, and how many points of columns they take at most, 64 without
+WIDE_MEMORY. Precise rows are at most 64 by 64: what is twice as large spills registers by the kilobyte, as 128 by 128
+does."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,10 @@ def plan_for(length: int, precise: bool, wide: bool) -> SmallPlan | LargePlan | 
     """
     if length <= (8192 if wide and not precise else 4096):
         return _small_plan(length)
-    return _large_plan(length, precise, wide)
+    for r1, r2, most in PRECISE_SHAPES if precise else WIDE_SHAPES if wide else WIDE_SHAPES[:1]:
+        if length <= (most if wide else 64) * r1 * r2:
+            return large_plan(length, r1, r2)
+    return None
 
 
 def _small_plan(length: int) -> SmallPlan:
@@ -84,16 +90,10 @@ def _small_plan(length: int) -> SmallPlan:
     return SmallPlan(n1, m, n2, forward=options, backward=options, filters=options)
 
 
-def _large_plan(length: int, precise: bool, wide: bool) -> LargePlan | None:
-    """With the smallest rows that keep the columns within 128 points, if any do. Precise ones are at most 64 by 64:
-    what is twice as large spills registers by the kilobyte."""
-    shapes = [(64, 32), (64, 64)] if precise else [(64, 64), (128, 64), (128, 128)] if wide else [(64, 64)]
-    most = 128 if wide else 64
-    r1, r2 = next((shape for shape in shapes if length <= most * shape[0] * shape[1]), shapes[-1])
+def large_plan(length: int, r1: int, r2: int) -> LargePlan:
+    """With rows of r1 r2 points, both powers of two."""
     n1 = -(-length // (r1 * r2))
     m = _padded(n1)
-    if length > MOST_POINTS or (m > most and (r1, r2) != (128, 128)):
-        return None
     mb = min(m, 128)
     columns, rows = {"num_warps": max(2, mb // 16), **IN_ORDER}, {"num_warps": r1 // 16, **IN_ORDER}
     return LargePlan(n1, m, mb, r1, r2, max(64, r2), columns=columns, rows=rows, rows_backward=rows,
