@@ -125,39 +125,43 @@ class Manifest:
             raise self._damaged(number, error) from None
 
     def fill(self, ids: np.ndarray, first_base: int) -> None:
-        """Write the token ids from this place of the concatenated contigs on into `ids`, to its end."""
+        """Write the token ids from this place of the concatenated contigs on into `ids`, to its end.
+
+        Raises:
+            ValueError: the shards do not hold all of these bases.
+            DataError: the shards are damaged there.
+        """
         row, filled, size = bisect_right(self._segment_starts, first_base) - 1, 0, ids.size
         while filled < size:
             if row < 0 or row >= len(self.segments):
                 raise ValueError(f"{self.directory} holds no base {first_base + filled} of its contigs")
-            _, start, end, _, sample, place = self.segments[row]
+            _, start, end, _, number, place = self.segments[row]
             local = first_base + filled - self._segment_starts[row]
-            left = end - start - local
-            if local < 0 or left <= 0:
+            count = min(end - start - local, size - filled)
+            if local < 0 or count <= 0:
                 raise ValueError(f"{self.directory}: base {first_base + filled} of its contigs is in no split")
-            if filled == 0 and left >= size:  # as most windows: all of it
-                self._fill_from(sample, place + local, ids)
-                return
-            count = min(left, size - filled)
-            self._fill_from(sample, place + local, ids[filled : filled + count])
+            sample = self.index.samples[number]
+            file = self._files.get(sample.shard)
+            if file is None or len(self._files) == self._most:
+                file = self._file_of(sample.shard)
+            layout = self._layouts.get(number) or self._layout_of(number, file)
+            try:
+                layout.fill(file, sample.offset, place + local,
+                            ids if count == size else ids[filled : filled + count])
+            except (DataError, OSError) as error:
+                raise self._damaged(number, error) from None
             filled += count
             row += 1
 
-    def _fill_from(self, number: int, start: int, ids: np.ndarray) -> None:
-        """Token ids of one sample from base `start` on."""
+    def _layout_of(self, number: int, file: int) -> segment.Layout:
         sample = self.index.samples[number]
-        file = self._files.get(sample.shard)
-        if file is None or len(self._files) == self._most:
-            file = self._file_of(sample.shard)
+        kind = segment.BlockLayout if self.index.version > 1 else segment1.PlainLayout
         try:
-            layout = self._layouts.get(number)
-            if layout is None:
-                kind = segment.BlockLayout if self.index.version > 1 else segment1.PlainLayout
-                place = segment.Place(file, sample.offset, sample.nbytes)
-                layout = self._layouts[number] = kind.read(place, sample.bases)
-            layout.fill(file, sample.offset, start, ids)
+            layout = kind.read(segment.Place(file, sample.offset, sample.nbytes), sample.bases)
         except (DataError, OSError) as error:
             raise self._damaged(number, error) from None
+        self._layouts[number] = layout
+        return layout
 
     def _damaged(self, number: int, why: DataError | OSError) -> DataError:
         if isinstance(why, OSError):

@@ -49,10 +49,9 @@ class StreamState:
     index: int = 0
 
 
-def _read_row(manifest: Manifest, interval: Interval, start: int, end: int, row: np.ndarray, reverse: bool) -> None:
-    """Fill a row of [PAD] with bases [start, end) of an interval."""
-    bases = row[: end - start]
-    manifest.fill(bases, interval.first_base + start)
+def _read_row(manifest: Manifest, first_base: int, bases: np.ndarray, reverse: bool) -> None:
+    """Fill a row up to its padding."""
+    manifest.fill(bases, first_base)
     if reverse:
         bases[:] = COMPLEMENT[bases[::-1]]
 
@@ -75,16 +74,17 @@ class _Windows:
     """The windows of an order, read a micro-batch at a time by their numbers."""
 
     def __init__(self, manifest: Manifest, intervals: list[Interval], order: WindowOrder, rc_augment: bool):
-        self.manifest, self.intervals, self.order, self.rc_augment = manifest, intervals, order, rc_augment
+        self.manifest, self.order, self.rc_augment = manifest, order, rc_augment
+        self.first_bases = [interval.first_base for interval in intervals]
 
     def read(self, numbers: list[int]) -> tuple[np.ndarray, np.ndarray]:
         """The arrays of a batch."""
         ids = np.full((len(numbers), self.order.seq_len + 1), PAD, dtype=np.uint8)
         for row, number in zip(ids, numbers, strict=True):
             epoch = number >> _EPOCH_SHIFT
-            window = self.order.window(epoch, number - (epoch << _EPOCH_SHIFT))
-            reverse = self.rc_augment and window.reverse
-            _read_row(self.manifest, self.intervals[window.interval], window.start, window.end, row, reverse)
+            interval, start, end, reverse = self.order.window(epoch, number - (epoch << _EPOCH_SHIFT))
+            _read_row(self.manifest, self.first_bases[interval] + start, row[: end - start],
+                      self.rc_augment and reverse)
         return ids, np.array(numbers, dtype=np.int64)
 
 
@@ -208,5 +208,6 @@ def validation_batches(manifest: Manifest, *, split: str = "val", seq_len: int, 
         numbers = range(first + dp_rank * batch_size, first + (dp_rank + 1) * batch_size)
         ids = np.full((batch_size, seq_len + 1), PAD, dtype=np.uint8)
         for row, (interval, start) in zip(ids, tiles[numbers.start : numbers.stop], strict=False):
-            _read_row(manifest, interval, start, min(start + seq_len + 1, interval.bases), row, reverse=False)
+            count = min(seq_len + 1, interval.bases - start)
+            _read_row(manifest, interval.first_base + start, row[:count], reverse=False)
         yield Batch(torch.from_numpy(ids), torch.tensor(numbers))
