@@ -67,8 +67,11 @@ def plain_string(text: str, key: str) -> str:
     """The text itself.
 
     Raises:
-        ConfigError: it holds an interpolation, with which OmegaConf would show what is in this process.
+        ConfigError: it holds an interpolation, with which OmegaConf would show what is in this process, or is its
+            word for a missing value.
     """
+    if text == "???":  # what OmegaConf takes for no value, and passes over
+        raise ConfigError(f"{key} has no value: write one instead of ???")
     if "${" in text:
         raise ConfigError(f"{key}: {text!r}: ${{...}} is not replaced in a configuration: write the value itself, or "
                           "$NAME in a path")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hyena_dist.config.checks import accumulation_steps
 from hyena_dist.config.errors import ConfigError
 from hyena_dist.config.schema import EngineSection
-from hyena_dist.engine.deepspeed_keys import ALLOWED_KEYS, REFUSED_KEYS, SECOND_NAMES
+from hyena_dist.engine.deepspeed_keys import ALLOWED_KEYS, REFUSED_KEYS
 
 if TYPE_CHECKING:
     from hyena_dist.parallel.groups import Groups
@@ -27,10 +27,7 @@ def check_raw_section(raw: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: naming each such key, and what to set instead, what it takes, or the key that was meant.
     """
-    problems = list(_problems(raw, ""))
-    problems += [f"engine.deepspeed.{key} and {other} are one key: set one of them"
-                 for key, other in SECOND_NAMES.items() if _has(raw, key) and _has(raw, other)]
-    if problems:
+    if problems := list(_problems(raw, "")):
         raise ConfigError("; ".join(problems))
 
 
@@ -75,8 +72,10 @@ def with_buckets(ds_config: Mapping[str, Any], elements: int) -> dict[str, Any]:
     """A copy of DeepSpeed's configuration in which no bucket that it does not set is larger than the model, of which
     this rank has `elements`."""
     rounded = -(-elements // 1024) * 1024  # DeepSpeed wants an even one
-    sizes = {key: min(size, rounded) for key, size in BUCKETS.items()}
-    return _merge({"zero_optimization": sizes} if ds_config.get("zero_optimization") else {}, ds_config)
+    zero = ds_config.get("zero_optimization") or {}
+    # A key that is set under its other name would lose against the one that is added.
+    sizes = {key: min(size, rounded) for key, size in BUCKETS.items() if key.removeprefix("stage3_") not in zero}
+    return _merge({"zero_optimization": sizes} if zero else {}, ds_config)
 
 
 def _problems(section: Mapping[Any, Any], prefix: str) -> Iterator[str]:
@@ -109,12 +108,6 @@ def _nearest(key: str, prefix: str) -> str:
         return "leave it out"
     refused = f" It does not pass through either: {REFUSED_KEYS[found[0]]}" if found[0] in REFUSED_KEYS else ""
     return f"did you mean {found[0]}?{refused}"
-
-
-def _has(raw: Mapping[str, Any], path: str) -> bool:
-    section, _, key = path.partition(".")
-    inner = raw.get(section)
-    return isinstance(inner, Mapping) and key in inner
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

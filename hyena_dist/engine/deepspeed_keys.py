@@ -71,22 +71,15 @@ ALLOWED_KEYS: dict[str, Kind] = {
     "zero_optimization.ignore_unused_parameters": _SWITCH,
     "zero_optimization.log_trace_cache_warnings": _SWITCH,
     "zero_optimization.enable_sanity_checks": _SWITCH,
-    # Both names of a key are DeepSpeed's; `SECOND_NAMES` refuses the two together.
-    **{f"zero_optimization.{prefix}{name}": kind for prefix in ("", "stage3_") for name, kind in {
-        "prefetch_bucket_size": _whole(0),
-        "param_persistence_threshold": _whole(0),
-        "model_persistence_threshold": _whole(0),
-        "max_live_parameters": _whole(0),
-        "max_reuse_distance": _whole(0),
-        "use_all_reduce_for_fetch_params": _SWITCH,
-        "allgather_sequential": _SWITCH,
-    }.items()},
+    "zero_optimization.stage3_prefetch_bucket_size": _whole(0),
+    "zero_optimization.stage3_param_persistence_threshold": _whole(0),
+    "zero_optimization.stage3_model_persistence_threshold": _whole(0),
+    "zero_optimization.stage3_max_live_parameters": _whole(0),
+    "zero_optimization.stage3_max_reuse_distance": _whole(0),
+    "zero_optimization.stage3_use_all_reduce_for_fetch_params": _SWITCH,
+    "zero_optimization.stage3_allgather_sequential": _SWITCH,
 }
 """Keys that reach DeepSpeed, sections spelt out with dots."""
-
-SECOND_NAMES = {f"zero_optimization.{key.rpartition('.')[2].removeprefix('stage3_')}": key
-                for key in ALLOWED_KEYS if ".stage3_" in key}
-"""A key and the other name that DeepSpeed has for it."""
 
 _PRECISION = "set train.precision"
 _OFFLOAD = "set engine.offload"
@@ -140,6 +133,8 @@ REFUSED_KEYS: dict[str, str] = {
     "zero_optimization.mics_shard_size": _REMOVED,
     "zero_optimization.mics_hierarchical_params_gather": _REMOVED,
     "zero_optimization.zeropp_loco_param": _REMOVED,
+    # Both names of these are DeepSpeed's, and of two values it would take one without a word.
+    **{key.replace(".stage3_", "."): f"write {key.rpartition('.')[2]}" for key in ALLOWED_KEYS if ".stage3_" in key},
     **{f"zero_optimization.{key}": _CHECKPOINT for key in (
         "load_from_fp32_weights", "elastic_checkpoint", "pipeline_loading_checkpoint",
         "gather_16bit_weights_on_model_save", "stage3_gather_16bit_weights_on_model_save",

@@ -50,6 +50,8 @@ def test_buckets_are_no_larger_than_the_model_nor_than_deepspeeds_own() -> None:
     assert with_buckets(own, 1000)["zero_optimization"]["reduce_bucket_size"] == 7
     assert own == {"zero_optimization": {"stage": 1, "reduce_bucket_size": 7}}
     assert with_buckets({"train_batch_size": 4}, 1000) == {"train_batch_size": 4}
+    other_name = {"zero_optimization": {"stage": 3, "prefetch_bucket_size": 7}}
+    assert "stage3_prefetch_bucket_size" not in with_buckets(other_name, 1000)["zero_optimization"]
 
 
 def test_offloading_moves_what_it_says_and_lets_any_adam_step() -> None:

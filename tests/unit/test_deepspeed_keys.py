@@ -34,7 +34,7 @@ KNOWN = {*ALLOWED_KEYS, *REFUSED_KEYS}
     ({"zero_optimization": {"reduce_bucket_size": 5.5}}, r"at least 1, got 5.5"),
     ({"zero_optimization": {"overlap_comm": None}}, r"overlap_comm must be true or false, got None"),
     ({"zero_optimization": {"overlap_comm": "on"}}, r"overlap_comm must be true or false, got 'on'"),
-    ({"zero_optimization": {"prefetch_bucket_size": 1, "stage3_prefetch_bucket_size": 2}}, r"are one key"),
+    ({"zero_optimization": {"prefetch_bucket_size": 1}}, r"prefetch_bucket_size does not pass .*: write stage3_prefet"),
     ({"comms_logger": True}, r"comms_logger must be a mapping of keys, got True"),
     ({"comms_logger": {"prof_ops": "all_reduce"}}, r"prof_ops must be a list of names"),
     ({"timers": {"throughput": False}}, r"timers.throughput must be a mapping of keys"),

@@ -64,6 +64,7 @@ def test_on_the_command_line_a_string_is_no_yaml(tmp_path, word):
     ("data.val_seq_len=#5", "data.val_seq_len has no value"),
     ("data.val_seq_len=&a 5", "anchors, aliases and tags are not read"),
     ("train.steps=!!python/name:os.system", "anchors, aliases and tags are not read"),
+    ("train.run_dir=???", r"train.run_dir has no value: write one instead of \?\?\?"),
     ("train.run_dir=null", "train.run_dir must be a string, got null"),
     ("train.run_dir=", "train.run_dir must be a path, got ''"),
     ("train.run_dir=' '", "train.run_dir must be a path, got ' '"),
