@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.gpu.task import device, median_seconds
 from hyena_dist.ops.hyena import HyenaWeights, hyena
 from hyena_dist.ops.long_conv import causal_conv_reference
-from hyena_dist.ops.short_conv import short_conv_reference
 from hyena_dist.ops.triton import long_row, one_row
 from hyena_dist.ops.triton.fft import ByCufft
 from hyena_dist.ops.triton.long_row import LongRow
@@ -161,8 +161,9 @@ def both_directions(case: Case, given: list[Tensor], change: Change = unchanged)
 def reference(given: list[Tensor]) -> dict[str, Tensor]:
     """By torch in float64."""
     p, dy, *weights = given
-    leaves = [t.double().requires_grad_() for t in (p.flatten(1, 2), *weights)]
-    x0, x1, v = short_conv_reference(*leaves[:3]).chunk(3, dim=1)
+    x, taps, bias, *_ = leaves = [t.double().requires_grad_() for t in (p.flatten(1, 2), *weights)]
+    q = bias[:, None] + sum(F.pad(x, (j, 0))[..., : x.shape[-1]] * taps[:, -1 - j, None] for j in range(taps.shape[1]))
+    x0, x1, v = q.chunk(3, dim=1)
     y = causal_conv_reference(x1 * v, *leaves[3:], x0)
     grads = torch.autograd.grad(y, leaves, dy.double())
     y = y.detach()
