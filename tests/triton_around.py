@@ -14,7 +14,8 @@ from tests.triton_cases import BF16, FP16, FP32, Bands, relative
 from hyena_dist.ops import mlp as torch_mlp  # isort: skip
 from hyena_dist.ops.linear import linear, to_channels  # isort: skip
 from hyena_dist.ops.norm import NormWeights, layer_norm  # isort: skip
-from hyena_dist.ops.triton import gelu as gelu_kernels, norm as norm_kernels  # isort: skip
+from hyena_dist.ops import implicit_filter as torch_filter  # isort: skip
+from hyena_dist.ops.triton import filter as filter_kernels, gelu as gelu_kernels, norm as norm_kernels  # isort: skip
 
 
 def normal(*shape: int, dtype: torch.dtype = FP32) -> Tensor:
@@ -88,6 +89,41 @@ def whole_channels(backend: str, x: Tensor, weight: Tensor, bias: Tensor, *norm:
     return to_channels(x, weight, bias, NormWeights(*norm, 1e-5, backend))
 
 
+def implicit(lags: int, rows: int, width: int, emb: int, layers: int, frequency: float = 1.0, *,
+             start: int = 0, beside_torch: bool = False, shift: float = 0.05) -> dict[str, float]:
+    """Both directions on the float32 features; `beside_torch` in units of the error of torch's own operations in
+    float32. The control has another window."""
+    torch.manual_seed(width + rows)
+    bands = Bands()
+    shape = torch_filter.FilterShape(start + lags, emb, 0.05)
+    features = torch_filter.positional_features(shape, slice(start, start + lags), FP32, torch.device("cpu"))
+    inputs = [emb, *[width] * (layers - 1)]
+    pairs = [(normal(width, n) * n**-0.5, 0.3 * normal(width)) for n in inputs]
+    weights = [bands.around(t) for pair in pairs for t in pair]
+    freq, last = bands.around(frequency * (1 + 0.1 * normal(width))), bands.around(normal(rows, width) * width**-0.5)
+    decay = bands.around(torch.linspace(-3, -15, rows))
+    dh = bands.around(1e-4 * normal(rows, lags))
+
+    def plain(dtype: torch.dtype) -> list[Tensor]:
+        leaves = [t.to(dtype).requires_grad_() for t in (freq, last, *weights)]
+        a = z = features.to(dtype)
+        for weight, bias in zip(leaves[2::2], leaves[3::2], strict=True):
+            a = torch.sin(leaves[0] * torch.nn.functional.linear(a, weight, bias))
+        h = leaves[1].mm(a.t()) * (torch.exp(decay.to(dtype)[:, None] * z[:, 0]) + 0.05)
+        return [h.detach(), *torch.autograd.grad(h, leaves, dh.to(dtype))]
+
+    want = plain(torch.float64)
+    features = bands.around(features)
+    kept, filter_kernels.CHUNK = filter_kernels.CHUNK, 192
+    with bands.of_everything_made():
+        found = [filter_kernels.forward(features, weights, freq, last, decay, shift),
+                 *filter_kernels.backward(features, dh, weights, freq, last, decay, shift)]
+    filter_kernels.CHUNK = kept
+    unit = [relative(a, b) for a, b in zip(plain(FP32), want, strict=True)] if beside_torch else [1.0] * len(want)
+    errors = {str(i): relative(a, b) / u for i, (a, b, u) in enumerate(zip(found, want, unit, strict=True))}
+    return errors | {"outside": 0.0 if bands.whole() else float("inf")}
+
+
 CASES: dict[str, Callable[[], dict[str, float]]] = {
     "norm 96": lambda: norm(37, 1, 96, FP32, residual=True),
     "norm 128, three rows": lambda: norm(13, 3, 128, FP32, residual=False),
@@ -106,6 +142,12 @@ CASES: dict[str, Callable[[], dict[str, float]]] = {
     "to channels, one row": lambda: whole(whole_channels, (9, 1, 12), (5, 12), (5,), (12,), (12,)),
     "layer norm": lambda: whole(lambda backend, x, *w: layer_norm(x, NormWeights(*w, 1e-5, backend)), (7, 3, 12), (12,),
                                 (12,)),
+    "filter": lambda: implicit(301, 20, 64, 5, 3, start=1000),
+    "filter of width 16": lambda: implicit(67, 1, 16, 3, 2),
+    "filter of width 96": lambda: implicit(33, 65, 96, 9, 2),
+    "filter of one layer": lambda: implicit(5, 3, 48, 5, 1),
+    "filter of frequency 10": lambda: implicit(131, 70, 64, 5, 3, 10.0, beside_torch=True),
+    "filter, control": lambda: implicit(33, 5, 32, 5, 2, shift=0.5),
     "gelu, control": lambda: gelu(37, 130, FP32, approximate="none"),
     "norm, control": lambda: norm(5, 2, 96, FP32, residual=False, change=lambda x: x.flip(0)),
 }

@@ -23,6 +23,7 @@ _MEASURED_AROUND: dict[str, frozenset[tuple[int, int]]] = {
 
 MOST_TAPS = 8
 MOST_CHANNELS = 4096
+MOST_FILTER_WIDTH = 128
 LEAST_CAPABILITY = (8, 0)
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,19 @@ def norm_kernels(backend: str, device: torch.device, dtype: torch.dtype, channel
 def gelu_kernels(backend: str, device: torch.device, dtype: torch.dtype) -> ModuleType | None:
     """`ops.triton.gelu`, if it is to compute GELU of `dtype`; None: torch does, as above."""
     return _chosen("gelu", backend, _MEASURED_AROUND["gelu"], device, dtype, None)
+
+
+def filter_kernels(backend: str, weight: Tensor, last_weight: Tensor) -> ModuleType | None:
+    """`ops.triton.filter`, if it is to compute an implicit filter of this first weight [F, E] and this last one; None:
+    torch does, as above."""
+    width, features = weight.shape
+    reason = None
+    if width > MOST_FILTER_WIDTH or features > MOST_FILTER_WIDTH:
+        reason = f"the filter's kernels take a width and features of at most {MOST_FILTER_WIDTH}"
+    elif weight.dtype.itemsize == 2:
+        reason = "the filter's kernels are of float32"
+    dtype = torch.promote_types(weight.dtype, last_weight.dtype)
+    return _chosen("filter", backend, _MEASURED_AROUND["filter"], weight.device, dtype, reason)
 
 
 def _chosen(module: str, backend: str, measured: frozenset[tuple[int, int]], device: torch.device, dtype: torch.dtype,
