@@ -16,7 +16,7 @@ help:
 	@echo "make test        set-up and the fast tests, where there is a GPU those on it too"
 	@echo "make test-all    set-up and every test; takes long"
 	@echo "make gpu         without set-up: all that only a GPU can answer, in 9 minutes (docs/gpu.md); ARGS=... are its options"
-	@echo "make gpu-kernels the same of Triton's kernels (ops.backend=triton), in 3 minutes"
+	@echo "make gpu-kernels the same of Triton's kernels (ops.backend=triton), in 5 minutes"
 	@echo "make lint types  ruff and mypy"
 
 setup: .venv/ready
@@ -47,7 +47,7 @@ gpu:
 	$(PYTHON) launchers/gpu_check.py $(ARGS)
 
 gpu-kernels:
-	$(PYTHON) launchers/gpu_check.py --parts kernels --total 180 $(ARGS)
+	$(PYTHON) launchers/gpu_check.py --parts kernels around --total 300 $(ARGS)
 
 lint: setup
 	ruff check .

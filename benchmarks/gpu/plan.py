@@ -39,6 +39,8 @@ PARTS = (
          default=False),
     Part("kernels", 170, "Triton's kernels: right, the same twice, their times, of other launch options too", lines=40,
          default=False),
+    Part("around", 120, "Triton's kernels of norm, GELU and filter: right, the same twice, their times, a step's",
+         lines=24, default=False),
 )
 
 

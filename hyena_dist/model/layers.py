@@ -101,12 +101,13 @@ class Norm(nn.LayerNorm):
     def forward(self, input: Tensor) -> Tensor:
         if self.config.sequence_parallel:
             return layer_norm(input, self.in_tensor_region())
-        return layer_norm(input, NormWeights(self.weight, self.bias, self.eps))
+        return layer_norm(input, NormWeights(self.weight, self.bias, self.eps, self.config.ops_backend))
 
     def in_tensor_region(self) -> NormWeights:
         """The norm as a part of the product after it, which recomputes it: there it stands behind
         `enter_tensor_region`, with all tokens of the slice, and each rank's product gives a part of its gradients."""
-        return NormWeights(whole(self.weight, self.axis), whole(self.bias, self.axis), self.eps)
+        return NormWeights(whole(self.weight, self.axis), whole(self.bias, self.axis), self.eps,
+                           self.config.ops_backend)
 
 
 def in_tensor_region(norm: Norm | None) -> NormWeights | None:
@@ -213,5 +214,6 @@ class MLP(nn.Module):
         inside = residual and self.fc1.axis.size == 1
         weights = MLPWeights(self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.local_bias)
         y = self.fc2.finish(mlp(enter_tensor_region(x, self.config, self.fc1.axis), weights, in_tensor_region(norm),
-                                residual=inside, recompute=self.config.recompute_inner))
+                                residual=inside, recompute=self.config.recompute_inner,
+                                backend=self.config.ops_backend))
         return x + y if residual and not inside else y

@@ -72,7 +72,7 @@ class ImplicitFilter(nn.Module):
             for part in lags:
                 defined = slice(min(part.start, config.max_seq_len), min(part.stop, config.max_seq_len))
                 rows = implicit_filter(trunk, freq, last.flatten(0, 1), decay.flatten(), config.filter_shape, defined,
-                                       recompute=recompute)
+                                       recompute=recompute, backend=config.ops_backend)
                 padding = part.stop - part.start - rows.shape[1]
                 pieces.append(F.pad(rows, (0, padding)) if padding else rows)
         return (torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0]).unflatten(0, (filters, -1))

@@ -1,5 +1,5 @@
-"""Which code computes the Hyena operator between its two products: torch's operations (`ops.hyena`), or Triton's
-kernels (`ops.triton`) where they can."""
+"""Which code computes the Hyena operator between its two products, and the norms, the GELU and the implicit filters
+around it: torch's operations, or Triton's kernels (`ops.triton`) where they can."""
 
 import importlib.util
 import logging
@@ -14,7 +14,16 @@ BACKENDS = ("auto", "torch", "triton")
 # `auto` takes Triton only on kinds of device (capabilities) on which its kernels were measured and checked: none yet.
 _MEASURED: frozenset[tuple[int, int]] = frozenset()
 
+# The same of the kernels around the operator.
+_MEASURED_AROUND: dict[str, frozenset[tuple[int, int]]] = {
+    "norm": frozenset(),
+    "gelu": frozenset(),
+    "filter": frozenset(),
+}
+
 MOST_TAPS = 8
+MOST_CHANNELS = 4096
+MOST_FILTER_WIDTH = 128
 LEAST_CAPABILITY = (8, 0)
 
 logger = logging.getLogger(__name__)
@@ -42,30 +51,62 @@ def kernels_for(backend: str, device: torch.device, dtype: torch.dtype, filters:
     Raises:
         ValueError: as `check_backend`.
     """
+    reason = None
+    if len(filters) != 1:
+        reason = f"the kernels are of order 2, the model is of order {len(filters) + 1}"
+    elif taps > MOST_TAPS:
+        reason = f"the kernels take short convolutions of at most {MOST_TAPS} taps, got {taps}"
+    return _chosen("operator", backend, _MEASURED, device, torch.promote_types(dtype, filters.dtype), reason)
+
+
+def norm_kernels(backend: str, device: torch.device, dtype: torch.dtype, channels: int) -> ModuleType | None:
+    """`ops.triton.norm`, if it is to compute layer norms over `channels` in `dtype`; None: torch does, as above."""
+    reason = None if channels <= MOST_CHANNELS else f"the norm's kernels take at most {MOST_CHANNELS:,} channels"
+    return _chosen("norm", backend, _MEASURED_AROUND["norm"], device, dtype, reason)
+
+
+def gelu_kernels(backend: str, device: torch.device, dtype: torch.dtype) -> ModuleType | None:
+    """`ops.triton.gelu`, if it is to compute GELU of `dtype`; None: torch does, as above."""
+    return _chosen("gelu", backend, _MEASURED_AROUND["gelu"], device, dtype, None)
+
+
+def filter_kernels(backend: str, weight: Tensor, last_weight: Tensor) -> ModuleType | None:
+    """`ops.triton.filter`, if it is to compute an implicit filter of this first weight [F, E] and this last one; None:
+    torch does, as above."""
+    width, features = weight.shape
+    reason = None
+    if width > MOST_FILTER_WIDTH or features > MOST_FILTER_WIDTH:
+        reason = f"the filter's kernels take a width and features of at most {MOST_FILTER_WIDTH}"
+    elif weight.dtype.itemsize == 2:
+        reason = "the filter's kernels are of float32"
+    dtype = torch.promote_types(weight.dtype, last_weight.dtype)
+    return _chosen("filter", backend, _MEASURED_AROUND["filter"], weight.device, dtype, reason)
+
+
+def _chosen(module: str, backend: str, measured: frozenset[tuple[int, int]], device: torch.device, dtype: torch.dtype,
+            reason: str | None) -> ModuleType | None:
+    """A module of `ops.triton`, or None: torch was asked for, `auto` does not take it on this device, or it cannot, of
+    which `reason` may name a cause."""
     check_backend(backend)
-    if backend == "torch" or (backend == "auto" and _capability(device) not in _MEASURED):
+    if backend == "torch" or (backend == "auto" and _capability(device) not in measured):
         return None
-    reason = _refusal(device, dtype, filters, taps)
+    reason = reason or _refusal(device, dtype)
     if reason is not None:
         if backend == "triton":
             say_once(reason)
         return None
-    from hyena_dist.ops.triton import operator  # Triton is optional, and imported only where it is used
-    return operator
+    # Triton is optional, and imported only where it is used
+    return importlib.import_module(f"hyena_dist.ops.triton.{module}")
 
 
 @lru_cache
 def say_once(reason: str) -> None:
     """Log that torch does Triton's work, and why."""
-    logger.warning("ops.backend=triton: torch computes the operator here: %s", reason)
+    logger.warning("ops.backend=triton: torch does the kernels' work here: %s", reason)
 
 
-def _refusal(device: torch.device, dtype: torch.dtype, filters: Tensor, taps: int) -> str | None:
-    if len(filters) != 1:
-        return f"the kernels are of order 2, the model is of order {len(filters) + 1}"
-    if taps > MOST_TAPS:
-        return f"the kernels take short convolutions of at most {MOST_TAPS} taps, got {taps}"
-    if torch.float64 in (dtype, filters.dtype):
+def _refusal(device: torch.device, dtype: torch.dtype) -> str | None:
+    if dtype == torch.float64:
         return "the kernels have no float64"
     if device.type != "meta" and not _interpreted():  # on meta tensors a GPU's step is counted
         capability = _capability(device)

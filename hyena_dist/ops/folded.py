@@ -61,11 +61,11 @@ def write_folded(x: Tensor, folded: Tensor, norm: NormArguments) -> Tensor:
     """x [l, B, D], folded [O, K, W] in the dtype of the product -> short_conv(in_proj(norm(x))), [B, O, l]; outside
     autograd and with autocast off."""
     length, batch, _ = x.shape
-    tape, weight = NormTape(norm, compute_dtype(x)), folded.flatten(1)
+    tape, weight = NormTape(norm, compute_dtype(x), compute_dtype(x)), folded.flatten(1)
     q = torch.empty(batch, len(weight), length, dtype=weight.dtype, device=x.device)
     windows = _Windows(folded)
     for rows, tokens in row_chunks(batch, length, weight.shape[1], x.device):
-        wide = windows(_normed(x[tokens, rows], tape), first=tokens.start == 0)
+        wide = windows(tape.forward(x[tokens, rows]), first=tokens.start == 0)
         torch.bmm(weight.expand(len(wide), -1, -1), wide.transpose(1, 2), out=q[rows, :, tokens])
     return q
 
@@ -76,11 +76,11 @@ def write_folded_backward(dq: Tensor, x: Tensor, folded: Tensor, norm: NormArgum
     of its result, [B, O, l]. `dresidual` [l, B, D] is added to the first."""
     length, batch, width = x.shape
     (_, taps, columns), dtype = folded.shape, compute_dtype(x)
-    tape, weight, windows = NormTape(norm, dtype), folded.flatten(1), _Windows(folded)
+    tape, weight, windows = NormTape(norm, dtype, dtype), folded.flatten(1), _Windows(folded)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     dfolded = None
     for rows, tokens in row_chunks(batch, length, weight.shape[1], x.device):
-        wide = windows(_normed(x[tokens, rows], tape), first=tokens.start == 0)
+        wide = windows(tape.forward(x[tokens, rows]), first=tokens.start == 0)
         count, size, _ = wide.shape
         dq_rows = dq[rows, :, tokens].transpose(0, 1).flatten(1)
         dfolded = accumulate_product(dfolded, dq_rows, wide.flatten(0, 1), dtype)
@@ -92,11 +92,7 @@ def write_folded_backward(dq: Tensor, x: Tensor, folded: Tensor, norm: NormArgum
         for back in range(1, taps):
             later = dwide[back : back + size, :, taps - 1 - back, :width]
             dn[: len(later)].add_(later)
-        dn = tape.backward(dn.flatten(0, 1)).view(dn.shape)
-        if dresidual is None:
-            dx[tokens, rows] = dn
-        else:
-            torch.add(dn, dresidual[tokens, rows], out=dx[tokens, rows])
+        tape.backward(dn, dx[tokens, rows], None if dresidual is None else dresidual[tokens, rows])
     assert dfolded is not None
     return dx, dfolded.view(folded.shape), *tape.gradients()
 
@@ -121,8 +117,3 @@ class _Windows:
         self._left = line[:, size:]
         strides = line.stride(0), self._columns, 1  # a window overlaps the next
         return line.as_strided((rows, size, self._taps * self._columns), strides).contiguous()
-
-
-def _normed(x: Tensor, tape: NormTape) -> Tensor:
-    """[n, r, D] -> the same shape."""
-    return tape.forward(x.flatten(0, 1)).view(x.shape)

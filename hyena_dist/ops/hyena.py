@@ -93,7 +93,7 @@ class _Hyena(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, options: _Options, *tensors: Any) -> Tensor:
         weights, norm = HyenaWeights(*tensors[:8]), tensors[8:]
-        ctx.options, ctx.eps = options, norm[2]
+        ctx.options, ctx.norm = options, norm[2:]
         with without_autocast(x):
             p = _project(x, weights, options, norm)
             y = options.kernels.mix(p, weights) if options.kernels else _mix(p, weights, options)
@@ -105,7 +105,7 @@ class _Hyena(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dout: Tensor) -> tuple[Tensor | None, ...]:
         x, p, *tensors = ctx.saved_tensors
-        weights, norm, options = HyenaWeights(*tensors[:8]), (*tensors[8:], ctx.eps), ctx.options
+        weights, norm, options = HyenaWeights(*tensors[:8]), (*tensors[8:], *ctx.norm), ctx.options
         with without_autocast(x):
             if p is None:
                 p = _project(x, weights, options, norm)

@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice, pairwise
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hyena_dist.ops.backends import filter_kernels
 from hyena_dist.ops.precision import accumulate, accumulate_product, without_autocast
 
 LAGS_PER_CHUNK = 2048
@@ -105,7 +107,8 @@ def decay_rates(num_channels: int, dtype: torch.dtype, device: torch.device) -> 
 
 
 def implicit_filter(trunk: list[tuple[Tensor, Tensor]], freq: Tensor, last_weight: Tensor, decay: Tensor,
-                    shape: FilterShape, lags: slice, *, recompute: bool = True) -> Tensor:
+                    shape: FilterShape, lags: slice, *, recompute: bool = True,
+                    backend: str = "auto") -> Tensor:
     """The filter's rows at a range of lags: [R, lags.stop - lags.start], contiguous.
 
     Args:
@@ -115,9 +118,13 @@ def implicit_filter(trunk: list[tuple[Tensor, Tensor]], freq: Tensor, last_weigh
         decay: [R], their decay rates, none of them positive.
         lags: start and stop; past shape.seq_len the positions go on along the same line.
         recompute: the backward pass recomputes the trunk and the window in chunks of lags, so that no [lags, F] tensor
-            outlives a chunk. Else they are kept, and a graph is good for one backward pass.
+            outlives a chunk. Else they are kept, and a graph is good for one backward pass. Kernels recompute always.
+        backend: auto, torch or triton (`ops.backends`).
     """
     flat = [tensor for pair in trunk for tensor in pair]
+    kernels = filter_kernels(backend, flat[0], last_weight)
+    if kernels:
+        return _ByKernels.apply(kernels, shape, lags, decay, freq, last_weight, *flat)
     return _ImplicitFilter.apply(shape, lags, recompute or not torch.is_grad_enabled(), decay, freq, last_weight, *flat)
 
 
@@ -164,6 +171,24 @@ class _ImplicitFilter(torch.autograd.Function):
                 trunk.backward(tape, grad.t().mm(last_weight))
         dfreq, *dweights = trunk.gradients
         return None, None, None, None, dfreq, dlast, *dweights
+
+
+class _ByKernels(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, kernels: ModuleType, shape: FilterShape, lags: slice, decay: Tensor, *tensors: Tensor) -> Tensor:
+        ctx.kernels, ctx.shape, ctx.lags = kernels, shape, lags
+        ctx.save_for_backward(decay, *tensors)
+        freq, last_weight, *weights = tensors
+        features = positional_features(shape, lags, freq.dtype, freq.device)
+        return kernels.forward(features, weights, freq, last_weight, decay, shape.shift)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dh: Tensor) -> tuple[Tensor | None, ...]:
+        decay, freq, last_weight, *weights = ctx.saved_tensors
+        features = positional_features(ctx.shape, ctx.lags, freq.dtype, freq.device)
+        gradients = ctx.kernels.backward(features, dh, weights, freq, last_weight, decay, ctx.shape.shift)
+        return None, None, None, None, *gradients
 
 
 def _parts(lags: slice, device: torch.device) -> list[tuple[slice, slice]]:

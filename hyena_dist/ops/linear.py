@@ -46,14 +46,14 @@ class _Linear(torch.autograd.Function):
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype,
                 *norm: Any) -> Tensor:
         ctx.save_for_backward(x, weight, bias, *norm[:2])
-        ctx.dtype, ctx.eps = dtype, norm[2]
-        tape = NormTape(norm, compute_dtype(x, weight))
+        ctx.dtype, ctx.norm = dtype, norm[2:]
+        tape = NormTape(norm, compute_dtype(x, weight), dtype)
         rows, w = x.flatten(0, -2), weight.to(dtype).t()
         b = None if bias is None else bias.to(dtype)
         y = torch.empty(len(rows), len(weight), dtype=dtype, device=x.device)
         with without_autocast(x):
             for part in token_chunks(len(rows), max(weight.shape), x.device):
-                n = tape.forward(rows[part]).to(dtype)
+                n = tape.forward(rows[part])
                 torch.mm(n, w, out=y[part]) if b is None else torch.addmm(b, n, w, out=y[part])
         return y.view(*x.shape[:-1], -1)
 
@@ -61,14 +61,14 @@ class _Linear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, *norm = ctx.saved_tensors
-        tape = NormTape((*norm, ctx.eps), compute_dtype(x, weight))
+        tape = NormTape((*norm, *ctx.norm), compute_dtype(x, weight), ctx.dtype)
         rows, grads, w = x.flatten(0, -2), dy.flatten(0, -2), weight.to(ctx.dtype)
         dx = torch.empty(rows.shape, dtype=x.dtype, device=x.device)
         dweight = dbias = None
         with without_autocast(x):
             for part in token_chunks(len(rows), max(weight.shape), x.device):
-                n, g = tape.forward(rows[part]).to(ctx.dtype), grads[part]
-                dx[part] = tape.backward(product(g, w, tape.dtype))
+                n, g = tape.forward(rows[part]), grads[part]
+                tape.backward(product(g, w, tape.reads), dx[part])
                 dweight = accumulate_product(dweight, g.t(), n, weight.dtype)
                 if bias is not None:
                     dbias = accumulate(dbias, g.sum(0, dtype=bias.dtype))
@@ -78,12 +78,12 @@ class _Linear(torch.autograd.Function):
 def write_channels(x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype, norm: NormArguments) -> Tensor:
     """`to_channels`, outside autograd and with autocast off."""
     length, batch, _ = x.shape
-    tape, w = NormTape(norm, compute_dtype(x, weight)), weight.to(dtype)
+    tape, w = NormTape(norm, compute_dtype(x, weight), dtype), weight.to(dtype)
     b = bias.to(dtype)[:, None]
     p = torch.empty(batch, len(weight), length, dtype=dtype, device=x.device)
     work = Workspace(dtype, x.device)
     for rows, tokens in row_chunks(batch, length, len(weight), x.device):
-        n = tape.forward(_by_row(x, rows, tokens)).to(dtype)
+        n = tape.forward(_by_row(x, rows, tokens)).flatten(0, 1)
         product = torch.mm(w, n.t(), out=work("product", len(weight), len(n)))
         torch.add(product.unflatten(1, (-1, tokens.stop - tokens.start)).transpose(0, 1), b, out=p[rows, :, tokens])
     return p
@@ -93,28 +93,24 @@ def write_channels_backward(dp: Tensor, x: Tensor, weight: Tensor, bias: Tensor,
                             dresidual: Tensor | None = None) -> tuple[Any, ...]:
     """Gradients of `write_channels`, (x, weight, bias, and the three of `norm`), from that of its result, [B, O, l].
     `dresidual` [l, B, I] is added to the first."""
-    length, batch, width = x.shape
-    tape, w = NormTape(norm, compute_dtype(x, weight)), weight.to(dp.dtype)
+    length, batch, _ = x.shape
+    tape, w = NormTape(norm, compute_dtype(x, weight), dp.dtype), weight.to(dp.dtype)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     dweight, dbias, work = None, None, Workspace(dp.dtype, x.device)
     for rows, tokens in row_chunks(batch, length, len(weight), x.device):
-        n = tape.forward(_by_row(x, rows, tokens)).to(dp.dtype)
+        n = tape.forward(_by_row(x, rows, tokens)).flatten(0, 1)
         piece = dp[rows, :, tokens].transpose(0, 1)
         g = work("g", *piece.shape).copy_(piece).flatten(1)  # [O, rows tokens]: two products read it
-        dn = tape.backward(torch.mm(g.t(), w, out=work("dn", *n.shape)))
-        dn = dn.view(-1, tokens.stop - tokens.start, width).transpose(0, 1)
-        if dresidual is None:
-            dx[tokens, rows] = dn
-        else:
-            torch.add(dn, dresidual[tokens, rows], out=dx[tokens, rows])
+        tape.backward(torch.mm(g.t(), w, out=work("dn", *n.shape)), _by_row(dx, rows, tokens),
+                      None if dresidual is None else _by_row(dresidual, rows, tokens))
         dweight = accumulate_product(dweight, g, n, weight.dtype)
         dbias = accumulate(dbias, g.sum(1, dtype=bias.dtype))
     return dx, dweight, dbias, *tape.gradients()
 
 
 def _by_row(x: Tensor, rows: slice, tokens: slice) -> Tensor:
-    """[l, B, I] -> [rows tokens, I], row by row."""
-    return x[tokens, rows].transpose(0, 1).flatten(0, 1)
+    """[l, B, I] -> [rows, tokens, I], the same memory."""
+    return x[tokens, rows].transpose(0, 1)
 
 
 def read_channels(y: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None) -> Tensor:
@@ -158,7 +154,7 @@ class _ToChannels(torch.autograd.Function):
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype,
                 *norm: Any) -> Tensor:
         ctx.save_for_backward(x, weight, bias, *norm[:2])
-        ctx.eps = norm[2]
+        ctx.norm = norm[2:]
         with without_autocast(x):
             return write_channels(x, weight, bias, dtype, norm)
 
@@ -167,5 +163,5 @@ class _ToChannels(torch.autograd.Function):
     def backward(ctx, dp: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, *norm = ctx.saved_tensors
         with without_autocast(x):
-            dx, dweight, dbias, *dnorm = write_channels_backward(dp, x, weight, bias, (*norm, ctx.eps))
+            dx, dweight, dbias, *dnorm = write_channels_backward(dp, x, weight, bias, (*norm, *ctx.norm))
         return dx, dweight, dbias, None, *dnorm

@@ -7,6 +7,7 @@ Legend: D channels, I inner channels (of this tensor rank).
 """
 
 import math
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hyena_dist.ops.backends import gelu_kernels
 from hyena_dist.ops.chunking import token_chunks
 from hyena_dist.ops.linear import linear_reference, start
 from hyena_dist.ops.norm import NO_NORM, NormTape, NormWeights
@@ -43,11 +45,12 @@ class MLPWeights(NamedTuple):
 
 
 def mlp(x: Tensor, weights: MLPWeights, norm: NormWeights | None = None, *, residual: bool = False,
-        recompute: bool = False) -> Tensor:
+        recompute: bool = False, backend: str = "auto") -> Tensor:
     """x [..., D] -> [..., D]. Saves x and the first product [..., I]; with `recompute` x only. With `residual` it adds
-    x, not normalised."""
-    recompute = recompute or not torch.is_grad_enabled()
-    return _MLP.apply(x, residual, recompute, product_dtype(x), *weights, *(norm or NO_NORM))
+    x, not normalised. `backend`: of GELU (`ops.backends`)."""
+    dtype, recompute = product_dtype(x), recompute or not torch.is_grad_enabled()
+    options = _Options(residual, recompute, dtype, gelu_kernels(backend, x.device, dtype))
+    return _MLP.apply(x, options, *weights, *(norm or NO_NORM))
 
 
 def mlp_reference(x: Tensor, weights: MLPWeights, norm: NormWeights | None = None) -> Tensor:
@@ -56,56 +59,68 @@ def mlp_reference(x: Tensor, weights: MLPWeights, norm: NormWeights | None = Non
     return F.linear(inner, weights.second_weight, weights.second_bias)
 
 
+class _Options(NamedTuple):
+    residual: bool
+    recompute: bool
+    dtype: torch.dtype
+    kernels: ModuleType | None
+
+
 class _MLP(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, residual: bool, recompute: bool, dtype: torch.dtype, *tensors: Any) -> Tensor:
-        norm = tensors[4:]
+    def forward(ctx, x: Tensor, options: _Options, *tensors: Any) -> Tensor:
+        norm, (residual, recompute, dtype, kernels) = tensors[4:], options
         first, first_bias, second, second_bias = lowered(dtype, *tensors[:4])
-        tape, rows = NormTape(norm, compute_dtype(x, first)), x.flatten(0, -2)
+        tape, rows = NormTape(norm, compute_dtype(x, first), dtype), x.flatten(0, -2)
         inner = None if recompute else torch.empty(len(rows), len(first), dtype=dtype, device=x.device)
         kind = torch.promote_types(dtype, x.dtype) if residual else dtype
         y = torch.empty(rows.shape, dtype=kind, device=x.device)
         work = Workspace(dtype, x.device)
         with without_autocast(x):
             for part in token_chunks(len(rows), len(first), x.device):
-                n = tape.forward(rows[part]).to(dtype)
+                n = tape.forward(rows[part])
                 h = torch.addmm(first_bias, n, first.t(),
                                 out=work("h", len(n), len(first)) if inner is None else inner[part])
-                _second_product(_gelu(h, work), second, second_bias, rows[part] if residual else None, y[part])
+                _second_product(_gelu(h, work, kernels), second, second_bias, rows[part] if residual else None, y[part])
         ctx.save_for_backward(x, inner, *tensors[:4], *norm[:2])
-        ctx.residual, ctx.dtype, ctx.eps = residual, dtype, norm[2]
+        ctx.options, ctx.norm = options, norm[2:]
         return y.view(x.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, inner, *tensors = ctx.saved_tensors
-        weights, norm = MLPWeights(*tensors[:4]), (*tensors[4:], ctx.eps)
-        first, second = lowered(ctx.dtype, weights.first_weight, weights.second_weight)
-        tape, rows, grads = NormTape(norm, compute_dtype(x, first)), x.flatten(0, -2), dy.flatten(0, -2)
+        weights, norm = MLPWeights(*tensors[:4]), (*tensors[4:], *ctx.norm)
+        residual, _, dtype, kernels = ctx.options
+        first, second = lowered(dtype, weights.first_weight, weights.second_weight)
+        tape = NormTape(norm, compute_dtype(x, first), dtype)
+        rows, grads = x.flatten(0, -2), dy.flatten(0, -2)
         dx = torch.empty(rows.shape, dtype=x.dtype, device=x.device)
         dfirst = dfirst_bias = dsecond = None
-        work = Workspace(ctx.dtype, x.device)
+        work = Workspace(dtype, x.device)
         with without_autocast(x):
             for part in token_chunks(len(rows), len(first), x.device):
-                n, g = tape.forward(rows[part]).to(ctx.dtype), grads[part].to(ctx.dtype)
+                n, g = tape.forward(rows[part]), grads[part].to(dtype)
                 wide = len(n), len(first)
                 if inner is None:
-                    h = torch.addmm(weights.first_bias.to(ctx.dtype), n, first.t(), out=work("h", *wide))
+                    h = torch.addmm(weights.first_bias.to(dtype), n, first.t(), out=work("h", *wide))
                 else:
                     h = inner[part]
-                a, dh = _gelu_backward(h, torch.mm(g, second, out=work("da", *wide)), work)
+                da = torch.mm(g, second, out=work("da", *wide))
+                if kernels:
+                    a, dh = work("a", *wide), da
+                    dbias = kernels.backward(h, dh, a).to(weights.first_bias.dtype)
+                else:
+                    a, dh = _gelu_backward(h, da, work)
+                    dbias = dh.sum(0, dtype=weights.first_bias.dtype)
                 dsecond = accumulate_product(dsecond, g.t(), a, weights.second_weight.dtype)
                 dfirst = accumulate_product(dfirst, dh.t(), n, weights.first_weight.dtype)
-                dfirst_bias = accumulate(dfirst_bias, dh.sum(0, dtype=weights.first_bias.dtype))
-                dn = tape.backward(torch.mm(dh, first, out=work("dn", *n.shape)) if ctx.dtype == tape.dtype
-                                   else product(dh, first, tape.dtype))
-                if ctx.residual:
-                    torch.add(dn, grads[part], out=dx[part])
-                else:
-                    dx[part] = dn
+                dfirst_bias = accumulate(dfirst_bias, dbias)
+                dn = (torch.mm(dh, first, out=work("dn", *n.shape)) if dtype == tape.reads
+                      else product(dh, first, tape.reads))
+                tape.backward(dn, dx[part], grads[part] if residual else None)
             dsecond_bias = None if weights.second_bias is None else grads.sum(0, dtype=weights.second_bias.dtype)
-        return dx.view(x.shape), None, None, None, dfirst, dfirst_bias, dsecond, dsecond_bias, *tape.gradients()
+        return dx.view(x.shape), None, dfirst, dfirst_bias, dsecond, dsecond_bias, *tape.gradients()
 
 
 def _second_product(a: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, y: Tensor) -> None:
@@ -120,7 +135,9 @@ def _second_product(a: Tensor, weight: Tensor, bias: Tensor | None, residual: Te
         torch.add(residual, product, out=y)
 
 
-def _gelu(h: Tensor, work: Workspace) -> Tensor:
+def _gelu(h: Tensor, work: Workspace, kernels: ModuleType | None) -> Tensor:
+    if kernels:
+        return kernels.forward(h, work("a", *h.shape))
     if not _by_sigmoid(h):
         return F.gelu(h, approximate="tanh")
     return torch.addcmul(h.new_tensor(_A), h, h, value=_B, out=work("s", *h.shape)).mul_(h).sigmoid_().mul_(h)

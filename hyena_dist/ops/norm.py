@@ -4,13 +4,15 @@ A norm stands before a product. There it is a part of the product's own function
 `ops.hyena`), which recomputes it from its input, so that what it gives is never stored.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hyena_dist.ops.backends import norm_kernels
 from hyena_dist.ops.chunking import chunks
 from hyena_dist.ops.precision import accumulate, compute_dtype, without_autocast
 
@@ -21,12 +23,14 @@ class NormWeights(NamedTuple):
     weight: Tensor
     bias: Tensor
     eps: float
+    backend: str = "auto"
+    """What computes it: auto, torch or triton (`ops.backends`)."""
 
 
-NormArguments = tuple[Tensor | None, Tensor | None, float]
-"""The same for an autograd function, which takes flat arguments: (None, None, 0.0) for no norm."""
+NormArguments = tuple[Tensor | None, Tensor | None, float, str]
+"""The same for an autograd function, which takes flat arguments: NO_NORM for no norm."""
 
-NO_NORM: NormArguments = (None, None, 0.0)
+NO_NORM: NormArguments = (None, None, 0.0, "torch")
 
 
 class NormTape:
@@ -36,36 +40,54 @@ class NormTape:
     float32 is wrong in the third digit; sums of chunks are not.
     """
 
-    def __init__(self, norm: NormArguments, dtype: torch.dtype) -> None:
-        weight, bias, self.eps = norm
-        self.dtype = dtype
+    def __init__(self, norm: NormArguments, dtype: torch.dtype, product: torch.dtype) -> None:
+        """`dtype`: of computation; `product`: of the product that reads the norm."""
+        weight, bias, self._eps, backend = norm
+        self.dtype, self._product = dtype, product
         self._weights = None if weight is None or bias is None else (weight.to(dtype), bias.to(dtype))
         self._origin = weight
         self._sums: list[Tensor | None] = [None, None]
+        self._kernels = None if weight is None else norm_kernels(backend, weight.device, dtype, len(weight))
+        self.reads = product if self._kernels else dtype
+        """The dtype of the gradients that `backward` takes as they are."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """[n, D] -> [n, D], normalised; what `backward` needs is kept until the next call."""
+        """[n, D] or [R, T, D] -> the same, normalised, in the dtype of the product; what `backward` needs is kept until
+        the next call."""
         if self._weights is None:
-            return x
-        self._x = x.to(self.dtype)
-        y, self._mean, self._rstd = torch.native_layer_norm(self._x, x.shape[-1:], *self._weights, self.eps)
-        return y
+            return x.to(self._product)
+        if self._kernels:
+            self._x = x
+            return self._kernels.forward(x, *self._weights, self._eps, self._product)
+        self._x = x.flatten(0, -2).to(self.dtype)
+        y, self._mean, self._rstd = torch.native_layer_norm(self._x, x.shape[-1:], *self._weights, self._eps)
+        return y.to(self._product).view(x.shape)
 
-    def backward(self, dy: Tensor) -> Tensor:
-        """The gradient at the input of the last `forward`."""
-        if self._weights is None:
-            return dy
-        dx, *grads = torch.ops.aten.native_layer_norm_backward(
-            dy.to(self.dtype), self._x, dy.shape[-1:], self._mean, self._rstd, *self._weights, [True, True, True])
+    def backward(self, dy: Tensor, dx: Tensor, residual: Tensor | None = None) -> None:
+        """Writes the gradient at the input of the last `forward` to dx, of its shape, from that at its result, of its
+        shape or [R T, D], plus `residual`, of its shape."""
+        if self._weights is not None and self._kernels:
+            self._add(self._kernels.backward(self._x, dy, self._weights[0], self._eps, dx, residual))
+            return
+        if self._weights is not None:
+            dy, *grads = torch.ops.aten.native_layer_norm_backward(
+                dy.flatten(0, -2).to(self.dtype), self._x, dx.shape[-1:], self._mean, self._rstd, *self._weights,
+                [True, True, True])
+            self._add(grads)
+        if residual is None:
+            dx.copy_(dy.view(dx.shape))
+        else:
+            torch.add(dy.view(dx.shape), residual, out=dx)
+
+    def _add(self, grads: Sequence[Tensor]) -> None:
         self._sums = [accumulate(total, grad) for total, grad in zip(self._sums, grads, strict=True)]
-        return dx
 
-    def gradients(self) -> tuple[Tensor | None, Tensor | None, None]:
+    def gradients(self) -> tuple[Tensor | None, Tensor | None, None, None]:
         """Those of NormArguments."""
         if self._origin is None:
-            return None, None, None
+            return None, None, None, None
         weight, bias = (None if total is None else total.to(self._origin.dtype) for total in self._sums)
-        return weight, bias, None
+        return weight, bias, None, None
 
 
 def layer_norm(x: Tensor, norm: NormWeights) -> Tensor:
@@ -82,12 +104,12 @@ def layer_norm_reference(x: Tensor, norm: NormWeights) -> Tensor:
 
 class _LayerNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, *rest: Any) -> Tensor:
         ctx.save_for_backward(x, weight, bias)
-        ctx.eps = eps
-        tape = NormTape((weight, bias, eps), compute_dtype(x, weight))
+        ctx.norm, dtype = rest, compute_dtype(x, weight)
+        tape = NormTape((weight, bias, *rest), dtype, dtype)
         rows = x.flatten(0, -2)
-        y = torch.empty(rows.shape, dtype=compute_dtype(x, weight), device=x.device)
+        y = torch.empty(rows.shape, dtype=dtype, device=x.device)
         with without_autocast(x):
             for part in chunks(len(rows), rows.shape[1], x.device):
                 y[part] = tape.forward(rows[part])
@@ -97,11 +119,12 @@ class _LayerNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias = ctx.saved_tensors
-        tape = NormTape((weight, bias, ctx.eps), compute_dtype(x, weight))
+        dtype = compute_dtype(x, weight)
+        tape = NormTape((weight, bias, *ctx.norm), dtype, dtype)
         rows, grads = x.flatten(0, -2), dy.flatten(0, -2)
         dx = torch.empty(rows.shape, dtype=x.dtype, device=x.device)
         with without_autocast(x):
             for part in chunks(len(rows), rows.shape[1], x.device):
                 tape.forward(rows[part])
-                dx[part] = tape.backward(grads[part])
+                tape.backward(grads[part], dx[part])
         return dx.view(x.shape), *tape.gradients()

@@ -1,0 +1,169 @@
+"""What the check of the kernels around the operator runs, and its references.
+
+    python -m benchmarks.gpu.around_cases INDEX PROCESSES
+
+checks this process' part of them. An error is in units of what is allowed: right is less than 1.
+"""
+
+import json
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.kernel_cases import BF16, ERRORS, FP16, FP32, relative
+from benchmarks.gpu.task import device
+from hyena_dist.ops.implicit_filter import FilterShape, positional_features
+from hyena_dist.ops.triton import filter as filters
+from hyena_dist.ops.triton import gelu, norm
+
+ROUNDING = {BF16: 3e-3, FP16: 5e-4, FP32: 2e-6}
+"""2-norms: bfloat16 makes 1.7e-3."""
+SUMS = 2e-5
+"""Of sums over all tokens, of which the most part cancels."""
+SEED = 5
+
+
+def normal(*shape: int, dtype: torch.dtype = FP32) -> Tensor:
+    return torch.randn(*shape, device=device()).to(dtype)
+
+
+def norm_inputs(tokens: int, batch: int, channels: int, dtype: torch.dtype,
+                product: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """x and the residual's gradient [batch, tokens, channels], which lie as [tokens, batch, channels]; weight, bias;
+    the gradient at the result."""
+    torch.manual_seed(SEED)
+    x, residual = (normal(tokens, batch, channels, dtype=dtype).transpose(0, 1) for _ in range(2))
+    return x.add_(0.5), residual, 1 + 0.1 * normal(channels), normal(channels), normal(batch, tokens, channels,
+                                                                                      dtype=product)
+
+
+def check_norm(*sizes: int, dtype: torch.dtype = FP32, product: torch.dtype = BF16) -> dict[str, float]:
+    x, residual, weight, bias, dy = norm_inputs(*sizes, dtype=dtype, product=product)
+    y, dx = norm.forward(x, weight, bias, 1e-5, product), torch.empty_like(x)
+    dweight, dbias = norm.backward(x, dy, weight, 1e-5, dx, residual)
+    leaves = [t.double().requires_grad_() for t in (x, weight, bias)]
+    want = torch.nn.functional.layer_norm(leaves[0], leaves[0].shape[-1:], *leaves[1:], 1e-5)
+    grads = torch.autograd.grad(want, leaves, dy.double())
+    return {"y": relative(y, want.detach()) / ROUNDING[product],
+            "dx": relative(dx, grads[0] + residual) / ROUNDING[dtype],
+            "dweight": relative(dweight, grads[1]) / SUMS, "dbias": relative(dbias, grads[2]) / SUMS}
+
+
+def check_far_norm() -> dict[str, float]:
+    """More than 2^31 elements: the last rows."""
+    torch.manual_seed(SEED)
+    x, last = torch.randn(2**23 + 5, 256, device=device(), dtype=BF16), slice(-1000, None)
+    weight, bias = normal(256), normal(256)
+    dx = norm.forward(x, weight, bias, 1e-5, BF16)
+    y = dx[last].clone()
+    norm.backward(x, x, weight, 1e-5, dx, x)
+    leaf = x[last].double().requires_grad_()
+    want = torch.nn.functional.layer_norm(leaf, (256,), weight.double(), bias.double(), 1e-5)
+    dleaf, = torch.autograd.grad(want, leaf, leaf.detach())
+    return {"y": relative(y, want.detach()) / ROUNDING[BF16],
+            "dx": relative(dx[last], dleaf + leaf.detach()) / ROUNDING[BF16]}
+
+
+def check_gelu(tokens: int, width: int, dtype: torch.dtype) -> dict[str, float]:
+    torch.manual_seed(SEED)
+    h, da = 2 * normal(tokens, width, dtype=dtype), normal(tokens, width, dtype=dtype)
+    leaf = h.double().requires_grad_()
+    want = torch.nn.functional.gelu(leaf, approximate="tanh")
+    dh, = torch.autograd.grad(want, leaf, da.double())
+    y, a = gelu.forward(h, torch.empty_like(h)), torch.empty_like(h)
+    dbias = gelu.backward(h, da, a)
+    want = want.detach()
+    return {"y": relative(y, want) / ROUNDING[dtype], "a": relative(a, want) / ROUNDING[dtype],
+            "dh": relative(da, dh) / ROUNDING[dtype], "dbias": relative(dbias, dh.sum(0)) / SUMS}
+
+
+def check_far_gelu() -> dict[str, float]:
+    """More than 2^31 elements: the last rows."""
+    torch.manual_seed(SEED)
+    h, last = torch.randn(2**21 + 3, 1024, device=device(), dtype=BF16), slice(-100, None)
+    da, a = torch.ones_like(h), torch.empty_like(h)
+    leaf = h[last].double().requires_grad_()
+    want = torch.nn.functional.gelu(leaf, approximate="tanh")
+    dh, = torch.autograd.grad(want.sum(), leaf)
+    y = gelu.forward(h, a)[last].clone()
+    gelu.backward(h, da, a)
+    return {name: relative(found, right) / ROUNDING[BF16]
+            for name, found, right in (("y", y, want.detach()), ("a", a[last], want.detach()), ("dh", da[last], dh))}
+
+
+def filter_inputs(lags: int, rows: int, width: int, emb: int, layers: int,
+                  frequency: float) -> tuple[Tensor, Tensor, list[Tensor], Tensor, Tensor, Tensor]:
+    """features, the gradient at the filter, the trunk's weights, freq, last, decay."""
+    torch.manual_seed(SEED)
+    features = positional_features(FilterShape(lags, emb, 0.05), slice(0, lags), FP32, device())
+    weights = []
+    for inputs in (emb, *[width] * (layers - 1)):
+        weights += [normal(width, inputs) * inputs**-0.5, 0.3 * normal(width)]
+    return (features, 1e-4 * normal(rows, lags), weights, frequency * (1 + 0.1 * normal(width)),
+            normal(rows, width) * width**-0.5, torch.linspace(-3, -15, rows, device=device()))
+
+
+def plain_filter(features: Tensor, dh: Tensor, weights: Sequence[Tensor], freq: Tensor, last: Tensor, decay: Tensor,
+                 dtype: torch.dtype) -> list[Tensor]:
+    """h and the gradients at freq, last and the trunk, by torch in `dtype`."""
+    leaves = [t.to(dtype).requires_grad_() for t in (freq, last, *weights)]
+    a = z = features.to(dtype)
+    for weight, bias in zip(leaves[2::2], leaves[3::2], strict=True):
+        a = torch.sin(leaves[0] * torch.nn.functional.linear(a, weight, bias))
+    h = leaves[1].mm(a.t()) * (torch.exp(decay.to(dtype)[:, None] * z[:, 0]) + 0.05)
+    return [h.detach(), *torch.autograd.grad(h, leaves, dh.to(dtype))]
+
+
+def check_filter(lags: int, rows: int, width: int, emb: int, layers: int, frequency: float) -> dict[str, float]:
+    """At frequency 1 to 1e-5, at others to three times the error of torch's own operations in float32."""
+    features, dh, *rest = given = filter_inputs(lags, rows, width, emb, layers, frequency)
+    want = plain_filter(*given, torch.float64)
+    found = [filters.forward(features, *rest, 0.05), *filters.backward(features, dh, *rest, 0.05)]
+    allowed = [1e-5] * len(want)
+    if frequency != 1:
+        allowed = [max(1e-5, 3 * relative(a, b)) for a, b in zip(plain_filter(*given, FP32), want, strict=True)]
+    names = ("h", "dfreq", "dlast", *(f"d{kind}{k}" for k in range(layers) for kind in ("weight", "bias")))
+    return {name: relative(a, b) / limit
+            for name, a, b, limit in zip(names, found, want, allowed, strict=True)}
+
+
+CHECKS: dict[str, Callable[[], dict[str, float]]] = {
+    "filter 1,000,003 x 64": partial(check_filter, 1000003, 64, 64, 5, 3, 1.0),
+    "filter 262,147 x 256, frequency 10": partial(check_filter, 262147, 256, 64, 5, 3, 10.0),
+    "filter 65,536 x 128, frequency 10": partial(check_filter, 65536, 128, 64, 5, 3, 10.0),
+    "filter of width 128": partial(check_filter, 70001, 768, 128, 9, 3, 1.0),
+    "filter of width 16": partial(check_filter, 1000, 1, 16, 3, 2, 1.0),
+    "filter of width 96": partial(check_filter, 5, 65, 96, 5, 2, 1.0),
+    "filter of one layer, one lag": partial(check_filter, 1, 3, 32, 5, 1, 1.0),
+    "norm 524,291 x 256": partial(check_norm, 524291, 1, 256),
+    "norm 43,691 x 3 x 256": partial(check_norm, 43691, 3, 256),
+    "norm 100,003 x 96": partial(check_norm, 100003, 1, 96),
+    "norm 65,537 x 2 x 128, fp16": partial(check_norm, 65537, 2, 128, dtype=FP16, product=FP16),
+    "norm 65,536 x 768": partial(check_norm, 65536, 1, 768),
+    "norm 20,001 x 4096, float32": partial(check_norm, 20001, 1, 4096, product=FP32),
+    "norm of one token": partial(check_norm, 1, 1, 256),
+    "norm of 2^31 elements": check_far_norm,
+    "gelu 131,075 x 1024": partial(check_gelu, 131075, 1024, BF16),
+    "gelu 100,003 x 384, fp16": partial(check_gelu, 100003, 384, FP16),
+    "gelu 16,384 x 3072, float32": partial(check_gelu, 16384, 3072, FP32),
+    "gelu 1 x 130": partial(check_gelu, 1, 130, FP32),
+    "gelu of 2^31 elements": check_far_gelu,
+}
+
+
+def main(index: int, processes: int) -> None:
+    for name in list(CHECKS)[index::processes]:
+        try:
+            print(ERRORS + json.dumps({"case": name, "errors": CHECKS[name]()}), flush=True)
+        except Exception as error:  # noqa: BLE001 - the others are to be tried too
+            traceback.print_exc()
+            print(f"FAILED {name}: {type(error).__name__}: {' '.join(str(error).split())[:150]}", flush=True)
+        torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,123 @@
+"""The layer norm of chunks of tokens and its gradients, one pass over memory each. Statistics are computed again where
+they are needed: a row is read as a whole anyway.
+
+Rows are those of x [n, D] or [R, T, D], of any strides but the last; what a product reads or gives, n and dn, is
+contiguous.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+TILE = 1024
+"""Elements that a warp works on at a time, in whole rows."""
+
+PROGRAMS = 1024
+"""The most of a backward pass, each of which sums the weights' gradients of its rows: so few that a large GPU runs all
+at a time. A constant, because the order of a sum must not depend on the device."""
+
+
+@triton.jit
+def row_offsets(i, INNER, outer_stride, inner_stride):
+    return (i // INNER).to(tl.int64) * outer_stride + (i % INNER).to(tl.int64) * inner_stride
+
+
+@triton.jit
+def standardised(x, inside, eps, D: tl.constexpr):
+    """[ROWS, DP] -> (the same of mean 0 and variance 1, the factor [ROWS, 1])."""
+    mean = tl.sum(x, 1)[:, None] / D
+    c = tl.where(inside, x - mean, 0.0)
+    factor = tl.rsqrt(tl.sum(c * c, 1)[:, None] / D + eps)
+    return c * factor, factor
+
+
+@triton.jit(do_not_specialize=["COUNT", "INNER"])
+def norm_forward(X, Y, WEIGHT, BIAS, COUNT, INNER, x_outer, x_inner, eps, D: tl.constexpr, DP: tl.constexpr,
+                 ROWS: tl.constexpr):
+    """Y [COUNT, D] <- the norm of X's rows. Grid (COUNT / ROWS,)."""
+    i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+    d = tl.arange(0, DP)[None, :]
+    ok = (i < COUNT) & (d < D)
+    x = tl.load(X + row_offsets(i, INNER, x_outer, x_inner) + d, mask=ok, other=0.0).to(tl.float32)
+    h, _ = standardised(x, d < D, eps, D)
+    weight = tl.load(WEIGHT + d, mask=d < D, other=0.0)
+    y = h * weight + tl.load(BIAS + d, mask=d < D, other=0.0)
+    tl.store(Y + i.to(tl.int64) * D + d, y.to(Y.dtype.element_ty), mask=ok)
+
+
+@triton.jit(do_not_specialize=["COUNT", "INNER"])
+def norm_backward(X, DY, RESIDUAL, DX, SUMS, WEIGHT, COUNT, INNER, x_outer, x_inner, r_outer, r_inner, dx_outer,
+                  dx_inner, eps, ADD: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr):
+    """DX's rows <- the gradient at X's from DY [COUNT, D], and with ADD those of RESIDUAL; SUMS [programs, 2, D]: those
+    at weight and bias of the program's rows. Grid (programs,)."""
+    d = tl.arange(0, DP)[None, :]
+    weight = tl.load(WEIGHT + d, mask=d < D, other=0.0)
+    dweight = tl.zeros([DP], tl.float32)
+    dbias = tl.zeros([DP], tl.float32)
+    for block in range(tl.program_id(0), tl.cdiv(COUNT, ROWS), tl.num_programs(0)):
+        i = block * ROWS + tl.arange(0, ROWS)[:, None]
+        ok = (i < COUNT) & (d < D)
+        x = tl.load(X + row_offsets(i, INNER, x_outer, x_inner) + d, mask=ok, other=0.0).to(tl.float32)
+        g = tl.load(DY + i.to(tl.int64) * D + d, mask=ok, other=0.0).to(tl.float32)
+        h, factor = standardised(x, d < D, eps, D)
+        dweight += tl.sum(g * h, 0)
+        dbias += tl.sum(g, 0)
+        g *= weight
+        dx = factor * (g - tl.sum(g, 1)[:, None] / D - h * (tl.sum(g * h, 1)[:, None] / D))
+        if ADD:
+            dx += tl.load(RESIDUAL + row_offsets(i, INNER, r_outer, r_inner) + d, mask=ok, other=0.0).to(tl.float32)
+        tl.store(DX + row_offsets(i, INNER, dx_outer, dx_inner) + d, dx.to(DX.dtype.element_ty), mask=ok)
+    column = tl.arange(0, DP)
+    sums = SUMS + tl.program_id(0) * (2 * D) + column
+    tl.store(sums, dweight, mask=column < D)
+    tl.store(sums + D, dbias, mask=column < D)
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    """x [n, D] or [R, T, D], weight and bias [D] in float32 -> the same shape in `dtype`, contiguous."""
+    x = _rows(x)
+    y = torch.empty(*x.shape, dtype=dtype, device=x.device)
+    count, inner, *strides = _places(x)
+    sizes, options = _sizes(x.shape[-1])
+    if count:
+        with torch.cuda.device_of(x):
+            norm_forward[(triton.cdiv(count, sizes["ROWS"]),)](x, y, weight.contiguous(), bias.contiguous(), count,
+                                                               inner, *strides, eps, **sizes, **options)
+    return y
+
+
+def backward(x: Tensor, dy: Tensor, weight: Tensor, eps: float, dx: Tensor,
+             residual: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Writes the gradient at x to dx, from dy at `forward`'s result, plus residual, all of x's shape (dy's rows may be
+    [R T, D]); returns those at weight and bias."""
+    x, dy = _rows(x), dy.contiguous()
+    added = x if residual is None else _rows(residual)
+    count, inner, *strides = _places(x)
+    sizes, options = _sizes(x.shape[-1])
+    programs = min(PROGRAMS, triton.cdiv(count, sizes["ROWS"]))
+    sums = torch.empty(programs, 2, x.shape[-1], dtype=torch.float32, device=x.device)
+    if count:
+        with torch.cuda.device_of(x):
+            norm_backward[(programs,)](x, dy, added, dx, sums, weight.contiguous(), count, inner, *strides,
+                                       *_places(added)[2:], *_places(dx)[2:], eps, ADD=residual is not None, **sizes,
+                                       **options)
+    dweight, dbias = sums.sum(0)
+    return dweight, dbias
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _places(x: Tensor) -> tuple[int, int, int, int]:
+    """Rows in all, rows of an outer index, and the strides of both indices."""
+    outer, inner, _ = x.shape if x.dim() == 3 else (1, *x.shape)
+    return outer * inner, max(1, inner), x.stride(0) if x.dim() == 3 else 0, x.stride(-2)
+
+
+def _sizes(channels: int) -> tuple[dict[str, int], dict[str, int]]:
+    """Constants and options of a launch. One warp holds whole rows, so that no sum over a row needs a barrier."""
+    padded = triton.next_power_of_2(max(32, channels))
+    warps = max(1, padded // TILE)
+    return {"D": channels, "DP": padded, "ROWS": max(1, warps * TILE // padded)}, {"num_warps": warps}

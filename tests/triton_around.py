@@ -1,0 +1,157 @@
+"""The kernels around the operator in Triton's interpreter against float64, as in `tests.triton_cases`:
+`python -m tests.triton_around NAME ...` prints {name: {what: error}} as JSON."""
+
+import json
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from tests.triton_cases import BF16, FP16, FP32, Bands, relative
+
+# Imported after `triton_cases`, which asks for the interpreter.
+from hyena_dist.ops import mlp as torch_mlp  # isort: skip
+from hyena_dist.ops.linear import linear, to_channels  # isort: skip
+from hyena_dist.ops.norm import NormWeights, layer_norm  # isort: skip
+from hyena_dist.ops import implicit_filter as torch_filter  # isort: skip
+from hyena_dist.ops.triton import filter as filter_kernels, gelu as gelu_kernels, norm as norm_kernels  # isort: skip
+
+
+def normal(*shape: int, dtype: torch.dtype = FP32) -> Tensor:
+    return torch.randn(*shape).to(dtype)
+
+
+def gradients(y: Tensor, dy: Tensor, *leaves: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(y, leaves, dy.double())
+
+
+def norm(tokens: int, batch: int, channels: int, dtype: torch.dtype, *, residual: bool, product: torch.dtype = FP32,
+         change: Callable[[Tensor], Tensor] = lambda x: x) -> dict[str, float]:
+    """x and the residual of `dtype`, [tokens, batch, channels], read row by row; of the product's dtype the rest."""
+    torch.manual_seed(channels)
+    bands = Bands()
+    x, added = (bands.around(t) for t in (3 + 2 * normal(tokens, batch, channels, dtype=dtype),
+                                          normal(tokens, batch, channels, dtype=dtype)))
+    weight, bias = (bands.around(normal(channels)) for _ in range(2))
+    dy = bands.around(normal(batch, tokens, channels, dtype=product))
+    leaves = [t.double().requires_grad_() for t in (x.transpose(0, 1), weight, bias)]
+    want = torch.nn.functional.layer_norm(leaves[0], (channels,), *leaves[1:], 1e-5)
+    dx, dweight, dbias = gradients(want, dy, *leaves)
+    dx = dx + added.transpose(0, 1).double() if residual else dx
+    found_dx = bands.around(torch.full_like(x, float("nan"))).transpose(0, 1)
+    with bands.of_everything_made():
+        y = norm_kernels.forward(change(x.transpose(0, 1)), weight, bias, 1e-5, product)
+        sums = norm_kernels.backward(x.transpose(0, 1), dy, weight, 1e-5, found_dx,
+                                     added.transpose(0, 1) if residual else None)
+    return {"y": relative(y, want.detach()), "dx": relative(found_dx, dx), "dweight": relative(sums[0], dweight),
+            "dbias": relative(sums[1], dbias), "outside": 0.0 if bands.whole() else float("inf")}
+
+
+def gelu(tokens: int, width: int, dtype: torch.dtype, scale: float = 2.0,
+         approximate: str = "tanh") -> dict[str, float]:
+    """Both directions. The control: GELU that is not by tanh differs by 3e-4."""
+    torch.manual_seed(width)
+    bands = Bands()
+    h, da = (bands.around(t.to(dtype)) for t in (normal(tokens, width) * scale, normal(tokens, width)))
+    leaf = h.double().requires_grad_()
+    want = torch.nn.functional.gelu(leaf, approximate=approximate)
+    dh, = gradients(want, da, leaf)
+    with bands.of_everything_made():
+        first = gelu_kernels.forward(h, bands.around(torch.full_like(h, float("nan"))))
+        a = bands.around(torch.full_like(h, float("nan")))
+        dbias = gelu_kernels.backward(h, da, a)
+    return {"y": relative(first, want.detach()), "a": relative(a, want.detach()), "dh": relative(da, dh),
+            "dbias": relative(dbias, dh.sum(0)), "outside": 0.0 if bands.whole() else float("inf")}
+
+
+def whole(function: Callable[..., Tensor], *shapes: tuple[int, ...]) -> dict[str, float]:
+    """A function of tensors and a backend, by kernels and by torch's operations in float64: y and every gradient."""
+    results = []
+    for dtype, backend in ((FP32, "triton"), (torch.float64, "torch")):
+        torch.manual_seed(1)
+        leaves = [torch.randn(*shape).to(dtype).requires_grad_() for shape in shapes]
+        y = function(backend, *leaves)
+        results.append([y, *torch.autograd.grad(y, leaves, torch.randn(y.shape).to(dtype))])
+    return {str(i): relative(a.detach(), b.detach()) for i, (a, b) in enumerate(zip(*results, strict=True))}
+
+
+def whole_mlp(backend: str, x: Tensor, *tensors: Tensor) -> Tensor:
+    return torch_mlp.mlp(x, torch_mlp.MLPWeights(*tensors[:4]), NormWeights(*tensors[4:], 1e-5, backend), residual=True,
+                         backend=backend)
+
+
+def whole_linear(backend: str, x: Tensor, weight: Tensor, bias: Tensor, *norm: Tensor) -> Tensor:
+    return linear(x, weight, bias, NormWeights(*norm, 1e-5, backend))
+
+
+def whole_channels(backend: str, x: Tensor, weight: Tensor, bias: Tensor, *norm: Tensor) -> Tensor:
+    return to_channels(x, weight, bias, NormWeights(*norm, 1e-5, backend))
+
+
+def implicit(lags: int, rows: int, width: int, emb: int, layers: int, frequency: float = 1.0, *,
+             start: int = 0, beside_torch: bool = False, shift: float = 0.05) -> dict[str, float]:
+    """Both directions on the float32 features; `beside_torch` in units of the error of torch's own operations in
+    float32. The control has another window."""
+    torch.manual_seed(width + rows)
+    bands = Bands()
+    shape = torch_filter.FilterShape(start + lags, emb, 0.05)
+    features = torch_filter.positional_features(shape, slice(start, start + lags), FP32, torch.device("cpu"))
+    inputs = [emb, *[width] * (layers - 1)]
+    pairs = [(normal(width, n) * n**-0.5, 0.3 * normal(width)) for n in inputs]
+    weights = [bands.around(t) for pair in pairs for t in pair]
+    freq, last = bands.around(frequency * (1 + 0.1 * normal(width))), bands.around(normal(rows, width) * width**-0.5)
+    decay = bands.around(torch.linspace(-3, -15, rows))
+    dh = bands.around(1e-4 * normal(rows, lags))
+
+    def plain(dtype: torch.dtype) -> list[Tensor]:
+        leaves = [t.to(dtype).requires_grad_() for t in (freq, last, *weights)]
+        a = z = features.to(dtype)
+        for weight, bias in zip(leaves[2::2], leaves[3::2], strict=True):
+            a = torch.sin(leaves[0] * torch.nn.functional.linear(a, weight, bias))
+        h = leaves[1].mm(a.t()) * (torch.exp(decay.to(dtype)[:, None] * z[:, 0]) + 0.05)
+        return [h.detach(), *torch.autograd.grad(h, leaves, dh.to(dtype))]
+
+    want = plain(torch.float64)
+    features = bands.around(features)
+    kept, filter_kernels.CHUNK = filter_kernels.CHUNK, 192
+    with bands.of_everything_made():
+        found = [filter_kernels.forward(features, weights, freq, last, decay, shift),
+                 *filter_kernels.backward(features, dh, weights, freq, last, decay, shift)]
+    filter_kernels.CHUNK = kept
+    unit = [relative(a, b) for a, b in zip(plain(FP32), want, strict=True)] if beside_torch else [1.0] * len(want)
+    errors = {str(i): relative(a, b) / u for i, (a, b, u) in enumerate(zip(found, want, unit, strict=True))}
+    return errors | {"outside": 0.0 if bands.whole() else float("inf")}
+
+
+CASES: dict[str, Callable[[], dict[str, float]]] = {
+    "norm 96": lambda: norm(37, 1, 96, FP32, residual=True),
+    "norm 128, three rows": lambda: norm(13, 3, 128, FP32, residual=False),
+    "norm 256 bf16": lambda: norm(11, 2, 256, FP32, residual=True, product=BF16),
+    "norm 256, half": lambda: norm(1, 5, 256, FP16, residual=True, product=FP16),
+    "norm 768": lambda: norm(5, 1, 768, FP32, residual=False),
+    "norm 7, one token": lambda: norm(1, 1, 7, FP32, residual=True),
+    "norm 1100": lambda: norm(3, 2, 1100, FP32, residual=True),
+    "gelu": lambda: gelu(37, 130, FP32),
+    "gelu, large": lambda: gelu(3, 96, FP32, scale=100.0),
+    "gelu bf16": lambda: gelu(19, 384, BF16),
+    "gelu fp16": lambda: gelu(1, 256, FP16),
+    "mlp": lambda: whole(whole_mlp, (7, 2, 12), (48, 12), (48,), (12, 48), (12,), (12,), (12,)),
+    "linear": lambda: whole(whole_linear, (7, 3, 12), (5, 12), (5,), (12,), (12,)),
+    "to channels": lambda: whole(whole_channels, (7, 3, 12), (5, 12), (5,), (12,), (12,)),
+    "to channels, one row": lambda: whole(whole_channels, (9, 1, 12), (5, 12), (5,), (12,), (12,)),
+    "layer norm": lambda: whole(lambda backend, x, *w: layer_norm(x, NormWeights(*w, 1e-5, backend)), (7, 3, 12), (12,),
+                                (12,)),
+    "filter": lambda: implicit(301, 20, 64, 5, 3, start=1000),
+    "filter of width 16": lambda: implicit(67, 1, 16, 3, 2),
+    "filter of width 96": lambda: implicit(33, 65, 96, 9, 2),
+    "filter of one layer": lambda: implicit(5, 3, 48, 5, 1),
+    "filter of frequency 10": lambda: implicit(131, 70, 64, 5, 3, 10.0, beside_torch=True),
+    "filter, control": lambda: implicit(33, 5, 32, 5, 2, shift=0.5),
+    "gelu, control": lambda: gelu(37, 130, FP32, approximate="none"),
+    "norm, control": lambda: norm(5, 2, 96, FP32, residual=False, change=lambda x: x.flip(0)),
+}
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    print(json.dumps({name: CASES[name]() for name in sys.argv[1:]}))
