@@ -149,8 +149,9 @@ def _check_fasta(manifest: Manifest, sources: Sequence[Source]) -> None:
                 if number is None or manifest.contigs[number].bases != bases.size:
                     raise DataError(f"{source.path}: contig {name!r} of {bases.size} bases is not in "
                                     f"{manifest.directory / FILE_NAME}; give the FASTA files that the shards came from")
+                stored = as_dna(bases)  # once: it reads all of the contig
                 for key in segments.get(number, []):
-                    _compare(manifest, key, held, source.path, as_dna(bases))
+                    _compare(manifest, key, held, source.path, stored)
         except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
             if isinstance(error, DataError):
                 raise

@@ -5,7 +5,7 @@ The digest stands in the file, not in the marker beside it, so that a value can 
 
 import hashlib
 import json
-import math
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max  # isfinite fails on a long whole number
 
 
 def _is_loss_scale(value: Any) -> bool:
