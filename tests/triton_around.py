@@ -4,11 +4,14 @@
 import json
 import sys
 from collections.abc import Callable
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
+from hyena_dist.ops.costs import declared_cost
 from tests.triton_cases import BF16, FP16, FP32, Bands, relative
+from tests.triton_traffic import Traffic
 
 # Imported after `triton_cases`, which asks for the interpreter.
 from hyena_dist.ops import mlp as torch_mlp  # isort: skip
@@ -58,8 +61,8 @@ def gelu(tokens: int, width: int, dtype: torch.dtype, scale: float = 2.0,
     want = torch.nn.functional.gelu(leaf, approximate=approximate)
     dh, = gradients(want, da, leaf)
     with bands.of_everything_made():
-        first = gelu_kernels.forward(h, bands.around(torch.full_like(h, float("nan"))))
-        a = bands.around(torch.full_like(h, float("nan")))
+        first, a = (bands.around(torch.full_like(h, float("nan"))) for _ in range(2))
+        gelu_kernels.forward(h, first)
         dbias = gelu_kernels.backward(h, da, a)
     return {"y": relative(first, want.detach()), "a": relative(a, want.detach()), "dh": relative(da, dh),
             "dbias": relative(dbias, dh.sum(0)), "outside": 0.0 if bands.whole() else float("inf")}
@@ -124,6 +127,35 @@ def implicit(lags: int, rows: int, width: int, emb: int, layers: int, frequency:
     return errors | {"outside": 0.0 if bands.whole() else float("inf")}
 
 
+def declared() -> dict[str, float]:
+    """What kernels move, weights aside, and what they declare: the relative difference. And on meta tensors, where no
+    kernel runs: infinite where shapes are not those of the results."""
+    x, residual, dx = normal(300, 96), normal(300, 96), normal(300, 96)
+    weight, h = normal(96), normal(50, 130).to(BF16)
+    features, dh, freq, last, decay = normal(200, 5), normal(70, 200), normal(16), normal(70, 16), -normal(70).abs()
+    trunk = [normal(16, 5), normal(16), normal(16, 16), normal(16), normal(16, 16), normal(16)]
+    stacks = {2: torch.stack(trunk[2::2]), 3: torch.stack(trunk[1::2])}
+    of_filter = trunk, freq, last, decay, 0.05
+    calls = {"norm": (norm_kernels.forward, (x, weight, weight, 1e-5, BF16)),
+             "norm_backward": (norm_kernels.backward, (x, x.to(BF16), weight, 1e-5, dx, residual)),
+             "gelu": (gelu_kernels.forward, (h, h.clone())),
+             "gelu_backward": (gelu_kernels.backward, (h, h.clone(), h.clone())),
+             "filter": (filter_kernels.forward, (features, *of_filter)),
+             "filter_backward": (filter_kernels.backward, (features, dh, *of_filter))}
+    errors = {}
+    for name, (function, arguments) in calls.items():
+        traffic = Traffic([weight, freq, last, decay, *trunk, *stacks.values()])
+        with traffic.counted(), patch.object(torch, "stack", lambda parts: stacks[len(parts)]):
+            result = function(*arguments)
+        errors[name] = abs(traffic.bytes / declared_cost(f"hyena::{name}")(*arguments).bytes - 1)
+        on_meta = function(*torch.utils._pytree.tree_map_only(Tensor, lambda t: t.to("meta"), arguments))
+        pairs = [] if result is None else zip(*([r] if isinstance(r, Tensor) else r for r in (result, on_meta)),
+                                              strict=True)
+        if any((a.shape, a.dtype) != (b.shape, b.dtype) for a, b in pairs):
+            errors[name] = float("inf")
+    return errors
+
+
 CASES: dict[str, Callable[[], dict[str, float]]] = {
     "norm 96": lambda: norm(37, 1, 96, FP32, residual=True),
     "norm 128, three rows": lambda: norm(13, 3, 128, FP32, residual=False),
@@ -142,6 +174,7 @@ CASES: dict[str, Callable[[], dict[str, float]]] = {
     "to channels, one row": lambda: whole(whole_channels, (9, 1, 12), (5, 12), (5,), (12,), (12,)),
     "layer norm": lambda: whole(lambda backend, x, *w: layer_norm(x, NormWeights(*w, 1e-5, backend)), (7, 3, 12), (12,),
                                 (12,)),
+    "declared": declared,
     "filter": lambda: implicit(301, 20, 64, 5, 3, start=1000),
     "filter of width 16": lambda: implicit(67, 1, 16, 3, 2),
     "filter of width 96": lambda: implicit(33, 65, 96, 9, 2),

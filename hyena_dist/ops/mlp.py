@@ -137,7 +137,9 @@ def _second_product(a: Tensor, weight: Tensor, bias: Tensor | None, residual: Te
 
 def _gelu(h: Tensor, work: Workspace, kernels: ModuleType | None) -> Tensor:
     if kernels:
-        return kernels.forward(h, work("a", *h.shape))
+        a = work("a", *h.shape)
+        kernels.forward(h, a)
+        return a
     if not _by_sigmoid(h):
         return F.gelu(h, approximate="tanh")
     return torch.addcmul(h.new_tensor(_A), h, h, value=_B, out=work("s", *h.shape)).mul_(h).sigmoid_().mul_(h)

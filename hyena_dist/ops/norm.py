@@ -67,7 +67,7 @@ class NormTape:
         """Writes the gradient at the input of the last `forward` to dx, of its shape, from that at its result, of its
         shape or [R T, D], plus `residual`, of its shape."""
         if self._weights is not None and self._kernels:
-            self._add(self._kernels.backward(self._x, dy, self._weights[0], self._eps, dx, residual))
+            self._add(self._kernels.backward(self._x, dy, self._weights[0], self._eps, dx, residual).unbind())
             return
         if self._weights is not None:
             dy, *grads = torch.ops.aten.native_layer_norm_backward(

@@ -19,7 +19,7 @@ FAST = {
     "mlp": FLOAT32, "linear": FLOAT32, "to channels": FLOAT32, "to channels, one row": FLOAT32, "layer norm": FLOAT32,
 }
 FAST |= {"filter": 1e-5, "filter of width 16": 1e-5, "filter of width 96": 1e-5, "filter of one layer": 1e-5,
-         "filter of frequency 10": 3.0}
+         "filter of frequency 10": 3.0, "declared": 1e-3}
 CONTROLS = {"filter, control": ("0", 0.1), "norm, control": ("y", 0.1), "gelu, control": ("y", 1e-4)}
 """(what must be wrong, by how much at least)"""
 

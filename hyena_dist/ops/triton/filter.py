@@ -6,12 +6,12 @@ depends on its neighbours. Legend: E positional features, the first of them the 
 padding; R rows; n lags.
 """
 
-from collections.abc import Sequence
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from hyena_dist.ops.costs import Cost, declare_cost
 
 CHUNK = 2**18
 """Lags of which a backward pass keeps the trunk at a time: 270 MB at F = 64."""
@@ -184,7 +184,8 @@ def layer_backward(READ, TAPE, D, DW, DB, DFREQ, W, FREQ, N, FIRST: tl.constexpr
     tl.store(DFREQ + p * F + f, dfreq, mask=f < F)
 
 
-def forward(features: Tensor, weights: Sequence[Tensor], freq: Tensor, last: Tensor, decay: Tensor,
+@torch.library.custom_op("hyena::filter", mutates_args=())
+def forward(features: Tensor, weights: list[Tensor], freq: Tensor, last: Tensor, decay: Tensor,
             shift: float) -> Tensor:
     """features [n, E]; weight, bias, weight, bias, ... of the trunk; freq [F], last [R, F], decay [R], all float32 ->
     [R, n]."""
@@ -196,7 +197,8 @@ def forward(features: Tensor, weights: Sequence[Tensor], freq: Tensor, last: Ten
     return h
 
 
-def backward(features: Tensor, dh: Tensor, weights: Sequence[Tensor], freq: Tensor, last: Tensor, decay: Tensor,
+@torch.library.custom_op("hyena::filter_backward", mutates_args=())
+def backward(features: Tensor, dh: Tensor, weights: list[Tensor], freq: Tensor, last: Tensor, decay: Tensor,
              shift: float) -> list[Tensor]:
     """Gradients at freq, last and the trunk's weights, from dh [R, n] at `forward`'s result."""
     trunk, dh, last, decay = _Trunk(weights, freq), dh.contiguous(), last.contiguous(), decay.contiguous()
@@ -209,17 +211,46 @@ def backward(features: Tensor, dh: Tensor, weights: Sequence[Tensor], freq: Tens
     return totals or [torch.zeros_like(t) for t in (freq, last, *weights)]
 
 
+def _lags(width: int) -> int:
+    """Of a program's tile."""
+    return 32 if width > 64 else 64
+
+
+def _cost(features: Tensor, weights: list[Tensor], rows: int, *, backward: bool) -> Cost:
+    """Of one chunk after the other."""
+    lags, emb = features.shape
+    width, layers = len(weights[0]), len(weights) // 2
+    trunk = width * emb + (layers - 1) * width * width
+    if not backward:
+        return Cost(4 * lags * (emb + rows), 2 * lags * (trunk + rows * width), 3)
+    tape = emb + layers * width
+    last = rows + triton.cdiv(rows, ROWS) * (width + 1) + rows + 1 + width
+    each = 2 * layers * width + 2 * (layers - 1) * width + emb
+    chunks, programs = triton.cdiv(lags, CHUNK), min(PROGRAMS, triton.cdiv(min(lags, CHUNK), _lags(width)))
+    sums = chunks * programs * (rows * width + trunk + 2 * layers * width)
+    return Cost(4 * (lags * (tape + last + each) + sums), 2 * lags * (3 * trunk - width * emb + 2 * rows * width),
+                2 + chunks * (4 + 4 * layers))
+
+
+forward.register_fake(lambda features, _weights, _freq, last, *_: last.new_empty(len(last), len(features)))
+backward.register_fake(lambda _features, _dh, weights, freq, last, *_: [*map(torch.empty_like, (freq, last, *weights))])
+declare_cost("hyena::filter", lambda features, weights, _freq, last, *_: _cost(features, weights, len(last),
+                                                                               backward=False))
+declare_cost("hyena::filter_backward", lambda features, dh, weights, *_: _cost(features, weights, len(dh),
+                                                                               backward=True))
+
+
 class _Trunk:
     """What the kernels of a filter have in common."""
 
-    def __init__(self, weights: Sequence[Tensor], freq: Tensor) -> None:
+    def __init__(self, weights: list[Tensor], freq: Tensor) -> None:
         self.first, self.freq, self.layers = weights[0].contiguous(), freq.contiguous(), len(weights) // 2
         width, self.features = self.first.shape
-        self.inner = torch.stack(list(weights[2::2])) if self.layers > 1 else self.first
-        self.bias = torch.stack(list(weights[1::2]))
+        self.inner = torch.stack(weights[2::2]) if self.layers > 1 else self.first
+        self.bias = torch.stack(weights[1::2])
         padded = triton.next_power_of_2(max(16, width))
         self.sizes = {"E": self.features, "F": width, "FP": padded}
-        self.lags = {"LAGS": 32 if padded > 64 else 64}
+        self.lags = {"LAGS": _lags(width)}
         self.options = {"num_warps": 8 if padded > 64 else 4, "num_stages": 1}
 
     def run(self, features: Tensor, out: Tensor, last: Tensor, decay: Tensor, shift: float, *, taped: bool) -> None:

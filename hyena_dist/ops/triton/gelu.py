@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hyena_dist.ops.costs import Cost, declare_cost
+
 FLAT = 2048
 ROWS, COLUMNS = 16, 128
 PROGRAMS = 512
@@ -54,22 +56,34 @@ def gelu_backward(H, DA, A, SUMS, COUNT, WIDTH, ROWS: tl.constexpr, COLUMNS: tl.
     tl.store(SUMS + tl.program_id(0) * WIDTH + column, tl.sum(total, 0), mask=column < WIDTH)
 
 
-def forward(h: Tensor, out: Tensor) -> Tensor:
-    """gelu(h), written to out; both contiguous."""
+@torch.library.custom_op("hyena::gelu", mutates_args=("out",))
+def forward(h: Tensor, out: Tensor) -> None:
+    """out <- gelu(h), both contiguous."""
     if h.numel():
         with torch.cuda.device_of(h):
             gelu_forward[(triton.cdiv(h.numel(), FLAT),)](h, out, h.numel(), BLOCK=FLAT)
-    return out
 
 
+@torch.library.custom_op("hyena::gelu_backward", mutates_args=("da", "a"))
 def backward(h: Tensor, da: Tensor, a: Tensor) -> Tensor:
     """a <- gelu(h), and da <- the gradient at h from da at a, all [n, I] and contiguous; returns its sum over n, [I] in
     float32."""
     count, width = h.shape
-    blocks = triton.cdiv(width, COLUMNS)
-    programs = min(max(1, PROGRAMS // max(1, blocks)), triton.cdiv(count, ROWS))
+    programs, blocks = _grid(count, width)
     sums = torch.empty(programs, width, dtype=torch.float32, device=h.device)
     if h.numel():
         with torch.cuda.device_of(h):
             gelu_backward[(programs, blocks)](h, da, a, sums, count, width, ROWS=ROWS, COLUMNS=COLUMNS)
     return sums.sum(0)
+
+
+def _grid(count: int, width: int) -> tuple[int, int]:
+    blocks = triton.cdiv(width, COLUMNS)
+    return min(max(1, PROGRAMS // max(1, blocks)), triton.cdiv(count, ROWS)), blocks
+
+
+forward.register_fake(lambda *_: None)
+backward.register_fake(lambda h, *_: h.new_empty(h.shape[1], dtype=torch.float32))
+declare_cost("hyena::gelu", lambda h, out: Cost(h.nbytes + out.nbytes, 0, 1))
+declare_cost("hyena::gelu_backward", lambda h, da, a: Cost(
+    h.nbytes + 2 * da.nbytes + a.nbytes + 4 * _grid(*h.shape)[0] * h.shape[1], 0, 2))

@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hyena_dist.ops.costs import Cost, declare_cost
+
 TILE = 1024
 """Elements that a warp works on at a time, in whole rows."""
 
@@ -74,6 +76,7 @@ def norm_backward(X, DY, RESIDUAL, DX, SUMS, WEIGHT, COUNT, INNER, x_outer, x_in
     tl.store(sums + D, dbias, mask=column < D)
 
 
+@torch.library.custom_op("hyena::norm", mutates_args=())
 def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """x [n, D] or [R, T, D], weight and bias [D] in float32 -> the same shape in `dtype`, contiguous."""
     x = _rows(x)
@@ -87,23 +90,34 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dt
     return y
 
 
-def backward(x: Tensor, dy: Tensor, weight: Tensor, eps: float, dx: Tensor,
-             residual: Tensor | None) -> tuple[Tensor, Tensor]:
+@torch.library.custom_op("hyena::norm_backward", mutates_args=("dx",))
+def backward(x: Tensor, dy: Tensor, weight: Tensor, eps: float, dx: Tensor, residual: Tensor | None) -> Tensor:
     """Writes the gradient at x to dx, from dy at `forward`'s result, plus residual, all of x's shape (dy's rows may be
-    [R T, D]); returns those at weight and bias."""
+    [R T, D]); returns those at weight and bias, [2, D]."""
     x, dy = _rows(x), dy.contiguous()
     added = x if residual is None else _rows(residual)
     count, inner, *strides = _places(x)
     sizes, options = _sizes(x.shape[-1])
-    programs = min(PROGRAMS, triton.cdiv(count, sizes["ROWS"]))
+    programs = _programs(x)
     sums = torch.empty(programs, 2, x.shape[-1], dtype=torch.float32, device=x.device)
     if count:
         with torch.cuda.device_of(x):
             norm_backward[(programs,)](x, dy, added, dx, sums, weight.contiguous(), count, inner, *strides,
                                        *_places(added)[2:], *_places(dx)[2:], eps, ADD=residual is not None, **sizes,
                                        **options)
-    dweight, dbias = sums.sum(0)
-    return dweight, dbias
+    return sums.sum(0)
+
+
+forward.register_fake(lambda x, _weight, _bias, _eps, dtype: x.new_empty(x.shape, dtype=dtype))
+backward.register_fake(lambda _x, _dy, weight, *_: weight.new_empty(2, len(weight), dtype=torch.float32))
+declare_cost("hyena::norm", lambda x, _weight, _bias, _eps, dtype: Cost(x.nbytes + x.numel() * dtype.itemsize, 0, 1))
+declare_cost("hyena::norm_backward", lambda x, dy, _weight, _eps, dx, residual: Cost(
+    x.nbytes + dy.nbytes + dx.nbytes + (0 if residual is None else residual.nbytes)
+    + 8 * _programs(x) * x.shape[-1], 0, 2))
+
+
+def _programs(x: Tensor) -> int:
+    return min(PROGRAMS, triton.cdiv(x.numel() // x.shape[-1], _sizes(x.shape[-1])[0]["ROWS"]))
 
 
 def _rows(x: Tensor) -> Tensor:
