@@ -41,15 +41,15 @@ def scaffolds(directory, count, bases=500):
 
 @pytest.mark.parametrize("count", [4_000, pytest.param(100_000, marks=pytest.mark.slow)])
 def test_short_contigs_share_samples(tmp_path, count):
-    """At most 0.5 byte a base, and 10 seconds for 100,000 of them."""
+    """At most 0.5 byte a base, and 10 seconds for 100,000 of them, of this process: the machine may be shared."""
     path, rows = scaffolds(tmp_path, count)
-    started = time.monotonic()
+    started = time.process_time()
     manifest = build([Source(path)], tmp_path / "out", Splits())
-    seconds = time.monotonic() - started
+    seconds = time.process_time() - started
     size = bytes_per_base(tmp_path / "out", rows.size)
-    print(f"{count} contigs: {seconds:.1f} s, limit {20 * count / 100_000 + 2:.1f}; {size:.3f} byte a base, limit 0.5")
+    print(f"{count} contigs: {seconds:.1f} s, limit {10 * count / 100_000 + 1:.1f}; {size:.3f} byte a base, limit 0.5")
     assert size <= 0.5
-    assert seconds < 20 * count / 100_000 + 2  # twice what is asked for: the machine may be shared
+    assert seconds < 10 * count / 100_000 + 1
     assert len(manifest.index.samples) == -(-rows.size // 1_048_500)
     for i in range(0, count, count // 50):
         assert np.array_equal(manifest.read(f"scaffold_{i}", 0, 500), encode(rows[i].tobytes()))
