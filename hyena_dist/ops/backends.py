@@ -37,7 +37,7 @@ def check_backend(backend: str) -> None:
     """
     if backend not in BACKENDS:
         raise ValueError(f"ops.backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
-    if backend == "triton" and importlib.util.find_spec("triton") is None:
+    if backend == "triton" and not _installed():
         raise ValueError("ops.backend=triton needs Triton, which is not installed: pip install 'hyena-dist[kernels]', "
                          "or take ops.backend=torch")
 
@@ -88,7 +88,7 @@ def _chosen(module: str, backend: str, measured: frozenset[tuple[int, int]], dev
     """A module of `ops.triton`, or None: torch was asked for, `auto` does not take it on this device, or it cannot, of
     which `reason` may name a cause."""
     check_backend(backend)
-    if backend == "torch" or (backend == "auto" and _capability(device) not in measured):
+    if backend == "torch" or (backend == "auto" and not (_capability(device) in measured and _installed())):
         return None
     reason = reason or _refusal(device, dtype)
     if reason is not None:
@@ -115,6 +115,10 @@ def _refusal(device: torch.device, dtype: torch.dtype) -> str | None:
         if capability < LEAST_CAPABILITY:
             return f"the kernels need a GPU of capability 8.0, this one has {'.'.join(map(str, capability))}"
     return None
+
+
+def _installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 @lru_cache

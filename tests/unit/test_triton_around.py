@@ -1,11 +1,15 @@
 """The kernels around the operator in Triton's interpreter, values and every gradient against float64."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
 
 import pytest
+import torch
+
+from hyena_dist.ops import backends
 
 pytest.importorskip("triton", reason="needs the extra `kernels`")
 
@@ -43,3 +47,41 @@ def test_values_and_gradients(found, name):
 def test_what_is_wrong_is_seen(found, name):
     what, least = CONTROLS[name]
     assert found[name][what] > least
+
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(("choose", "message"), [
+    (lambda backend: backends.norm_kernels(backend, CPU, torch.float32, 4097), "at most 4,096 channels"),
+    (lambda backend: backends.norm_kernels(backend, CPU, torch.float64, 8), "no float64"),
+    (lambda backend: backends.gelu_kernels(backend, CPU, torch.float64), "no float64"),
+    (lambda backend: backends.filter_kernels(backend, torch.zeros(129, 5), torch.zeros(8, 129)), "at most 128"),
+    (lambda backend: backends.filter_kernels(backend, *torch.zeros(2, 8, 8).bfloat16()), "of float32"),
+    (lambda backend: backends.filter_kernels(backend, *torch.zeros(2, 8, 8).double()), "no float64"),
+])
+def test_what_the_kernels_cannot_is_left_to_torch(caplog, monkeypatch, choose, message):
+    monkeypatch.setattr(backends, "_interpreted", lambda: True)
+    backends.say_once.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        assert choose("auto") is None
+        assert not caplog.records
+        assert choose("triton") is None
+    assert message in caplog.text
+
+
+def test_auto_takes_each_where_it_was_measured(monkeypatch):
+    """The control: nowhere else."""
+    choices = {"norm": lambda: backends.norm_kernels("auto", CPU, torch.float32, 4096),
+               "gelu": lambda: backends.gelu_kernels("auto", CPU, torch.bfloat16),
+               "filter": lambda: backends.filter_kernels("auto", torch.zeros(128, 5), torch.zeros(8, 128))}
+    monkeypatch.setattr(backends, "_interpreted", lambda: True)
+    monkeypatch.setattr(backends, "_capability", lambda _: (9, 0))
+    for name in choices:
+        monkeypatch.setattr(backends, "_MEASURED_AROUND", {other: frozenset() for other in choices}
+                            | {name: frozenset([(9, 0)])})
+        taken = {other: choose() for other, choose in choices.items()}
+        assert [other for other, module in taken.items() if module] == [name]
+        assert taken[name].__name__ == f"hyena_dist.ops.triton.{name}"
+    monkeypatch.setattr(backends, "_installed", lambda: False)
+    assert not any(choose() for choose in choices.values())
