@@ -139,7 +139,7 @@ def _canonical(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             continue
         if key == "lm_head.weight":
             key = "backbone.embeddings.word_embeddings.weight"
-        elif key.endswith(".freq"):
+        elif "implicit_filter." in key and key.endswith(".freq"):
             key = key[: key.rindex("implicit_filter.")] + "implicit_filter.1.freq"
         if key in weights and not torch.equal(value, weights[key]):
             raise ConversionError(f"two tensors of the state dict that are one weight of HyenaDNA differ: {key}")

@@ -149,7 +149,7 @@ def read_index(path: Path) -> Index:
         raise DataError(f"{path}: is not JSON ({error}); build the shards again") from None
     try:
         return _from_json(path, content)
-    except _DamagedError as error:
+    except (_DamagedError, RecursionError) as error:  # nested as deeply as can be read, but not written
         raise DataError(f"{path}: is damaged: {error}; copy it again or build the shards again") from None
 
 

@@ -122,7 +122,7 @@ def records(source: Source) -> Iterator[tuple[str, np.ndarray]]:
     opened = gzip.open if compressed else open
     prefix = f"{source.label}." if source.label else ""
     name, bases = "", bytearray()
-    with opened(source.path, "rt", encoding="utf-8", newline=None) as lines:
+    with opened(source.path, "rt", encoding="utf-8", errors="surrogateescape", newline=None) as lines:
         for line in lines:
             if line.startswith(">"):
                 if name:
