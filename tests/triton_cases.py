@@ -10,6 +10,7 @@ import os
 os.environ["TRITON_INTERPRET"] = "1"
 
 import contextlib
+import importlib
 import json
 import math
 import sys
@@ -171,6 +172,18 @@ def whole_operator(**options: str | bool) -> dict[str, float]:
     return {str(i): relative(a.detach(), b.detach()) for i, (a, b) in enumerate(zip(*results, strict=True))}
 
 
+def registration() -> dict[str, float]:
+    """torch's checks of a custom operator, and a compiled call of it without a break."""
+    importlib.import_module("hyena_dist.ops.triton.operator")  # which registers them
+    p, dy, *weights = inputs(2, 2, 64, 3)
+    want, p = reference(p, dy, *weights), p.flatten(1, 2)
+    checks = [torch.library.opcheck(torch.ops.hyena.mix.default, (p, *weights)),
+              torch.library.opcheck(torch.ops.hyena.mix_backward.default, (p.clone(), dy, *weights))]
+    compiled = torch.compile(lambda p: torch.ops.hyena.mix(p, *weights) + 1, backend="aot_eager", fullgraph=True)
+    return {"failed": float(sum(result != "SUCCESS" for found in checks for result in found.values())),
+            "compiled": relative(compiled(p) - 1, want["y"])}
+
+
 def training(steps: int = 50) -> dict[str, float]:
     """The loss of a small model by kernels and by torch's operations, the largest difference over the loss."""
     losses = []
@@ -246,6 +259,7 @@ CASES: dict[str, Callable[[], dict[str, float]]] = {
     "control": swapped_gates,
     "control of tables": swapped_twiddles,
     "training": training,
+    "registration": registration,
     "bytes, one kernel": lambda: declared(2, 2, 1021, 1, dtype=FP16, plan=SmallPlan(32, 32, 32)),
     "bytes, one kernel, float32": lambda: declared(3, 1, 1021, 1, dtype=FP32, plan=SmallPlan(32, 32, 32)),
     "bytes, three kernels": lambda: declared(2, 1, 1021, 1, dtype=BF16, plan=LargePlan(4, 16, 16, 16, 16, 64)),

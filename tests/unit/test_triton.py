@@ -31,7 +31,7 @@ HARD = {f"{what}, {name}": FLOAT32 if "float32" in name else BFLOAT16
         for what in ("zeros", "constant", "tone", "loud", "huge", "tiny", "nan")
         for name in ("one kernel", "one kernel, float32", "three kernels", "three kernels, float32")}
 SLOW = HARD | {"three kernels 9973": FLOAT16, "three kernels 9973, float32": FLOAT32, "three tokens": BFLOAT16,
-               "one token": FLOAT32, "training": 1e-3,
+               "one token": FLOAT32, "training": 1e-3, "registration": FLOAT32,
                **{f"bytes, {name}": 0.05 for name in ("one kernel, float32", "three kernels",
                                                       "three kernels, float32")}}
 
