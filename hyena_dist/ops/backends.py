@@ -11,11 +11,12 @@ from torch import Tensor
 
 BACKENDS = ("auto", "torch", "triton")
 
-# `auto` takes Triton only on kinds of device (capabilities) on which its kernels were measured and checked: none yet.
-_MEASURED: frozenset[tuple[int, int]] = frozenset()
+_HOPPER = (9, 0)
 
-# The same of the kernels around the operator.
-_MEASURED_AROUND: dict[str, frozenset[tuple[int, int]]] = {
+# `auto` takes Triton's kernels of a module only on kinds of device (capabilities), and in dtypes of activations, in which
+# they were measured and checked.
+_MEASURED: dict[str, frozenset[tuple[tuple[int, int], torch.dtype]]] = {
+    "operator": frozenset({(_HOPPER, torch.bfloat16)}),
     "norm": frozenset(),
     "gelu": frozenset(),
     "filter": frozenset(),
@@ -25,6 +26,7 @@ MOST_TAPS = 8
 MOST_CHANNELS = 4096
 MOST_FILTER_WIDTH = 128
 LEAST_CAPABILITY = (8, 0)
+NO_FLOAT64 = "the kernels have no float64"
 
 logger = logging.getLogger(__name__)
 
@@ -56,18 +58,20 @@ def kernels_for(backend: str, device: torch.device, dtype: torch.dtype, filters:
         reason = f"the kernels are of order 2, the model is of order {len(filters) + 1}"
     elif taps > MOST_TAPS:
         reason = f"the kernels take short convolutions of at most {MOST_TAPS} taps, got {taps}"
-    return _chosen("operator", backend, _MEASURED, device, torch.promote_types(dtype, filters.dtype), reason)
+    elif filters.dtype == torch.float64:
+        reason = NO_FLOAT64
+    return _chosen("operator", backend, device, dtype, reason)
 
 
 def norm_kernels(backend: str, device: torch.device, dtype: torch.dtype, channels: int) -> ModuleType | None:
     """`ops.triton.norm`, if it is to compute layer norms over `channels` in `dtype`; None: torch does, as above."""
     reason = None if channels <= MOST_CHANNELS else f"the norm's kernels take at most {MOST_CHANNELS:,} channels"
-    return _chosen("norm", backend, _MEASURED_AROUND["norm"], device, dtype, reason)
+    return _chosen("norm", backend, device, dtype, reason)
 
 
 def gelu_kernels(backend: str, device: torch.device, dtype: torch.dtype) -> ModuleType | None:
     """`ops.triton.gelu`, if it is to compute GELU of `dtype`; None: torch does, as above."""
-    return _chosen("gelu", backend, _MEASURED_AROUND["gelu"], device, dtype, None)
+    return _chosen("gelu", backend, device, dtype, None)
 
 
 def filter_kernels(backend: str, weight: Tensor, last_weight: Tensor) -> ModuleType | None:
@@ -80,15 +84,16 @@ def filter_kernels(backend: str, weight: Tensor, last_weight: Tensor) -> ModuleT
     elif weight.dtype.itemsize == 2:
         reason = "the filter's kernels are of float32"
     dtype = torch.promote_types(weight.dtype, last_weight.dtype)
-    return _chosen("filter", backend, _MEASURED_AROUND["filter"], weight.device, dtype, reason)
+    return _chosen("filter", backend, weight.device, dtype, reason)
 
 
-def _chosen(module: str, backend: str, measured: frozenset[tuple[int, int]], device: torch.device, dtype: torch.dtype,
+def _chosen(module: str, backend: str, device: torch.device, dtype: torch.dtype,
             reason: str | None) -> ModuleType | None:
     """A module of `ops.triton`, or None: torch was asked for, `auto` does not take it on this device, or it cannot, of
     which `reason` may name a cause."""
     check_backend(backend)
-    if backend == "torch" or (backend == "auto" and not (_capability(device) in measured and _installed())):
+    if backend == "torch" or (backend == "auto" and not (
+            (_capability(device), dtype) in _MEASURED[module] and _installed())):
         return None
     reason = reason or _refusal(device, dtype)
     if reason is not None:
@@ -107,7 +112,7 @@ def say_once(reason: str) -> None:
 
 def _refusal(device: torch.device, dtype: torch.dtype) -> str | None:
     if dtype == torch.float64:
-        return "the kernels have no float64"
+        return NO_FLOAT64
     if device.type != "meta" and not _interpreted():  # on meta tensors a GPU's step is counted
         capability = _capability(device)
         if capability is None:

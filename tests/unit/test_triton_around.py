@@ -72,14 +72,16 @@ def test_what_the_kernels_cannot_is_left_to_torch(caplog, monkeypatch, choose, m
 
 def test_auto_takes_each_where_it_was_measured(monkeypatch):
     """The control: nowhere else."""
-    choices = {"norm": lambda: backends.norm_kernels("auto", CPU, torch.float32, 4096),
+    choices = {"operator": lambda: backends.kernels_for("auto", CPU, torch.bfloat16, torch.zeros(1, 4, 8), 3),
+               "norm": lambda: backends.norm_kernels("auto", CPU, torch.bfloat16, 4096),
                "gelu": lambda: backends.gelu_kernels("auto", CPU, torch.bfloat16),
                "filter": lambda: backends.filter_kernels("auto", torch.zeros(128, 5), torch.zeros(8, 128))}
     monkeypatch.setattr(backends, "_interpreted", lambda: True)
     monkeypatch.setattr(backends, "_capability", lambda _: (9, 0))
     for name in choices:
-        monkeypatch.setattr(backends, "_MEASURED_AROUND", {other: frozenset() for other in choices}
-                            | {name: frozenset([(9, 0)])})
+        dtype = torch.float32 if name == "filter" else torch.bfloat16
+        monkeypatch.setattr(backends, "_MEASURED", {other: frozenset() for other in choices}
+                            | {name: frozenset([((9, 0), dtype)])})
         taken = {other: choose() for other, choose in choices.items()}
         assert [other for other, module in taken.items() if module] == [name]
         assert taken[name].__name__ == f"hyena_dist.ops.triton.{name}"
