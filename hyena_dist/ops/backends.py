@@ -13,8 +13,8 @@ BACKENDS = ("auto", "torch", "triton")
 
 _HOPPER = (9, 0)
 
-# `auto` takes Triton's kernels of a module only on kinds of device (capabilities), and in dtypes of activations, in which
-# they were measured and checked.
+# `auto` takes Triton's kernels of a module only on kinds of device (capabilities) and in dtypes in which they were
+# measured and checked.
 _MEASURED: dict[str, frozenset[tuple[tuple[int, int], torch.dtype]]] = {
     "operator": frozenset({(_HOPPER, torch.bfloat16)}),
     "norm": frozenset(),
