@@ -9,6 +9,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from hyena_dist.ops.triton.plans import measured
+
 BACKENDS = ("auto", "torch", "triton")
 
 _HOPPER = (9, 0)
@@ -60,6 +62,8 @@ def kernels_for(backend: str, device: torch.device, dtype: torch.dtype, filters:
         reason = f"the kernels take short convolutions of at most {MOST_TAPS} taps, got {taps}"
     elif filters.dtype == torch.float64:
         reason = NO_FLOAT64
+    elif backend == "auto" and not measured(filters.shape[-1]):
+        return None
     return _chosen("operator", backend, device, dtype, reason)
 
 
