@@ -52,6 +52,7 @@ class Case:
 CHECKED = (
     Case(8191, 2, 3, BF16), Case(8192, 3, 2, FP16), Case(8191, 1, 1, FP32), Case(4096, 2, 2, BF16),
     Case(1021, 5, 2, BF16), Case(1024, 2, 1, FP32), Case(131071, 2, 2, BF16), Case(131072, 1, 1, FP32),
+    Case(262144, 1, 2, BF16), Case(524288, 2, 1, BF16),
     Case(1000003, 1, 2, BF16), Case(1000003, 1, 1, FP32), Case(1048576, 2, 3, BF16), Case(1048576, 1, 1, BF16),
     Case(2097152, 1, 1, BF16), Case(4194304, 1, 1, BF16), Case(1000003, 2, 2, BF16, cufft=True),
     Case(1048576, 1, 1, FP32, cufft=True),
