@@ -19,9 +19,9 @@ _HOPPER = (9, 0)
 # measured and checked.
 _MEASURED: dict[str, frozenset[tuple[tuple[int, int], torch.dtype]]] = {
     "operator": frozenset({(_HOPPER, torch.bfloat16)}),
-    "norm": frozenset(),
-    "gelu": frozenset(),
-    "filter": frozenset(),
+    "norm": frozenset({(_HOPPER, torch.float32)}),
+    "gelu": frozenset({(_HOPPER, torch.bfloat16), (_HOPPER, torch.float16), (_HOPPER, torch.float32)}),
+    "filter": frozenset({(_HOPPER, torch.float32)}),
 }
 
 MOST_TAPS = 8

@@ -12,8 +12,9 @@ from typing import NamedTuple
 import torch
 
 from hyena_dist.config.schema import EngineSection, ModelSection
-from hyena_dist.ops.chunking import chunk_elements, transform_elements
+from hyena_dist.ops.chunking import product_elements, transform_elements
 from hyena_dist.ops.implicit_filter import KEPT_LAGS
+from hyena_dist.ops.triton.plans import measured
 from hyena_dist.scaling.flops import layer_kinds
 
 FP32 = 4
@@ -23,6 +24,10 @@ STATE_BYTES = 16
 ENGINE_BYTES = {"fsdp": 9.0, "zero0": 4.0, "zero1": 16.5, "zero2": 20.0, "zero3": 16.0}
 """Of a parameter, on one rank, what an engine holds beside that where it holds most: of DeepSpeed its flat copies of
 weights and gradients and a bucket of all gradients, of FSDP2 gathered weights, of each the squares of a norm."""
+
+KERNELS_ROW, KERNELS_FILTER = 8, 20
+"""Bytes of Triton's kernels in the backward pass of a mixer, for every element of a group of channels, and for every
+element of the group's filters. `auto` takes them on the devices and at the lengths where they were measured."""
 
 HYENA_CHUNK, FILTER_CHUNK, MLP_CHUNK = 14, 5, 6
 """Float32 tensors of one chunk that live at a time in the backward pass of a mixer, more of them for each of its
@@ -86,8 +91,9 @@ def training_memory(section: ModelSection, seq_len: int, micro_batch_size: int =
     mixers = {"H": _hyena(section, seq_len, micro_batch_size, E, wide, torch.device(device)),
               "A": _attention(section, seq_len, micro_batch_size, E)}
     inner = tokens * section.inner_size
-    mlp = (stream + wide * E * inner,
-           2 * stream + MLP_CHUNK * FP32 * min(inner, chunk_elements(torch.device(device))))
+    # On a GPU what is as wide as the inner channels is in half precision, as long as it lives.
+    chunk = MLP_CHUNK * (FP32 if device == "cpu" else E) * min(inner, product_elements(torch.device(device)))
+    mlp = (stream + wide * E * inner, 2 * stream + chunk)
     blocks = [_Block(*mixers[kind], *mlp) for kind in layer_kinds(section)]
     if activation_checkpointing in ("block", "full"):
         saved: float = len(blocks) * stream  # of one block at a time comes the rest
@@ -107,9 +113,13 @@ def _hyena(section: ModelSection, seq_len: int, batch: int, E: int, wide: bool,
     stream, projection, filters = FP32 * tokens * D, E * (N + 1) * tokens * D, FP32 * (N - 1) * D * seq_len
     activations = section.filter_emb_dim + 3 * (section.filter_num_inner_mlps + 1) * section.filter_order
     trunk = FP32 * activations * seq_len + filters if seq_len <= KEPT_LAGS else 0  # and the filters' window
-    chunk = FP32 * min(D * tokens, max(tokens, transform_elements(seq_len, device)))
+    elements = min(D * tokens, max(tokens, transform_elements(seq_len, device)))
+    if device.type == "cuda" and E < FP32 and N == 2 and measured(seq_len):
+        chunk = (KERNELS_ROW + KERNELS_FILTER / batch) * elements
+    else:
+        chunk = (HYENA_CHUNK + (N - 1) * FILTER_CHUNK) * FP32 * elements
     return (stream + filters + wide * (projection + trunk),
-            2 * stream + (not wide) * projection + filters + (HYENA_CHUNK + (N - 1) * FILTER_CHUNK) * chunk)
+            2 * stream + (not wide) * projection + filters + chunk)
 
 
 def _attention(section: ModelSection, seq_len: int, batch: int, E: int) -> tuple[float, float]:

@@ -15,6 +15,8 @@ from benchmarks.gpu.nccl import shared_gpu
 from hyena_dist.engine.launch import init_distributed
 from tests.dist.harness import run_distributed, run_rank
 
+ATTEMPTS = 3
+
 
 def run_ranks(device: torch.device, fn: Callable[..., Any], ranks: int, *args: Any,
               environments: list[dict[str, str]] | None = None, timeout: float = 120.0) -> list[Any]:
@@ -26,8 +28,15 @@ def run_ranks(device: torch.device, fn: Callable[..., Any], ranks: int, *args: A
     if device.type == "cpu":
         with mock.patch.dict(os.environ, CUDA_VISIBLE_DEVICES=""):  # they are forked: from a process without a GPU
             return run_distributed(fn, ranks, device, *args, timeout=timeout)
-    main = partial(_nccl_rank, environments or shared_gpu(ranks), _free_port())
-    return run_distributed(fn, ranks, *args, timeout=timeout, main=main)
+    for attempt in range(ATTEMPTS):
+        main = partial(_nccl_rank, environments or shared_gpu(ranks), _free_port())
+        try:
+            return run_distributed(fn, ranks, *args, timeout=timeout, main=main)
+        except RuntimeError as error:
+            # Between the look and its use another run of the machine may take the port.
+            if "another run has the port" not in str(error) or attempt == ATTEMPTS - 1:
+                raise
+    raise AssertionError("unreachable")
 
 
 def _nccl_rank(environments: list[dict[str, str]], port: int, fn: Callable[..., Any], rank: int, world_size: int,

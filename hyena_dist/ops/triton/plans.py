@@ -89,7 +89,7 @@ def plan_for(length: int, precise: bool, wide: bool) -> SmallPlan | LargePlan | 
 def measured(length: int) -> bool:
     """Whether rows of this length in half precision have a plan in MEASURED, on a device of WIDE_MEMORY."""
     plan = plan_for(length, precise=False, wide=True)
-    return plan is not None and (plan.m, plan.n2) in MEASURED
+    return plan is not None and (plan.m, plan.n2) in MEASURED and (plan.m < 128 or plan.n1 > 64)
 
 
 def _small_plan(length: int, *, columns_of_64: bool) -> SmallPlan:
@@ -112,8 +112,10 @@ def large_plan(length: int, r1: int, r2: int, *, columns_of_64: bool = True) -> 
 
 
 def _padded(n: int, columns_of_64: bool) -> int:
-    """The next power of two, at least 16: rows of a table on the tensor cores. On an H100 a step of 262,144 tokens, whose
-    columns of 64 points ran there for the first time, ended in an illegal memory access, which neither the interpreter
-    nor the compiler's report shows. Until it is understood, half precision takes columns of 128 in their place."""
+    """The next power of two, at least 16: rows of a table on the tensor cores.
+
+    On an H100 a step of 262,144 tokens, whose columns of 64 points ran there for the first time, ended in an illegal
+    memory access, which neither the interpreter nor the compiler's report shows. Until it is understood, half precision
+    takes columns of 128 in their place."""
     m = max(16, 1 << (n - 1).bit_length())
     return m if columns_of_64 or m != 64 else 128
