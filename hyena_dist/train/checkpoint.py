@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
+from hyena_dist.config.whole import sync_directory
 from hyena_dist.engine.protocol import FIELDS, Engine, Placed, Table
 from hyena_dist.parallel.groups import Axis, Groups
 from hyena_dist.train.agree import agree, broadcast
@@ -32,7 +33,7 @@ from hyena_dist.train.checkpoint_directory import Checkpoint, open_checkpoint
 from hyena_dist.train.checkpoint_files import MARKER, digests, entry
 from hyena_dist.train.checkpoint_metadata import METADATA, seal
 from hyena_dist.train.checkpoint_reader import INDEX, TensorReader
-from hyena_dist.train.files import sync_directory, write_durably
+from hyena_dist.train.files import write_durably
 
 T = TypeVar("T")
 
