@@ -18,7 +18,7 @@ def writing(path: Path) -> Iterator[None]:
 
 def write_durably(path: Path, text: str) -> None:
     """Write a text file, and wait until it is on the disk."""
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
