@@ -171,14 +171,14 @@ def test_a_stranger_s_pickle_is_refused_and_not_run(tmp_path: Path, capsys: pyte
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
-    """A run with two checkpoints, of which the older is the better."""
+    """A run with two checkpoints, of which the older is the better, from before the order of windows that is now."""
     for step, loss in ((10, 1.0), (20, 2.0)):
         section, model = small()
         with torch.no_grad():
             model.final_norm.bias.fill_(float(step))
         identity = {f"model.{key}": value for key, value in asdict(section).items()} | {"train.seed": 1}
         save_checkpoint(step_directory(tmp_path / "run" / "checkpoints", step), _Weights(model), model.placement(),
-                        Groups.single(), {"step": step, "val_loss": loss, "identity": identity})
+                        Groups.single(), {"step": step, "val_loss": loss, "identity": identity, "data": {"version": 1}})
     (tmp_path / "run" / "config.yaml").write_text("model: {}\n")
     return tmp_path / "run"
 
