@@ -140,7 +140,8 @@ class _ShardWriter:
         self._file = None
         end = self._enter_offsets()
         os.truncate(self._path, end + 2 * tarfile.BLOCKSIZE)
-        digest = sha256(self._path)
+        with self._path.open("rb") as file:
+            digest = sha256(file)
         count = len(self.samples) - self._first
         self.shards.append(Shard(self._path.name, count, self._path.stat().st_size, digest, self._shard_size))
 
@@ -160,12 +161,11 @@ class _ShardWriter:
         return end
 
 
-def sha256(path: Path) -> str:
-    """Digest of a file."""
+def sha256(file: BinaryIO) -> str:
+    """Digest of an open file, from where it is on."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
+    while block := file.read(1 << 22):
+        digest.update(block)
     return digest.hexdigest()
 
 

@@ -14,6 +14,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from hyena_dist.config.plain import open_regular
 from hyena_dist.data.errors import DataError
 
 IUPAC = b"ACGTURYSWKMBDHVN"
@@ -72,7 +73,7 @@ def _open(path: Path, raw: BinaryIO) -> BinaryIO:
     if not start.startswith(_GZIP_MAGIC):
         return raw
     if start[3] & 4 and start[12:14] == b"BC":
-        raw.seek(max(0, path.stat().st_size - len(_BGZF_END)))
+        raw.seek(max(0, raw.seek(0, 2) - len(_BGZF_END)))
         if raw.read() != _BGZF_END:
             raise DataError(f"{path}: the bgzip file is cut short (no end marker); copy or download it again")
         raw.seek(0)
@@ -81,10 +82,8 @@ def _open(path: Path, raw: BinaryIO) -> BinaryIO:
 
 def _blocks(path: Path, on_bytes: Callable[[int], None]) -> Iterator[bytes]:
     """Uncompressed blocks of a file; `on_bytes` hears how many bytes on disk each took."""
-    if path.exists() and not path.is_file():  # a named pipe cannot be read twice, and may never be written
-        raise DataError(f"{path}: is not a file; write what comes out of a pipe into a file first")
     try:
-        with path.open("rb") as raw:
+        with open_regular(path) as raw:  # a named pipe cannot be read twice, and may never be written
             stream, position = _open(path, raw), 0
             while block := stream.read(_BLOCK):
                 on_bytes(raw.tell() - position)
@@ -95,7 +94,8 @@ def _blocks(path: Path, on_bytes: Callable[[int], None]) -> Iterator[bytes]:
     except (gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path}: the gzip file is damaged ({error}); copy or download it again") from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); give the path of a FASTA file") from None
+        raise DataError(f"{path}: cannot be read ({error.strerror}); give the path of a FASTA file, and write "
+                        f"what comes out of a pipe into one first") from None
 
 
 def _with_line_feeds(blocks: Iterable[bytes]) -> Iterator[bytes]:
