@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from hyena_dist.config.errors import ConfigError
+from hyena_dist.config.errors import ConfigError, one_line
 from hyena_dist.config.plain import open_regular
 from hyena_dist.config.schema import Config
 from hyena_dist.config.values import hint_of, parse_argument, parse_yaml, plain_string
@@ -56,7 +56,7 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the configuration: {error.strerror or error}") from error
     except (YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{source}: not a valid YAML file: {_one_line(error)}") from error
+        raise ConfigError(f"{source}: not a valid YAML file: {one_line(error)}") from error
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         raise ConfigError(f"{source}: {_explain(error)}") from error
     assert isinstance(config, Config)
@@ -93,10 +93,6 @@ def _expanded(key: str, path: str, env: Mapping[str, str]) -> str:
         raise ConfigError(f"{key}={path}: becomes {found!r}, and a $NAME in a variable is not replaced: write the path "
                           "itself")
     return plain_string(found, f"{key}={path}")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def _explain(error: Exception) -> str:
