@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from hyena_dist.config.errors import ConfigError, UserError
+from hyena_dist.config.errors import ConfigError, UserError, one_line
 from hyena_dist.config.extend import extended
 from hyena_dist.config.formats import FORMATS
 from hyena_dist.config.schema import ModelSection
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _run(args)
     except (UserError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     return 0
 

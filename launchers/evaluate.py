@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from hyena_dist.config.errors import UserError
+from hyena_dist.config.errors import UserError, one_line
 
 ORDERS = range(7)
 """Of the Markov chains."""
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         result = evaluate(args.run_dir, checkpoint=args.checkpoint, shards=args.shards, split=args.split)
     except (UserError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     print(f"{result.checkpoint}, split {args.split}")
     table = Table()

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from hyena_dist.config.checks import check
-from hyena_dist.config.errors import TrainingError, UserError, agreed, is_agreed
+from hyena_dist.config.errors import TrainingError, UserError, agreed, is_agreed, one_line
 from hyena_dist.config.load import dump_config, load_config
 
 logger = logging.getLogger("pretrain")
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, ConnectionError):
             PROCESS.end_alone()
         if first or not is_agreed(error):  # what all ranks raise the first one says
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"error: {one_line(error)}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
     except Exception:  # noqa: BLE001 - a defect: its traceback is wanted, and the end of this process
         PROCESS.end_alone()

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from hyena_dist.config.errors import one_line
 from hyena_dist.data.errors import DataError
 from hyena_dist.data.fasta import Source
 from hyena_dist.data.verify import verify
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         manifest = verify(args.directory, [Source.parse(argument) for argument in args.fasta])
     except DataError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -31,7 +31,11 @@ def is_agreed(error: BaseException) -> bool:
     return isinstance(error, TrainingError) or bool(error.__dict__.get("agreed", False))
 
 
+def one_line(error: object) -> str:
+    """A message, or what another object says, in one line; of an error without one its type."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def first_sentence(error: BaseException) -> str:
     """Of a library's message, in one line: those of torch go on with advice, to trust the file for one."""
-    text = " ".join(str(error).split())
-    return re.split(r"\. ", text, maxsplit=1)[0].removesuffix(".") or type(error).__name__
+    return re.split(r"\. ", one_line(error), maxsplit=1)[0].removesuffix(".")

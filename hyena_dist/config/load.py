@@ -11,10 +11,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from hyena_dist.config.errors import ConfigError
+from hyena_dist.config.errors import ConfigError, one_line
 from hyena_dist.config.plain import open_regular
 from hyena_dist.config.schema import Config
-from hyena_dist.config.values import hint_of, parse_argument, parse_yaml
+from hyena_dist.config.values import hint_of, parse_argument, parse_yaml, plain_string
 
 _VARIABLE = re.compile(r"\$([A-Za-z_][A-Za-z0-9_]*)")
 
@@ -30,8 +30,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), *, env: Mapping
     config = read_config(path, overrides)
     train, data = config.train, config.data
     resume = train.resume if train.resume in ("auto", "none") else _expanded("train.resume", train.resume, env)
-    return replace(config, train=replace(train, run_dir=_expanded("train.run_dir", train.run_dir, env), resume=resume),
-                   data=replace(data, shards=_expanded("data.shards", data.shards, env)))
+    try:
+        return replace(config, data=replace(data, shards=_expanded("data.shards", data.shards, env)),
+                       train=replace(train, run_dir=_expanded("train.run_dir", train.run_dir, env), resume=resume))
+    except ValueError as error:  # what no path is, from a variable
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -53,7 +56,7 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the configuration: {error.strerror or error}") from error
     except (YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{source}: not a valid YAML file: {_one_line(error)}") from error
+        raise ConfigError(f"{source}: not a valid YAML file: {one_line(error)}") from error
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         raise ConfigError(f"{source}: {_explain(error)}") from error
     assert isinstance(config, Config)
@@ -70,6 +73,7 @@ def _argument(override: str) -> dict[str, Any]:
     parts = key.split(".")
     if not equals or override.startswith("-") or not all(parts):
         raise ConfigError("it is not of the form section.key=value")
+    plain_string(key, "its key")
     value = parse_argument(key, text, hint_of(Config, parts))
     for part in reversed(parts):
         value = {part: value}
@@ -85,11 +89,10 @@ def _expanded(key: str, path: str, env: Mapping[str, str]) -> str:
     found = os.path.expanduser(_VARIABLE.sub(lambda match: env[match[1]], path))
     if found.startswith("~"):
         raise ConfigError(f"{key}={path}: there is no such home directory: write the path itself")
-    return found
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    if _VARIABLE.search(found):  # config.yaml would be read as another path
+        raise ConfigError(f"{key}={path}: becomes {found!r}, and a $NAME in a variable is not replaced: write the path "
+                          "itself")
+    return plain_string(found, f"{key}={path}")
 
 
 def _explain(error: Exception) -> str:

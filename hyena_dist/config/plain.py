@@ -9,7 +9,17 @@ from typing import Any, BinaryIO, NoReturn
 
 
 def open_regular(path: str | Path) -> BinaryIO:
-    """Open a file for reading. A pipe, which would be waited for, or a device, which may never end, is no file.
+    """Open a file for reading.
+
+    Raises:
+        OSError: as `regular_descriptor`.
+    """
+    return os.fdopen(regular_descriptor(path), "rb")
+
+
+def regular_descriptor(path: str | Path) -> int:
+    """A descriptor of a file that is opened for reading. A pipe, which would be waited for, or a device, which may
+    never end, is no file.
 
     Raises:
         OSError: it cannot be opened, or is something else than a regular file.
@@ -18,7 +28,7 @@ def open_regular(path: str | Path) -> BinaryIO:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "it is no regular file", str(path))
-    return os.fdopen(descriptor, "rb")
+    return descriptor
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -17,16 +17,27 @@ VOCAB_MULTIPLE = 8
 """The published models pad the vocabulary to a multiple of this."""
 
 
+MOST = 2**53
+"""No whole number is greater: those up to it are exact in every format that a run writes."""
+
+
 def _positive(section: str, **values: float) -> None:
     for key, value in values.items():
         if not 0 < value < math.inf:
             raise ValueError(f"{section}.{key} must be greater than 0 and finite, got {value}")
+        _not_beyond(section, key, value)
 
 
 def _not_negative(section: str, **values: float) -> None:
     for key, value in values.items():
         if not 0 <= value < math.inf:
             raise ValueError(f"{section}.{key} must be 0 or greater and finite, got {value}")
+        _not_beyond(section, key, value)
+
+
+def _not_beyond(section: str, key: str, value: float) -> None:
+    if isinstance(value, int) and value > MOST:
+        raise ValueError(f"{section}.{key} must be at most 2**53, got {value}")
 
 
 def _seed(section: str, value: int) -> None:
@@ -111,6 +122,7 @@ class ModelSection:
         if self.vocab_size < NUM_TOKENS:
             raise ValueError(f"model.vocab_size must be at least {NUM_TOKENS}, the number of token ids, "
                              f"got {self.vocab_size}")
+        _positive("model", hyena_order=self.hyena_order, filter_emb_dim=self.filter_emb_dim)
         if self.hyena_order < 2:
             raise ValueError(f"model.hyena_order must be 2 or greater, got {self.hyena_order}")
         if self.filter_emb_dim < 3 or self.filter_emb_dim % 2 == 0:
@@ -178,8 +190,8 @@ class WarmupStage:
         for name, value in entry.items():
             if name not in names:
                 raise ValueError(f"{key}.{name} is not a key of a stage: use {', '.join(names)}")
-            if value is not None and (type(value) is not int or value <= 0):
-                raise ValueError(f"{key}.{name} must be a whole number greater than 0, got {value!r}")
+            if value is not None and (type(value) is not int or not 0 < value <= MOST):
+                raise ValueError(f"{key}.{name} must be a whole number greater than 0, at most 2**53, got {value!r}")
         if entry.get("seq_len") is None:
             raise ValueError(f"{key}.seq_len is missing: give the length of the stage's windows")
         if (entry.get("steps") is None) == (entry.get("tokens") is None):

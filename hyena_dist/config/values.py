@@ -15,6 +15,8 @@ from hyena_dist.config.errors import ConfigError
 
 _DEPTH = 20
 """Of mappings and lists inside each other; no configuration needs more than a few."""
+_DIGITS = 18
+"""Of a whole number; all of that many fit in 64 bits."""
 _NULL = frozenset({"", "~", "null", "Null", "NULL"})
 _SWITCHES = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 _OTHER_SWITCHES = frozenset({"on", "off", "yes", "no"})
@@ -32,8 +34,8 @@ def parse_yaml(text: str, hint: Any) -> Any:
         hint: the type of the document, a dataclass for instance; Any: nothing is known of it.
 
     Raises:
-        ConfigError: a duplicate key, an anchor, a tag, an interpolation, or a scalar that can be read in two ways;
-            names the key or the line.
+        ConfigError: a duplicate key, an anchor, a tag, an interpolation, a value of another type, or a scalar that can
+            be read in two ways; names the key or the line.
         yaml.YAMLError: no YAML, or more than one document.
     """
     node = _composed(text)
@@ -68,13 +70,15 @@ def plain_string(text: str, key: str) -> str:
 
     Raises:
         ConfigError: it holds an interpolation, with which OmegaConf would show what is in this process, or is its
-            word for a missing value.
+            word for a missing value; or it cannot be written in UTF-8, as a path of other bytes.
     """
     if text == "???":  # what OmegaConf takes for no value, and passes over
         raise ConfigError(f"{key} has no value: write one instead of ???")
     if "${" in text:
         raise ConfigError(f"{key}: {text!r}: ${{...}} is not replaced in a configuration: write the value itself, or "
                           "$NAME in a path")
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ConfigError(f"{key}: {text!a} is not text of UTF-8: write another name")
     return text
 
 
@@ -92,46 +96,74 @@ def _composed(text: str) -> yaml.Node | None:
 
 
 def _value(node: yaml.Node, hint: Any, key: str) -> Any:
+    wanted = _plain_type(hint)
     if isinstance(node, yaml.MappingNode):
+        if not (wanted is Any or is_dataclass(wanted) or get_origin(wanted) is dict):
+            raise ConfigError(f"{key}: write {_what(wanted)}, got keys and values")
         found: dict[Any, Any] = {}
         for name_node, value_node in node.value:
-            name = _value(name_node, str, key)
+            name = name_node.value
             inner = f"{key}.{name}" if key else str(name)
-            if not isinstance(name, str) or name == "<<":
+            if not isinstance(name, str) or name in _NULL | {"<<"}:
                 raise ConfigError(f"{inner}: line {name_node.start_mark.line + 1}: a key must be a word")
+            plain_string(name, f"line {name_node.start_mark.line + 1}: the key")
             if name in found:
                 raise ConfigError(f"{inner}: duplicate key in line {name_node.start_mark.line + 1}")
             found[name] = _value(value_node, hint_of(hint, [name]), inner)
         return found
     if isinstance(node, yaml.SequenceNode):
-        element = get_args(hint)[0] if get_origin(hint) in (tuple, list) else Any
-        return [_value(item, element, f"{key}[{index}]") for index, item in enumerate(node.value)]
+        of_list = get_args(wanted) if get_origin(wanted) is tuple else [Any] * len(node.value)
+        if not (wanted is Any or get_origin(wanted) is tuple) or len(of_list) != len(node.value):
+            raise ConfigError(f"{key or 'the file'}: write {_what(wanted)}, got a list of {len(node.value)}")
+        return [_value(item, element, f"{key}[{index}]")
+                for index, (item, element) in enumerate(zip(node.value, of_list, strict=True))]
     return _scalar(node.value, hint, key, plain=node.style is None)
 
 
 def _scalar(text: str, hint: Any, key: str, *, plain: bool) -> Any:
     wanted = _plain_type(hint)
     if wanted is str:
-        if plain and text in _NULL - {"~"}:
-            raise ConfigError(f"{key} has no value: write '' for an empty string, or quotes around a word")
+        if plain and text in _NULL:
+            raise ConfigError(f"{key} has no value: write '' for an empty string, or quotes around a word ({text!r})")
         return plain_string(text, key)
     if plain and text in _NULL:
+        if wanted is hint and wanted is not Any and key:
+            raise ConfigError(f"{key} has no value: write {_what(wanted)}, or leave the key out")
         return None
-    if text in _SWITCHES and (plain or wanted is bool):
+    if wanted is bool or (wanted is Any and plain and text in _SWITCHES):
+        if text not in _SWITCHES:
+            raise ConfigError(f"{key}: write true or false, got {text!r}")
         return _SWITCHES[text]
-    if wanted is bool:
-        raise ConfigError(f"{key}: write true or false, got {text!r}")
     if plain and text.lower() in _OTHER_SWITCHES:
         raise ConfigError(f"{key}: {text!r} can be read as a switch or a word: write true or false, or quotes around "
                           "a word")
     if _AMBIGUOUS.fullmatch(text.strip()) and (plain or wanted in (int, float)):
         raise ConfigError(f"{key}: {text!r} can be read as different numbers: write it in plain decimal digits, or in "
                           "quotes where no number is meant")
-    if plain and _WHOLE.fullmatch(text):
-        return int(text)
-    if plain and _NUMBER.fullmatch(text):
-        return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+    if wanted in (int, float) or (wanted is Any and plain and _NUMBER.fullmatch(text)):
+        return _number(text, wanted, key)
+    if wanted is not Any:
+        raise ConfigError(f"{key or 'the file'}: write {_what(wanted)}, got {text!r}")
     return plain_string(text, key)
+
+
+def _number(text: str, wanted: Any, key: str) -> int | float:
+    whole = _WHOLE.fullmatch(text)
+    if not (whole if wanted is int else _NUMBER.fullmatch(text)):
+        raise ConfigError(f"{key}: write {_what(wanted)}, got {text!r}")
+    if wanted is float or not whole:
+        return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+    if len(text.lstrip("+-")) > _DIGITS:
+        raise ConfigError(f"{key}: {text[:_DIGITS]}... is too large: write a number of at most {_DIGITS} digits")
+    return int(text)
+
+
+def _what(wanted: Any) -> str:
+    """What to write for a value of a type."""
+    if get_origin(wanted) is tuple:
+        return f"a list like [{', '.join('0.9' for _ in get_args(wanted))}]"
+    return {str: "a word", bool: "true or false", int: "a whole number", float: "a number"}.get(
+        wanted, "keys and values, each key with its value behind a colon")
 
 
 def _plain_type(hint: Any) -> Any:

@@ -20,6 +20,7 @@ from hyena_dist.config.formats import FORMATS
 from hyena_dist.config.plain import open_regular, read_object
 from hyena_dist.config.schema import ModelSection
 from hyena_dist.config.versions import own_version
+from hyena_dist.config.whole import new_directory
 from hyena_dist.convert.huggingface import from_huggingface, to_huggingface
 from hyena_dist.convert.lightning import check_archive, load_lightning
 from hyena_dist.convert.published import from_published, model_section, to_published
@@ -30,7 +31,6 @@ from hyena_dist.model.model import HyenaModel
 from hyena_dist.parallel.groups import Groups
 from hyena_dist.train.checkpoint import check_model_weights, load_model_weights, save_checkpoint, weight_shapes
 from hyena_dist.train.checkpoint_directory import Checkpoint, choose_checkpoint, open_checkpoint
-from hyena_dist.train.files import new_directory
 
 CONFIG, WEIGHTS, PUBLISHED_WEIGHTS, BINARY_WEIGHTS = ("config.json", "model.safetensors", "weights.ckpt",
                                                       "pytorch_model.bin")

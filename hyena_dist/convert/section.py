@@ -8,7 +8,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hyena_dist.config.errors import UserError
 from hyena_dist.config.schema import ModelSection
-from hyena_dist.config.values import plain_string
+from hyena_dist.config.values import hint_of, plain_string
 
 
 class ConversionError(UserError):
@@ -22,13 +22,14 @@ def checked_section(values: Mapping[str, Any]) -> ModelSection:
         UserError: an unknown key, a value of another type or out of range, an interpolation.
     """
     for key, value in values.items():
-        if isinstance(value, str):
+        wanted = "a word" if hint_of(ModelSection, [key]) is str else "a number"
+        if isinstance(value, str) and wanted == "a word":
             plain_string(value, key)
-        elif isinstance(value, bool) or not isinstance(value, int | float | None):  # OmegaConf takes True for 1
-            raise ConversionError(f"not the configuration of a HyenaDNA model: {key} is {value!r:.40}")
+        elif isinstance(value, bool) or not isinstance(value, int | float | None):  # OmegaConf takes True and '1' for 1
+            raise ConversionError(f"not the configuration of a HyenaDNA model: {key} is {value!r:.40}, not {wanted}")
     try:
         section = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelSection), dict(values)))
-    except (OmegaConfBaseException, ValueError, TypeError) as error:
+    except (OmegaConfBaseException, ValueError, TypeError, OverflowError) as error:
         raise ConversionError(f"not the configuration of a HyenaDNA model: {str(error).splitlines()[0]}") from error
     assert isinstance(section, ModelSection)
     return section

@@ -5,24 +5,22 @@ The result is written into a temporary directory beside the target, synced, and 
 was killed or ran out of disk leaves nothing that looks whole. The same input gives the same bytes.
 """
 
-import errno
 import hashlib
 import json
 import os
-import shutil
 import tarfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
-from uuid import uuid4
 
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 from webdataset import TarWriter
 
+from hyena_dist.config.whole import new_directory
 from hyena_dist.data import segment
 from hyena_dist.data.census import Census
 from hyena_dist.data.errors import DataError
@@ -49,17 +47,6 @@ def contig_info(contig: Contig) -> ContigInfo:
     """The index's row of a contig: its assembly is called as its file, its species by the file's label."""
     assembly = _assembly(contig.source.path)
     return ContigInfo(contig.name, contig.bases.size, assembly, contig.source.label or assembly)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP):  # CIFS and FUSE sync no directory
-            raise
-    finally:
-        os.close(handle)
 
 
 class _Sink:
@@ -145,7 +132,7 @@ class _ShardWriter:
         return Index(self.contigs, self.shards, *tables(self.samples, self.segments))
 
     def _close_shard(self) -> None:
-        """Finish the open shard: sync it, and enter its offsets, size and digest into the tables."""
+        """Finish the open shard: enter its offsets, size and digest into the tables."""
         if self._file is None:
             return
         self._tar.close()
@@ -153,8 +140,8 @@ class _ShardWriter:
         self._file = None
         end = self._enter_offsets()
         os.truncate(self._path, end + 2 * tarfile.BLOCKSIZE)
-        _sync(self._path)
-        digest = sha256(self._path)
+        with self._path.open("rb") as file:
+            digest = sha256(file)
         count = len(self.samples) - self._first
         self.shards.append(Shard(self._path.name, count, self._path.stat().st_size, digest, self._shard_size))
 
@@ -174,31 +161,12 @@ class _ShardWriter:
         return end
 
 
-def sha256(path: Path) -> str:
-    """Digest of a file."""
+def sha256(file: BinaryIO) -> str:
+    """Digest of an open file, from where it is on."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
+    while block := file.read(1 << 22):
+        digest.update(block)
     return digest.hexdigest()
-
-
-@contextmanager
-def _whole_or_nothing(target: Path) -> Iterator[Path]:
-    """A directory to write into that becomes `target` at the end, or vanishes on any failure."""
-    temporary = target.with_name(f".{target.name}.{uuid4().hex[:8]}.tmp")
-    try:
-        temporary.mkdir(parents=True)
-    except (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
-        raise DataError(f"{target}: no such directory can be made ({error.strerror}); give another --out") from None
-    try:
-        yield temporary
-        _sync(temporary)
-        temporary.rename(target)
-        _sync(target.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def progress_bar() -> Progress:
@@ -254,14 +222,16 @@ def build(sources: Sequence[Source], target: Path, splits: Splits, *, census: Ce
     if target.exists():
         raise DataError(f"{target}: exists; remove it or give another --out")
     census = Census() if census is None else census
-    with _whole_or_nothing(target) as directory:
+    with ExitStack() as stack:
+        try:
+            directory = stack.enter_context(new_directory(target))
+        except (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
+            raise DataError(f"{target}: no such directory can be made ({error.strerror}); give another --out") from None
         writer = _ShardWriter(directory, census.contigs, segment_bases, shard_bases)
         for contig, stretches in _stored(sources, splits, census):
             for stretch in stretches:
                 for start in range(stretch.start, stretch.end, segment_bases):
                     writer.write(contig.bases, start, min(start + segment_bases, stretch.end), stretch.split)
         index = writer.close()
-        path = directory / FILE_NAME
-        path.write_text(index.to_json(target.name), encoding="utf-8")
-        _sync(path)
+        (directory / FILE_NAME).write_text(index.to_json(target.name), encoding="utf-8")
     return Manifest.load(target)

@@ -1,9 +1,7 @@
 """What a build has read, counted: what of it can be scored, what looks odd, and what is held out and also trains."""
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -12,23 +10,13 @@ from hyena_dist.data.fasta import Contig
 from hyena_dist.data.index import ContigInfo
 from hyena_dist.data.sketch import Sketch
 from hyena_dist.data.splits import SPLITS, Splits, Stretch
+from hyena_dist.data.twins import Twins, chunks
 
 WORST_LEAK = 0.1
 """Share of the held-out bases that may also train; beyond it a validation loss is that of bases seen before."""
 MOST_FAMILIAR = 0.3
 """Share of the held-out 32-mers that may also train before it is said. Repeats alone are less in most genomes."""
-_COMPLEMENT = bytes.maketrans(b"ACGTRYKMBDHV", b"TGCAYRMKVHDB")
 _BASES = b"ACGTacgt"
-_CHUNK = 1 << 22
-
-
-class _Seen(NamedTuple):
-    """A sequence that has come before."""
-
-    contig: ContigInfo
-    stretches: Sequence[Stretch]
-    reverse: bool
-    """Of the two strands, whether the digest is that of the reverse complement."""
 
 
 class _Kind:
@@ -60,12 +48,9 @@ class Census:
         """Bases of each split that are A, C, G or T and have a base before them in their stretch."""
         self.unknown, self.other, self.lower = 0, 0, 0
         """Bases that are N, that are other codes, and that are in lower case (soft-masked)."""
-        self.leaked = 0
-        """Held-out bases of sequences that also train under another name."""
-        self._leak: tuple[str, str] | None = None
         self._rna, self._stray_u, self._n_rich, self._masked = _Kind(), _Kind(), _Kind(), _Kind()
         self._single, self._whole, self._same = _Kind(), _Kind(), _Kind()
-        self._seen: dict[bytes, _Seen] = {}
+        self._twins = Twins()
         self._sketch = Sketch()
         self._files: dict[str, list[Path]] = {}
 
@@ -81,7 +66,7 @@ class Census:
         for stretch in stretches if holds_out else ():
             self._sketch.add(stored.bases[stretch.start : stretch.end], held_out=stretch.split != "train")
         unknown, uracil = 0, 0
-        for chunk in _chunks(stored.bases, 0, info.bases):
+        for chunk in chunks(stored.bases, 0, info.bases):
             rest = chunk.translate(None, _BASES).upper()
             unknown += rest.count(b"N")
             uracil += rest.count(b"U")
@@ -92,7 +77,7 @@ class Census:
         self.lower += lower
         for stretch in stretches:
             self.bases[stretch.split] += stretch.end - stretch.start
-            for chunk in _chunks(stored.bases, stretch.start + 1, stretch.end):
+            for chunk in chunks(stored.bases, stretch.start + 1, stretch.end):
                 self.scored[stretch.split] += len(chunk) - len(chunk.translate(None, _BASES))
         if stored.bases is not read.bases:
             self._rna.add(info.name, int(np.count_nonzero(stored.bases != read.bases)))
@@ -113,24 +98,9 @@ class Census:
         self._look_for_twin(stored.bases, info, stretches)
 
     def _look_for_twin(self, bases: np.ndarray, info: ContigInfo, stretches: Sequence[Stretch]) -> None:
-        """Whether the same sequence, of either strand, has come under another name."""
-        strands = hashlib.sha256(), hashlib.sha256()
-        for chunk in _chunks(bases, 0, bases.size):
-            strands[0].update(chunk.upper())
-        for chunk in _chunks(bases[::-1], 0, bases.size):
-            strands[1].update(chunk.upper().translate(_COMPLEMENT))
-        forward, reverse = (strand.digest() for strand in strands)
-        own = _Seen(info, stretches, reverse=reverse < forward)
-        twin = self._seen.setdefault(min(forward, reverse), own)
-        if twin is own:
-            return
-        self._same.add(f"{info.name} and {twin.contig.name}", info.bases)
-        mirrored = stretches if own.reverse == twin.reverse else [
-            Stretch(info.bases - end, info.bases - start, split) for start, end, split in stretches]
-        leaked = _shared(mirrored, twin.stretches) + _shared(twin.stretches, mirrored)
-        if leaked and self._leak is None:
-            self._leak = twin.contig.name, info.name
-        self.leaked += leaked
+        twin = self._twins.add(info.name, bases, stretches)
+        if twin is not None:
+            self._same.add(f"{info.name} and {twin}", info.bases)
 
     def check(self, splits: Splits) -> None:
         """Refuse what a run could learn or measure nothing with.
@@ -148,11 +118,11 @@ class Census:
                                 f"{self.bases[split]:,} bases, of {len(self.contigs):,} contigs of at most {longest:,} "
                                 f"each; choose other stretches")
         held_out = sum(bases for split, bases in self.bases.items() if split != "train")
-        if self._leak is not None and self.leaked > WORST_LEAK * held_out:
-            one, other = self._leak
-            raise DataError(f"{splits.asked_by}: {one!r} and {other!r} are the same sequence, and what is held out of "
-                            f"one trains in the other: of {held_out:,} held-out bases {self.leaked:,} train so; leave "
-                            f"one out, or hold both out whole")
+        leak = self._twins.leak()
+        if leak.bases > WORST_LEAK * held_out:
+            raise DataError(f"{splits.asked_by}: {leak.one!r} and {leak.other!r} are the same sequence, and what is "
+                            f"held out of one trains in the other: of {held_out:,} held-out bases {leak.bases:,} train "
+                            f"so; leave one out, or hold both out whole")
 
     def notes(self, splits: Splits) -> list[str]:
         """What the user should know, a line each."""
@@ -166,10 +136,11 @@ class Census:
             *self._single.note("a single base: {contigs}, first {first}: without a next base there is no window"),
             *self._same.note("the same sequence twice: {contigs}, first {first}, {bases} bases"),
         ]
-        if self.leaked:
-            notes.append(f"{self.leaked:,} held-out bases also train, under another name")
+        leaked = self._twins.leak().bases
+        if leaked:
+            notes.append(f"{leaked:,} held-out bases also train, under another name")
         held_out, trained = self._sketch.shared()
-        if trained > MOST_FAMILIAR * held_out and not self.leaked:
+        if trained > MOST_FAMILIAR * held_out and not leaked:
             notes.append(f"{trained / held_out:.0%} of what is held out, by 32-mers, also trains: copies, or "
                          f"assemblies of one species; validation is of sequence that was seen")
         if splits.of_each_contig:
@@ -182,15 +153,3 @@ class Census:
         if not self.scored["train"]:
             notes.append("no base trains")
         return notes
-
-
-def _chunks(bases: np.ndarray, start: int, end: int) -> Iterator[bytes]:
-    """Bases [start, end) a few at a time, because a chromosome is large."""
-    for at in range(start, end, _CHUNK):
-        yield bases[at : min(at + _CHUNK, end)].tobytes()
-
-
-def _shared(held_out: Sequence[Stretch], trained: Sequence[Stretch]) -> int:
-    """Bases that are held out in the one and train in the other."""
-    return sum(max(0, min(a.end, b.end) - max(a.start, b.start)) for a in held_out if a.split != "train"
-               for b in trained if b.split == "train")

@@ -6,6 +6,7 @@ Gaps, stops, blanks and everything else are refused.
 """
 
 import gzip
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -13,12 +14,15 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from hyena_dist.config.plain import open_regular
 from hyena_dist.data.errors import DataError
 
 IUPAC = b"ACGTURYSWKMBDHVN"
 _ALLOWED = IUPAC + IUPAC.lower() + b"\n"
-_CONTROLS = bytes(code for code in range(32) if code != ord("\t")) + b"\x7f"
+_CONTROLS = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 """What no header holds: a reader that took one for the end of the line would find a sequence behind it."""
+_BETWEEN_TITLES = b"\x01"
+"""Ctrl-A, behind the name: the one that a header may hold, because NCBI's databases join titles of one sequence so."""
 _BLOCK = 1 << 24
 _MAX_HEADER = 1 << 20
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -69,7 +73,7 @@ def _open(path: Path, raw: BinaryIO) -> BinaryIO:
     if not start.startswith(_GZIP_MAGIC):
         return raw
     if start[3] & 4 and start[12:14] == b"BC":
-        raw.seek(max(0, path.stat().st_size - len(_BGZF_END)))
+        raw.seek(max(0, raw.seek(0, 2) - len(_BGZF_END)))
         if raw.read() != _BGZF_END:
             raise DataError(f"{path}: the bgzip file is cut short (no end marker); copy or download it again")
         raw.seek(0)
@@ -78,10 +82,8 @@ def _open(path: Path, raw: BinaryIO) -> BinaryIO:
 
 def _blocks(path: Path, on_bytes: Callable[[int], None]) -> Iterator[bytes]:
     """Uncompressed blocks of a file; `on_bytes` hears how many bytes on disk each took."""
-    if path.exists() and not path.is_file():  # a named pipe cannot be read twice, and may never be written
-        raise DataError(f"{path}: is not a file; write what comes out of a pipe into a file first")
     try:
-        with path.open("rb") as raw:
+        with open_regular(path) as raw:  # a named pipe cannot be read twice, and may never be written
             stream, position = _open(path, raw), 0
             while block := stream.read(_BLOCK):
                 on_bytes(raw.tell() - position)
@@ -92,7 +94,8 @@ def _blocks(path: Path, on_bytes: Callable[[int], None]) -> Iterator[bytes]:
     except (gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path}: the gzip file is damaged ({error}); copy or download it again") from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); give the path of a FASTA file") from None
+        raise DataError(f"{path}: cannot be read ({error.strerror}); give the path of a FASTA file, and write "
+                        f"what comes out of a pipe into one first") from None
 
 
 def _with_line_feeds(blocks: Iterable[bytes]) -> Iterator[bytes]:
@@ -110,11 +113,18 @@ def _with_line_feeds(blocks: Iterable[bytes]) -> Iterator[bytes]:
         yield b"\n"
 
 
-def _is_text(name: bytes) -> bool:
+def _problem_of(header: bytes, name: bytes) -> str:
+    """What is wrong with a header whose first word is `name`; nothing: ''."""
+    shown = repr(name.decode("utf-8", "replace")[:80])
+    found = _CONTROLS.search(name + header[len(name) :].replace(_BETWEEN_TITLES, b" "))
+    if found:
+        return f"byte {found[0][0]:#04x} at place {found.start() + 1:,} of the header {shown} is a control character"
     try:
-        return name.decode("utf-8").isprintable()
-    except UnicodeDecodeError:
-        return False
+        text = name.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return (f"byte {name[error.start]:#04x} at place {error.start + 1:,} of the name {shown} is not of UTF-8 text")
+    odd = next((letter for letter in text if not letter.isprintable()), "")
+    return f"{odd!a} in the name {shown} is not a character that can be seen" if odd else ""
 
 
 class _Parser:
@@ -155,10 +165,9 @@ class _Parser:
         words = self.header.split()
         if not words or self.header[:1].isspace():
             raise DataError(f"{self.path}: line {self.line}: a header without a name; write '>name'")
-        name = words[0].decode("utf-8", "replace")
-        if self.header.translate(None, _CONTROLS) != self.header.removesuffix(b"\n") or not _is_text(words[0]):
-            raise DataError(f"{self.path}: line {self.line}: the header {name[:80]!r} is not text; write it in UTF-8 "
-                            f"without control characters")
+        if problem := _problem_of(self.header.removesuffix(b"\n"), words[0]):
+            raise DataError(f"{self.path}: line {self.line}: {problem}; replace or remove it")
+        name = words[0].decode("utf-8")
         self.name = f"{self.source.label}.{name}" if self.source.label else name
         self.header, self.at_line_start = None, True
         self.line += 1

@@ -21,6 +21,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hyena_dist.config.plain import open_regular, regular_descriptor
 from hyena_dist.data.errors import DataError
 from hyena_dist.data.splits import SPLITS
 
@@ -155,11 +156,10 @@ def read_index(path: Path) -> Index:
 
 def _read_text(path: Path) -> bytes:
     try:
-        if path.is_file() or not path.exists():  # opening a named pipe would wait for ever
-            return path.read_bytes()
+        with open_regular(path) as file:
+            return file.read()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); write shards with shards/build.py") from None
-    raise DataError(f"{path}: is not a file; write shards with shards/build.py")
 
 
 class _DamagedError(Exception):
@@ -296,16 +296,17 @@ def _check_samples(index: Index) -> None:
         _must(held == shard.bases, f"{shard.url} holds {held} bases, not {shard.bases}")
 
 
-def check_shard(directory: Path, shard: Shard) -> Path:
-    """The path of a shard that is there with its size. Raises DataError: it is not."""
+def open_shard(directory: Path, shard: Shard) -> int:
+    """A descriptor of a shard that is there with its size. Raises DataError: it is not, or cannot be opened."""
     path = directory / shard.url
     try:
-        size = os.stat(path).st_size if path.is_file() or not path.exists() else -1
+        file = regular_descriptor(path)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); copy the shards again, whole") from None
-    if size < 0:
-        raise DataError(f"{path}: is not a file; copy the shards again, whole")
+        raise DataError(f"{path}: cannot be read ({error.strerror}); where too many files are open raise "
+                        f"`ulimit -n`, else copy the shards again, whole") from None
+    size = os.fstat(file).st_size
     if size != shard.filesize:
+        os.close(file)
         raise DataError(f"{path}: has {size} bytes, {FILE_NAME} says {shard.filesize}; the shard was cut short or "
                         f"altered, copy or build it again")
-    return path
+    return file

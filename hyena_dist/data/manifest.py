@@ -16,7 +16,7 @@ import numpy as np
 
 from hyena_dist.data import segment, segment1
 from hyena_dist.data.errors import DataError
-from hyena_dist.data.index import FILE_NAME, Index, check_shard, read_index
+from hyena_dist.data.index import FILE_NAME, Index, open_shard, read_index
 from hyena_dist.data.splits import SPLITS
 
 MOST_OPEN = 128
@@ -73,7 +73,7 @@ class Manifest:
         """
         manifest = cls(Path(directory), read_index(Path(directory) / FILE_NAME))
         for shard in manifest.shards:
-            check_shard(manifest.directory, shard)
+            os.close(open_shard(manifest.directory, shard))
         if manifest.index.version == 1:
             logger.warning("%s: shards of format 1 have no checksums, and damage is not noticed; build them again",
                            manifest.directory)
@@ -182,16 +182,11 @@ class Manifest:
 
     def _open(self, shard: int) -> int:
         """Open a shard, in place of the one that was read longest ago where as many are open as may be."""
-        path = check_shard(self.directory, self.shards[shard])
         if not self._files:
             self._most = _most_open()
         while len(self._files) >= self._most:
             os.close(self._files.popitem(last=False)[1])
-        try:
-            file = self._files[shard] = os.open(path, os.O_RDONLY)
-        except OSError as error:
-            raise DataError(f"{path}: cannot be opened ({error.strerror}); where too many files are open raise "
-                            f"`ulimit -n`, else copy the shards again") from None
+        file = self._files[shard] = open_shard(self.directory, self.shards[shard])
         return file
 
     def _close(self) -> None:

@@ -6,21 +6,24 @@ fault of either shows.
 
 import gzip
 import json
+import os
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from webdataset import tariterators
 
+from hyena_dist.config.plain import open_regular
 from hyena_dist.data import segment, segment1
 from hyena_dist.data.build import describe, progress_bar, sha256
 from hyena_dist.data.errors import DataError
 from hyena_dist.data.fasta import Source, as_dna
-from hyena_dist.data.index import FILE_NAME, Shard, check_shard
+from hyena_dist.data.index import FILE_NAME, Shard, open_shard
 from hyena_dist.data.manifest import Manifest
 from hyena_dist.data.splits import SPLITS
 from hyena_dist.data.tokenizer import BYTE_TO_ID
@@ -50,20 +53,25 @@ def verify(directory: Path, sources: Sequence[Source] = ()) -> Manifest:
 
 
 def _check_shard(manifest: Manifest, shard: Shard, numbers: range) -> None:
-    path = check_shard(manifest.directory, shard)
-    if sha256(path) != shard.sha256:
-        raise DataError(f"{path}: its sha256 is not the one in {FILE_NAME}: the shard was altered; {_REMEDY}")
+    path = manifest.directory / shard.url
+    with os.fdopen(open_shard(manifest.directory, shard), "rb") as file:  # once: what is checked is what is read
+        if sha256(file) != shard.sha256:
+            raise DataError(f"{path}: its sha256 is not the one in {FILE_NAME}: the shard was altered; {_REMEDY}")
+        file.seek(0)
+        _check_samples(manifest, numbers, path, file)
+
+
+def _check_samples(manifest: Manifest, numbers: range, path: Path, file: BinaryIO) -> None:
     try:
-        with path.open("rb") as file:
-            members = _members(file)
+        members = _members(file)
         expected = [f"{number:08d}.{kind}" for number in numbers for kind in ("json", "seg")]
         if [member.name for member in members] != expected:
             raise DataError(f"{path}: does not hold the samples {numbers.start:08d} to {numbers.stop - 1:08d} that "
                             f"{FILE_NAME} says; {_REMEDY}")
-        with path.open("rb") as file:
-            for number, sample, member in zip(numbers, _samples(file), members[1::2], strict=True):
-                if problem := _problem_of(manifest, number, sample, member):
-                    raise DataError(f"{path}: sample {number:08d} {problem}; {_REMEDY}")
+        file.seek(0)
+        for number, sample, member in zip(numbers, _samples(file), members[1::2], strict=True):
+            if problem := _problem_of(manifest, number, sample, member):
+                raise DataError(f"{path}: sample {number:08d} {problem}; {_REMEDY}")
     except DataError:
         raise
     except Exception as error:  # noqa: BLE001 - a stranger's tar file may trip the libraries anywhere
@@ -115,14 +123,13 @@ def _problem_of(manifest: Manifest, number: int, sample: dict[str, Any], member:
 
 def records(source: Source) -> Iterator[tuple[str, np.ndarray]]:
     """Name and ASCII bases of each record, with the lines as Python's text files see them: LF, CR LF and CR end one."""
-    if not source.path.is_file():
-        raise DataError(f"{source.path}: is not a file; give the FASTA files that the shards came from")
-    with source.path.open("rb") as raw:
-        compressed = raw.read(2) == b"\x1f\x8b"
-    opened = gzip.open if compressed else open
     prefix = f"{source.label}." if source.label else ""
     name, bases = "", bytearray()
-    with opened(source.path, "rt", encoding="utf-8", errors="surrogateescape", newline=None) as lines:
+    with open_regular(source.path) as raw:
+        compressed = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        stream = gzip.GzipFile(fileobj=raw) if compressed else raw
+        lines = TextIOWrapper(stream, encoding="utf-8", errors="surrogateescape", newline=None)
         for line in lines:
             if line.startswith(">"):
                 if name:

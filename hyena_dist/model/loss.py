@@ -15,6 +15,14 @@ from hyena_dist.parallel.groups import Axis
 ONE_RANK = Axis()
 
 
+def perplexity(loss: float) -> float:
+    """exp of a mean loss in nats; inf where no float is as large."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
+
+
 def token_loss(logits: Tensor, targets: Tensor, tensor: Axis = ONE_RANK, *,
                ignore_index: int = -100) -> tuple[Tensor, Tensor]:
     """Cross-entropy summed over the scored targets, in nats, and their number; the same on every tensor rank.

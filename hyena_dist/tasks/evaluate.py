@@ -1,7 +1,6 @@
 """A trained run on held-out bases, beside Markov chains fitted on the same training bases."""
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from hyena_dist.config.schema import Config
 from hyena_dist.data.manifest import Manifest
 from hyena_dist.data.stream import validation_batches
 from hyena_dist.data.tokenizer import split_window
-from hyena_dist.model.loss import token_loss
+from hyena_dist.model.loss import perplexity, token_loss
 from hyena_dist.model.model import HyenaModel, build_model
 from hyena_dist.parallel.groups import Groups
 from hyena_dist.tasks.markov import markov_perplexity
@@ -74,7 +73,7 @@ def model_perplexity(model: HyenaModel, manifest: Manifest, *, split: str, seq_l
         total, count = total + loss.item(), count + int(scored)
     if not count:
         raise ConfigError(f"{manifest.directory} has no bases of split {split} to score: build the shards with some")
-    return math.exp(total / count)
+    return perplexity(total / count)
 
 
 def evaluate(run_dir: str | Path, *, checkpoint: str = "latest", shards: str | None = None,
@@ -90,8 +89,8 @@ def evaluate(run_dir: str | Path, *, checkpoint: str = "latest", shards: str | N
     seq_len = config.data.val_seq_len or config.data.seq_len
     try:
         model.to("cuda" if torch.cuda.is_available() else "cpu")
-        perplexity = model_perplexity(model, manifest, split=split, seq_len=seq_len)
+        found = model_perplexity(model, manifest, split=split, seq_len=seq_len)
     except torch.OutOfMemoryError as error:
         raise ConfigError(f"windows of data.val_seq_len={seq_len} do not fit into the GPU's free memory: free some, or "
                           "evaluate on the CPU with CUDA_VISIBLE_DEVICES= before the command") from error
-    return Evaluation(path, perplexity, markov_perplexity(manifest, split))
+    return Evaluation(path, found, markov_perplexity(manifest, split))

@@ -25,6 +25,8 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
+from hyena_dist.config.errors import one_line
+from hyena_dist.config.whole import sync_directory
 from hyena_dist.engine.protocol import FIELDS, Engine, Placed, Table
 from hyena_dist.parallel.groups import Axis, Groups
 from hyena_dist.train.agree import agree, broadcast
@@ -32,7 +34,7 @@ from hyena_dist.train.checkpoint_directory import Checkpoint, open_checkpoint
 from hyena_dist.train.checkpoint_files import MARKER, digests, entry
 from hyena_dist.train.checkpoint_metadata import METADATA, seal
 from hyena_dist.train.checkpoint_reader import INDEX, TensorReader
-from hyena_dist.train.files import sync_directory, write_durably
+from hyena_dist.train.files import write_durably
 
 T = TypeVar("T")
 
@@ -298,8 +300,7 @@ def _together(action: Callable[[], T], groups: Groups, path: Path) -> T:
         try:
             return action()
         except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError too
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise OSError(f"{path}: the checkpoint could not be written ({reason}): make room there or choose "
+            raise OSError(f"{path}: the checkpoint could not be written ({one_line(error)}): make room there or choose "
                           "another directory") from error
 
     return agree(attempt, groups)

@@ -153,7 +153,8 @@ class RunDirectory:
         if self._first:
             for name in (SAVED, SUMMARY) if afresh else ():
                 (self.path / name).unlink(missing_ok=True)
-            write_whole(self.path / "config.yaml", lambda path: path.write_text(dump_config(self._config)))
+            text = dump_config(self._config)
+            write_whole(self.path / "config.yaml", lambda path: path.write_text(text, encoding="utf-8"))
             take_requeue(self.path)
 
     def newest(self, groups: Groups) -> Checkpoint | None:

@@ -23,7 +23,7 @@ from hyena_dist.data.manifest import Manifest
 from hyena_dist.data.tokenizer import IGNORE
 from hyena_dist.engine.loss_scale import LossScaler
 from hyena_dist.engine.protocol import StepResult
-from hyena_dist.model.loss import token_loss
+from hyena_dist.model.loss import perplexity, token_loss
 from hyena_dist.model.model import build_model
 from hyena_dist.ops.dropout import DropoutKey
 from hyena_dist.parallel.groups import Groups, gloo_copy
@@ -309,7 +309,7 @@ class Trainer:
                    **of_training: float | None) -> None:
         if self._metrics is not None:
             numbers = {"lr": None, "grad_norm": None, "tokens_per_second": None, **of_training}
-            self._metrics.write(Row(step=step, split=split, loss=loss, perplexity=_perplexity(loss), seq_len=seq_len,
+            self._metrics.write(Row(step=step, split=split, loss=loss, perplexity=perplexity(loss), seq_len=seq_len,
                                     tokens=tokens_after(self.curriculum.stages, step), scored=scored, **numbers,
                                     peak_memory_bytes=peak_memory_bytes(self.device)))
 
@@ -366,8 +366,8 @@ class Trainer:
             write_requeue(self.run.path, reason, self.step)
             return
         self.run.write_summary(
-            self.groups, final_val_perplexity=_finite(_perplexity(self.val_loss)),
-            best_val_perplexity=_finite(_perplexity(self.best_val_loss)), steps=self.step,
+            self.groups, final_val_perplexity=_finite(perplexity(self.val_loss)),
+            best_val_perplexity=_finite(perplexity(self.best_val_loss)), steps=self.step,
             tokens=tokens_after(self.curriculum.stages, self.step), seconds=round(self._seconds, 3),
             parameters=self.num_parameters)
         clear_requeue(self.run.path)
@@ -389,7 +389,3 @@ def _due(step: int, every: int) -> bool:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _perplexity(loss: float) -> float:
-    return math.exp(loss) if loss < 700 else math.inf

@@ -146,7 +146,7 @@ def test_a_nan_stops_the_run_and_names_the_last_good_checkpoint(shards, tmp_path
     (["train.resume=/nonexistent"], "/nonexistent"),
     (["engine.deepspeed.fp16.enabled=true"], "engine.deepspeed.fp16"),
     (["parallel.tensor=2"], "needs as many ranks, there are 1"),
-    (["optim.lr=nan"], "optim.lr must be greater than 0 and finite, got nan"),
+    (["optim.lr=nan"], "optim.lr: write a number, got 'nan'"),
     (["model.vocab_size=8"], "model.vocab_size must be at least 12"),
     ([f"train.seed={2**62}"], "train.seed"),
     pytest.param(["train.run_dir=README.md"], "train.run_dir=README.md: no such directory can be made (File exists)",

@@ -1,9 +1,12 @@
+import errno
 import hashlib
 import importlib.util
 import json
 import os
 import re
 import resource
+import shutil
+import stat
 import subprocess
 import sys
 import tarfile
@@ -223,12 +226,45 @@ def test_a_full_disk_leaves_nothing(tmp_path):
 
 def test_a_killed_build_leaves_nothing_that_looks_whole(tmp_path, monkeypatch):
     fasta = write_fasta(tmp_path / "a.fa", CONTIGS)
-    monkeypatch.setattr(build_module.shutil, "rmtree", lambda *_, **__: None)  # as if killed: nothing tidies up
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)  # as if killed: nothing tidies up
     monkeypatch.setattr(build_module._ShardWriter, "close", lambda _: os.close(-1))
     with pytest.raises(OSError, match="Bad file"):
         build([Source(fasta)], tmp_path / "out", Splits())
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.rglob("shards.json"))
+
+
+@pytest.mark.parametrize(("code", "of_files", "built"), [
+    *((code, False, True) for code in (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF,
+                                       errno.ENOTTY)),
+    (errno.EIO, False, False), (errno.EINVAL, True, False)])
+def test_a_file_system_that_syncs_no_directories_holds_shards(tmp_path, monkeypatch, code, of_files, built):
+    """As CIFS and some of FUSE answer. The controls: a disk that fails, and files that are not synced."""
+    fasta, fsync = write_fasta(tmp_path / "a.fa", CONTIGS), os.fsync
+
+    def refuse(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode) != of_files:
+            raise OSError(code, os.strerror(code))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    assert build_command(fasta, "--out", tmp_path / "out") == (0 if built else 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.fa", "out"][: 1 + built]
+
+
+def test_what_was_made_meanwhile_is_not_replaced(tmp_path, monkeypatch):
+    """A rename would replace an empty directory."""
+    fasta, close = write_fasta(tmp_path / "a.fa", CONTIGS), build_module._ShardWriter.close
+
+    def meanwhile(writer):
+        (tmp_path / "out").mkdir()
+        return close(writer)
+
+    monkeypatch.setattr(build_module._ShardWriter, "close", meanwhile)
+    with pytest.raises(FileExistsError):
+        build([Source(fasta)], tmp_path / "out", Splits())
+    assert not list((tmp_path / "out").iterdir())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.fa", "out"]
 
 
 def test_verify_accepts_what_build_wrote_and_the_fasta(tmp_path):

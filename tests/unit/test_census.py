@@ -1,5 +1,7 @@
 """What a build says of its input, and which splits it refuses. Each refusal has a control that passes."""
 
+import time
+
 import numpy as np
 import pytest
 
@@ -8,9 +10,10 @@ from hyena_dist.data.errors import DataError
 from hyena_dist.data.fasta import Source
 from hyena_dist.data.manifest import Manifest
 from hyena_dist.data.sketch import samples
-from hyena_dist.data.splits import BedSplits, ContigSplits, FractionSplits, Splits
+from hyena_dist.data.splits import BedSplits, ContigSplits, FractionSplits, Splits, Stretch
 from hyena_dist.data.stream import TrainStream
 from hyena_dist.data.tokenizer import encode
+from hyena_dist.data.twins import Twins
 from hyena_dist.data.verify import verify
 from shards.build import main as build_command
 from tests.genomes import genome, write_fasta
@@ -142,6 +145,76 @@ def test_stretches_of_the_other_strand_are_compared_where_they_lie(tmp_path, mir
                       "copy 0 1000 val\ncopy 1000 3000 train\n"))
     path = write_fasta(tmp_path / "a.fa", {"one": ONE, "copy": copy})
     build([Source(path)], tmp_path / "out", BedSplits(bed))
+
+
+@pytest.mark.parametrize("unused", ["", "b 0 100 val\n"])
+def test_a_leak_is_seen_behind_a_twin_that_is_in_no_split(tmp_path, capsys, unused):
+    """The control: both held out."""
+    contigs = {"a": ONE, "b": ONE, "c": ONE.translate(COMPLEMENT)[::-1], "x": TWO}
+    bed = tmp_path / "a.bed"
+    bed.write_text("b 0 3000 val\nc 0 3000 train\nx 0 2000 train\n")
+    status, _, error, _ = run(tmp_path, capsys, contigs, "--bed", str(bed))
+    assert status == 2
+    assert "'b' and 'c' are the same sequence" in error
+    assert "of 3,000 held-out bases 3,000 train so" in error
+    bed.write_text("b 0 3000 val\nc 0 3000 val\nx 0 2000 train\n" + unused)
+    assert run(tmp_path, capsys, contigs, "--bed", str(bed))[0] == 0
+
+
+def test_a_held_out_base_counts_once_however_many_copies_train(tmp_path, capsys):
+    """A repeat of 500 bases beside 50,000: no leak to refuse. The control: held out beside little, it is."""
+    repeats = {f"r{number}": plain(500, 3) for number in range(21)}
+    contigs = {**repeats, "big": plain(50_000, 1), "small": plain(1000, 2), "rest": TWO}
+    status, notes, _, _ = run(tmp_path, capsys, contigs, "--val-contigs", "big,r0")
+    assert status == 0
+    assert "note: 500 held-out bases also train, under another name" in notes
+    (tmp_path / "x").mkdir()
+    status, _, error, _ = run(tmp_path / "x", capsys, contigs, "--val-contigs", "small,r7,r0")
+    assert status == 2
+    assert "'r0' and 'r1' are the same sequence" in error
+    assert "of 2,000 held-out bases 1,000 train so" in error
+
+
+def stretches(rng, bases, count):
+    """That many stretches in order, of any split, with gaps between some."""
+    cuts = np.sort(rng.choice(bases, 2 * count, replace=False))
+    return [Stretch(start, end, ("train", "val", "test")[rng.integers(3)])
+            for start, end in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True) if rng.random() < 0.8]
+
+
+def test_leaks_are_those_counted_base_by_base():
+    rng = np.random.default_rng(0)
+    text = np.frombuffer(plain(300), np.uint8)
+    other_strand = np.frombuffer(text.tobytes().translate(COMPLEMENT)[::-1], np.uint8)
+    seen = 0
+    for _ in range(50):
+        twins, marks = Twins(), []
+        for number in range(4):
+            mirrored, rows = bool(rng.integers(2)), stretches(rng, 300, int(rng.integers(1, 30)))
+            twins.add(str(number), other_strand if mirrored else text, rows)
+            mark = np.zeros(300, int)
+            for start, end, split in rows:
+                mark[start:end] = 1 if split == "train" else 2
+            marks.append(mark[::-1] if mirrored else mark)
+        trains = np.any([mark == 1 for mark in marks], axis=0)
+        expected = sum(int((trains & (mark == 2)).sum()) for mark in marks)
+        seen += expected
+        leak = twins.leak()
+        assert leak.bases == expected
+        one, other = marks[int(leak.one)], marks[int(leak.other)]
+        assert leak.one < leak.other
+        assert ((one == 1) & (other == 2) | (one == 2) & (other == 1)).any()
+    assert seen > 1000
+
+
+def test_many_stretches_of_twins_are_compared_in_seconds():
+    """100,000 rows of each, which each with each would be 10^10 pairs."""
+    text, twins = np.frombuffer(plain(200_000), np.uint8), Twins()
+    for name, (odd, even) in {"a": ("val", "train"), "b": ("train", "val")}.items():
+        twins.add(name, text, [Stretch(at, at + 2, odd if at % 4 else even) for at in range(0, 200_000, 2)])
+    start = time.process_time()
+    assert twins.leak() == (200_000, "a", "b")
+    assert time.process_time() - start < 10
 
 
 def mutated(text, share, seed=0):

@@ -171,14 +171,14 @@ def test_a_stranger_s_pickle_is_refused_and_not_run(tmp_path: Path, capsys: pyte
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
-    """A run with two checkpoints, of which the older is the better."""
+    """A run with two checkpoints, of which the older is the better, from before the order of windows that is now."""
     for step, loss in ((10, 1.0), (20, 2.0)):
         section, model = small()
         with torch.no_grad():
             model.final_norm.bias.fill_(float(step))
         identity = {f"model.{key}": value for key, value in asdict(section).items()} | {"train.seed": 1}
         save_checkpoint(step_directory(tmp_path / "run" / "checkpoints", step), _Weights(model), model.placement(),
-                        Groups.single(), {"step": step, "val_loss": loss, "identity": identity})
+                        Groups.single(), {"step": step, "val_loss": loss, "identity": identity, "data": {"version": 1}})
     (tmp_path / "run" / "config.yaml").write_text("model: {}\n")
     return tmp_path / "run"
 
@@ -262,7 +262,7 @@ def _trained_positions(hf: Path) -> None:
     ("safetensors", lambda d: _drop(d / "model.safetensors", "final_norm.bias"), "final_norm.bias has shape none in"),
     ("safetensors", lambda d: _edit(d / "config.json", model={"hidden_size": 64}), "has shape"),
     ("safetensors", lambda d: _edit(d / "config.json", model={"hiden_size": 64}), "hiden_size"),
-    ("safetensors", lambda d: _edit(d / "config.json", model={"hidden_size": "x"}), "converted to Integer"),
+    ("safetensors", lambda d: _edit(d / "config.json", model={"hidden_size": "x"}), "hidden_size is 'x', not a number"),
     ("safetensors", lambda d: _edit(d / "config.json", model={"hidden_size": -1}), "greater than 0"),
     ("safetensors", lambda d: _edit(d / "config.json", model=3), "is neither of a published"),
     ("safetensors", lambda d: (d / "config.json").write_text("[]"), "holds a list, not an object"),
@@ -270,7 +270,7 @@ def _trained_positions(hf: Path) -> None:
     ("safetensors", lambda d: (d / "config.json").unlink(), "no COMPLETE"),
     ("published", lambda d: (d / "weights.ckpt").write_bytes(b"x"), "not a readable Lightning checkpoint"),
     ("published", lambda d: _edit(d / "config.json", layer=[]), "not a published HyenaDNA config.json"),
-    ("published", lambda d: _edit(d / "config.json", n_layer="two"), "could not be converted to Integer"),
+    ("published", lambda d: _edit(d / "config.json", n_layer="two"), "num_layers is 'two', not a number"),
     ("huggingface", lambda d: (d / "model.safetensors").unlink(), "no readable file of weights"),
     ("huggingface", lambda d: _drop(d / "model.safetensors", "hyena.backbone.ln_f.bias"), "lacks key backbone.ln_f"),
     ("huggingface", lambda d: _edit(d / "config.json", hyena_order=3), "order is 3, Hugging Face's code works with 2"),

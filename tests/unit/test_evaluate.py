@@ -1,6 +1,8 @@
 """Which checkpoint of a run is evaluated."""
 
+import math
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from hyena_dist.config.errors import UserError
 from hyena_dist.config.identity import identity
 from hyena_dist.config.load import dump_config, load_config
 from hyena_dist.config.schema import Config, DataSection, ModelSection, TrainSection
+from hyena_dist.model.loss import perplexity
 from hyena_dist.model.model import build_model
 from hyena_dist.parallel.groups import Groups
 from hyena_dist.tasks import evaluate
@@ -97,6 +100,20 @@ def test_a_configuration_of_another_function_of_the_same_weights(run_dir: Path, 
     (tmp_path / "config.yaml").write_text(dump_config(other))
     with pytest.raises(UserError, match=r"of another model than .*model.filter_shift: saved 0.05, now 0.0"):
         load_run(tmp_path)
+
+
+def test_a_loss_beyond_the_largest_float_is_infinite_perplexity(run_dir: Path, shards: Path,
+                                                                monkeypatch: pytest.MonkeyPatch,
+                                                                capsys: pytest.CaptureFixture) -> None:
+    """As in training. The control: a loss that has one."""
+    assert [perplexity(loss) for loss in (0.0, 710.0, math.inf)] == [1.0, math.inf, math.inf]
+    assert math.isnan(perplexity(math.nan))
+    for loss, said in ((800.0, "inf"), (1.0, "2.7183")):
+        monkeypatch.setattr(evaluate, "token_loss", lambda _, targets, each=loss: (torch.tensor(each * targets.numel()),
+                                                                                   torch.tensor(targets.numel())))
+        status = main([str(run_dir), "--shards", str(shards), "--must-beat-order", "0"])
+        assert re.search(rf"HyenaDNA\W+{said}", capsys.readouterr().out)
+        assert status == (loss > 2)
 
 
 def test_windows_that_the_gpu_cannot_hold_are_a_line(run_dir: Path, shards: Path, monkeypatch: pytest.MonkeyPatch,

@@ -63,8 +63,17 @@ def test_verification_reads_with_another_reader(tmp_path, monkeypatch):
 
 def test_a_named_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.fa")
-    with pytest.raises(DataError, match="a.fa: is not a file"):
+    with pytest.raises(DataError, match="a.fa: cannot be read .it is no regular file.; give .*, and write what comes"):
         read(tmp_path / "a.fa")
+
+
+def test_titles_joined_by_ctrl_a_are_a_header(tmp_path):
+    """As NCBI joins those of one sequence. The bases are those of the other reader too."""
+    path = tmp_path / "nt.fa"
+    path.write_bytes(b">chr1 foo\x01gi|2 bar\x01gi|3\nACGT\n>chr2\t\x01x\xff\nGG\n")
+    assert read(path) == {"chr1": b"ACGT", "chr2": b"GG"}
+    manifest = build([Source(path)], tmp_path / "out", Splits())
+    verify(manifest.directory, [Source(path)])
 
 
 def test_one_long_line_and_blank_lines_and_no_last_line_end(tmp_path):
@@ -107,9 +116,14 @@ BAD = {
     "empty record": (b">a\n>b\nACGT\n", "record 'a' has no sequence"),
     "ends after a header": (b">a\nACGT\n>b\n", "record 'b' has no sequence"),
     "ends inside a header": (b">a\nACGT\n>b", "ends inside a header"),
-    "control character in a header": (b">a d\x0bACGT\nAC\n", "line 1: the header 'a' is not text"),
-    "name of no UTF-8": (b">a\xff\nAC\n", "line 1: the header .* is not text"),
-    "name that cannot be seen": (">a\u2028b\nAC\n".encode(), "line 1: the header .* is not text"),
+    "control character in a header": (b">b\nAC\n>a d\x0bACGT\nAC\n", "line 3: byte 0x0b at place 4 of the header"),
+    "delete in a header": (b">a d\x7f\nAC\n", "line 1: byte 0x7f at place 4 of the header 'a' is a control character"),
+    "zeros in a header": (b">a\x01\0\nAC\n", r"line 1: byte 0x01 at place 2 of the header 'a.x01.x00' is a control"),
+    "zero behind a Ctrl-A": (b">a b\x01\0\nAC\n", "line 1: byte 0x00 at place 5 of the header 'a' is a control"),
+    "form feed behind the name": (b">a\x0cb\nAC\n", "line 1: byte 0x0c at place 2 of the header 'a' is a control"),
+    "Ctrl-A in a name": (b">gi|1\x01gi|2 foo\nAC\n", "line 1: byte 0x01 at place 5 of the header 'gi|1"),
+    "name of no UTF-8": (b">a\xff\nAC\n", "line 1: byte 0xff at place 2 of the name .* is not of UTF-8 text"),
+    "name that cannot be seen": (">a\u2028b\nAC\n".encode(), r"line 1: '.u2028' in the name .* is not a character"),
     "bad byte behind CR lines": (b">a\rACGT\rAC\r\nG!\n", r"line 4: byte b'!' at base 8 of 'a'"),
     "gzip cut short": (gzip.compress(TEXT)[:-2000], "gzip file is cut short"),
     "bgzip cut at a member": (bgzip(TEXT)[:-28], "bgzip file is cut short"),

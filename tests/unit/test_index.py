@@ -161,7 +161,23 @@ def test_what_is_not_an_index_is_refused(directory, capsys, text):
 def test_a_named_pipe_is_not_waited_for(directory, capsys, name):
     (directory / name).unlink()
     os.mkfifo(directory / name)
-    is_refused(directory, capsys, f"{name}: is not a file")
+    is_refused(directory, capsys, f"{name}: cannot be read .it is no regular file.")
+
+
+@pytest.mark.parametrize("name", ["shards.json", "shard-00001.tar"])
+def test_what_becomes_a_named_pipe_meanwhile_is_not_waited_for(directory, monkeypatch, name):
+    """Between a look at it and its opening."""
+    def and_now(path, *arguments, **options):
+        if Path(path).name == name:
+            Path(path).unlink()
+            os.mkfifo(path)
+        return open_it(path, *arguments, **options)
+
+    open_it = os.open
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", and_now)
+        with pytest.raises(DataError, match=f"{name}: cannot be read .it is no regular file."):
+            Manifest.load(directory)
 
 
 def test_a_shard_that_the_index_does_not_name_is_refused(directory, capsys):

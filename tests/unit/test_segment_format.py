@@ -14,6 +14,7 @@ import pytest
 import webdataset
 
 from hyena_dist.data.build import build
+from hyena_dist.data.errors import DataError
 from hyena_dist.data.fasta import Source
 from hyena_dist.data.manifest import Manifest
 from hyena_dist.data.splits import FractionSplits, Splits
@@ -101,6 +102,21 @@ def test_format_1_is_read(caplog):
         text = contigs[manifest.contigs[row.contig].name][row.start : row.end]
         assert manifest.read_sample(number).tobytes() == text
     verify(FORMAT_1, [Source(FORMAT_1 / "genome.fa", "made")])
+
+
+def test_the_length_of_a_contig_of_format_1_is_checked_by_its_fasta(tmp_path):
+    """Where its last bases are in no split, only there. The control: as it was written."""
+    directory = tmp_path / "f1"
+    shutil.copytree(FORMAT_1, directory)
+    source, index = Source(FORMAT_1 / "genome.fa", "made"), directory / "shards.json"
+    verify(directory, [source])
+    content = json.loads(index.read_text())
+    content["contigs"][0][1] += 1
+    index.chmod(0o644)
+    index.write_text(json.dumps(content))
+    verify(directory)
+    with pytest.raises(DataError, match="contig .* is not in"):
+        verify(directory, [source])
 
 
 def test_both_formats_give_the_same_windows(tmp_path):

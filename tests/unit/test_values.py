@@ -73,6 +73,32 @@ def test_on_the_command_line_a_string_is_no_yaml(tmp_path, word):
     ("train..steps=3", "section.key=value"),
     ("train.run_dir=${oc.env:HOME}", r"train.run_dir: .* is not replaced in a configuration"),
     ("engine.deepspeed.log_level=${oc.env:HOME}", r"engine.deepspeed.log_level: .* is not replaced"),
+    ("train.run_dir=/tmp/\udce9", r"train.run_dir: '/tmp/.udce9' is not text of UTF-8: write another name"),
+    ('train.run_dir="\\uD800"', "train.run_dir: '.ud800' is not text of UTF-8"),
+    ('engine.deepspeed.comms_logger.prof_ops=["\\uD800"]', r"prof_ops\[0\]: .* is not text of UTF-8"),
+    ("engine.deepspeed.\udce9=1", "is not text of UTF-8"),
+    ("engine.deepspeed={comms_logger: {\"\\uD800\": 1}}", "is not text of UTF-8"),
+    (f"train.steps={10**23}", "train.steps: 1000.* is too large: write a number of at most 18 digits"),
+    ("train.steps=1" + 5000 * "0", "train.steps: 1000.* is too large"),
+    (f"train.steps={2**53 + 1}", r"train.steps must be at most 2\*\*53, got 9007199254740993"),
+    (f"model.hyena_order={2**53 + 1}", r"model.hyena_order must be at most 2\*\*53"),
+    (f"engine.deepspeed.steps_per_print={10**400}", "steps_per_print: 1000.* is too large"),
+    (f"optim.lr={10**400}", "optim.lr must be greater than 0 and finite, got inf"),
+    (f"train.seq_len_warmup=[{{seq_len: 64, steps: {2**53 + 1}}}]", r"steps must be .* at most 2\*\*53, got"),
+    ("optim.betas=[a,b]", r"optim.betas\[0\]: write a number, got 'a'"),
+    ("optim.betas=[0.9,[1]]", r"optim.betas\[1\]: write a number, got a list of 1"),
+    ("optim.betas=[0.9,null]", r"optim.betas\[1\] has no value: write a number"),
+    ("optim.betas=[0.9]", r"optim.betas: write a list like \[0.9, 0.9\], got a list of 1"),
+    ("optim.betas={a: 1}", r"optim.betas: write a list like \[0.9, 0.9\], got keys and values"),
+    ("optim.betas=0.9", r"optim.betas: write a list like \[0.9, 0.9\], got '0.9'"),
+    ("optim.betas=null", r"optim.betas has no value: write a list"),
+    ("train.steps={a: 1}", "train.steps: write a whole number, got keys and values"),
+    ("train=1", "train: write keys and values"),
+    ("engine.deepspeed=[1]", "engine.deepspeed: write keys and values, .* got a list of 1"),
+    ("train.steps=\u0665", "train.steps: write a whole number, got '\u0665'"),
+    ("train.steps='1\u0665'", "train.steps: write a whole number, got '1\u0665'"),
+    ("optim.lr=\uff15", "optim.lr: write a number, got '\uff15'"),
+    ("optim.betas=[0.9, \u0660.9]", r"optim.betas\[1\]: write a number"),
     ("train.run_dir=$NO_SUCH_VARIABLE/x", "the environment variable NO_SUCH_VARIABLE is not set"),
     ("train.run_dir=~no_such_user/x", "there is no such home directory"),
 ])
@@ -86,6 +112,13 @@ def test_what_can_be_read_in_two_ways_is_refused(tmp_path, override, message):
 @pytest.mark.parametrize(("text", "message"), [
     ("data: {shards: s}\ntrain: {run_dir: r, steps: 010}", "run.yaml: train.steps: '010'"),
     ("data: {shards: s}\ntrain:\n  run_dir:\n", "run.yaml: train.run_dir has no value"),
+    ("data: {shards: s}\ntrain: {run_dir: ~}\n", "run.yaml: train.run_dir has no value: .* quotes around a word"),
+    ("data: {shards: s}\ntrain: {run_dir: r, resume: ~}\n", "run.yaml: train.resume has no value"),
+    ("data: {shards: s}\ntrain: {run_dir: \"\\uD800\"}\n", "run.yaml: train.run_dir: .* is not text of UTF-8"),
+    ("data: {shards: s}\ntrain: {run_dir: r, steps: \u0665}\n", "run.yaml: train.steps: write a whole number"),
+    ("data: {shards: s}\ntrain: {run_dir: [r]}\n", "run.yaml: train.run_dir: write a word, got a list of 1"),
+    ("data: {shards: s}\ntrain: null\n", "run.yaml: train has no value: write keys and values"),
+    ("data: {~: s}", "a key must be a word"),
     ("data: {shards: '${oc.env:HOME}'}\ntrain: {run_dir: r}", "run.yaml: data.shards: .* is not replaced"),
     ("data: {shards: s}\ntrain: {run_dir: r}\nengine: {deepspeed: {'${oc.env:HOME}': 1}}", "is not replaced"),
     ("data: &a {shards: s}\ntrain: {run_dir: r}\nmodel: *a", "line 1: anchors, aliases and tags"),
@@ -129,6 +162,35 @@ def test_paths_are_expanded_for_ones_own_run_and_nowhere_else(tmp_path, monkeypa
     monkeypatch.setenv("SCRATCH", "")
     with pytest.raises(ConfigError, match=r"train.run_dir=\$SCRATCH/x: the environment variable SCRATCH is not set"):
         load(tmp_path, MINIMAL, "train.run_dir=$SCRATCH/x")
+
+
+@pytest.mark.parametrize(("value", "message"), [
+    ("???", r"train.run_dir=\$X has no value: write one instead of \?\?\?"),
+    ("${oc.env:HOME}", r"train.run_dir=\$X: .* is not replaced in a configuration"),
+    ("${", r"is not replaced in a configuration"),
+    ("/scratch/$HOME", r"becomes '/scratch/\$HOME', and a \$NAME in a variable is not replaced"),
+    ("/tmp/\udce9", "train.run_dir=.X: .* is not text of UTF-8"),
+    (" ", "train.run_dir must be a path, got ' '"),
+    ("a\0b", "train.run_dir must be a path"),
+])
+def test_what_a_variable_holds_is_a_plain_path(tmp_path, value, message):
+    """One that config.yaml gives back. The control: it does."""
+    path = tmp_path / "run.yaml"
+    path.write_text(MINIMAL)
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(path, ["train.run_dir=$X"], env={"X": value})
+    assert "\n" not in str(caught.value)
+    config = load_config(path, ["train.run_dir=$X"], env={"X": "/tmp/\u00e9 ? 5$"})
+    path.write_text(dump_config(config), encoding="utf-8")
+    assert load_config(path, env={}) == config
+
+
+@pytest.mark.parametrize("section", [{"num_layers": "\u0665"}, {"num_layers": "5"}, {"num_layers": 10**23},
+                                     {"filter_sine_freq": 10**400}, {"num_layers": True}])
+def test_a_strangers_numbers_are_numbers(section):
+    with pytest.raises(UserError, match=next(iter(section)) + "|too large"):
+        checked_section(section)
+    assert checked_section({"num_layers": 5}).num_layers == 5  # the control
 
 
 def test_a_strangers_model_section_is_not_interpolated(monkeypatch):

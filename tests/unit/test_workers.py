@@ -238,7 +238,7 @@ def test_no_file_that_may_be_open_is_one_line(tmp_path):
 
     def check():
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
-        with pytest.raises(DataError, match=r"\.tar: cannot be opened \(Too many open files\); .*`ulimit -n`"):
+        with pytest.raises(DataError, match=r"\.tar: cannot be read \(Too many open files\); .*`ulimit -n`"):
             manifest.read("chr1", 0, 500)
         stream = TrainStream(manifest, seq_len=64, seed=0)
         with pytest.raises(DataError, match="reader process 1 of 2 cannot be started .Too many open files"):
