@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.serialization import _is_zipfile as is_zipfile
 
 from hyena_dist.config.plain import open_regular
+from hyena_dist.config.unpickle import Unpickler
 from hyena_dist.convert.section import ConversionError
 
 
@@ -77,7 +78,8 @@ class _Inert:
         return self
 
 
-class _TensorUnpickler(pickle.Unpickler):
+class _TensorUnpickler(Unpickler):
+    built = (_Inert, OrderedDict)
     _allowed = {("collections", "OrderedDict"): OrderedDict,
                 ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
                 ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter}

@@ -12,10 +12,20 @@ from typing import Any, NoReturn
 
 import torch
 from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
-from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    _MEM_FORMAT_ENCODING,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 
 from hyena_dist.config.errors import UserError, first_sentence
 from hyena_dist.config.plain import open_regular
+from hyena_dist.config.unpickle import Unpickler
 
 INDEX = ".metadata"
 _DESCRIPTIONS = {
@@ -116,7 +126,10 @@ def _memory_format(kind: type, name: str) -> Any:
     return _MEM_FORMAT_ENCODING[name]
 
 
-class _Unpickler(pickle.Unpickler):
+class _IndexUnpickler(Unpickler):
+    built = (Metadata, TensorStorageMetadata, TensorProperties, ChunkStorageMetadata, MetadataIndex, StorageMeta,
+             _StorageInfo)
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("builtins", "getattr"):
             return _memory_format
@@ -129,7 +142,7 @@ def _read_index(path: Path) -> tuple[Metadata, dict[str, torch.Size]]:
     """The index, and the shape of each tensor in it."""
     try:
         with open_regular(path) as file:
-            index = _Unpickler(file).load()
+            index = _IndexUnpickler(file).load()
         shapes = {key: entry.size for key, entry in index.state_dict_metadata.items()}
         outside = [info for info in index.storage_data.values() if Path(info.relative_path).name != info.relative_path]
         if outside:

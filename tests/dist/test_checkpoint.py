@@ -1,6 +1,7 @@
 """Checkpoints across stages and numbers of ranks; damaged, foreign and malicious ones; a disk that fills up."""
 
 import errno
+import importlib
 import io
 import logging
 import os
@@ -327,6 +328,42 @@ def test_a_malicious_pickle_is_refused_and_not_run(checkpoint: Path, name: str) 
     assert not target.exists()
     pickle.loads(pickle.dumps(_Malicious(target)))
     assert target.exists(), "control: the pickle does act when it is loaded"
+
+
+def _changes(module: str, name: str, attribute: str) -> bytes:
+    """Instructions of a pickle that set an attribute of a class or function to that object itself."""
+    named = f"c{module}\n{name}\n".encode()
+    key = b"\x8c" + bytes([len(attribute)]) + attribute.encode()
+    return named + b"N}" + key + named + b"s\x86b0"
+
+
+@pytest.mark.parametrize(("module", "name", "attribute"), [
+    ("pathlib", "PosixPath", "with_name"), ("torch.serialization", "_get_layout", "__doc__"),
+    ("torch.distributed.checkpoint.metadata", "Metadata", "planner_data"),
+    ("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING", "other"), ("torch", "Size", "other")])
+def test_an_index_changes_nothing_of_the_process(checkpoint: Path, module: str, name: str, attribute: str) -> None:
+    kind = getattr(importlib.import_module(module), name)
+    before = vars(kind).get(attribute)
+    content = (checkpoint / ".metadata").read_bytes()
+    assert content[:1] == pickle.PROTO
+    put_in(checkpoint, ".metadata", content[:2] + _changes(module, name, attribute) + content[2:])
+    with pytest.raises(DamagedError, match=f"is refused.*it changes <.*{name}"):
+        open_checkpoint(checkpoint)
+    assert vars(kind).get(attribute) is before
+    put_in(checkpoint, ".metadata", content)
+    open_checkpoint(checkpoint)
+
+
+def test_an_index_changes_no_member_of_an_enum(checkpoint: Path) -> None:
+    """It is an object that the pickle has not made either, though no class."""
+    content = (checkpoint / ".metadata").read_bytes()
+    member = b"ctorch.distributed.checkpoint.metadata\n_MEM_FORMAT_ENCODING\nK\x00\x85R"
+    put_in(checkpoint, ".metadata", content[:2] + member + b"}\x8c\x05otherK\x01sb0" + content[2:])
+    with pytest.raises(DamagedError, match="it changes <_MEM_FORMAT_ENCODING"):
+        open_checkpoint(checkpoint)
+    assert not hasattr(_MEM_FORMAT_ENCODING(0), "other")
+    pickle.loads(b"\x80\x04" + member + b"}\x8c\x05otherK\x01sb.")
+    assert _MEM_FORMAT_ENCODING(0).__dict__.pop("other") == 1, "control: the pickle does act when it is loaded"
 
 
 class _Attribute:

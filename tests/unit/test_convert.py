@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +153,23 @@ def test_lightning_pickle_runs_nothing(tmp_path):
     assert all(torch.equal(state["model." + key], value) for key, value in weights.items())
     torch.load(tmp_path / "weights.ckpt", weights_only=False)  # the control: the attack is real
     assert (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("name", ["_rebuild_tensor_v2", "_rebuild_parameter"])
+def test_lightning_pickle_changes_nothing_of_the_process(tmp_path, name):
+    """Setting the attributes of a function that it is given would change every later load of the process."""
+    torch.save({"state_dict": {"w": torch.ones(2)}}, tmp_path / "good.ckpt")
+    attack = f"ctorch._utils\n{name}\n".encode() + b"N}\x8c\x05otherK\x01s\x86b0"
+    with zipfile.ZipFile(tmp_path / "good.ckpt") as good, zipfile.ZipFile(tmp_path / "weights.ckpt", "w") as evil:
+        for record in good.namelist():
+            content = good.read(record)
+            evil.writestr(record, content[:2] + attack + content[2:] if record.endswith("data.pkl") else content)
+    with pytest.raises(ConversionError, match=f"it changes <function {name}"):
+        load_lightning(tmp_path / "weights.ckpt")
+    assert not vars(getattr(torch._utils, name))
+    assert torch.equal(load_lightning(tmp_path / "good.ckpt")["w"], torch.ones(2))
+    torch.load(tmp_path / "weights.ckpt", weights_only=False)  # the control: the attack is real
+    assert vars(getattr(torch._utils, name)).pop("other") == 1
 
 
 class _Program(torch.nn.Module):
