@@ -52,7 +52,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     """What was saved beside the tensors, of which nothing is read.
 
     Raises:
-        CheckpointError: not a whole checkpoint.
+        CheckpointError: not a whole checkpoint, or none.
     """
     return _inspect(Path(path))[0]
 
@@ -191,7 +191,17 @@ def _newest_first(checkpoints_dir: str | Path) -> list[Path]:
 
 
 def _before(path: Path) -> list[Path]:
-    """The checkpoints of earlier steps beside this one, newest first."""
+    """The checkpoints of earlier steps beside one that the user names, newest first.
+
+    Raises:
+        CheckpointError: there is none of this name.
+    """
+    try:
+        there = path.is_dir()
+    except OSError as error:
+        raise unread(path, error) from error
+    if not there:
+        raise CheckpointError(f"{path}: no such checkpoint: choose another checkpoint")
     step = _step(path)
     return [] if step is None else [other for other in _newest_first(path.parent) if (_step(other) or 0) < step]
 
@@ -259,17 +269,16 @@ def _inspect(path: Path) -> tuple[dict[str, Any], dict[str, Listed]]:
     """The metadata of a whole checkpoint, and its other files.
 
     Raises:
-        CheckpointError: there is none, nobody may look, or another version wrote it; DamagedError: it is not whole.
+        CheckpointError: nobody may look, or another version wrote it; DamagedError: it is not whole, or not there.
     """
     try:
         listed = read_marker(path)
         metadata = read_sealed(path, sealed=any(value.sha256 is not None for value in listed.values()))
         missing = missing_file(path, listed)
     except FileNotFoundError as error:
-        if not path.is_dir():
-            raise CheckpointError(f"{path}: no such checkpoint: choose another checkpoint") from error
+        # Listed a moment ago, it may have been deleted since, or be a link to what is not there.
         raise DamagedError(path, f"it has no {Path(error.filename).name}: its writing was cut short, or it is no "
-                                 "checkpoint") from error
+                                 "checkpoint" if os.path.isdir(path) else "it is not there") from error
     except OSError as error:
         raise unread(path, error) from error
     except ValueError as error:

@@ -244,8 +244,10 @@ def test_a_torn_checkpoint_is_passed_over(checkpoint: Path, caplog: pytest.LogCa
     assert "step-00000006" in caplog.text
     with pytest.raises(CheckpointError, match="step-00000006.*cut short.*choose another"):
         read_metadata(torn)
-    with pytest.raises(CheckpointError, match="no such checkpoint"):
+    with pytest.raises(CheckpointError, match="step-00000099: it is not there"):
         read_metadata(checkpoint.parent / "step-00000099")
+    with pytest.raises(CheckpointError, match="step-00000099: no such checkpoint"):
+        open_checkpoint(checkpoint.parent / "step-00000099")
     assert find_latest(checkpoint.parent / "nowhere") is None
 
 

@@ -21,6 +21,7 @@ from hyena_dist.train.checkpoint_directory import (
     find_best,
     find_latest,
     open_checkpoint,
+    prune,
     step_directory,
 )
 from hyena_dist.train.checkpoint_reader import CheckpointError, DamagedError
@@ -100,6 +101,31 @@ def test_what_may_not_be_read_is_neither_damaged_nor_passed_over(two: tuple[Path
                 assert not isinstance(refused.value, DamagedError)
         refuse(errno.EIO, name)
         assert latest(after.parent) == two[0], "control: nobody can read it"
+
+
+@pytest.mark.parametrize("kind", ["deleted since it was listed", "a link to nothing", "a link to itself", "a file"])
+def test_what_is_listed_and_not_there_is_passed_over(two: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch,
+                                                     kind: str) -> None:
+    """A run that deletes its older checkpoints may be listed by an evaluation at the same time."""
+    before, after = two
+    gone = step_directory(before.parent, 9)
+    if kind.startswith("deleted"):
+        listed = os.listdir
+        monkeypatch.setattr(os, "listdir", lambda path: [*listed(path), gone.name])
+    elif kind == "a file":
+        gone.write_text("")
+    else:
+        gone.symlink_to("nowhere" if kind.endswith("nothing") else gone.name)
+    assert latest(before.parent) == after
+    best = find_best(before.parent)
+    assert best is not None
+    assert best.path == after
+    prune(before.parent, keep=2)
+    assert before.is_dir()
+    assert after.is_dir()
+    with pytest.raises(CheckpointError, match=f"^{gone}: no such checkpoint") as refused:
+        open_checkpoint(gone)
+    assert not isinstance(refused.value, DamagedError), "control: what the user names is not replaced by another"
 
 
 @pytest.mark.parametrize("name", [".metadata", "__0_0.distcp", "metadata.json", "COMPLETE"])
