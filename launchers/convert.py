@@ -50,13 +50,14 @@ def _run(args: argparse.Namespace) -> None:
     # Imported here: torch and megatron-core take seconds, --help should not.
     from hyena_dist.convert import read_model, resized, write_model
 
-    section, model = read_model(args.source, args.checkpoint)
+    section, model, found = read_model(args.source, args.checkpoint)
     if args.max_seq_len is not None:
         section = extended(section, args.max_seq_len, filter=args.filter)
         model = resized(section, model)
-    files = write_model(args.dest, args.to, section, model, source=args.source)
+    files = write_model(args.dest, args.to, section, model, source=str(found))
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(f"{args.dest}: {args.to} of {parameters:,} parameters, max_seq_len {section.max_seq_len}: {', '.join(files)}")
+    print(f"{args.dest}: {args.to} of {parameters:,} parameters, max_seq_len {section.max_seq_len}, from {found}: "
+          f"{', '.join(files)}")
     if args.to == "checkpoint":
         print(f"train from it with train.resume={args.dest} {' '.join(_overrides(section))}")
 

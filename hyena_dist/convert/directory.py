@@ -36,8 +36,9 @@ CONFIG, WEIGHTS, PUBLISHED_WEIGHTS, BINARY_WEIGHTS = ("config.json", "model.safe
                                                       "pytorch_model.bin")
 
 
-def read_model(source: str | Path, checkpoint: str | None = None) -> tuple[ModelSection, HyenaModel]:
-    """The model in a directory, in eval mode, on the CPU, in float32.
+def read_model(source: str | Path, checkpoint: str | None = None) -> tuple[ModelSection, HyenaModel, Path]:
+    """The model in a directory, in eval mode, on the CPU, in float32, and where it was found: a run's checkpoint, or
+    the one that stands in for a damaged one (`open_checkpoint`), or `source`.
 
     Args:
         source: a run, a checkpoint, or a directory in one of the other FORMATS; which, is seen from its files.
@@ -57,11 +58,11 @@ def read_model(source: str | Path, checkpoint: str | None = None) -> tuple[Model
         return _read_checkpoint(open_checkpoint(source))
     config = _read_json(source / CONFIG)
     if "layer" in config:
-        return _from_published(config, load_lightning(source / PUBLISHED_WEIGHTS))
+        return *_from_published(config, load_lightning(source / PUBLISHED_WEIGHTS)), source
     if config.get("model_type") == "hyenadna":
-        return _from_published(*from_huggingface(config, _read_huggingface(source)))
+        return *_from_published(*from_huggingface(config, _read_huggingface(source))), source
     if isinstance(config.get("model"), dict):
-        return _from_own(checked_section(config["model"]), _read_safetensors(source / WEIGHTS))
+        return *_from_own(checked_section(config["model"]), _read_safetensors(source / WEIGHTS)), source
     raise ConversionError(f"{source / CONFIG} is neither of a published HyenaDNA model (key layer), nor Hugging Face's "
                           "(model_type hyenadna), nor written by hyena_dist (key model)")
 
@@ -94,7 +95,7 @@ def resized(section: ModelSection, model: HyenaModel) -> HyenaModel:
     return other.eval()
 
 
-def _read_checkpoint(checkpoint: Checkpoint) -> tuple[ModelSection, HyenaModel]:
+def _read_checkpoint(checkpoint: Checkpoint) -> tuple[ModelSection, HyenaModel, Path]:
     identity = checkpoint.metadata.get("identity", {})
     section = checked_section({key.removeprefix("model."): value for key, value in identity.items()
                                if key.startswith("model.")})
@@ -102,7 +103,7 @@ def _read_checkpoint(checkpoint: Checkpoint) -> tuple[ModelSection, HyenaModel]:
     check_model_weights(checkpoint, model, model.placement())
     load_model_weights(checkpoint, model.to_empty(device="cpu"), model.placement())
     check_weights({name: parameter.detach() for name, parameter in model.named_parameters()})
-    return section, model.eval()
+    return section, model.eval(), checkpoint.path
 
 
 def _from_published(config: Mapping[str, Any], state_dict: dict[str, Tensor]) -> tuple[ModelSection, HyenaModel]:

@@ -27,6 +27,7 @@ from hyena_dist.parallel.groups import Axis, Groups
 from hyena_dist.train.checkpoint import load_checkpoint, save_checkpoint
 from hyena_dist.train.checkpoint_directory import read_metadata, step_directory
 from launchers.convert import main
+from tests.checkpoints import flip
 from tests.compare import rel
 
 ROOT = Path(__file__).parents[2]
@@ -77,7 +78,7 @@ def test_every_format_to_every_other_is_bit_exact(first: Path, tmp_path: Path, s
     _, weights, arrays = golden("tiny")
     for format in FORMATS:
         assert main([str(first / format), str(tmp_path / format), "--to", second]) == 0
-        section, model = read_model(tmp_path / format)
+        section, model, _ = read_model(tmp_path / format)
         assert (section.num_layers, section.hidden_size, section.inner_size) == (2, 32, 128)
         assert (section.max_seq_len, section.filter_seq_len, section.vocab_size) == (130, None, 12)
         assert same_weights(model, weights), format
@@ -95,7 +96,7 @@ def test_a_section_of_other_values_survives_every_format(tmp_path: Path) -> None
                            filter_sine_freq=2.5, filter_num_inner_mlps=1, filter_emb_dim=7)
     for format in FORMATS:
         write_model(tmp_path / format, format, section, model)
-        found, again = read_model(tmp_path / format)
+        found, again, _ = read_model(tmp_path / format)
         assert found == section
         assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
 
@@ -104,7 +105,7 @@ def test_what_only_own_formats_hold(tmp_path: Path) -> None:
     section, model = small(layer_pattern="HA", num_attention_heads=2, filter_seq_len=10, filter_shift=0.0)
     for format in ("safetensors", "checkpoint"):
         write_model(tmp_path / format, format, section, model)
-        found, again = read_model(tmp_path / format)
+        found, again, _ = read_model(tmp_path / format)
         assert found == section
         assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
 
@@ -210,6 +211,20 @@ def test_a_run_s_checkpoint_is_chosen(run_dir: Path, tmp_path: Path, arguments: 
     assert torch.equal(bias, torch.full_like(bias, step))
 
 
+@pytest.mark.parametrize("named", ["run", "checkpoint"])
+def test_the_checkpoint_that_was_taken_is_the_one_that_is_named(run_dir: Path, tmp_path: Path, named: str,
+                                                                capsys: pytest.CaptureFixture) -> None:
+    """One that is damaged is passed over for the one before it."""
+    older, newest = (step_directory(run_dir / "checkpoints", step) for step in (10, 20))
+    source = run_dir if named == "run" else newest
+    for path, dest in ((newest, tmp_path / "first"), (older, tmp_path / "second")):
+        assert main([str(source), str(dest), "--to", "checkpoint"]) == 0
+        assert f"from {path}: " in capsys.readouterr().out
+        assert read_metadata(dest)["source"] == str(path)
+        assert read_model(source)[2] == path
+        flip(newest / "__0_0.distcp", 700)
+
+
 def test_a_checkpoint_to_start_from(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Weights of the source, moments and steps of none."""
     assert main([str(run_dir), str(tmp_path / "start"), "--to", "checkpoint"]) == 0
@@ -228,7 +243,7 @@ def test_extending(first: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -
     source = first / "source"
     for filter, length in (("keep", 130), ("stretch", 260)):
         assert main([str(source), str(tmp_path / filter), "--max-seq-len", "260", "--filter", filter]) == 0
-        section, model = read_model(tmp_path / filter)
+        section, model, _ = read_model(tmp_path / filter)
         assert (section.max_seq_len, section.filter_seq_len) == (260, length)
         assert model(torch.full((1, 260), 7)).isfinite().all()
         ids = torch.randint(7, 11, (1, 130), generator=torch.Generator().manual_seed(0))

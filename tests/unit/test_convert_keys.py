@@ -268,7 +268,7 @@ def test_a_stranger_s_file_shows_nothing_of_the_environment(tmp_path: Path, caps
     assert main([str(tmp_path / "source"), str(tmp_path / "dest")]) == 2
     assert "num_layers is True" in capsys.readouterr().err
     path.write_text(json.dumps(config))
-    section, _ = read_model(tmp_path / "source")
+    section, *_ = read_model(tmp_path / "source")
     assert isinstance(section, ModelSection), "control"
 
 
