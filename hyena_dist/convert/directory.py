@@ -23,9 +23,9 @@ from hyena_dist.config.versions import own_version
 from hyena_dist.config.whole import new_directory
 from hyena_dist.convert.huggingface import from_huggingface, to_huggingface
 from hyena_dist.convert.lightning import check_archive, load_lightning
-from hyena_dist.convert.published import from_published, model_section, to_published
+from hyena_dist.convert.published import from_published, model_section, to_published, without_counters
 from hyena_dist.convert.section import ConversionError, checked_section
-from hyena_dist.convert.weights import check_weights, in_float32, without_memory
+from hyena_dist.convert.weights import check_finite, in_float32, without_memory
 from hyena_dist.model.config import hyena_config
 from hyena_dist.model.model import HyenaModel
 from hyena_dist.parallel.groups import Groups
@@ -102,23 +102,23 @@ def _read_checkpoint(checkpoint: Checkpoint) -> tuple[ModelSection, HyenaModel, 
     model = without_memory(section, weight_shapes(checkpoint), torch.float32)
     check_model_weights(checkpoint, model, model.placement())
     load_model_weights(checkpoint, model.to_empty(device="cpu"), model.placement())
-    check_weights({name: parameter.detach() for name, parameter in model.named_parameters()})
+    check_finite({name: parameter.detach() for name, parameter in model.named_parameters()})
     return section, model.eval(), checkpoint.path
 
 
 def _from_published(config: Mapping[str, Any], state_dict: dict[str, Tensor]) -> tuple[ModelSection, HyenaModel]:
-    return model_section(config), from_published(config, in_float32(state_dict))
+    return model_section(config), from_published(config, in_float32(without_counters(state_dict)))
 
 
 def _from_own(section: ModelSection, weights: dict[str, Tensor]) -> tuple[ModelSection, HyenaModel]:
+    weights = in_float32(weights)
     model = without_memory(section, {name: weight.shape for name, weight in weights.items()}, torch.float32)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     for name in sorted(shapes.keys() | weights.keys()):
         wanted, found = shapes.get(name), weights[name].shape if name in weights else None
         if wanted != found:
             raise ConversionError(f"{name} has shape {_shape(found)} in {WEIGHTS} and {_shape(wanted)} in {CONFIG}")
-    check_weights(weights)
-    weights = in_float32(weights)
+    check_finite(weights)
     model.to_empty(device="cpu")
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -6,6 +6,7 @@ the one sine frequency stored three times, stored or absent position buffers, to
 """
 
 import logging
+import os
 from collections.abc import Mapping
 from functools import reduce
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 from hyena_dist.config.schema import VOCAB_MULTIPLE, ModelSection
 from hyena_dist.convert.keys import check_keys
 from hyena_dist.convert.section import ConversionError, checked_section
-from hyena_dist.convert.weights import DERIVED, check_weights, without_memory
+from hyena_dist.convert.weights import DERIVED, check_finite, check_kinds, without_memory
 from hyena_dist.model.config import hyena_config
 from hyena_dist.model.model import HyenaModel
 from hyena_dist.ops.implicit_filter import FilterShape, decay_rates, positional_features, time
@@ -41,14 +42,13 @@ def from_published(config: Mapping[str, Any], state_dict: Mapping[str, Tensor] |
             not fit, weights that are no finite floating-point numbers, positions or decay rates that were trained.
     """
     section = model_section(config)
-    if state_dict is not None:
-        state_dict = {key: value.cpu() for key, value in state_dict.items()}
-    weights = {} if state_dict is None else _canonical(state_dict)
-    check_weights(weights)
-    first = next((weight.dtype for weight in weights.values()), torch.float32)
-    dtype = reduce(torch.promote_types, (weight.dtype for weight in weights.values()), first)
     if state_dict is None:
-        return HyenaModel(hyena_config(section, params_dtype=dtype)).eval()
+        return HyenaModel(hyena_config(section)).eval()
+    state_dict = without_counters(state_dict)
+    check_kinds(state_dict)
+    state_dict = {key: value.cpu() for key, value in state_dict.items()}
+    weights = _canonical(state_dict)
+    dtype = reduce(torch.promote_types, (weight.dtype for weight in weights.values()))
     model = without_memory(section, {key: weight.shape for key, weight in weights.items()}, dtype)
     names = _published_names(model)
     expected = {published for published, _ in names.values()}
@@ -60,6 +60,7 @@ def from_published(config: Mapping[str, Any], state_dict: Mapping[str, Tensor] |
         if weights[published].shape != shape:
             raise ConversionError(f"{published} has shape {list(weights[published].shape)}, the config asks for "
                                   f"{list(shape)}: use the config.json that belongs to these weights")
+    check_finite(weights)
     _check_derived(state_dict, model)
     model.to_empty(device="cpu")
     with torch.no_grad():
@@ -73,7 +74,8 @@ def to_published(model: HyenaModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
     `from_published`, bit for bit. Tensors are copies on the CPU.
 
     Raises:
-        ConversionError: the published code has no attention layers, or cannot run the model to its full length.
+        ConversionError: the published code has no attention layers, or cannot run the model to its full length; or the
+            positions up to it do not fit the memory.
     """
     c = model.config
     if "A" in c.layer_kinds:
@@ -83,6 +85,11 @@ def to_published(model: HyenaModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ConversionError(f"model.filter_seq_len ({c.filter_seq_len}) is less than model.max_seq_len "
                               f"({c.max_seq_len}), and the published format has one number, l_max, for both: export "
                               "the model before its context was extended, or one extended by stretching its filter")
+    positions = 4 * c.num_layers * c.filter_seq_len * (c.filter_emb_dim + 1)
+    if positions > (memory := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
+        raise ConversionError(f"the published format stores the positions of every layer up to model.max_seq_len="
+                              f"{c.max_seq_len}, {positions / 2**30:.0f} GiB where this machine has "
+                              f"{memory / 2**30:.0f}: keep this model as safetensors or a checkpoint")
     layer = {"_name_": "hyena", "emb_dim": c.filter_emb_dim, "filter_order": c.filter_order,
              "short_filter_order": c.short_conv_kernel, "l_max": c.filter_seq_len, "modulate": True,
              "w": c.filter_sine_freq, "lr_pos_emb": 0.0, "order": c.hyena_order,
@@ -130,12 +137,17 @@ def model_section(config: Mapping[str, Any]) -> ModelSection:
     return checked_section(values)
 
 
+def without_counters(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict without torchmetrics' counters, which are no part of the model."""
+    return {key: value for key, value in state_dict.items() if "torchmetrics" not in key}
+
+
 def _canonical(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Published keys without prefixes, aliases, buffers and counters."""
+    """Published keys without prefixes, aliases and buffers."""
     weights: dict[str, Tensor] = {}
     for key, value in state_dict.items():
         key = key.removeprefix("model.").replace(".mixer.layer.", ".mixer.").replace(".mlp.layer.", ".mlp.")
-        if "torchmetrics" in key or key.endswith(DERIVED):
+        if key.endswith(DERIVED):
             continue
         if key == "lm_head.weight":
             key = "backbone.embeddings.word_embeddings.weight"
@@ -160,9 +172,9 @@ def _check_derived(state_dict: Mapping[str, Tensor], model: HyenaModel) -> None:
         if list(state_dict[key].shape) != shapes[name]:
             raise ConversionError(f"{key} has shape {list(state_dict[key].shape)}, the config asks for {shapes[name]}: "
                                   "use the config.json that belongs to these weights")
-        check_weights({key: state_dict[key]})
-    derived = _derived("", {"implicit_filter.1.freq": torch.empty(0)}, config.filter_shape, 0,
-                       channels) if stored else {}
+        check_finite({key: state_dict[key]})
+    derived = {name: _derived_values(name, config.filter_shape, channels, torch.float32)
+               for name in set(stored.values())}
     for key, name in stored.items():
         saved, wanted = state_dict[key], derived[name]
         tolerance = max(POSITION_TOLERANCE, torch.finfo(saved.dtype).eps)
@@ -208,10 +220,17 @@ def _derived(prefix: str, state: Mapping[str, Tensor], shape: FilterShape, inner
              channels: int) -> dict[str, Tensor]:
     """What a published state dict stores besides weights: aliases of the frequency, positions, decay rates."""
     freq = state[prefix + "implicit_filter.1.freq"]
-    device, every_lag = torch.device("cpu"), slice(0, shape.seq_len)
     return {
         **{f"{prefix}implicit_filter.{2 * i + 1}.freq": freq for i in range(1, inner_mlps + 1)},
-        prefix + "pos_emb.z": positional_features(shape, every_lag, freq.dtype, device)[None].clone(),
-        prefix + "pos_emb.t": time(shape, every_lag, freq.dtype, device)[None, :, None].clone(),
-        prefix + "modulation.deltas": decay_rates(channels, freq.dtype, device)[None, None].clone(),
+        **{prefix + kind[1:]: _derived_values(kind[1:], shape, channels, freq.dtype).clone() for kind in DERIVED},
     }
+
+
+def _derived_values(name: str, shape: FilterShape, channels: int, dtype: torch.dtype) -> Tensor:
+    """pos_emb.z [1, lags, features], pos_emb.t [1, lags, 1] or modulation.deltas [1, 1, channels]."""
+    device, every_lag = torch.device("cpu"), slice(0, shape.seq_len)
+    if name == "modulation.deltas":
+        return decay_rates(channels, dtype, device)[None, None]
+    if name == "pos_emb.t":
+        return time(shape, every_lag, dtype, device)[None, :, None]
+    return positional_features(shape, every_lag, dtype, device)[None]

@@ -41,18 +41,30 @@ def without_memory(section: ModelSection, shapes: Mapping[str, torch.Size], dtyp
         return HyenaModel(hyena_config(section, params_dtype=dtype))
 
 
-def check_weights(weights: Mapping[str, Tensor]) -> None:
-    """Refuse what would be copied into a weight as another number, or is none.
+def check_kinds(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse what is no tensor of a weight, by what can be seen without looking at a number; before anything else,
+    because most operators fail on such tensors, or make all the numbers that they claim to have.
 
     Raises:
-        ConversionError: naming a tensor of another type or form, or one that is not finite.
+        ConversionError: naming a tensor of another type or form, or with fewer numbers in the file than its shape.
     """
-    for key, value in weights.items():
-        if value.dtype not in DTYPES or value.layout is not torch.strided or value.is_meta:
+    for key, value in tensors.items():
+        form = ("without numbers" if value.is_meta else "nested" if value.is_nested else
+                "sparse" if value.layout is not torch.strided else "")
+        if value.dtype not in DTYPES or form:
             kind = str(value.dtype).removeprefix("torch.")
-            raise ConversionError(f"{key} is a tensor of {kind}{'' if value.layout is torch.strided else ', sparse'}: "
-                                  "HyenaDNA's weights are dense floating-point numbers, and quantised ones are not "
-                                  "supported: convert them back first")
+            raise ConversionError(f"{key} is a tensor of {kind}{form and ', '}{form}: HyenaDNA's weights are dense "
+                                  "floating-point numbers, and quantised ones are not supported: convert them back "
+                                  "first")
+        stored = value.untyped_storage().nbytes() // value.itemsize
+        if value.numel() > stored:
+            raise ConversionError(f"{key} has shape {list(value.shape)} and {stored} numbers in the file: write it "
+                                  "again with its numbers (contiguous)")
+
+
+def check_finite(weights: Mapping[str, Tensor]) -> None:
+    """Raises ConversionError: naming a weight with a number that is none."""
+    for key, value in weights.items():
         if not value.isfinite().all():
             count = int((~value.isfinite()).sum())
             raise ConversionError(f"{key} holds NaN or infinity ({count} of {value.numel()} numbers): the file is "
@@ -63,8 +75,9 @@ def in_float32(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights of narrower types widened, which is exact; derived tensors keep theirs, by which they are judged.
 
     Raises:
-        ConversionError: a tensor in float64.
+        ConversionError: a tensor in float64, or what `check_kinds` refuses.
     """
+    check_kinds(tensors)
     double = [key for key, value in tensors.items() if value.dtype == torch.float64]
     if double:
         raise ConversionError(f"{double[0]} is in float64, which float32 cannot hold exactly: convert it with "

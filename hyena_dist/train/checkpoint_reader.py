@@ -5,6 +5,7 @@ may name only the classes that describe tensors, and only tensors are read (torc
 """
 
 import errno
+import math
 import pickle
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -138,6 +139,14 @@ class _IndexUnpickler(Unpickler):
         return super().find_class(module, name)
 
 
+def _refuse_claims(directory: Path, index: Metadata, shapes: Mapping[str, torch.Size]) -> None:
+    """Refuse tensors of more numbers than are in the files: to hold them would take any memory."""
+    claimed = sum(abs(math.prod(shape)) for shape in shapes.values())
+    files = {info.relative_path for info in index.storage_data.values()}
+    if claimed * torch.float32.itemsize > sum((directory / name).stat().st_size for name in files):
+        raise pickle.UnpicklingError(f"its tensors have {claimed} numbers, more than its files hold")
+
+
 def _read_index(path: Path) -> tuple[Metadata, dict[str, torch.Size]]:
     """The index, and the shape of each tensor in it."""
     try:
@@ -147,6 +156,7 @@ def _read_index(path: Path) -> tuple[Metadata, dict[str, torch.Size]]:
         outside = [info for info in index.storage_data.values() if Path(info.relative_path).name != info.relative_path]
         if outside:
             raise pickle.UnpicklingError(f"it refers to the file {outside[0].relative_path} outside the checkpoint")
+        _refuse_claims(path.parent, index, shapes)
     except OSError as error:
         raise unread(path.parent, error) from error
     except Exception as error:  # noqa: BLE001 - a damaged pickle raises anything

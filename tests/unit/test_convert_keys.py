@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+import pickle
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +16,10 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.baseline import BaselineHyenaDNA
 from hyena_dist.config.schema import ModelSection
-from hyena_dist.convert import ConversionError, from_published, load_lightning, read_model, write_model
+from hyena_dist.convert import FORMATS, ConversionError, from_published, load_lightning, read_model, write_model
 from hyena_dist.convert.keys import HARMLESS, LAYER_HARMLESS
 from launchers.convert import main
-from tests.checkpoints import edit_metadata
+from tests.checkpoints import edit_metadata, put_in
 from tests.compare import rel
 from tests.unit.test_convert_directory import golden, published_directory, small
 
@@ -188,6 +190,77 @@ def test_a_sparse_weight() -> None:
     weights["backbone.ln_f.weight"] = weights["backbone.ln_f.weight"].to_sparse()
     with pytest.raises(ConversionError, match=r"ln_f.weight is a tensor of float32, sparse"):
         from_published(config, weights)
+
+
+NESTED = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+SHORT_FILTER, HEAD = "backbone.layers.0.mixer.short_filter.weight", "lm_head.weight"
+
+
+@pytest.mark.parametrize("key", [SHORT_FILTER, HEAD, FILTER + "pos_emb.z", FILTER + "implicit_filter.3.freq"])
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda value: value.to("meta"), "is a tensor of float32, without numbers: .* convert them back first"),
+    (lambda value: value.to_sparse(), "is a tensor of float32, sparse: "),
+    (lambda value: value.flatten(1).to_sparse_csr() if value.dim() > 1 else value, "is a tensor of float32, sparse: "),
+    (lambda _: NESTED, "is a tensor of float32, nested: "),
+    (lambda value: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8), "is a tensor of qint8: "),
+    (lambda value: value.int(), "is a tensor of int32: "),
+    (lambda _: torch.zeros(1).expand(10**11), r"has shape \[100000000000\] and 1 numbers in the file"),
+    (lambda _: torch.zeros(1).half().expand(10**11), r"has shape \[100000000000\] and 1 numbers in the file"),
+])
+@pytest.mark.filterwarnings("ignore:.*[Ss]parse", "ignore:.*nested", "ignore:.*quantiz")
+def test_the_form_of_every_tensor_comes_before_its_numbers(tmp_path: Path, capsys: pytest.CaptureFixture, key: str,
+                                                           change: Callable[[torch.Tensor], torch.Tensor],
+                                                           message: str) -> None:
+    """Of weights, of aliases and of what is only compared; most operators fail on such tensors, or make all the numbers
+    that they claim to have."""
+    config, weights = published()
+    weights[HEAD] = weights["backbone.embeddings.word_embeddings.weight"]
+    from_published(config, weights)
+    weights[key] = change(weights[key])
+    with pytest.raises(ConversionError, match=f"{key} {message}"):
+        from_published(config, weights)
+    write_model(tmp_path / "hf", "huggingface", *small())
+    state = load_file(tmp_path / "hf" / "model.safetensors")
+    (tmp_path / "hf" / "model.safetensors").unlink()
+    torch.save(state, tmp_path / "hf" / "pytorch_model.bin")
+    assert main([str(tmp_path / "hf"), str(tmp_path / "control")]) == 0
+    theirs = key if key == HEAD else f"hyena.{key}".replace("implicit_filter.3", "implicit_filter.1")
+    torch.save(state | {theirs: change(state[theirs])}, tmp_path / "hf" / "pytorch_model.bin")
+    assert main([str(tmp_path / "hf"), str(tmp_path / "dest")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert re.search(message.replace(" .* convert them back first", ""), error)
+
+
+@pytest.mark.parametrize("length", [10**12, 10**19])
+def test_positions_that_no_memory_holds_are_not_made(tmp_path: Path, capsys: pytest.CaptureFixture,
+                                                     length: int) -> None:
+    """No weight depends on the length, so a file without positions may have any."""
+    write_model(tmp_path / "source", "published", *small())
+    path = tmp_path / "source" / "config.json"
+    config = json.loads(path.read_text())
+    state = torch.load(tmp_path / "source" / "weights.ckpt")["state_dict"]
+    bare = {key: value for key, value in state.items() if "pos_emb" not in key}
+    torch.save({"state_dict": bare}, tmp_path / "source" / "weights.ckpt")
+    path.write_text(json.dumps(config | {"layer": config["layer"] | {"l_max": length}}))
+    for format in FORMATS:
+        status = main([str(tmp_path / "source"), str(tmp_path / format), "--to", format])
+        error = capsys.readouterr().err
+        assert status == (0 if length < 2**63 and format in ("safetensors", "checkpoint") else 2)
+        assert error.count("\n") == (status == 2)
+        assert str(length) in error or status == 0
+
+
+def test_an_index_that_claims_more_numbers_than_its_files_hold(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    write_model(tmp_path / "source", "checkpoint", *small())
+    index = pickle.loads((tmp_path / "source" / ".metadata").read_bytes())
+    shape = torch.Size([10**7, 10**5])
+    for kind in ("model", "optim/exp_avg"):
+        index.state_dict_metadata[f"{kind}/embedding.word_embeddings.weight"].size = shape
+        index.state_dict_metadata[f"{kind}/embedding.word_embeddings.weight"].chunks[0].sizes = shape
+    put_in(tmp_path / "source", ".metadata", pickle.dumps(index))
+    assert main([str(tmp_path / "source"), str(tmp_path / "dest")]) == 2
+    assert re.search(r"its tensors have \d+ numbers, more than its files hold", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(("key", "published_key"), [
