@@ -4,6 +4,7 @@ import math
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -43,13 +44,13 @@ def token_loss(logits: Tensor, targets: Tensor, tensor: Axis = ONE_RANK, *,
     scored = targets != ignore_index
     refuse_outside("targets", targets, size, only=scored)
     inside = targets.clamp(0, size - 1)
-    outside = scored & (targets != inside)
+    fits = (targets == inside) >= scored  # all but those that are scored and outside
     if tensor.size > 1:
-        return _CrossEntropy.apply(logits, targets, scored, outside, tensor), scored.sum()
+        return _CrossEntropy.apply(logits, targets, ~scored, ~fits, tensor), scored.sum()
     log_probability = torch.log_softmax(logits, -1, dtype=compute_dtype(logits))
-    picked = log_probability.gather(-1, inside[..., None]).squeeze(-1)  # an index would make its gradient anew
-    weight = torch.mul(scored, -1, out=torch.empty_like(picked)).masked_fill_(outside, math.nan)
-    return (picked * weight).sum(), scored.sum()
+    losses = F.nll_loss(log_probability.flatten(0, -2), torch.where(scored, inside, targets).flatten(),
+                        ignore_index=ignore_index, reduction="none")
+    return (losses * (fits / fits).flatten()).sum(), scored.sum()  # 0 / 0 is NaN, and so is the gradient
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -58,30 +59,32 @@ class _CrossEntropy(torch.autograd.Function):
     number for each token."""
 
     @staticmethod
-    def forward(ctx, logits: Tensor, targets: Tensor, scored: Tensor, outside: Tensor, axis: Axis) -> Tensor:
+    def forward(ctx, logits: Tensor, targets: Tensor, unscored: Tensor, outside: Tensor, axis: Axis) -> Tensor:
         values = logits.to(compute_dtype(logits))
         largest = values.amax(-1)
         dist.all_reduce(largest, dist.ReduceOp.MAX, group=axis.group)
-        local, here = _local_targets(targets, scored, logits.shape[-1], axis)
-        picked = values.gather(-1, local[..., None])[..., 0].sub_(largest).mul_(here)
+        # What does not count is filled and not multiplied by 0: it may be infinite, where a token is impossible.
+        local, elsewhere = _local_targets(targets, unscored, logits.shape[-1], axis)
+        picked = values.gather(-1, local[..., None])[..., 0].sub_(largest).masked_fill_(elsewhere, 0)
         sums = torch.stack([(values - largest[..., None]).exp_().sum(-1), picked])
         sums = all_reduce(sums, axis)
-        ctx.save_for_backward(logits, targets, scored, largest.add_(sums[0].log_().masked_fill_(outside, math.nan)))
+        ctx.save_for_backward(logits, targets, unscored, largest.add_(sums[0].log_().masked_fill_(outside, math.nan)))
         ctx.axis = axis
-        return (sums[0] - sums[1]).mul_(scored).sum()
+        return (sums[0] - sums[1]).masked_fill_(unscored, 0).sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        logits, targets, scored, log_sum = ctx.saved_tensors
-        local, here = _local_targets(targets, scored, logits.shape[-1], ctx.axis)
+        logits, targets, unscored, log_sum = ctx.saved_tensors
+        local, elsewhere = _local_targets(targets, unscored, logits.shape[-1], ctx.axis)
         probability = (logits.to(log_sum.dtype) - log_sum[..., None]).exp_()
-        probability.scatter_add_(-1, local[..., None], -here.to(log_sum.dtype)[..., None])
-        return probability.mul_(scored[..., None] * grad).to(logits.dtype), None, None, None, None
+        probability.scatter_add_(-1, local[..., None], elsewhere.to(log_sum.dtype).sub_(1)[..., None])
+        probability.mul_(grad).masked_fill_(unscored[..., None], 0)
+        return probability.to(logits.dtype), None, None, None, None
 
 
-def _local_targets(targets: Tensor, scored: Tensor, size: int, axis: Axis) -> tuple[Tensor, Tensor]:
-    """The targets' places in this rank's part of the vocabulary, and whether they are scored and in it."""
+def _local_targets(targets: Tensor, unscored: Tensor, size: int, axis: Axis) -> tuple[Tensor, Tensor]:
+    """The targets' places in this rank's part of the vocabulary, and which are not scored or not in it."""
     local = targets - axis.rank * size
-    here = scored & (local >= 0) & (local < size)
-    return local.masked_fill(~here, 0), here
+    elsewhere = unscored | (local < 0) | (local >= size)
+    return local.masked_fill(elsewhere, 0), elsewhere

@@ -3,6 +3,7 @@ embedding, and every weight's gradient. Every pair of the options' values occurs
 shown."""
 
 import itertools
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 
 from hyena_dist.config.schema import ModelSection, ParallelSection
 from hyena_dist.model import context, layers, mixer
@@ -209,6 +211,34 @@ def test_the_covering_set_covers():
     chosen = covering(cases)
     assert set().union(*map(pairs, chosen)) == set().union(*map(pairs, cases))
     assert len(chosen) < 40
+
+
+def _impossible_tokens() -> dict[str, bool | float]:
+    """Logits of -inf on all of the first rank's vocabulary and some of the second's, against torch's cross-entropy."""
+    axis = init_groups(tensor=2).tensor
+    logits = torch.randn(2, 5, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    logits[..., :9] = -math.inf
+    targets = torch.tensor([[9, -100, 10, 15, -100], [12, 13, -100, 9, 11]])
+    whole = logits.clone().requires_grad_()
+    F.cross_entropy(whole.flatten(0, 1), targets.flatten(), reduction="sum").backward()
+    part = logits.chunk(2, dim=-1)[axis.rank].clone().requires_grad_()
+    total, _ = token_loss(part, targets, axis)
+    total.backward()
+    expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+    logits[0, 1], logits[1, 2] = -math.inf, -math.inf  # nothing is possible there, and nothing is asked
+    bare, _ = token_loss(logits.chunk(2, dim=-1)[axis.rank], targets, axis)
+    targets[0, 1] = 3
+    scored, _ = token_loss(logits.chunk(2, dim=-1)[axis.rank], targets, axis)
+    return {"loss": rel(total, expected), "bare": rel(bare, expected), "finite": bool(part.grad.isfinite().all()),
+            "gradient": (part.grad - whole.grad.chunk(2, dim=-1)[axis.rank]).abs().max().item(),
+            "control": bool(scored.isfinite())}
+
+
+def test_impossible_tokens_of_a_split_vocabulary():
+    for found in run_distributed(_impossible_tokens, 2):
+        assert max(found["loss"], found["bare"], found["gradient"]) < 1e-12, found
+        assert found["finite"]
+        assert not found["control"], "where it is scored"
 
 
 CONTROLS = {
