@@ -12,7 +12,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor, nn
 
 from hyena_dist.model.config import HyenaConfig
-from hyena_dist.model.initial import initialize_part
+from hyena_dist.model.initial import initialize_part, layer_name
 from hyena_dist.model.layers import (
     ColumnLinear,
     Norm,
@@ -101,7 +101,7 @@ class AttentionMixer(nn.Module):
         self.local_heads = heads // ranks
         self.qkv_proj = ColumnLinear(width, 3 * width, config=config, pg_collection=pg_collection)
         self.out_proj = RowLinear(width, width, config=config, pg_collection=pg_collection)
-        initialize_part(self, f"layers.{layer_number - 1}.mixer", config, self.qkv_proj.axis, seed)
+        initialize_part(self, f"{layer_name(layer_number)}.mixer", config, self.qkv_proj.axis, seed)
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, *, norm: Norm | None = None,
                 residual: bool = False, **attention_arguments: Any) -> tuple[Tensor, None]:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from hyena_dist.model.attention import AttentionMixer
 from hyena_dist.model.config import HyenaConfig
-from hyena_dist.model.initial import initialize_part
+from hyena_dist.model.initial import initialize_part, layer_name
 from hyena_dist.model.layers import MLP, Norm, tensor_axis
 from hyena_dist.model.mixer import HyenaMixer
 from hyena_dist.ops.dropout import DropoutKey, dropout
@@ -33,7 +33,7 @@ class Block(nn.Module):
         self.mixer = build_module(mixer, config=config, layer_number=layer_number, pg_collection=pg_collection)
         self.mlp_norm = Norm(config, pg_collection)
         self.mlp = MLP(config, pg_collection, seed=None)
-        initialize_part(self, f"layers.{layer_number - 1}", config, tensor_axis(pg_collection), seed)
+        initialize_part(self, layer_name(layer_number), config, tensor_axis(pg_collection), seed)
 
     def forward(self, x: Tensor, key: DropoutKey | None) -> Tensor:
         p = self.config.resid_dropout

@@ -23,6 +23,17 @@ from hyena_dist.parallel.groups import Axis
 STD = 0.02
 
 
+def layer_name(number: int) -> str:
+    """Of a layer in the model, by its number from 1 on, as Megatron counts.
+
+    Raises:
+        ValueError: another number.
+    """
+    if not isinstance(number, int) or number < 1:
+        raise ValueError(f"layer_number must be a whole number from 1 on, got {number!r}")
+    return f"layers.{number - 1}"
+
+
 def initialize_part(part: nn.Module, name: str, config: HyenaConfig, tensor: Axis, seed: int | None) -> None:
     """Give a part of a HyenaModel, which may be built without the rest of it, the values that it has there.
 

@@ -16,7 +16,7 @@ from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinea
 from torch import Tensor, nn
 
 from hyena_dist.model.config import HyenaConfig
-from hyena_dist.model.initial import initialize_part
+from hyena_dist.model.initial import initialize_part, layer_name
 from hyena_dist.model.vocabulary import outside_vocabulary, refuse_outside
 from hyena_dist.ops.embedding import embedding
 from hyena_dist.ops.linear import linear
@@ -53,7 +53,7 @@ def _no_initial_values(_: Tensor) -> None:
 
 
 def refuse_shape(who: str, x: Tensor, config: HyenaConfig, context: Axis, tensor: Axis) -> None:
-    """Refuse an input of another width, or with more tokens than the model takes.
+    """Refuse an input of another width or type, with no token, or with more than the model takes.
 
     Raises:
         ValueError: naming the shape that is wanted.
@@ -61,6 +61,10 @@ def refuse_shape(who: str, x: Tensor, config: HyenaConfig, context: Axis, tensor
     wanted = f"{who} takes [L, B, D] = [tokens, batch, {config.hidden_size}], got {list(x.shape)}"
     if x.dim() != 3 or x.shape[2] != config.hidden_size:
         raise ValueError(f"{wanted}: transpose it, or build the module with its hidden_size")
+    if not x.is_floating_point():
+        raise ValueError(f"{wanted} of {str(x.dtype).removeprefix('torch.')}: convert it to a floating-point type")
+    if x.numel() == 0:
+        raise ValueError(f"{wanted}, which has no token: leave out what is empty")
     length = len(x) * context.size * (tensor.size if config.sequence_parallel else 1)
     multiple = token_multiple(context=context.size, tensor=tensor.size, sequence=config.sequence_parallel)
     if length > padded_length(config.max_seq_len, multiple):
@@ -207,7 +211,7 @@ class MLP(nn.Module):
         self.config = config
         self.fc1 = ColumnLinear(config.hidden_size, config.ffn_hidden_size, config=config, pg_collection=pg_collection)
         self.fc2 = RowLinear(config.ffn_hidden_size, config.hidden_size, config=config, pg_collection=pg_collection)
-        initialize_part(self, f"layers.{layer_number - 1}.mlp", config, self.fc1.axis, seed)
+        initialize_part(self, f"{layer_name(layer_number)}.mlp", config, self.fc1.axis, seed)
 
     def forward(self, x: Tensor, norm: Norm | None = None, *, residual: bool = False) -> Tensor:
         """With `residual`, x is added."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hyena_dist.model.config import HyenaConfig
 from hyena_dist.model.context import all_to_all_convs, choose_method, distributed_fft_convs
-from hyena_dist.model.initial import initialize_part
+from hyena_dist.model.initial import initialize_part, layer_name
 from hyena_dist.model.layers import (
     ColumnLinear,
     Norm,
@@ -121,7 +121,7 @@ class HyenaMixer(nn.Module):
         self.filter = ImplicitFilter(config, pg_collection)
         self.conv_bias = nn.Parameter(torch.empty(config.num_filters * self.channels, dtype=config.params_dtype))
         self.out_proj = RowLinear(width, width, config=config, pg_collection=pg_collection)
-        initialize_part(self, f"layers.{layer_number - 1}.mixer", config, self.in_proj.axis, seed)
+        initialize_part(self, f"{layer_name(layer_number)}.mixer", config, self.in_proj.axis, seed)
         check_backend(config.ops_backend)
         if config.ops_backend == "triton" and self.axis.size > 1:
             say_once("the kernels are of one context rank")

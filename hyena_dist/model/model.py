@@ -53,7 +53,7 @@ class HyenaModel(nn.Module):
             dropout_key: what the dropout masks depend on; needed in training mode when a dropout probability is not 0.
 
         Raises:
-            ValueError: L exceeds max_seq_len, or the key is missing.
+            ValueError: another shape or type, no token, L exceeds max_seq_len, or the key is missing.
         """
         with self._autocast(input_ids):
             x = enter_tensor_region(self._run_blocks(input_ids, dropout_key), self.config, self.tensor)
@@ -68,6 +68,10 @@ class HyenaModel(nn.Module):
     def _run_blocks(self, input_ids: Tensor, dropout_key: DropoutKey | None) -> Tensor:
         """int64 [B, l] -> what the final norm reads, [l or l / T, B, D]."""
         config = self.config
+        if input_ids.dim() != 2 or input_ids.dtype not in (torch.int64, torch.int32) or input_ids.numel() == 0:
+            raise ValueError("HyenaModel takes int64 token ids of [B, L], at least one, got "
+                             f"{str(input_ids.dtype).removeprefix('torch.')} {list(input_ids.shape)}: a single "
+                             "sequence is input_ids[None]")
         length = input_ids.shape[1] * self.context.size
         if length > padded_length(config.max_seq_len, self.token_multiple):
             raise ValueError(f"the input has {length} tokens, but this model takes at most max_seq_len = "

@@ -1,10 +1,13 @@
 """Parts of the model in one's own module: values from the start, inputs and labels that are refused."""
 
 import math
+import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from hyena_dist.config.schema import Config, ModelSection
@@ -17,6 +20,7 @@ from hyena_dist.model.loss import token_loss
 from hyena_dist.model.mixer import HyenaMixer
 from hyena_dist.model.model import HyenaModel, build_model
 from hyena_dist.parallel.groups import Axis, Groups
+from tests.compare import rel
 
 SECTION = ModelSection(num_layers=2, hidden_size=16, filter_order=8, max_seq_len=32, layer_pattern="HA",
                        num_attention_heads=2)
@@ -84,7 +88,61 @@ def test_the_shape_of_a_mixer_s_input(mixer: nn.Module) -> None:
             mixer(torch.randn(shape))
 
 
+@pytest.mark.parametrize("mixer", [HyenaMixer(config(), 1), AttentionMixer(config(), 2)])
+def test_a_mixer_s_input_without_tokens_or_of_whole_numbers(mixer: nn.Module) -> None:
+    for shape in ((0, 2, 16), (3, 0, 16), (0, 0, 16)):
+        with pytest.raises(ValueError, match=rf"got {re.escape(str(list(shape)))}, which has no token: leave out"):
+            mixer(torch.randn(shape))
+    for dtype in (torch.int64, torch.bool, torch.complex64):
+        with pytest.raises(ValueError, match=rf"got \[3, 2, 16\] of {str(dtype)[6:]}: convert it to a floating-point"):
+            mixer(torch.ones(3, 2, 16, dtype=dtype))
+    assert mixer(torch.ones(1, 1, 16))[0].shape == (1, 1, 16), "control"
+
+
+@pytest.mark.parametrize("ids", [
+    torch.full((5,), 7), torch.tensor(7), torch.full((2, 0), 7), torch.full((0, 5), 7), torch.full((2, 3, 4), 7),
+    torch.full((2, 5), 7.0), torch.full((2, 5), True)])
+def test_what_a_model_takes_for_token_ids(ids: torch.Tensor) -> None:
+    model = HyenaModel(config()).eval()
+    kind = str(ids.dtype).removeprefix("torch.")
+    for call in (model, model.hidden_states):
+        with pytest.raises(ValueError, match=rf"token ids of \[B, L\].*got {kind} {re.escape(str(list(ids.shape)))}"):
+            call(ids)
+    good = torch.full((2, 5), 7)
+    assert torch.equal(model(good.int()), model(good)), "control"
+
+
+@pytest.mark.parametrize("build", [lambda n: HyenaMixer(config(), n), lambda n: AttentionMixer(config(), n),
+                                   lambda n: HyenaMixer(config(), n, seed=None),
+                                   lambda n: MLP(config(), layer_number=n), lambda n: Block(config(), MIXER_SPECS["H"], n)])
+def test_layers_are_counted_from_one(build: Callable[[Any], nn.Module]) -> None:
+    for number in (0, -1, 1.0, "1"):
+        with pytest.raises(ValueError, match=f"layer_number must be a whole number from 1 on, got {number!r}"):
+            build(number)
+    build(99)
+
+
 # Labels
+
+
+def test_a_token_that_is_impossible_costs_nothing_where_it_is_not_scored() -> None:
+    """0 times infinity is NaN: what is not scored must not be multiplied away."""
+    logits = torch.randn(2, 5, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    logits[..., :7] = -torch.inf
+    targets = torch.full((2, 5), 9)
+    targets[0, 1] = targets[1, 4] = -100
+    ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    loss, count = token_loss(ours, targets)
+    expected = F.cross_entropy(theirs.flatten(0, 1), targets.flatten(), reduction="sum")
+    loss.backward()
+    expected.backward()
+    assert count == 8
+    assert loss.isfinite()
+    assert rel(loss, expected) < 1e-12
+    assert rel(ours.grad, theirs.grad) < 1e-12
+    assert not ours.grad[0, 1].any()
+    targets[0, 1] = 3
+    assert token_loss(logits, targets)[0] == torch.inf, "control: where it is scored"
 
 
 @pytest.mark.parametrize("label", [-1, -99, 16, 99, 2**40])
