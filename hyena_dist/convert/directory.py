@@ -21,9 +21,15 @@ from hyena_dist.config.plain import open_regular, read_object
 from hyena_dist.config.schema import ModelSection
 from hyena_dist.config.versions import own_version
 from hyena_dist.config.whole import new_directory
-from hyena_dist.convert.huggingface import from_huggingface, to_huggingface
+from hyena_dist.convert.huggingface import HUGGINGFACE_KEYS, from_huggingface, to_huggingface
 from hyena_dist.convert.lightning import check_archive, load_lightning
-from hyena_dist.convert.published import from_published, model_section, to_published, without_counters
+from hyena_dist.convert.published import (
+    PUBLISHED_KEYS,
+    from_published,
+    model_section,
+    to_published,
+    without_counters,
+)
 from hyena_dist.convert.section import ConversionError, checked_section
 from hyena_dist.convert.weights import check_finite, in_float32, without_memory
 from hyena_dist.model.config import hyena_config
@@ -58,9 +64,10 @@ def read_model(source: str | Path, checkpoint: str | None = None) -> tuple[Model
         return _read_checkpoint(open_checkpoint(source))
     config = _read_json(source / CONFIG)
     if "layer" in config:
-        return *_from_published(config, load_lightning(source / PUBLISHED_WEIGHTS)), source
+        return *_from_published(config, load_lightning(source / PUBLISHED_WEIGHTS), PUBLISHED_KEYS), source
     if config.get("model_type") == "hyenadna":
-        return *_from_published(*from_huggingface(config, _read_huggingface(source))), source
+        published, weights = from_huggingface(config, _read_huggingface(source))
+        return *_from_published(published, weights, HUGGINGFACE_KEYS), source
     if isinstance(config.get("model"), dict):
         return *_from_own(checked_section(config["model"]), _read_safetensors(source / WEIGHTS)), source
     raise ConversionError(f"{source / CONFIG} is neither of a published HyenaDNA model (key layer), nor Hugging Face's "
@@ -106,8 +113,9 @@ def _read_checkpoint(checkpoint: Checkpoint) -> tuple[ModelSection, HyenaModel, 
     return section, model.eval(), checkpoint.path
 
 
-def _from_published(config: Mapping[str, Any], state_dict: dict[str, Tensor]) -> tuple[ModelSection, HyenaModel]:
-    return model_section(config), from_published(config, in_float32(without_counters(state_dict)))
+def _from_published(config: Mapping[str, Any], state_dict: dict[str, Tensor],
+                    names: Mapping[str, str]) -> tuple[ModelSection, HyenaModel]:
+    return model_section(config, names), from_published(config, in_float32(without_counters(state_dict)))
 
 
 def _from_own(section: ModelSection, weights: dict[str, Tensor]) -> tuple[ModelSection, HyenaModel]:

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from hyena_dist.convert.section import ConversionError
+from hyena_dist.convert.published import PUBLISHED_KEYS
+from hyena_dist.convert.section import ConversionError, refuse_missing
 
 _SHIFT = 0.05
 _CODE = "LongSafari/hyenadna-tiny-1k-seqlen-hf"
@@ -17,13 +18,14 @@ _CODE = "LongSafari/hyenadna-tiny-1k-seqlen-hf"
 _CLASSES = {"AutoConfig": "configuration_hyena.HyenaConfig", "AutoModel": "modeling_hyena.HyenaDNAModel",
             "AutoModelForCausalLM": "modeling_hyena.HyenaDNAForCausalLM",
             "AutoModelForSequenceClassification": "modeling_hyena.HyenaDNAForSequenceClassification"}
-_KEYS = {"d_model": "d_model", "d_inner": "d_inner", "n_layer": "n_layer", "vocab_size": "vocab_size",
-         "embed_dropout": "embed_dropout", "resid_dropout": "resid_dropout", "layer_norm_epsilon": "norm_epsilon",
-         "pad_vocab_size_multiple": "pad_vocab_size_multiple"}
+_KEYS = ("d_model", "d_inner", "n_layer", "vocab_size", "embed_dropout", "resid_dropout", "pad_vocab_size_multiple")
+"""Named as in a published config.json."""
 _LAYER_KEYS = {"max_seq_len": "l_max", "emb_dim": "emb_dim", "filter_order": "filter_order", "hyena_order": "order",
-               "short_filter_order": "short_filter_order", "activation_freq": "w", "num_inner_mlps": "num_inner_mlps",
-               "hyena_dropout": "dropout"}
-"""Their keys to those of a published config.json, and of its section `layer`."""
+               "short_filter_order": "short_filter_order", "activation_freq": "w", "num_inner_mlps": "num_inner_mlps"}
+"""Their keys to those of the section `layer` of a published config.json."""
+HUGGINGFACE_KEYS = PUBLISHED_KEYS | {own: theirs for own, published in PUBLISHED_KEYS.items()
+                                     for theirs, key in _LAYER_KEYS.items() if published == f"layer.{key}"}
+"""Keys of the `model` section to those of their config.json."""
 
 Model = tuple[dict[str, Any], dict[str, Tensor]]
 """config.json, state dict."""
@@ -45,7 +47,7 @@ def to_huggingface(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) 
               "model_type": "hyenadna", "torch_dtype": "float32", "tie_word_embeddings": False, "pad_token_id": 4,
               "use_bias": True, "train_freq": True, "initializer_range": 0.02, "layer_norm_epsilon": 1e-5,
               "hyena_dropout": 0.0, "hyena_filter_dropout": 0.0,
-              **{key: config[theirs] for key, theirs in _KEYS.items() if theirs in config},
+              **{key: config[key] for key in _KEYS if key in config},
               **{key: layer[theirs] for key, theirs in _LAYER_KEYS.items() if theirs in layer}}
     weights = {key if key == "lm_head.weight" else f"hyena.{key}": value.clone() for key, value in state_dict.items()
                if not key.endswith(".freq") or key.endswith(".1.freq")}
@@ -53,15 +55,15 @@ def to_huggingface(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) 
 
 
 def from_huggingface(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> Model:
-    """The inverse of `to_huggingface`. What is missing or unknown, `from_published` refuses.
+    """The inverse of `to_huggingface`. What is unknown, `from_published` refuses.
 
     Raises:
-        ConversionError: an order or a kernel with which the port's code does not work.
+        ConversionError: a missing key, or an order or a kernel with which the port's code does not work.
     """
     published: dict[str, Any] = {"vocab_size": 12}
     # What is no key of its own stays as it is: `from_published` knows what it may be.
-    published |= {_KEYS.get(key, key): value for key, value in config.items()
-                  if key not in _LAYER_KEYS and value is not None}
+    published |= {key: value for key, value in config.items() if key not in _LAYER_KEYS and value is not None}
+    refuse_missing(key for key in ("d_model", "n_layer", "max_seq_len") if config.get(key) is None)
     published["layer"] = {"shift": _SHIFT} | {theirs: config[key] for key, theirs in _LAYER_KEYS.items()
                                               if config.get(key) is not None}
     _check_working(published["layer"])
@@ -69,6 +71,7 @@ def from_huggingface(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]
 
 
 def _check_working(layer: Mapping[str, Any]) -> None:
-    for key, value in (("short_filter_order", 3), ("order", 2)):
-        if layer.get(key, value) != value:
-            raise ConversionError(f"{key} is {layer[key]!r}, Hugging Face's code works with {value} only")
+    for theirs, value in (("short_filter_order", 3), ("hyena_order", 2)):
+        found = layer.get(_LAYER_KEYS[theirs], value)
+        if found != value:
+            raise ConversionError(f"{theirs} is {found!r}, Hugging Face's code works with {value} only")

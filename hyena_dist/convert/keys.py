@@ -17,7 +17,7 @@ LAYER_HONOURED = frozenset({"l_max", "order", "filter_order", "emb_dim", "w", "n
 ONE_VALUE: dict[str, tuple[Any, ...]] = {
     "norm_epsilon": (1e-5,), "layer_norm_epsilon": (1e-5,), "pad_vocab_size_multiple": (VOCAB_MULTIPLE,),
     "attn_layer_idx": (None, []), "max_position_embeddings": (0,), "identity_mlp": (False,), "drop_path": (0,),
-    "use_head": (False,), "use_bias": (True,),
+    "use_head": (False,), "use_bias": (True,), "hyena_dropout": (0,),
 }
 LAYER_ONE_VALUE: dict[str, tuple[Any, ...]] = {
     "_name_": ("hyena",), "filter_cls": ("hyena-filter",), "activation": ("id", "identity", "linear", None),
@@ -27,16 +27,29 @@ LAYER_ONE_VALUE: dict[str, tuple[Any, ...]] = {
     "num_heads": (1,), "num_blocks": (1,), "inner_factor": (1,),
 }
 
+_OF_TRANSFORMERS = frozenset({
+    "_attn_implementation", "_attn_implementation_autoset", "_attn_implementation_internal", "_auto_class",
+    "_commit_hash", "_name_or_path", "add_cross_attention", "architectures", "attn_implementation", "auto_map",
+    "bad_words_ids", "begin_suppress_tokens", "bos_token_id", "chunk_size_feed_forward", "cls_token_id",
+    "cross_attention_hidden_size", "custom_pipelines", "decoder_start_token_id", "diversity_penalty", "do_sample",
+    "early_stopping", "encoder_no_repeat_ngram_size", "eos_token_id", "exponential_decay_length_penalty",
+    "finetuning_task", "forced_bos_token_id", "forced_eos_token_id", "gradient_checkpointing", "id2label",
+    "is_decoder", "is_encoder_decoder", "label2id", "length_penalty", "mask_token_id", "max_length", "min_length",
+    "model_type", "no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_labels", "num_return_sequences",
+    "output_attentions", "output_hidden_states", "output_scores", "pad_token_id", "prefix", "problem_type",
+    "pruned_heads", "remove_invalid_values", "repetition_penalty", "return_dict", "return_dict_in_generate",
+    "sep_token_id", "suppress_tokens", "task_specific_params", "temperature", "tf_legacy_loss", "tie_encoder_decoder",
+    "tie_word_embeddings", "tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript", "transformers_version",
+    "typical_p", "unk_token_id", "use_bfloat16", "use_cache", "xla_device",
+})
+"""What transformers' own PretrainedConfig writes for every model: how text is generated, labels of a classifier, forms
+of attention. Not quantization_config, by which the weights mean something else."""
 HARMLESS = frozenset({
     "_name_", "fused_mlp", "fused_dropout_add_ln", "residual_in_fp32", "checkpoint_mixer", "checkpoint_mlp",
     "process_group", "sequence_parallel", "device", "dtype", "initializer_cfg", "return_hidden_state",
     "return_residual", "n_classes", "dropout_cls", "attn_cfg",
-    # Of Hugging Face's port, and of its library.
-    "initializer_range", "train_freq", "hyena_filter_dropout", "tie_word_embeddings", "architectures", "auto_map",
-    "model_type", "torch_dtype", "transformers_version", "_name_or_path", "pad_token_id", "bos_token_id",
-    "eos_token_id", "sep_token_id", "cls_token_id", "mask_token_id", "unk_token_id", "use_cache", "return_dict",
-    "output_hidden_states", "output_attentions", "id2label", "label2id", "num_labels", "problem_type",
-})
+    "initializer_range", "train_freq", "hyena_filter_dropout",  # of Hugging Face's port
+}) | _OF_TRANSFORMERS
 """Speed, memory, training, and the form of the output: the function is the same at any value. attn_cfg says how
 attention layers look, attn_layer_idx whether there are any. A head that is not tied differs in its weights."""
 LAYER_HARMLESS = frozenset({"lr", "wd", "lr_pos_emb", "modulation_lr", "filter_dropout", "fused_fft_conv",

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hyena_dist.config.schema import VOCAB_MULTIPLE, ModelSection
 from hyena_dist.convert.keys import check_keys
-from hyena_dist.convert.section import ConversionError, checked_section
+from hyena_dist.convert.section import ConversionError, checked_section, refuse_missing
 from hyena_dist.convert.weights import DERIVED, check_finite, check_kinds, without_memory
 from hyena_dist.model.config import hyena_config
 from hyena_dist.model.model import HyenaModel
@@ -25,6 +25,13 @@ from hyena_dist.ops.implicit_filter import FilterShape, decay_rates, positional_
 POSITION_TOLERANCE = 1e-5
 """Relative, of positions and decay rates stored in float32; in half precision their rounding, if that is more. Other
 machines' float32 is off by some 1e-7, a trained position soon by more than this."""
+
+PUBLISHED_KEYS = {
+    "num_layers": "n_layer", "hidden_size": "d_model", "ffn_hidden_size": "d_inner", "max_seq_len": "layer.l_max",
+    "hyena_order": "layer.order", "filter_order": "layer.filter_order", "filter_emb_dim": "layer.emb_dim",
+    "filter_sine_freq": "layer.w", "filter_num_inner_mlps": "layer.num_inner_mlps", "filter_shift": "layer.shift",
+    "short_conv_kernel": "layer.short_filter_order"}
+"""Keys of the `model` section to those of a published config.json, where it has others."""
 
 logger = logging.getLogger(__name__)
 
@@ -109,32 +116,36 @@ def to_published(model: HyenaModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return config, state
 
 
-def model_section(config: Mapping[str, Any]) -> ModelSection:
+def model_section(config: Mapping[str, Any], names: Mapping[str, str] = PUBLISHED_KEYS) -> ModelSection:
     """The `model` section of a published config.json.
+
+    Args:
+        names: what messages call the keys of the section.
 
     Raises:
         ConversionError: a missing key, or an option whose published meaning this model does not have.
     """
-    try:
-        layer, width = config["layer"], config["d_model"]
-        check_keys(config)
-        inner_size = config.get("d_inner", 4 * width)
-        values = {
-            "num_layers": config["n_layer"], "hidden_size": width, "max_seq_len": layer["l_max"],
-            "ffn_hidden_size": None if inner_size == 4 * width else inner_size,
-            "hyena_order": layer.get("order", 2), "filter_order": layer.get("filter_order", 64),
-            "filter_emb_dim": layer.get("emb_dim", 3), "filter_sine_freq": layer.get("w", 1),
-            "filter_num_inner_mlps": layer.get("num_inner_mlps", 2), "filter_shift": layer.get("shift", 0.05),
-            "short_conv_kernel": layer.get("short_filter_order", layer.get("local_order", 3)),
-            "vocab_size": config["vocab_size"], "embed_dropout": config.get("embed_dropout", 0.1),
-            "resid_dropout": config.get("resid_dropout", 0.0)}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ConversionError(f"not a published HyenaDNA config.json: {error!r}") from error
+    layer = config.get("layer")
+    if not isinstance(layer, Mapping):
+        raise ConversionError("not a published HyenaDNA config.json: its key layer is no object")
+    refuse_missing([*(key for key in ("d_model", "n_layer", "vocab_size") if key not in config),
+                    *(["layer.l_max"] if "l_max" not in layer else [])])
+    check_keys(config)
+    width, inner_size = config["d_model"], config.get("d_inner")
+    values = {
+        "num_layers": config["n_layer"], "hidden_size": width, "max_seq_len": layer["l_max"],
+        "ffn_hidden_size": None if isinstance(width, int) and inner_size == 4 * width else inner_size,
+        "hyena_order": layer.get("order", 2), "filter_order": layer.get("filter_order", 64),
+        "filter_emb_dim": layer.get("emb_dim", 3), "filter_sine_freq": layer.get("w", 1),
+        "filter_num_inner_mlps": layer.get("num_inner_mlps", 2), "filter_shift": layer.get("shift", 0.05),
+        "short_conv_kernel": layer.get("short_filter_order", layer.get("local_order", 3)),
+        "vocab_size": config["vocab_size"], "embed_dropout": config.get("embed_dropout", 0.1),
+        "resid_dropout": config.get("resid_dropout", 0.0)}
     if layer.get("short_filter_order", layer.get("local_order")) != layer.get("local_order", layer.get(
             "short_filter_order")):
         raise ConversionError("layer.short_filter_order and layer.local_order, two names of one number, differ: remove "
                               "one of them")
-    return checked_section(values)
+    return checked_section(values, names)
 
 
 def without_counters(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

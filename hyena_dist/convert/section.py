@@ -1,6 +1,8 @@
 """The `model` section of a stranger's file."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -15,21 +17,34 @@ class ConversionError(UserError):
     """A file or directory that is not a HyenaDNA model, or a model that a format cannot hold; names the remedy."""
 
 
-def checked_section(values: Mapping[str, Any]) -> ModelSection:
+def refuse_missing(keys: Iterable[str]) -> None:
+    """Raises ConversionError: naming these keys, if there are any."""
+    if missing := list(keys):
+        raise ConversionError(f"not the config.json of a HyenaDNA model: it lacks {', '.join(missing)}")
+
+
+def checked_section(values: Mapping[str, Any], names: Mapping[str, str] = MappingProxyType({})) -> ModelSection:
     """The section of these keys, strictly typed.
+
+    Args:
+        names: what the file calls the keys, where it has other names.
 
     Raises:
         UserError: an unknown key, a value of another type or out of range, an interpolation.
     """
     for key, value in values.items():
+        name = names.get(key, key)
         wanted = "a word" if hint_of(ModelSection, [key]) is str else "a number"
         if isinstance(value, str) and wanted == "a word":
-            plain_string(value, key)
+            plain_string(value, name)
         elif isinstance(value, bool) or not isinstance(value, int | float | None):  # OmegaConf takes True and '1' for 1
-            raise ConversionError(f"not the configuration of a HyenaDNA model: {key} is {value!r:.40}, not {wanted}")
+            raise ConversionError(f"not the configuration of a HyenaDNA model: {name} is {value!r:.40}, not {wanted}")
     try:
         section = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelSection), dict(values)))
     except (OmegaConfBaseException, ValueError, TypeError, OverflowError) as error:
-        raise ConversionError(f"not the configuration of a HyenaDNA model: {str(error).splitlines()[0]}") from error
+        key = getattr(error, "full_key", None) or ""
+        reason = re.sub(r"model\.(\w+)", lambda match: names.get(match[1], match[0]), str(error).splitlines()[0])
+        raise ConversionError("not the configuration of a HyenaDNA model: "
+                              f"{names.get(key, key)}{key and ': '}{reason}") from error
     assert isinstance(section, ModelSection)
     return section

@@ -114,7 +114,8 @@ def test_what_a_model_takes_for_token_ids(ids: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("build", [lambda n: HyenaMixer(config(), n), lambda n: AttentionMixer(config(), n),
                                    lambda n: HyenaMixer(config(), n, seed=None),
-                                   lambda n: MLP(config(), layer_number=n), lambda n: Block(config(), MIXER_SPECS["H"], n)])
+                                   lambda n: MLP(config(), layer_number=n),
+                                   lambda n: Block(config(), MIXER_SPECS["H"], n)])
 def test_layers_are_counted_from_one(build: Callable[[Any], nn.Module]) -> None:
     for number in (0, -1, 1.0, "1"):
         with pytest.raises(ValueError, match=f"layer_number must be a whole number from 1 on, got {number!r}"):
