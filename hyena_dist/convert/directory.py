@@ -36,7 +36,7 @@ from hyena_dist.model.config import hyena_config
 from hyena_dist.model.model import HyenaModel
 from hyena_dist.parallel.groups import Groups
 from hyena_dist.train.checkpoint import check_model_weights, load_model_weights, save_checkpoint, weight_shapes
-from hyena_dist.train.checkpoint_directory import Checkpoint, choose_checkpoint, open_checkpoint
+from hyena_dist.train.checkpoint_directory import Checkpoint, choose_checkpoint, open_checkpoint, step_of
 
 CONFIG, WEIGHTS, PUBLISHED_WEIGHTS, BINARY_WEIGHTS = ("config.json", "model.safetensors", "weights.ckpt",
                                                       "pytorch_model.bin")
@@ -219,6 +219,9 @@ def _write_checkpoint(dest: Path, section: ModelSection, model: HyenaModel, sour
     metadata = {"step": 0, "identity": {f"model.{key}": value for key, value in asdict(section).items()},
                 "config": None, "data": None, "val_loss": None, "best_val_loss": None, "loss_scale": None,
                 "seconds": 0.0, "version": own_version(), "source": source}
+    if step_of(dest) not in (None, 0):
+        raise ConversionError(f"{dest} is a name of the checkpoint of step {step_of(dest)}, and one to start from is "
+                              "of step 0: choose another name")
     save_checkpoint(dest, _Untrained(model), model.placement(), Groups.single(), metadata)
 
 

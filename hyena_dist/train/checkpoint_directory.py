@@ -48,6 +48,12 @@ def step_directory(checkpoints_dir: str | Path, step: int) -> Path:
     return Path(checkpoints_dir, f"step-{step:08d}")
 
 
+def step_of(path: Path) -> int | None:
+    """The step that a checkpoint's name says; None: another name, which says nothing."""
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match else None
+
+
 def read_metadata(path: str | Path) -> dict[str, Any]:
     """What was saved beside the tensors, of which nothing is read.
 
@@ -202,13 +208,8 @@ def _before(path: Path) -> list[Path]:
         raise unread(path, error) from error
     if not there:
         raise CheckpointError(f"{path}: no such checkpoint: choose another checkpoint")
-    step = _step(path)
-    return [] if step is None else [other for other in _newest_first(path.parent) if (_step(other) or 0) < step]
-
-
-def _step(path: Path) -> int | None:
-    match = _NAME.fullmatch(path.name)
-    return int(match[1]) if match else None
+    step = step_of(path)
+    return [] if step is None else [other for other in _newest_first(path.parent) if (step_of(other) or 0) < step]
 
 
 def _first_sound(candidates: Iterable[Path], groups: Groups) -> tuple[Checkpoint | None, list[DamagedError]]:
@@ -288,6 +289,6 @@ def _inspect(path: Path) -> tuple[dict[str, Any], dict[str, Listed]]:
                               f"use the version of hyena_dist that wrote it")
     if missing is not None:
         raise DamagedError(path, f"its file {missing} is missing or has another size than when it was written")
-    if _step(path) is not None and metadata.get("step", _step(path)) != _step(path):
+    if step_of(path) is not None and metadata.get("step", step_of(path)) != step_of(path):
         raise DamagedError(path, f"its {METADATA} is of step {metadata['step']}")
     return metadata, listed

@@ -239,6 +239,14 @@ def test_a_checkpoint_to_start_from(run_dir: Path, tmp_path: Path, capsys: pytes
     assert read_metadata(step_directory(run_dir / "checkpoints", 20))["optimizer_step_count"] == 7, "control"
 
 
+def test_a_checkpoint_to_start_from_can_be_read_under_its_name(run_dir: Path, tmp_path: Path) -> None:
+    """The control of those that are refused: what a name says is the step, or nothing."""
+    for name in ("step-00000000", "step-7", "step-00000007b"):
+        assert main([str(run_dir), str(tmp_path / name), "--to", "checkpoint"]) == 0
+        assert main([str(tmp_path / name), str(tmp_path / f"{name} again")]) == 0
+    assert main([str(run_dir), str(tmp_path / "step-00000007")]) == 0, "no checkpoint"
+
+
 def test_extending(first: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     source = first / "source"
     for filter, length in (("keep", 130), ("stretch", 260)):
@@ -337,6 +345,8 @@ def test_what_a_format_cannot_hold_is_refused(tmp_path: Path, capsys: pytest.Cap
     (["{source}", "{tmp}/dest", "--max-seq-len", "40"], "belong together"),
     (["{source}", "{tmp}/dest", "--max-seq-len", "5", "--filter", "keep"], "no extension"),
     (["{source}", "{source}/config.json/dest"], "could not be written"),
+    (["{source}", "{tmp}/step-00000007", "--to", "checkpoint"], "is a name of the checkpoint of step 7"),
+    (["{source}", "{tmp}/step-123456789", "--to", "checkpoint"], "is a name of the checkpoint of step 123456789"),
 ])
 def test_mistakes_are_one_line_and_status_2(tmp_path: Path, capsys: pytest.CaptureFixture, arguments: list[str],
                                             message: str) -> None:
