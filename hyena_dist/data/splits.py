@@ -10,6 +10,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
+from hyena_dist.config.plain import open_regular
 from hyena_dist.data.errors import DataError
 
 SPLITS = ("train", "val", "test")
@@ -91,7 +92,8 @@ class BedSplits(Splits):
         self.path = path
         rows: dict[str, list[tuple[Stretch, int]]] = {}
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            with open_regular(path) as file:
+                lines = file.read().decode().splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path}: cannot be read ({error}); give a BED file as plain text") from None
         for number, line in enumerate(lines, 1):

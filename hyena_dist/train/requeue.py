@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from hyena_dist.config.errors import TrainingError
+from hyena_dist.config.plain import read_object
 from hyena_dist.engine.launcher import job_id, leave
 from hyena_dist.train.files import write_whole
 from hyena_dist.train.signals import EXIT_REQUEUE
@@ -89,8 +90,8 @@ def clear_requeue(run_dir: Path) -> None:
 def _read(path: Path) -> tuple[int, int]:
     """Step and starts without a step of a marker; of none or one that is none: (-1, 0)."""
     try:
-        content = json.loads(path.read_text())
+        content = read_object(path)
         step, starts = content["step"], content.get("starts_without_step", 0)
         return (step, starts) if type(step) is int and type(starts) is int else (-1, 0)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError):
         return -1, 0

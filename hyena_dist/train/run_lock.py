@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TextIO
 
 from hyena_dist.config.errors import ConfigError
+from hyena_dist.config.plain import open_regular
 from hyena_dist.engine.launcher import job_id
 from hyena_dist.train.files import writing
 
@@ -45,7 +46,8 @@ class RunLock:
     def is_ours(self) -> bool:
         """Whether the file is still there and names this process; by its text, for inodes change on some FUSE."""
         try:
-            return self.path.read_text() == self._text
+            with open_regular(self.path) as file:
+                return file.read() == self._text.encode()
         except FileNotFoundError:
             return False
         except OSError:  # it may be there

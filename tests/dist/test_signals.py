@@ -169,6 +169,10 @@ def test_a_run_that_is_requeued_without_a_step_gives_up(tmp_path: Path) -> None:
     take_requeue(tmp_path)
     write_requeue(tmp_path, "SIGUSR1", 8)  # the control: it had a step
     assert json.loads(requeue_marker(tmp_path).read_text())["starts_without_step"] == 0
+    last_marker(tmp_path).unlink(missing_ok=True)
+    os.mkfifo(last_marker(tmp_path))  # not waited for
+    write_requeue(tmp_path, "SIGUSR1", 9)
+    last_marker(tmp_path).unlink()
     last_marker(tmp_path).write_text("[]")  # no marker
     write_requeue(tmp_path, "SIGUSR1", None)
 

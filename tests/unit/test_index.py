@@ -257,3 +257,6 @@ def test_bases_in_no_split_do_not_matter(tmp_path):
     manifest = shards(tmp_path, CONTIGS, BedSplits(tmp_path / "a.bed"))
     assert len(manifest.contigs) == 4
     verify(manifest.directory)
+    os.mkfifo(tmp_path / "pipe.bed")  # not waited for
+    with pytest.raises(DataError, match=r"pipe.bed: cannot be read \(.*it is no regular file"):
+        BedSplits(tmp_path / "pipe.bed")

@@ -76,6 +76,15 @@ def _refused(run_dir: str) -> None:
     Path(run_dir, "said").write_text(str(refused.value))
 
 
+def test_what_stands_in_its_place_is_not_waited_for(tmp_path):
+    lock = RunLock(tmp_path)
+    assert lock.is_ours(), "control"
+    lock.path.unlink()
+    os.mkfifo(lock.path)
+    assert lock.is_ours(), "it may be: nobody can tell"
+    lock.release()
+
+
 def test_where_it_cannot_be_written_is_said(tmp_path):
     with pytest.raises(OSError, match="lock: could not be written .*change train.run_dir"):
         RunLock(tmp_path / "missing")
