@@ -7,7 +7,7 @@ restricted readers of this package.
 import io
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,11 @@ def resized(section: ModelSection, model: HyenaModel) -> HyenaModel:
 
 def _read_checkpoint(checkpoint: Checkpoint) -> tuple[ModelSection, HyenaModel, Path]:
     identity = checkpoint.metadata.get("identity", {})
+    keys = [f"model.{key.name}" for key in fields(ModelSection)]
+    if missing := [key for key in keys if key not in identity]:
+        raise ConversionError(f"{checkpoint.path}: its metadata.json lacks {', '.join(missing)} in identity, and a "
+                              "default need not be what these weights were trained with: convert it with the version "
+                              "of hyena_dist that wrote it")
     section = checked_section({key.removeprefix("model."): value for key, value in identity.items()
                                if key.startswith("model.")})
     model = without_memory(section, weight_shapes(checkpoint), torch.float32)

@@ -25,6 +25,8 @@ STATE_VERSION = 2
 """Of the order of windows: 1 gave neighbouring streams neighbouring blocks."""
 _EPOCH_SHIFT = 40
 """Windows are numbered epoch * 2 ** 40 + index."""
+_MOST_EPOCHS = 1 << (63 - _EPOCH_SHIFT)
+"""Whose numbers are int64."""
 
 _LOOK_BASES = 1 << 16
 
@@ -152,7 +154,7 @@ class TrainStream:
         """The saved state.
 
         Raises:
-            DataError: it was saved by a stream of other data, seed, length or stage.
+            DataError: it was saved by a stream of other data, seed, length or stage, or is no place in it.
         """
         if saved.get("version") != STATE_VERSION:
             raise DataError(f"cannot resume the data stream: the saved order of windows has version "
@@ -163,7 +165,12 @@ class TrainStream:
             if saved.get(key) != own:
                 raise DataError(f"cannot resume the data stream: the saved {key} is {saved.get(key)!r}, this run's is "
                                  f"{own!r}; resume with the same shards and data settings, or start afresh")
-        return StreamState(saved["stage"], saved["epoch"], saved["index"])
+        epoch, index = saved.get("epoch"), saved.get("index")
+        if not (type(epoch) is type(index) is int and 0 <= epoch < _MOST_EPOCHS
+                and 0 <= index < self.order.epoch_size(epoch)):
+            raise DataError(f"cannot resume the data stream: its saved place, epoch {epoch!r:.40} and index "
+                            f"{index!r:.40}, is none of this order; start afresh")
+        return StreamState(self.stage, epoch, index)
 
     def batches(self, start: StreamState, *, micro_batch_size: int, global_batch_size: int, dp_rank: int = 0,
                 dp_size: int = 1, num_workers: int = 0) -> Generator[Batch]:

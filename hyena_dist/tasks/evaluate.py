@@ -50,7 +50,7 @@ def load_run(run_dir: str | Path, checkpoint: str = "latest") -> tuple[Config, H
     chosen = choose_checkpoint(run_dir, checkpoint)
     model_keys = [{key: value for key, value in keys.items() if key.startswith("model.")}
                   for keys in (chosen.metadata.get("identity", {}), json.loads(json.dumps(identity(config))))]
-    if model_keys[0] and (changed := differences(*model_keys)):
+    if changed := differences(*model_keys):
         raise ConfigError(f"{chosen.path} is of another model than {run_dir / 'config.yaml'}: {'; '.join(changed)}: "
                           "set these keys as saved")
     model = build_model(config, Groups.single())

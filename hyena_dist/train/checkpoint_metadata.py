@@ -26,7 +26,7 @@ _DIGEST = "sha256"
 
 
 def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 0
+    return type(value) is int and 0 <= value < 2**63
 
 
 def _is_number(value: Any) -> bool:
@@ -38,7 +38,7 @@ def _is_loss_scale(value: Any) -> bool:
             and _is_number(value["scale"]) and LOWEST <= value["scale"] <= HIGHEST)
 
 
-_COUNT = ("a whole number from 0 on", _is_count)
+_COUNT = ("a whole number from 0 on, of 63 bits", _is_count)
 _OBJECT = ("an object", lambda value: isinstance(value, dict))
 _TEXT = ("a text", lambda value: isinstance(value, str))
 _NUMBER = ("a finite number", _is_number)

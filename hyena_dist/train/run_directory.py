@@ -96,7 +96,7 @@ class RunDirectory:
         path, metadata = chosen.path, chosen.metadata
         saved, current = metadata["identity"], json.loads(json.dumps(identity(self._config)))
         if is_import(metadata):  # weights without a run: only the model must be the same
-            current = {key: value for key, value in current.items() if key in saved}
+            current = {key: value for key, value in current.items() if key in saved or key.startswith("model.")}
         if changed := differences(saved, current):
             raise ConfigError(f"{path} cannot be resumed with another configuration: {'; '.join(changed)}: set "
                               "these keys as saved, or start afresh in another train.run_dir")

@@ -27,7 +27,7 @@ from hyena_dist.parallel.groups import Axis, Groups
 from hyena_dist.train.checkpoint import load_checkpoint, save_checkpoint
 from hyena_dist.train.checkpoint_directory import read_metadata, step_directory
 from launchers.convert import main
-from tests.checkpoints import flip
+from tests.checkpoints import edit_metadata, flip
 from tests.compare import rel
 
 ROOT = Path(__file__).parents[2]
@@ -245,6 +245,21 @@ def test_a_checkpoint_to_start_from_can_be_read_under_its_name(run_dir: Path, tm
         assert main([str(run_dir), str(tmp_path / name), "--to", "checkpoint"]) == 0
         assert main([str(tmp_path / name), str(tmp_path / f"{name} again")]) == 0
     assert main([str(run_dir), str(tmp_path / "step-00000007")]) == 0, "no checkpoint"
+
+
+@pytest.mark.parametrize("key", ["filter_shift", "vocab_size", "ffn_hidden_size", "embed_dropout"])
+def test_a_checkpoint_that_does_not_say_of_which_model_it_is(run_dir: Path, tmp_path: Path, key: str,
+                                                             capsys: pytest.CaptureFixture) -> None:
+    """The default of today would be another function of the same weights, silently."""
+    path = step_directory(run_dir / "checkpoints", 20)
+    identity = read_metadata(path)["identity"]
+    edit_metadata(path, identity={name: value for name, value in identity.items() if name != f"model.{key}"})
+    assert main([str(run_dir), str(tmp_path / "dest")]) == 2
+    error = capsys.readouterr().err
+    assert f"{path}: its metadata.json lacks model.{key} in identity" in error
+    assert error.count("\n") == 1
+    edit_metadata(path, identity=identity)
+    assert main([str(run_dir), str(tmp_path / "dest")]) == 0, "control"
 
 
 def test_extending(first: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -21,6 +21,7 @@ from hyena_dist.tasks.evaluate import load_run
 from hyena_dist.train.checkpoint import save_checkpoint
 from hyena_dist.train.checkpoint_directory import step_directory
 from launchers.evaluate import main, parse_args
+from tests.checkpoints import edit_metadata
 from tests.dist.test_checkpoint import DictEngine
 
 STEPS = {10: 1.0, 20: 2.0}
@@ -38,7 +39,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
                                     "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
                              for name, parameter in model.named_parameters()})
         save_checkpoint(step_directory(run_dir / "checkpoints", step), engine, model.placement(), Groups.single(),
-                        {"step": step, "val_loss": loss})
+                        {"step": step, "val_loss": loss, "identity": identity(config)})
     (run_dir / "config.yaml").write_text(dump_config(config))
     return run_dir
 
@@ -100,6 +101,11 @@ def test_a_configuration_of_another_function_of_the_same_weights(run_dir: Path, 
     (tmp_path / "config.yaml").write_text(dump_config(other))
     with pytest.raises(UserError, match=r"of another model than .*model.filter_shift: saved 0.05, now 0.0"):
         load_run(tmp_path)
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    for kept in ({}, {key: value for key, value in identity(config).items() if key != "model.filter_shift"}):
+        edit_metadata(step_directory(tmp_path / "checkpoints", 5), identity=kept)
+        with pytest.raises(UserError, match=r"of another model than .*model.filter_shift: saved None, now 0.05"):
+            load_run(tmp_path)
 
 
 def test_a_loss_beyond_the_largest_float_is_infinite_perplexity(run_dir: Path, shards: Path,

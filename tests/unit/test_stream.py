@@ -197,6 +197,21 @@ def test_a_state_of_other_data_or_settings_is_refused_naming_both(manifest, tmp_
             changed.load_state_dict(saved)
 
 
+def test_a_state_that_is_no_place_in_the_order_is_refused(manifest):
+    """At the rate at which epochs are counted through, 10^30 windows would take for ever."""
+    s = stream(manifest)
+    size = s.order.epoch_size(1)
+    saved = s.state_dict(StreamState(0, 1, size - 1))
+    assert s.load_state_dict(saved) == StreamState(0, 1, size - 1), "control"
+    for place in ({"index": 10**30}, {"index": size}, {"index": -1}, {"index": True}, {"index": None},
+                  {"epoch": 10**30}, {"epoch": 2**23}, {"epoch": -1}, {"epoch": "1"}, {"epoch": 1.0}):
+        with pytest.raises(DataError, match=r"its saved place, epoch .* and index .*, is none of this order"):
+            s.load_state_dict(saved | place)
+    del saved["index"]
+    with pytest.raises(DataError, match="index None, is none of this order"):
+        s.load_state_dict(saved)
+
+
 def test_bad_batch_sizes_and_empty_splits_are_refused(manifest, tmp_path):
     with pytest.raises(ValueError, match="must be a multiple of"):
         stream(manifest).batches(StreamState(), micro_batch_size=2, global_batch_size=6, dp_size=2)
