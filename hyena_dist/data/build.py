@@ -5,7 +5,6 @@ The result is written into a temporary directory beside the target, synced, and 
 was killed or ran out of disk leaves nothing that looks whole. The same input gives the same bytes.
 """
 
-import hashlib
 import json
 import os
 import tarfile
@@ -20,6 +19,7 @@ from rich.console import Console
 from rich.progress import Progress
 from webdataset import TarWriter
 
+from hyena_dist.config.digests import file_sha256
 from hyena_dist.config.whole import new_directory
 from hyena_dist.data import segment
 from hyena_dist.data.census import Census
@@ -141,7 +141,7 @@ class _ShardWriter:
         end = self._enter_offsets()
         os.truncate(self._path, end + 2 * tarfile.BLOCKSIZE)
         with self._path.open("rb") as file:
-            digest = sha256(file)
+            digest = file_sha256(file)
         count = len(self.samples) - self._first
         self.shards.append(Shard(self._path.name, count, self._path.stat().st_size, digest, self._shard_size))
 
@@ -159,14 +159,6 @@ class _ShardWriter:
                     self.samples[row] = shard, member.offset_data, nbytes, count
                     row += 1
         return end
-
-
-def sha256(file: BinaryIO) -> str:
-    """Digest of an open file, from where it is on."""
-    digest = hashlib.sha256()
-    while block := file.read(1 << 22):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def progress_bar() -> Progress:

@@ -13,7 +13,6 @@ Format 1 has one segment a sample, no sources and no checksum: contigs are rows 
 segments rows of contig, start, end, split, shard, offset, number of bytes.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -21,6 +20,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hyena_dist.config.digests import json_sha256
 from hyena_dist.config.plain import open_regular, regular_descriptor
 from hyena_dist.data.errors import DataError
 from hyena_dist.data.splits import SPLITS
@@ -104,7 +104,7 @@ class Index(NamedTuple):
         """Digest of all that decides which windows come and what is in them; the place of the files does not."""
         segments = [row[:4] for row in self.segments]
         content = [self.version, self.contigs, segments, [shard.sha256 for shard in self.shards]]
-        return _sha256(content)
+        return json_sha256(content)
 
     def to_json(self, name: str) -> str:
         """The text of `shards.json`."""
@@ -127,13 +127,9 @@ class Index(NamedTuple):
         return json.dumps(content, separators=(",", ":")) + "\n"
 
 
-def _sha256(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
 def checksum(content: dict[str, Any]) -> str:
     """What an index must have as its checksum."""
-    return _sha256({key: value for key, value in content.items() if key != "checksum"})
+    return json_sha256({key: value for key, value in content.items() if key != "checksum"})
 
 
 def read_index(path: Path) -> Index:

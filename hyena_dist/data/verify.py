@@ -18,9 +18,10 @@ from typing import Any, BinaryIO
 import numpy as np
 from webdataset import tariterators
 
+from hyena_dist.config.digests import file_sha256
 from hyena_dist.config.plain import open_regular
 from hyena_dist.data import segment, segment1
-from hyena_dist.data.build import describe, progress_bar, sha256
+from hyena_dist.data.build import describe, progress_bar
 from hyena_dist.data.errors import DataError
 from hyena_dist.data.fasta import Source, as_dna
 from hyena_dist.data.index import FILE_NAME, Shard, open_shard
@@ -55,7 +56,7 @@ def verify(directory: Path, sources: Sequence[Source] = ()) -> Manifest:
 def _check_shard(manifest: Manifest, shard: Shard, numbers: range) -> None:
     path = manifest.directory / shard.url
     with os.fdopen(open_shard(manifest.directory, shard), "rb") as file:  # once: what is checked is what is read
-        if sha256(file) != shard.sha256:
+        if file_sha256(file) != shard.sha256:
             raise DataError(f"{path}: its sha256 is not the one in {FILE_NAME}: the shard was altered; {_REMEDY}")
         file.seek(0)
         _check_samples(manifest, numbers, path, file)

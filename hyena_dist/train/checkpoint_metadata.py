@@ -3,13 +3,13 @@
 The digest stands in the file, not in the marker beside it, so that a value can be amended by one rename.
 """
 
-import hashlib
 import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from hyena_dist.config.digests import json_sha256
 from hyena_dist.config.plain import read_object
 from hyena_dist.engine.loss_scale import HIGHEST, LOWEST
 
@@ -85,7 +85,7 @@ def seal(metadata: Mapping[str, Any]) -> str:
     content = json.loads(json.dumps({**metadata, "format": FORMAT}, allow_nan=False))
     content.pop(_DIGEST, None)
     check_metadata(content)
-    return json.dumps({_DIGEST: _digest(content), **content}, indent=1)
+    return json.dumps({_DIGEST: json_sha256(content), **content}, indent=1)
 
 
 def read_sealed(directory: Path, *, sealed: bool) -> dict[str, Any]:
@@ -100,12 +100,8 @@ def read_sealed(directory: Path, *, sealed: bool) -> dict[str, Any]:
     """
     metadata = read_object(directory / METADATA)
     digest = metadata.pop(_DIGEST, None)
-    if sealed and digest != _digest(metadata):
+    if sealed and digest != json_sha256(metadata):
         raise ValueError(f"its {METADATA} is not what was written (sha256)")
     if metadata.get("format") == FORMAT:
         check_metadata(metadata)
     return metadata
-
-
-def _digest(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

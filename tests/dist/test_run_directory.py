@@ -13,6 +13,9 @@ import torch
 
 from hyena_dist.config.errors import ConfigError, UserError
 from hyena_dist.config.schema import Config
+from hyena_dist.convert import write_model
+from hyena_dist.model.config import hyena_config
+from hyena_dist.model.model import HyenaModel
 from hyena_dist.parallel.groups import Groups, init_groups
 from hyena_dist.train import checkpoint_directory
 from hyena_dist.train.checkpoint_directory import find_latest, open_checkpoint, step_directory
@@ -20,7 +23,7 @@ from hyena_dist.train.metrics import read_rows
 from hyena_dist.train.run_directory import RunDirectory
 from hyena_dist.train.saver import CheckpointSaver
 from hyena_dist.train.trainer import Trainer
-from tests.checkpoints import flip, latest
+from tests.checkpoints import edit_metadata, flip, latest
 from tests.dist.harness import run_distributed
 from tests.dist.test_lost_steps import config_of
 
@@ -241,3 +244,18 @@ def test_a_lock_of_another_run_is_not_taken_away(tmp_path: Path) -> None:
         run.check_there()
     run.release()
     assert (tmp_path / "run" / "lock").read_text() == "another's"
+
+
+def test_weights_that_do_not_say_of_which_model_they_are_start_no_run(tmp_path: Path) -> None:
+    config = config_of("unused", tmp_path / "run")
+    model = HyenaModel(hyena_config(config.model))
+    write_model(tmp_path / "start", "checkpoint", config.model, model)
+    config = replace(config, train=replace(config.train, resume=str(tmp_path / "start")))
+    run = RunDirectory(config, first=True)
+    chosen = run.start_from(None, Groups.single())
+    assert chosen is not None
+    assert chosen.path == tmp_path / "start", "control"
+    saved = {key: value for key, value in chosen.metadata["identity"].items() if key != "model.filter_shift"}
+    edit_metadata(tmp_path / "start", identity=saved)
+    with pytest.raises(ConfigError, match=r"another configuration: model.filter_shift: saved None, now 0.05: set"):
+        run.start_from(None, Groups.single())
