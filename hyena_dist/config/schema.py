@@ -113,9 +113,6 @@ class ModelSection:
         return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
     def __post_init__(self) -> None:
-        for key, value in vars(self).items():
-            if isinstance(value, int) and value >= 2**63:
-                raise ValueError(f"model.{key} must be less than 2**63, got {value}")
         _positive("model", num_layers=self.num_layers, hidden_size=self.hidden_size, max_seq_len=self.max_seq_len,
                   filter_order=self.filter_order, short_conv_kernel=self.short_conv_kernel,
                   vocab_size=self.vocab_size, num_attention_heads=self.num_attention_heads,

@@ -308,7 +308,7 @@ def _trained_positions(hf: Path) -> None:
     ("safetensors", lambda d: (d / "config.json").unlink(), "no COMPLETE"),
     ("published", lambda d: (d / "weights.ckpt").write_bytes(b"x"), "not a readable Lightning checkpoint"),
     ("published", lambda d: _edit(d / "config.json", layer=[]), "not a published HyenaDNA config.json"),
-    ("published", lambda d: _edit(d / "config.json", n_layer="two"), "num_layers is 'two', not a number"),
+    ("published", lambda d: _edit(d / "config.json", n_layer="two"), "n_layer is 'two', not a number"),
     ("huggingface", lambda d: (d / "model.safetensors").unlink(), "no readable file of weights"),
     ("huggingface", lambda d: _drop(d / "model.safetensors", "hyena.backbone.ln_f.bias"), "lacks key backbone.ln_f"),
     ("huggingface", lambda d: _edit(d / "config.json", hyena_order=3), "hyena_order is 3, Hugging Face's code"),

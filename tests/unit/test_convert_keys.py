@@ -263,7 +263,7 @@ def test_positions_that_no_memory_holds_are_not_made(tmp_path: Path, capsys: pyt
     for format in FORMATS:
         status = main([str(tmp_path / "source"), str(tmp_path / format), "--to", format])
         error = capsys.readouterr().err
-        assert status == (0 if length < 2**63 and format in ("safetensors", "checkpoint") else 2)
+        assert status == (0 if length < 2**53 and format in ("safetensors", "checkpoint") else 2)
         assert error.count("\n") == (status == 2)
         assert str(length) in error or status == 0
 
