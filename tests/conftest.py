@@ -1,6 +1,7 @@
 """Fixtures that several files share."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,10 @@ SAMPLE = Path(__file__).parents[1] / "shards" / "sample"
 def pytest_configure(config: pytest.Config) -> None:
     """Only `pytest -m gpu` sees a GPU: all other tests are of the CPU, and on a machine with one they would move there
     by themselves, where tolerances, time-outs and numbers of ranks are others."""
+    # A program leaves ignored what was ignored when it started, as a background job's Ctrl-C or nohup's SIGHUP.
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, handler)
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 

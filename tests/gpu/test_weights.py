@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from hyena_dist.config.identity import identity
 from hyena_dist.config.load import dump_config
 from hyena_dist.config.schema import Config, DataSection, ModelSection, TrainSection
 from hyena_dist.convert import from_published, to_published
@@ -40,7 +41,7 @@ def test_a_run_is_evaluated_on_the_device_and_to_the_cpus_number(device: torch.d
     engine = DictEngine({name: {"weight": weight.detach(), "exp_avg": zeros[name], "exp_avg_sq": zeros[name]}
                          for name, weight in model.named_parameters()})
     save_checkpoint(step_directory(tmp_path / "checkpoints", 1), engine, model.placement(), Groups.single(),
-                    {"step": 1})
+                    {"step": 1, "identity": identity(config)})
     (tmp_path / "config.yaml").write_text(dump_config(config))
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
