@@ -72,12 +72,14 @@ class LargePlan:
 
 
 def plan_for(length: int, precise: bool, wide: bool) -> SmallPlan | LargePlan | None:
-    """For rows of `length` tokens; None: too long.
+    """For rows of `length` tokens; None: too long, or float32 where its tiles, of 112 KiB, do not fit.
 
     Args:
         precise: float32 activations, not half precision.
         wide: the device has WIDE_MEMORY.
     """
+    if precise and not wide:
+        return None
     if length <= (8192 if wide and not precise else 4096):
         return _small_plan(length, columns_of_64=precise or not wide)
     for r1, r2, most in PRECISE_SHAPES if precise else WIDE_SHAPES if wide else WIDE_SHAPES[:1]:
