@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 import hyena_dist
-from hyena_dist.scaling.roofline import (
+from hyena_dist.costs.roofline import (
     ATTENTION,
     DROPOUT,
     EMBEDDING,

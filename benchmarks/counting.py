@@ -19,8 +19,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from benchmarks.attribution import Attribution
+from hyena_dist.costs.flops import fft_flops
 from hyena_dist.ops.costs import Cost, declared_cost
-from hyena_dist.scaling.flops import fft_flops
 
 aten = torch.ops.aten
 TORCHS_OWN = ("aten", "prims", "c10d", "_c10d_functional", "fsdp")

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from benchmarks.memory import peak_tensor_bytes
 from benchmarks.timing import timed
-from hyena_dist.config.schema import ModelSection, ParallelSection
+from hyena_dist.config.sections.model import ModelSection
+from hyena_dist.config.sections.parallel import ParallelSection
 from hyena_dist.model.config import hyena_config
 from hyena_dist.model.initial import initialize
 from hyena_dist.model.loss import token_loss

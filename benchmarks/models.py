@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.baseline import BaselineHyenaDNA
-from hyena_dist.config.schema import ModelSection
+from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.convert import from_published, to_published
 from hyena_dist.model.config import COMPUTE_DTYPES
 from hyena_dist.model.model import HyenaModel

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from benchmarks.baseline import fft_causal_conv
 from benchmarks.compare import BASELINE, OURS, TOLERANCE, VALUE, YARDSTICK_TOLERANCE, Case, Measured, Results, Side
 from benchmarks.models import Models, Size, autocast, published
+from hyena_dist.costs.flops import parts, training_bytes
 from hyena_dist.ops.implicit_filter import KEPT_LAGS
 from hyena_dist.ops.long_conv import causal_conv
-from hyena_dist.scaling.flops import parts, training_bytes
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FLASH = "flashfftconv"

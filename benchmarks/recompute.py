@@ -5,7 +5,7 @@ import torch
 from benchmarks.compare import TOLERANCE, Case, Measured
 from benchmarks.models import Size
 from benchmarks.step import moved_bytes, new_model, our_step, token_ids
-from hyena_dist.config.schema import TrainSection
+from hyena_dist.config.sections.train import TrainSection
 
 VALUES = ("none", "selective", "block", "full")
 

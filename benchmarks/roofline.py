@@ -17,7 +17,10 @@ from benchmarks.memory import peak_tensor_bytes
 from benchmarks.models import Size, autocast
 from benchmarks.step import new_model
 from benchmarks.timing import timed
-from hyena_dist.config.schema import ModelSection, OptimSection
+from hyena_dist.config.sections.model import ModelSection
+from hyena_dist.config.sections.optim import OptimSection
+from hyena_dist.costs.memory import TrainingMemory, training_memory
+from hyena_dist.costs.roofline import COPY_BYTES_PER_SECOND, PARTS, fewest, floor_seconds
 from hyena_dist.engine.adam import guard
 from hyena_dist.engine.grad_norm import clip_gradients, global_grad_norm
 from hyena_dist.model.loss import token_loss
@@ -25,9 +28,7 @@ from hyena_dist.model.model import HyenaModel
 from hyena_dist.ops.costs import Cost
 from hyena_dist.ops.dropout import DropoutKey
 from hyena_dist.parallel.groups import Axis
-from hyena_dist.scaling.memory import TrainingMemory, training_memory
-from hyena_dist.scaling.roofline import COPY_BYTES_PER_SECOND, PARTS, fewest, floor_seconds
-from hyena_dist.train.optim import build_optimizer
+from hyena_dist.train.optimizer import build_optimizer
 
 META = torch.device("meta")
 TOTAL = "total"

@@ -11,13 +11,14 @@ from benchmarks.baseline import BaselineHyenaDNA, plain_training_loop
 from benchmarks.compare import BASELINE, OURS, TOLERANCE, VALUE, YARDSTICK_TOLERANCE, Case, Measured, Results, Side
 from benchmarks.models import Models, Size, autocast, published
 from benchmarks.operators import DTYPES
-from hyena_dist.config.schema import ModelSection, OptimSection
+from hyena_dist.config.sections.model import ModelSection
+from hyena_dist.config.sections.optim import OptimSection
+from hyena_dist.costs.flops import TRAINING_PASSES, flops, parts, training_bytes
 from hyena_dist.model.config import hyena_config
 from hyena_dist.model.initial import initialize
 from hyena_dist.model.loss import token_loss
 from hyena_dist.model.model import HyenaModel
-from hyena_dist.scaling.flops import TRAINING_PASSES, flops, parts, training_bytes
-from hyena_dist.train.optim import build_optimizer
+from hyena_dist.train.optimizer import build_optimizer
 
 TRANSFORMER = "transformer"
 ATTENTION_FLOPS = {"cpu": 1.5e11, "cuda": 5e15}

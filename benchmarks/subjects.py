@@ -9,7 +9,7 @@ import torch
 from benchmarks import operators, recompute, step
 from benchmarks.compare import Case, Row, compare, estimated_peaks, growth
 from benchmarks.models import Size
-from hyena_dist.scaling.utilisation import copy_bandwidth
+from hyena_dist.costs.utilisation import copy_bandwidth
 
 CASES: dict[str, Callable[[Size, torch.device, str], Case]] = {
     "conv": operators.conv, "filter": operators.implicit_filter, "mixer": operators.mixer, "step": step.step,

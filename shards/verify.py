@@ -1,47 +1,8 @@
-"""Re-read shards and compare every byte with the index, and with the FASTA files if they are given.
+"""Re-read shards and compare every byte with the index, and with the FASTA files if they are given."""
 
-Example:
-    python shards/verify.py shards/hg38
-    python shards/verify.py shards/hg38 --fasta hg38.fa.gz
-"""
-
-import argparse
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 
-from hyena_dist.config.errors import one_line
-from hyena_dist.data.errors import DataError
-from hyena_dist.data.fasta import Source
-from hyena_dist.data.verify import verify
-
-
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="shards/verify.py", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("directory", type=Path, metavar="DIR", help="directory that shards/build.py wrote")
-    parser.add_argument("--fasta", nargs="+", default=[], metavar="[NAME=]FASTA",
-                        help="the files that the shards were built from, with the same names")
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_args(argv)
-    try:
-        manifest = verify(args.directory, [Source.parse(argument) for argument in args.fasta])
-    except DataError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    except OSError as error:
-        print(f"error: {args.directory}: cannot be read ({error})", file=sys.stderr)
-        return 1
-    print(f"{args.directory}: {len(manifest.shards)} shards, {len(manifest.segments)} segments, "
-          f"{sum(shard.bases for shard in manifest.shards):,} bases: as the index says"
-          + (", and as the FASTA" if args.fasta else ""))
-    return 0
-
+from hyena_dist.cli.verify import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hyena_dist.train.checkpoint_directory import find_latest
+from hyena_dist.checkpoint.directory import find_latest
 
 
 def latest(checkpoints_dir: str | Path) -> Path | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from shards.build import main as build_shards
+from hyena_dist.cli.build import main as build_shards
 
 torch.set_num_threads(1)  # as under a launcher: an operator's chunks, and so its memory, are per thread
 

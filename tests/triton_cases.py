@@ -19,7 +19,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from hyena_dist.config.schema import Config, ModelSection, OpsSection
+from hyena_dist.config.schema import Config
+from hyena_dist.config.sections.model import ModelSection
+from hyena_dist.config.sections.ops import OpsSection
 from hyena_dist.model.loss import token_loss
 from hyena_dist.model.model import build_model
 from hyena_dist.ops.hyena import HyenaWeights, hyena

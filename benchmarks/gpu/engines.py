@@ -6,12 +6,15 @@ import torch
 
 from benchmarks.gpu.measure import forget_peak, peak_bytes, waits
 from benchmarks.gpu.task import Task, median_seconds
-from hyena_dist.config.schema import Config, EngineSection, ModelSection, TrainSection
-from hyena_dist.engine.launch import init_distributed
+from hyena_dist.config.schema import Config
+from hyena_dist.config.sections.engine import EngineSection
+from hyena_dist.config.sections.model import ModelSection
+from hyena_dist.config.sections.train import TrainSection
+from hyena_dist.costs.memory import training_memory
 from hyena_dist.model.loss import token_loss
 from hyena_dist.model.model import build_model
 from hyena_dist.parallel.groups import Groups, init_groups
-from hyena_dist.scaling.memory import training_memory
+from hyena_dist.runtime.launch import init_distributed
 from hyena_dist.train.build_engine import build_engine
 
 ENGINES = (*(EngineSection(zero_stage=stage) for stage in (1, 0, 2, 3)), EngineSection(name="fsdp"),

@@ -62,8 +62,8 @@ def _one_rank(task: Task) -> None:
     import torch
     import torch.distributed as dist
 
-    from hyena_dist.engine.launch import init_distributed
     from hyena_dist.parallel.groups import init_groups
+    from hyena_dist.runtime.launch import init_distributed
     where = init_distributed(timedelta(seconds=40))
     groups = init_groups()
     one, found = torch.ones(4, device=where), torch.empty(4, device=where)

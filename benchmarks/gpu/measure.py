@@ -15,14 +15,17 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.task import device, median_seconds
-from hyena_dist.config.schema import Config, ModelSection, OpsSection, TrainSection
+from hyena_dist.config.schema import Config
+from hyena_dist.config.sections.model import ModelSection
+from hyena_dist.config.sections.ops import OpsSection
+from hyena_dist.config.sections.train import TrainSection
+from hyena_dist.costs.flops import mfu, peak_flops
+from hyena_dist.costs.memory import training_memory
 from hyena_dist.model.loss import token_loss
 from hyena_dist.model.model import HyenaModel, build_model
 from hyena_dist.ops.dropout import DropoutKey
 from hyena_dist.parallel.groups import Groups
-from hyena_dist.scaling.flops import mfu, peak_flops
-from hyena_dist.scaling.memory import training_memory
-from hyena_dist.train.optim import build_optimizer
+from hyena_dist.train.optimizer import build_optimizer
 
 Step = Callable[[], object]
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Literal
 
 from hyena_dist.config.errors import ConfigError
-from hyena_dist.config.schema import ModelSection
+from hyena_dist.config.sections.model import ModelSection
 
 
 def extended(section: ModelSection, max_seq_len: int, *, filter: Literal["keep", "stretch"]) -> ModelSection:

@@ -99,5 +99,5 @@ def _explain(error: Exception) -> str:
     """OmegaConf's message without its trailing block, with the full key in front of it."""
     key = getattr(error, "full_key", None)
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    remedy = "; see hyena_dist/config/schema.py for the keys and their types" if key else ""
+    remedy = "; see hyena_dist/config/sections for the keys and their types" if key else ""
     return f"{key}: {first}{remedy}" if key and key not in first else first + remedy

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hyena_dist.config.schema import Config, WarmupStage
+from hyena_dist.config.schema import Config
+from hyena_dist.config.sections.train import WarmupStage
 
 DOUBLE_FROM = 64
 """First length of `double` (HyenaDNA, Nguyen et al. 2023, section 3.2)."""

@@ -15,10 +15,12 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from hyena_dist.checkpoint.directory import Checkpoint, choose_checkpoint, open_checkpoint, step_of
+from hyena_dist.checkpoint.format import check_model_weights, load_model_weights, save_checkpoint, weight_shapes
 from hyena_dist.config.errors import first_sentence
 from hyena_dist.config.formats import FORMATS
 from hyena_dist.config.plain import open_regular, read_object
-from hyena_dist.config.schema import ModelSection
+from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.config.versions import own_version
 from hyena_dist.config.whole import new_directory
 from hyena_dist.convert.huggingface import HUGGINGFACE_KEYS, from_huggingface, to_huggingface
@@ -35,8 +37,6 @@ from hyena_dist.convert.weights import check_finite, in_float32, without_memory
 from hyena_dist.model.config import hyena_config
 from hyena_dist.model.model import HyenaModel
 from hyena_dist.parallel.groups import Groups
-from hyena_dist.train.checkpoint import check_model_weights, load_model_weights, save_checkpoint, weight_shapes
-from hyena_dist.train.checkpoint_directory import Checkpoint, choose_checkpoint, open_checkpoint, step_of
 
 CONFIG, WEIGHTS, PUBLISHED_WEIGHTS, BINARY_WEIGHTS = ("config.json", "model.safetensors", "weights.ckpt",
                                                       "pytorch_model.bin")

@@ -7,7 +7,7 @@ that is in no list is refused by name.
 from collections.abc import Mapping
 from typing import Any
 
-from hyena_dist.config.schema import VOCAB_MULTIPLE
+from hyena_dist.config.sections.model import VOCAB_MULTIPLE
 from hyena_dist.convert.section import ConversionError
 
 HONOURED = frozenset({"d_model", "n_layer", "d_inner", "vocab_size", "embed_dropout", "resid_dropout", "layer"})

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyena_dist.config.schema import VOCAB_MULTIPLE, ModelSection
+from hyena_dist.config.sections.model import VOCAB_MULTIPLE, ModelSection
 from hyena_dist.convert.keys import check_keys
 from hyena_dist.convert.section import ConversionError, checked_section, refuse_missing
 from hyena_dist.convert.weights import DERIVED, check_finite, check_kinds, without_memory

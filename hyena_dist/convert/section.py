@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hyena_dist.config.errors import UserError
-from hyena_dist.config.schema import ModelSection
+from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.config.values import hint_of, plain_string
 
 

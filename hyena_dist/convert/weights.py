@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from hyena_dist.config.schema import ModelSection
+from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.convert.section import ConversionError
 from hyena_dist.model.config import hyena_config
 from hyena_dist.model.model import HyenaModel

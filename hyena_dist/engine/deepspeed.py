@@ -280,7 +280,7 @@ def prebuilt_cpu_adam() -> type[DeepSpeedCPUAdam] | None:
 def _check_arguments(model: nn.Module, ds_config: Mapping[str, Any], groups: Groups, table: Table | None,
                      optimizer: torch.optim.Optimizer | None) -> None:
     if not dist.is_initialized():
-        raise RuntimeError("call hyena_dist.engine.launch.init_distributed() before prepare_deepspeed()")
+        raise RuntimeError("call hyena_dist.runtime.launch.init_distributed() before prepare_deepspeed()")
     if groups.tensor.size > 1 and table is None:
         raise ValueError(f"with {groups.tensor.size} tensor ranks the placement table of the model is needed")
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]

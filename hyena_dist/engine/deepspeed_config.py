@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hyena_dist.config.checks import accumulation_steps
 from hyena_dist.config.errors import ConfigError
-from hyena_dist.config.schema import EngineSection
+from hyena_dist.config.sections.engine import EngineSection
 from hyena_dist.engine.deepspeed_keys import ALLOWED_KEYS, REFUSED_KEYS
 
 if TYPE_CHECKING:

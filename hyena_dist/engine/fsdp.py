@@ -40,7 +40,7 @@ def apply_fsdp2(model: Model, groups: Groups, *, blocks: Iterable[nn.Module] | N
         RuntimeError: torch.distributed is not initialised.
     """
     if not dist.is_initialized():
-        raise RuntimeError("call hyena_dist.engine.launch.init_distributed() before apply_fsdp2()")
+        raise RuntimeError("call hyena_dist.runtime.launch.init_distributed() before apply_fsdp2()")
     device = next(model.parameters()).device.type
     group = groups.data_context.group or dist.group.WORLD
     assert group is not None

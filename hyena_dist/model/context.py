@@ -5,15 +5,19 @@ convolution cross ranks, in their own dtype; for N > 2 the inner gates go along 
 until the last convolution.
 """
 
+import logging
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from hyena_dist.config.schema import Config
 from hyena_dist.ops.long_conv import causal_conv
 from hyena_dist.parallel.collectives import Exchange
 from hyena_dist.parallel.distributed_fft import distributed_causal_conv, strided_lags
-from hyena_dist.parallel.groups import Axis
+from hyena_dist.parallel.groups import Axis, Groups
+
+logger = logging.getLogger(__name__)
 
 
 class Filter(Protocol):
@@ -28,6 +32,15 @@ def choose_method(method: str, *, rows: int, context: int) -> str:
     if method != "auto":
         return method
     return "all_to_all" if rows % context == 0 else "distributed_fft"
+
+
+def log_context_method(config: Config, groups: Groups) -> None:
+    """Say what `parallel.context_method=auto` took."""
+    if groups.context.size > 1:
+        rows = config.train.micro_batch_size * config.model.hidden_size // groups.tensor.size
+        method = choose_method(config.parallel.context_method, rows=rows // config.parallel.overlap_groups,
+                               context=groups.context.size)
+        logger.info("parallel.context_method=%s: %s", config.parallel.context_method, method)
 
 
 def all_to_all_convs(inputs: Tensor, mixer_filter: Filter, bias: Tensor, axis: Axis, groups: int) -> Tensor:

@@ -14,7 +14,8 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from torch import Tensor
 
 from hyena_dist.config.errors import ConfigError
-from hyena_dist.config.schema import ModelSection, ParallelSection
+from hyena_dist.config.sections.model import ModelSection
+from hyena_dist.config.sections.parallel import ParallelSection
 from hyena_dist.model.config import HyenaConfig, hyena_config
 from hyena_dist.model.mixer import HyenaMixer
 from hyena_dist.model.placement import Placement, placements

@@ -1,0 +1,2 @@
+"""Ranks, and nothing of Hyena: groups, collectives that autograd knows, slices of tokens, the distributed
+transform."""

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from hyena_dist.checkpoint.directory import choose_checkpoint
+from hyena_dist.checkpoint.format import load_model_weights
 from hyena_dist.config.errors import ConfigError
 from hyena_dist.config.identity import differences, identity
 from hyena_dist.config.load import read_config
@@ -17,8 +19,6 @@ from hyena_dist.model.loss import perplexity, token_loss
 from hyena_dist.model.model import HyenaModel, build_model
 from hyena_dist.parallel.groups import Groups
 from hyena_dist.tasks.markov import markov_perplexity
-from hyena_dist.train.checkpoint import load_model_weights
-from hyena_dist.train.checkpoint_directory import choose_checkpoint
 
 ROWS_PER_BATCH_TOKENS = 2**15
 """Tokens of a forward pass: enough to fill two cores, little enough for any machine."""

@@ -8,7 +8,7 @@ from hyena_dist.engine.fsdp import FsdpEngine, apply_fsdp2
 from hyena_dist.engine.loss_scale import LossScaler
 from hyena_dist.engine.protocol import Engine, Table
 from hyena_dist.parallel.groups import Groups
-from hyena_dist.train.optim import build_optimizer
+from hyena_dist.train.optimizer import build_optimizer
 
 
 def build_engine(config: Config, model: nn.Module, table: Table, groups: Groups) -> Engine:

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.tensorboard import SummaryWriter
 
 from hyena_dist.config.plain import open_regular
-from hyena_dist.train.files import write_whole, writing
+from hyena_dist.runtime.files import write_whole, writing
 
 logger = logging.getLogger(__name__)
 

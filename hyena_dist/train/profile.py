@@ -7,7 +7,7 @@ from types import TracebackType
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from hyena_dist.train.files import write_whole, writing
+from hyena_dist.runtime.files import write_whole, writing
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ import logging
 import statistics
 from pathlib import Path
 
-from hyena_dist.train.files import write_whole
+from hyena_dist.runtime.files import write_whole
 from hyena_dist.train.metrics import read_rows
 
 logger = logging.getLogger(__name__)

@@ -6,17 +6,17 @@ import os
 from pathlib import Path
 from typing import Any
 
+from hyena_dist.checkpoint.directory import Checkpoint, find_latest, open_checkpoint
 from hyena_dist.config.errors import ConfigError
 from hyena_dist.config.identity import differences, identity
 from hyena_dist.config.load import dump_config
 from hyena_dist.config.plain import open_regular
 from hyena_dist.config.schema import Config
 from hyena_dist.parallel.groups import Groups
-from hyena_dist.train.agree import agree
-from hyena_dist.train.checkpoint_directory import Checkpoint, find_latest, open_checkpoint
-from hyena_dist.train.files import write_whole
-from hyena_dist.train.requeue import take_requeue
-from hyena_dist.train.run_lock import RunLock
+from hyena_dist.runtime.agree import agree
+from hyena_dist.runtime.files import write_whole
+from hyena_dist.runtime.requeue import take_requeue
+from hyena_dist.runtime.run_lock import RunLock
 
 SAVED = "last_checkpoint"
 """Name of the file that names the newest checkpoint that was ever written here."""

@@ -2,7 +2,7 @@
 
 import math
 
-from hyena_dist.config.schema import OptimSection
+from hyena_dist.config.sections.optim import OptimSection
 
 
 def learning_rate(step: int, *, optim: OptimSection, steps: int) -> float:

@@ -13,6 +13,9 @@ import psutil
 import torch
 from torch import Tensor
 
+from hyena_dist.checkpoint.directory import Checkpoint, amend_metadata, is_whole, step_directory
+from hyena_dist.checkpoint.format import load_checkpoint
+from hyena_dist.checkpoint.saver import CheckpointSaver
 from hyena_dist.config.errors import TrainingError
 from hyena_dist.config.identity import identity
 from hyena_dist.config.load import dump_config
@@ -23,29 +26,27 @@ from hyena_dist.data.manifest import Manifest
 from hyena_dist.data.tokenizer import IGNORE
 from hyena_dist.engine.loss_scale import LossScaler
 from hyena_dist.engine.protocol import StepResult
+from hyena_dist.model.context import log_context_method
 from hyena_dist.model.loss import perplexity, token_loss
 from hyena_dist.model.model import build_model
 from hyena_dist.ops.dropout import DropoutKey
 from hyena_dist.parallel.groups import Groups, gloo_copy
-from hyena_dist.train.agree import agree
+from hyena_dist.runtime.agree import agree
+from hyena_dist.runtime.logs import RankLog, StepTimes
+from hyena_dist.runtime.requeue import clear_requeue, write_requeue
+from hyena_dist.runtime.startup import check_same_data
+from hyena_dist.runtime.stop import StopSignal
+from hyena_dist.runtime.watchdog import Watchdog
 from hyena_dist.train.build_engine import build_engine
-from hyena_dist.train.checkpoint import load_checkpoint
-from hyena_dist.train.checkpoint_directory import Checkpoint, amend_metadata, is_whole, step_directory
 from hyena_dist.train.curriculum import Curriculum
 from hyena_dist.train.laps import Laps
-from hyena_dist.train.logs import RankLog, StepTimes, log_context_method
 from hyena_dist.train.lost_steps import LostSteps, RollBack
 from hyena_dist.train.metrics import Metrics, Row, peak_memory_bytes
 from hyena_dist.train.profile import StepProfiler
 from hyena_dist.train.report import write_report
-from hyena_dist.train.requeue import clear_requeue, write_requeue
 from hyena_dist.train.run_directory import RunDirectory, is_import
-from hyena_dist.train.saver import CheckpointSaver
 from hyena_dist.train.schedules import learning_rate
-from hyena_dist.train.startup import check_same_data
-from hyena_dist.train.stop import StopSignal
 from hyena_dist.train.validation import has_scored, slicer, sum_over_data, validation_loss
-from hyena_dist.train.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 

@@ -11,15 +11,18 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from hyena_dist.checkpoint.format import load_checkpoint, save_checkpoint
+from hyena_dist.checkpoint.reader import CheckpointError, TensorReader
 from hyena_dist.config.errors import ConfigError, is_agreed
-from hyena_dist.config.schema import Config, DataSection, ModelSection, TrainSection
+from hyena_dist.config.schema import Config
+from hyena_dist.config.sections.data import DataSection
+from hyena_dist.config.sections.model import ModelSection
+from hyena_dist.config.sections.train import TrainSection
 from hyena_dist.data.errors import DataError
 from hyena_dist.model.placement import Placement
 from hyena_dist.parallel.groups import Groups, gloo_copy, init_groups
-from hyena_dist.train.agree import agree, broadcast
-from hyena_dist.train.checkpoint import load_checkpoint, save_checkpoint
-from hyena_dist.train.checkpoint_reader import CheckpointError, TensorReader
-from hyena_dist.train.startup import check_same_data
+from hyena_dist.runtime.agree import agree, broadcast
+from hyena_dist.runtime.startup import check_same_data
 from hyena_dist.train.trainer import Trainer
 from tests.dist.harness import run_distributed
 from tests.dist.test_checkpoint import DictEngine

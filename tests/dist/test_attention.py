@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from hyena_dist.config.schema import ModelSection
+from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.model import attention
 from hyena_dist.model.config import hyena_config
 from hyena_dist.parallel.collectives import count_bytes

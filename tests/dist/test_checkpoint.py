@@ -18,23 +18,23 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata
 
-from hyena_dist.model.placement import Placement
-from hyena_dist.parallel.groups import Axis, Groups
-from hyena_dist.train.checkpoint import (
-    load_checkpoint,
-    load_model_weights,
-    merge_parts,
-    save_checkpoint,
-    split_parts,
-)
-from hyena_dist.train.checkpoint_directory import (
+from hyena_dist.checkpoint.directory import (
     find_latest,
     open_checkpoint,
     prune,
     read_metadata,
     step_directory,
 )
-from hyena_dist.train.checkpoint_reader import CheckpointError, DamagedError
+from hyena_dist.checkpoint.format import (
+    load_checkpoint,
+    load_model_weights,
+    merge_parts,
+    save_checkpoint,
+    split_parts,
+)
+from hyena_dist.checkpoint.reader import CheckpointError, DamagedError
+from hyena_dist.model.placement import Placement
+from hyena_dist.parallel.groups import Axis, Groups
 from tests.checkpoints import edit_metadata, latest, put_in
 from tests.dist.harness import run_distributed
 from tests.dist.toy import TABLE, Toy, data_groups, make_engine, state_of, train

@@ -13,10 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from hyena_dist.model.placement import Placement
-from hyena_dist.parallel.groups import Groups
-from hyena_dist.train.checkpoint import load_checkpoint, load_model_weights, save_checkpoint
-from hyena_dist.train.checkpoint_directory import (
+from hyena_dist.checkpoint.directory import (
     choose_checkpoint,
     find_best,
     find_latest,
@@ -24,7 +21,10 @@ from hyena_dist.train.checkpoint_directory import (
     prune,
     step_directory,
 )
-from hyena_dist.train.checkpoint_reader import CheckpointError, DamagedError
+from hyena_dist.checkpoint.format import load_checkpoint, load_model_weights, save_checkpoint
+from hyena_dist.checkpoint.reader import CheckpointError, DamagedError
+from hyena_dist.model.placement import Placement
+from hyena_dist.parallel.groups import Groups
 from tests.checkpoints import edit_metadata, flip, latest, without_digests
 from tests.dist.test_checkpoint import DictEngine, same, write_toy
 from tests.dist.toy import TABLE, Toy

@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 
 from benchmarks import cp
-from hyena_dist.config.schema import ModelSection, ParallelSection
+from hyena_dist.config.sections.model import ModelSection
+from hyena_dist.config.sections.parallel import ParallelSection
 from hyena_dist.model import mixer
 from hyena_dist.model.config import hyena_config
 from hyena_dist.model.initial import initialize

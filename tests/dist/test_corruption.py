@@ -13,15 +13,18 @@ from typing import Any
 import pytest
 import torch
 
+from hyena_dist.checkpoint.directory import find_best, find_latest, step_directory
+from hyena_dist.checkpoint.format import load_checkpoint, save_checkpoint
 from hyena_dist.config.errors import UserError
 from hyena_dist.config.load import dump_config
-from hyena_dist.config.schema import Config, DataSection, ModelSection, TrainSection
+from hyena_dist.config.schema import Config
+from hyena_dist.config.sections.data import DataSection
+from hyena_dist.config.sections.model import ModelSection
+from hyena_dist.config.sections.train import TrainSection
 from hyena_dist.convert import read_model
 from hyena_dist.model.model import HyenaModel, build_model
 from hyena_dist.parallel.groups import Groups, init_groups
 from hyena_dist.tasks.evaluate import load_run
-from hyena_dist.train.checkpoint import load_checkpoint, save_checkpoint
-from hyena_dist.train.checkpoint_directory import find_best, find_latest, step_directory
 from hyena_dist.train.trainer import Trainer
 from tests.dist.harness import run_distributed
 from tests.dist.test_lost_steps import config_of
@@ -136,7 +139,7 @@ def _only_first(tmp_path: Path) -> Path:
 
 def test_the_damage_is_real(run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The control: without digests, weights do change in silence."""
-    monkeypatch.setattr("hyena_dist.train.checkpoint_directory.changed_file", lambda *_: None)
+    monkeypatch.setattr("hyena_dist.checkpoint.directory.changed_file", lambda *_: None)
     newest, changed = READERS["load_checkpoint"](run_dir), 0
     for seed in range(2, 62, 4):  # the tensors' file
         shutil.copytree(run_dir, tmp_path / "work")

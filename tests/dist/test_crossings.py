@@ -13,18 +13,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from hyena_dist.config.schema import (
-    Config,
-    DataSection,
-    EngineSection,
-    ModelSection,
-    OptimSection,
-    ParallelSection,
-    TrainSection,
-)
+from hyena_dist.checkpoint.directory import step_directory
+from hyena_dist.checkpoint.reader import TensorReader
+from hyena_dist.config.schema import Config
+from hyena_dist.config.sections.data import DataSection
+from hyena_dist.config.sections.engine import EngineSection
+from hyena_dist.config.sections.model import ModelSection
+from hyena_dist.config.sections.optim import OptimSection
+from hyena_dist.config.sections.parallel import ParallelSection
+from hyena_dist.config.sections.train import TrainSection
 from hyena_dist.parallel.groups import init_groups
-from hyena_dist.train.checkpoint_directory import step_directory
-from hyena_dist.train.checkpoint_reader import TensorReader
 from hyena_dist.train.metrics import read_rows
 from hyena_dist.train.trainer import Trainer
 from tests.compare import rel

@@ -10,7 +10,9 @@ import torch
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
 from hyena_dist.config.errors import ConfigError
-from hyena_dist.config.schema import Config, EngineSection, TrainSection
+from hyena_dist.config.schema import Config
+from hyena_dist.config.sections.engine import EngineSection
+from hyena_dist.config.sections.train import TrainSection
 from hyena_dist.engine import deepspeed_config
 from hyena_dist.engine.deepspeed import prepare_deepspeed
 from hyena_dist.engine.deepspeed_keys import ALLOWED_KEYS

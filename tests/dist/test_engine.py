@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.memory import peak_tensor_bytes
-from hyena_dist.config.schema import OptimSection
+from hyena_dist.config.sections.optim import OptimSection
 from hyena_dist.engine.deepspeed import prepare_deepspeed
 from hyena_dist.engine.fsdp import FsdpEngine, apply_fsdp2
 from hyena_dist.engine.loss_scale import LossScaler
@@ -325,7 +325,7 @@ def test_buckets_take_no_more_than_a_small_model(ranks: list[dict[str, Any]], st
 
 
 def test_no_process_group_is_a_clear_error() -> None:
-    with pytest.raises(RuntimeError, match=r"call hyena_dist.engine.launch.init_distributed\(\)"):
+    with pytest.raises(RuntimeError, match=r"call hyena_dist.runtime.launch.init_distributed\(\)"):
         prepare_deepspeed(Toy(), {}, Groups.single())
-    with pytest.raises(RuntimeError, match=r"call hyena_dist.engine.launch.init_distributed\(\)"):
+    with pytest.raises(RuntimeError, match=r"call hyena_dist.runtime.launch.init_distributed\(\)"):
         apply_fsdp2(Toy(), Groups.single())

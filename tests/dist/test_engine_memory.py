@@ -5,10 +5,13 @@ import torch
 from torch import nn
 
 from benchmarks.memory import peak_tensor_bytes
-from hyena_dist.config.schema import Config, EngineSection, ModelSection, TrainSection
+from hyena_dist.config.schema import Config
+from hyena_dist.config.sections.engine import EngineSection
+from hyena_dist.config.sections.model import ModelSection
+from hyena_dist.config.sections.train import TrainSection
+from hyena_dist.costs.memory import ENGINE_BYTES, FP32, STATE_BYTES, parameters, training_memory
 from hyena_dist.model.placement import Placement
 from hyena_dist.parallel.groups import init_groups
-from hyena_dist.scaling.memory import ENGINE_BYTES, FP32, STATE_BYTES, parameters, training_memory
 from hyena_dist.train.build_engine import build_engine
 from tests.dist.harness import run_distributed
 

@@ -7,7 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from hyena_dist.config.schema import Config, ModelSection, OptimSection, ParallelSection, TrainSection
+from hyena_dist.checkpoint.format import load_checkpoint, save_checkpoint
+from hyena_dist.config.schema import Config
+from hyena_dist.config.sections.model import ModelSection
+from hyena_dist.config.sections.optim import OptimSection
+from hyena_dist.config.sections.parallel import ParallelSection
+from hyena_dist.config.sections.train import TrainSection
 from hyena_dist.data.tokenizer import IGNORE, PAD
 from hyena_dist.engine.protocol import Engine
 from hyena_dist.model.loss import token_loss
@@ -17,8 +22,7 @@ from hyena_dist.parallel.collectives import all_reduce
 from hyena_dist.parallel.groups import Groups, init_groups
 from hyena_dist.parallel.tokens import slice_tokens
 from hyena_dist.train.build_engine import build_engine
-from hyena_dist.train.checkpoint import load_checkpoint, save_checkpoint
-from hyena_dist.train.optim import parameter_groups
+from hyena_dist.train.optimizer import parameter_groups
 from tests.compare import rel
 from tests.dist.harness import run_distributed
 from tests.dist.toy import Record, data_groups, engine_section, learning_rate_of

@@ -12,7 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from hyena_dist.config.schema import Config, DataSection, ModelSection, OptimSection, TrainSection
+from hyena_dist.config.schema import Config
+from hyena_dist.config.sections.data import DataSection
+from hyena_dist.config.sections.model import ModelSection
+from hyena_dist.config.sections.optim import OptimSection
+from hyena_dist.config.sections.train import TrainSection
 from hyena_dist.parallel.groups import init_groups
 from hyena_dist.train.metrics import read_rows
 from hyena_dist.train.trainer import Trainer

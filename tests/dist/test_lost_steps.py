@@ -13,15 +13,20 @@ from typing import Any
 import pytest
 import torch
 
+from hyena_dist.checkpoint.directory import read_metadata
+from hyena_dist.cli.build import main as build_shards
 from hyena_dist.config.errors import TrainingError, UserError
-from hyena_dist.config.schema import Config, DataSection, EngineSection, ModelSection, OptimSection, TrainSection
+from hyena_dist.config.schema import Config
+from hyena_dist.config.sections.data import DataSection
+from hyena_dist.config.sections.engine import EngineSection
+from hyena_dist.config.sections.model import ModelSection
+from hyena_dist.config.sections.optim import OptimSection
+from hyena_dist.config.sections.train import TrainSection
 from hyena_dist.config.warmup import stages
 from hyena_dist.parallel.groups import init_groups
-from hyena_dist.train.checkpoint_directory import read_metadata
+from hyena_dist.runtime.requeue import requeue_marker
 from hyena_dist.train.metrics import read_rows
-from hyena_dist.train.requeue import requeue_marker
 from hyena_dist.train.trainer import Trainer
-from shards.build import main as build_shards
 from tests.checkpoints import latest
 from tests.conftest import SAMPLE
 from tests.dist.harness import run_distributed

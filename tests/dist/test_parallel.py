@@ -15,7 +15,9 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from hyena_dist.config.schema import ModelSection, ParallelSection
+from hyena_dist.checkpoint.format import split_parts
+from hyena_dist.config.sections.model import ModelSection
+from hyena_dist.config.sections.parallel import ParallelSection
 from hyena_dist.model import context, layers, mixer
 from hyena_dist.model.config import hyena_config
 from hyena_dist.model.initial import initialize
@@ -25,7 +27,6 @@ from hyena_dist.ops.dropout import DropoutKey
 from hyena_dist.parallel.collectives import all_gather, all_reduce
 from hyena_dist.parallel.groups import Groups, init_groups
 from hyena_dist.parallel.tokens import slice_tokens
-from hyena_dist.train.checkpoint import split_parts
 from tests.compare import rel
 from tests.dist.harness import run_distributed
 

@@ -17,7 +17,9 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed, param_is_not_tensor_parallel_duplicate
 
-from hyena_dist.config.schema import ModelSection, ParallelSection
+from hyena_dist.checkpoint.format import split_parts
+from hyena_dist.config.sections.model import ModelSection
+from hyena_dist.config.sections.parallel import ParallelSection
 from hyena_dist.model.config import hyena_config
 from hyena_dist.model.initial import initialize
 from hyena_dist.model.loss import token_loss
@@ -27,7 +29,6 @@ from hyena_dist.model.placement import Placement
 from hyena_dist.parallel.collectives import all_gather, all_reduce
 from hyena_dist.parallel.groups import Axis, Groups
 from hyena_dist.parallel.tokens import slice_tokens
-from hyena_dist.train.checkpoint import split_parts
 from tests.compare import rel
 from tests.dist.harness import run_distributed
 from tests.megatron_cpu import megatron_on_cpu

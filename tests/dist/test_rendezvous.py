@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hyena_dist.engine.launch import init_distributed
+from hyena_dist.runtime.launch import init_distributed
 from tests.dist.harness import fork_server
 
 TIMEOUT = timedelta(seconds=3)

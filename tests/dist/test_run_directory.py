@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 import torch
 
+from hyena_dist.checkpoint import directory as checkpoint_directory
+from hyena_dist.checkpoint.directory import find_latest, open_checkpoint, step_directory
+from hyena_dist.checkpoint.saver import CheckpointSaver
 from hyena_dist.config.errors import ConfigError, UserError
 from hyena_dist.config.schema import Config
 from hyena_dist.convert import write_model
 from hyena_dist.model.config import hyena_config
 from hyena_dist.model.model import HyenaModel
 from hyena_dist.parallel.groups import Groups, init_groups
-from hyena_dist.train import checkpoint_directory
-from hyena_dist.train.checkpoint_directory import find_latest, open_checkpoint, step_directory
 from hyena_dist.train.metrics import read_rows
 from hyena_dist.train.run_directory import RunDirectory
-from hyena_dist.train.saver import CheckpointSaver
 from hyena_dist.train.trainer import Trainer
 from tests.checkpoints import edit_metadata, flip, latest
 from tests.dist.harness import run_distributed

@@ -15,11 +15,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from hyena_dist.model.placement import Placement
-from hyena_dist.parallel.groups import Groups
-from hyena_dist.train import saver as saver_module
-from hyena_dist.train.checkpoint import Snapshot, load_checkpoint, save_checkpoint, write_snapshot
-from hyena_dist.train.checkpoint_directory import (
+from hyena_dist.checkpoint import saver as saver_module
+from hyena_dist.checkpoint.directory import (
     find_best,
     find_latest,
     is_whole,
@@ -27,9 +24,12 @@ from hyena_dist.train.checkpoint_directory import (
     read_metadata,
     step_directory,
 )
-from hyena_dist.train.checkpoint_metadata import seal
-from hyena_dist.train.checkpoint_reader import CheckpointError
-from hyena_dist.train.saver import CheckpointSaver
+from hyena_dist.checkpoint.format import Snapshot, load_checkpoint, save_checkpoint, write_snapshot
+from hyena_dist.checkpoint.metadata import seal
+from hyena_dist.checkpoint.reader import CheckpointError
+from hyena_dist.checkpoint.saver import CheckpointSaver
+from hyena_dist.model.placement import Placement
+from hyena_dist.parallel.groups import Groups
 from tests.checkpoints import latest, write_metadata
 from tests.dist.harness import fork_server, run_distributed
 from tests.dist.test_checkpoint import DictEngine
@@ -73,7 +73,7 @@ def _two_ranks(directory: str) -> dict[str, Any]:
     errors: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: errors.append(record.getMessage())  # type: ignore[method-assign]
-    logging.getLogger("hyena_dist.train.saver").addHandler(handler)
+    logging.getLogger("hyena_dist.checkpoint.saver").addHandler(handler)
     saver = CheckpointSaver(directory, groups)
     engine = filled(1)
 

@@ -13,9 +13,9 @@ import torch.distributed as dist
 
 from hyena_dist.config.errors import TrainingError
 from hyena_dist.parallel.groups import Axis, gloo_copy
-from hyena_dist.train import signals
-from hyena_dist.train import stop as stop_module
-from hyena_dist.train.requeue import (
+from hyena_dist.runtime import signals
+from hyena_dist.runtime import stop as stop_module
+from hyena_dist.runtime.requeue import (
     MOST_STARTS,
     clear_requeue,
     end_alone,
@@ -24,9 +24,9 @@ from hyena_dist.train.requeue import (
     take_requeue,
     write_requeue,
 )
-from hyena_dist.train.run_lock import RunLock
-from hyena_dist.train.signals import EXIT_REQUEUE, SIGNALS
-from hyena_dist.train.stop import StopSignal
+from hyena_dist.runtime.run_lock import RunLock
+from hyena_dist.runtime.signals import EXIT_REQUEUE, SIGNALS
+from hyena_dist.runtime.stop import StopSignal
 from tests.dist.harness import run_distributed
 
 FIRST_SIGNAL = 7

@@ -9,13 +9,16 @@ import pytest
 import torch.distributed as dist
 
 from hyena_dist.config.errors import ConfigError
-from hyena_dist.config.schema import Config, DataSection, OptimSection, TrainSection
+from hyena_dist.config.schema import Config
+from hyena_dist.config.sections.data import DataSection
+from hyena_dist.config.sections.optim import OptimSection
+from hyena_dist.config.sections.train import TrainSection
 from hyena_dist.parallel.groups import Axis, gloo_copy, init_groups
-from hyena_dist.train import startup
-from hyena_dist.train.agree import agree
-from hyena_dist.train.logs import StepTimes
-from hyena_dist.train.run_lock import RunLock
-from hyena_dist.train.startup import check_same_data, check_same_start, source_hash
+from hyena_dist.runtime import startup
+from hyena_dist.runtime.agree import agree
+from hyena_dist.runtime.logs import StepTimes
+from hyena_dist.runtime.run_lock import RunLock
+from hyena_dist.runtime.startup import check_same_data, check_same_start, source_hash
 from tests.dist.harness import run_distributed
 
 
@@ -50,11 +53,11 @@ def _warnings(axis: Axis, slow: int | None) -> list[str]:
     said: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
-    logging.getLogger("hyena_dist.train.logs").addHandler(handler)
+    logging.getLogger("hyena_dist.runtime.logs").addHandler(handler)
     times = StepTimes(axis, steps=5)
     for _ in range(30):
         times.add(loading=0.3 if axis.rank == slow else 0.1, forward=1.0)
-    logging.getLogger("hyena_dist.train.logs").removeHandler(handler)
+    logging.getLogger("hyena_dist.runtime.logs").removeHandler(handler)
     return said
 
 

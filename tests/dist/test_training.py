@@ -10,7 +10,12 @@ import pytest
 import torch
 
 from benchmarks.baseline import BaselineHyenaDNA, plain_training_loop
-from hyena_dist.config.schema import Config, DataSection, EngineSection, ModelSection, OptimSection, TrainSection
+from hyena_dist.config.schema import Config
+from hyena_dist.config.sections.data import DataSection
+from hyena_dist.config.sections.engine import EngineSection
+from hyena_dist.config.sections.model import ModelSection
+from hyena_dist.config.sections.optim import OptimSection
+from hyena_dist.config.sections.train import TrainSection
 from hyena_dist.convert import to_published
 from hyena_dist.data.manifest import Manifest
 from hyena_dist.data.stream import TrainStream
@@ -21,7 +26,7 @@ from hyena_dist.model.loss import token_loss
 from hyena_dist.model.model import HyenaModel, build_model
 from hyena_dist.parallel.groups import Groups, init_groups
 from hyena_dist.train.metrics import read_rows
-from hyena_dist.train.optim import build_optimizer
+from hyena_dist.train.optimizer import build_optimizer
 from hyena_dist.train.schedules import learning_rate
 from hyena_dist.train.trainer import Trainer
 from tests.dist.harness import run_distributed

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from hyena_dist.config.schema import Config, EngineSection
+from hyena_dist.config.schema import Config
+from hyena_dist.config.sections.engine import EngineSection
 from hyena_dist.data.tokenizer import N
 from hyena_dist.parallel.groups import init_groups
 from hyena_dist.train import trainer as module

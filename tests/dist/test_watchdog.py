@@ -13,12 +13,12 @@ import psutil
 import pytest
 import torch.distributed as dist
 
-from hyena_dist.engine.launcher import launcher_processes, leave
 from hyena_dist.parallel.groups import Axis, gloo_copy
-from hyena_dist.train.logs import RankLog
-from hyena_dist.train.signals import EXIT_REQUEUE
-from hyena_dist.train.stop import StopSignal
-from hyena_dist.train.watchdog import Patience, Watchdog
+from hyena_dist.runtime.launcher import launcher_processes, leave
+from hyena_dist.runtime.logs import RankLog
+from hyena_dist.runtime.signals import EXIT_REQUEUE
+from hyena_dist.runtime.stop import StopSignal
+from hyena_dist.runtime.watchdog import Patience, Watchdog
 from tests.dist.harness import fork_server
 
 

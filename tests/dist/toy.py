@@ -8,12 +8,15 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from hyena_dist.config.schema import Config, EngineSection, OptimSection, TrainSection
+from hyena_dist.config.schema import Config
+from hyena_dist.config.sections.engine import EngineSection
+from hyena_dist.config.sections.optim import OptimSection
+from hyena_dist.config.sections.train import TrainSection
 from hyena_dist.engine.protocol import Engine
 from hyena_dist.model.placement import Placement
 from hyena_dist.parallel.groups import Axis, Groups
 from hyena_dist.train.build_engine import build_engine
-from hyena_dist.train.optim import parameter_groups
+from hyena_dist.train.optimizer import parameter_groups
 
 # Adam's g / (|g| + eps) amplifies rounding of small gradients; a large eps keeps comparisons about the engine.
 OPTIM = OptimSection(lr=1e-2, weight_decay=0.1, eps=1e-4, grad_clip=0.5)

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from hyena_dist.train.checkpoint_directory import find_latest
+from hyena_dist.checkpoint.directory import find_latest
 from tests.e2e.test_pretrain import ENVIRONMENT, ROOT, command, losses
 from tests.e2e.test_signals import as_srun, processes_of
 
@@ -183,7 +183,7 @@ def test_a_second_ctrl_c_ends_at_once(shards, tmp_path):
 def test_what_was_ignored_at_the_start_stays_ignored():
     """As under nohup: a run outlives its terminal."""
     code = ("import os, signal, sys, time\n"
-            "import hyena_dist.train.requeue\nfrom hyena_dist.train.signals import PROCESS\nPROCESS.install()\n"
+            "import hyena_dist.runtime.requeue\nfrom hyena_dist.runtime.signals import PROCESS\nPROCESS.install()\n"
             "os.kill(os.getpid(), signal.SIGHUP); time.sleep(0.2); before = PROCESS.reason\n"
             "os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.2); print(before, PROCESS.reason)\n"
             "PROCESS.uninstall(); print('torch' in sys.modules)")

@@ -12,7 +12,7 @@ from unittest import mock
 import torch
 
 from benchmarks.gpu.nccl import shared_gpu
-from hyena_dist.engine.launch import init_distributed
+from hyena_dist.runtime.launch import init_distributed
 from tests.dist.harness import run_distributed, run_rank
 
 ATTEMPTS = 3

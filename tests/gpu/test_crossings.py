@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from hyena_dist.checkpoint.directory import step_directory
 from hyena_dist.config.schema import Config
 from hyena_dist.parallel.groups import init_groups
-from hyena_dist.train.checkpoint_directory import step_directory
 from hyena_dist.train.trainer import Trainer
 from tests.compare import rel
 from tests.dist.test_crossings import CANONICAL, CUT, LOWERED, Row, config_of, difference, losses, state

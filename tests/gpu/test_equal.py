@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hyena_dist.config.schema import ModelSection
+from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.model.config import hyena_config
 from hyena_dist.model.initial import initialize
 from hyena_dist.model.loss import token_loss

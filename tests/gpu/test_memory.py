@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from benchmarks.gpu.measure import Size, cost, forget_peak
-from hyena_dist.scaling.memory import training_memory
-from hyena_dist.scaling.utilisation import COPY_BYTES, copy_bandwidth
+from hyena_dist.costs.memory import training_memory
+from hyena_dist.costs.utilisation import COPY_BYTES, copy_bandwidth
 from hyena_dist.train.metrics import peak_memory_bytes
 from tests.gpu.devices import CUDA, GPU
 

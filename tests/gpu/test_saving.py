@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from hyena_dist.checkpoint.directory import step_directory
+from hyena_dist.checkpoint.reader import TensorReader
+from hyena_dist.checkpoint.saver import CheckpointSaver
 from hyena_dist.engine.protocol import FIELDS
 from hyena_dist.model.placement import Placement
 from hyena_dist.parallel.groups import Groups
-from hyena_dist.train.checkpoint_directory import step_directory
-from hyena_dist.train.checkpoint_reader import TensorReader
-from hyena_dist.train.saver import CheckpointSaver
 from tests.dist.test_checkpoint import DictEngine
 from tests.gpu.devices import DEVICES
 

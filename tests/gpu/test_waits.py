@@ -11,7 +11,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.gpu.measure import counted_waits, place
-from hyena_dist.config.schema import Config, DataSection, EngineSection, ModelSection, OptimSection, TrainSection
+from hyena_dist.config.schema import Config
+from hyena_dist.config.sections.data import DataSection
+from hyena_dist.config.sections.engine import EngineSection
+from hyena_dist.config.sections.model import ModelSection
+from hyena_dist.config.sections.optim import OptimSection
+from hyena_dist.config.sections.train import TrainSection
 from hyena_dist.parallel.groups import init_groups
 from hyena_dist.train.trainer import Trainer
 from tests.gpu.devices import DEVICES

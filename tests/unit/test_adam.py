@@ -16,10 +16,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hyena_dist.config.schema import EngineSection, OptimSection
+from hyena_dist.config.sections.engine import EngineSection
+from hyena_dist.config.sections.optim import OptimSection
 from hyena_dist.engine.adam import create_state, guard, require_adam, set_step_count, step_count
-from hyena_dist.train import optim
-from hyena_dist.train.optim import build_optimizer, nvidia_apex, parameter_groups
+from hyena_dist.train import optimizer as optim
+from hyena_dist.train.optimizer import build_optimizer, nvidia_apex, parameter_groups
 from tests.compare import rel
 from tests.unit.test_optim import TABLE, Model
 

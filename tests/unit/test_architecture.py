@@ -11,7 +11,8 @@ import pytest
 import hyena_dist
 
 ROOT = Path(hyena_dist.__file__).parent
-LAYERS = [{"config"}, {"ops", "parallel", "data"}, {"engine", "model"}, {"train"}, {"tasks", "scaling", "convert"}]
+LAYERS = [{"config"}, {"ops", "parallel", "data"}, {"runtime"}, {"engine", "model"}, {"checkpoint", "costs"}, {"train"},
+          {"tasks", "convert"}, {"cli"}]
 DOORS = {"deepspeed": ("engine/",), "webdataset": ("data/",), "tensorboard": ("train/metrics.py",),
          "torch.utils.tensorboard": ("train/metrics.py",), "megatron": ("model/", "parallel/groups.py"),
          "triton": ("ops/",)}

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from hyena_dist.config.schema import ModelSection
+from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.model.attention import AttentionMixer, context_attention, rotary
 from hyena_dist.model.config import hyena_config
 from hyena_dist.parallel.groups import Axis

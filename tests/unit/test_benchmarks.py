@@ -12,8 +12,8 @@ from benchmarks import cp, loader, operators, recompute, step, subjects
 from benchmarks.compare import BASELINE, OURS, VALUE, Case, Measured, Row, WrongValues, compare, differences, growth
 from benchmarks.models import Size
 from benchmarks.timing import interleaved, ratio, timed
-from hyena_dist.scaling import utilisation
-from hyena_dist.scaling.flops import parts, training_bytes
+from hyena_dist.costs import utilisation
+from hyena_dist.costs.flops import parts, training_bytes
 from launchers import bench
 from launchers.bench import main
 

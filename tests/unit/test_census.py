@@ -5,6 +5,7 @@ import time
 import numpy as np
 import pytest
 
+from hyena_dist.cli.build import main as build_command
 from hyena_dist.data.build import build
 from hyena_dist.data.errors import DataError
 from hyena_dist.data.fasta import Source
@@ -15,7 +16,6 @@ from hyena_dist.data.stream import TrainStream
 from hyena_dist.data.tokenizer import encode
 from hyena_dist.data.twins import Twins
 from hyena_dist.data.verify import verify
-from shards.build import main as build_command
 from tests.genomes import genome, write_fasta
 
 ONE, TWO = (contigs["chr1"].upper() for contigs in (genome(1, 3000), genome(2, 2000)))

@@ -17,16 +17,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hyena_dist.config.schema import ModelSection
+from hyena_dist.checkpoint.directory import read_metadata, step_directory
+from hyena_dist.checkpoint.format import load_checkpoint, save_checkpoint
+from hyena_dist.cli.convert import main
+from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.convert import FORMATS, from_published, read_model, to_published, write_model
 from hyena_dist.convert.huggingface import from_huggingface
 from hyena_dist.model.config import hyena_config
 from hyena_dist.model.initial import initialize
 from hyena_dist.model.model import HyenaModel
 from hyena_dist.parallel.groups import Axis, Groups
-from hyena_dist.train.checkpoint import load_checkpoint, save_checkpoint
-from hyena_dist.train.checkpoint_directory import read_metadata, step_directory
-from launchers.convert import main
 from tests.checkpoints import edit_metadata, flip
 from tests.compare import rel
 
@@ -406,7 +406,7 @@ def test_hugging_face_defaults() -> None:
 
 
 def test_help_shows_an_example_and_takes_no_torch() -> None:
-    code = ("import sys; from launchers.convert import main\n"
+    code = ("import sys; from hyena_dist.cli.convert import main\n"
             "try: main(['--help'])\n"
             "finally: assert 'torch' not in sys.modules")
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

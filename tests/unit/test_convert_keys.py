@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.baseline import BaselineHyenaDNA
-from hyena_dist.config.schema import ModelSection
+from hyena_dist.cli.convert import main
+from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.convert import FORMATS, ConversionError, from_published, load_lightning, read_model, write_model
 from hyena_dist.convert.keys import HARMLESS, LAYER_HARMLESS
-from launchers.convert import main
 from tests.checkpoints import edit_metadata, put_in
 from tests.compare import rel
 from tests.unit.test_convert_directory import golden, published_directory, small

@@ -8,7 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hyena_dist.config.schema import Config, DataSection, TrainSection
+from hyena_dist.config.schema import Config
+from hyena_dist.config.sections.data import DataSection
+from hyena_dist.config.sections.train import TrainSection
 from hyena_dist.data.errors import DataError
 from hyena_dist.data.manifest import Manifest
 from hyena_dist.data.stream import TrainStream

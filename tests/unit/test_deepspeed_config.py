@@ -7,7 +7,9 @@ import pytest
 
 from hyena_dist.config.checks import check
 from hyena_dist.config.errors import ConfigError
-from hyena_dist.config.schema import Config, EngineSection, TrainSection
+from hyena_dist.config.schema import Config
+from hyena_dist.config.sections.engine import EngineSection
+from hyena_dist.config.sections.train import TrainSection
 from hyena_dist.engine.deepspeed_config import check_raw_section, deepspeed_config, with_buckets
 from hyena_dist.engine.deepspeed_keys import REFUSED_KEYS
 from hyena_dist.parallel.groups import Axis, Groups

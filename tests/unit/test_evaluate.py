@@ -9,18 +9,21 @@ from pathlib import Path
 import pytest
 import torch
 
+from hyena_dist.checkpoint.directory import step_directory
+from hyena_dist.checkpoint.format import save_checkpoint
+from hyena_dist.cli.evaluate import main, parse_args
 from hyena_dist.config.errors import UserError
 from hyena_dist.config.identity import identity
 from hyena_dist.config.load import dump_config, load_config
-from hyena_dist.config.schema import Config, DataSection, ModelSection, TrainSection
+from hyena_dist.config.schema import Config
+from hyena_dist.config.sections.data import DataSection
+from hyena_dist.config.sections.model import ModelSection
+from hyena_dist.config.sections.train import TrainSection
 from hyena_dist.model.loss import perplexity
 from hyena_dist.model.model import build_model
 from hyena_dist.parallel.groups import Groups
 from hyena_dist.tasks import evaluate
 from hyena_dist.tasks.evaluate import load_run
-from hyena_dist.train.checkpoint import save_checkpoint
-from hyena_dist.train.checkpoint_directory import step_directory
-from launchers.evaluate import main, parse_args
 from tests.checkpoints import edit_metadata
 from tests.dist.test_checkpoint import DictEngine
 

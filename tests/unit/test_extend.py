@@ -5,7 +5,7 @@ import torch
 
 from hyena_dist.config.errors import ConfigError
 from hyena_dist.config.extend import extended
-from hyena_dist.config.schema import ModelSection
+from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.convert import ConversionError, from_published, to_published
 from hyena_dist.model.config import hyena_config
 from hyena_dist.model.initial import initialize

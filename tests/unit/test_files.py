@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from hyena_dist.config.errors import first_sentence, one_line
-from hyena_dist.train.files import write_whole
+from hyena_dist.runtime.files import write_whole
 
 
 def test_any_message_is_one_line() -> None:

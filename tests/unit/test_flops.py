@@ -9,10 +9,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.baseline import BaselineHyenaDNA
 from benchmarks.step import new_model
-from hyena_dist.config.schema import ModelSection
+from hyena_dist.config.sections.model import ModelSection
+from hyena_dist.costs import flops as formulas
 from hyena_dist.model import mixer
 from hyena_dist.ops.long_conv import causal_conv
-from hyena_dist.scaling import flops as formulas
 
 L, B = 60, 3
 SECTION = ModelSection(num_layers=3, hidden_size=16, ffn_hidden_size=40, max_seq_len=L, hyena_order=3, filter_order=24,

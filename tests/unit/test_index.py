@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import webdataset
 
+from hyena_dist.cli.verify import main as verify_command
 from hyena_dist.data.errors import DataError
 from hyena_dist.data.index import checksum
 from hyena_dist.data.manifest import Manifest
 from hyena_dist.data.splits import BedSplits
 from hyena_dist.data.tokenizer import encode
 from hyena_dist.data.verify import verify
-from shards.verify import main as verify_command
 from tests.genomes import genome, shards
 
 CONTIGS = genome(3, 5000, 1, 2999, 4000)

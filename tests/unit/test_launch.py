@@ -11,8 +11,15 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from hyena_dist.engine.launch import Place, _flight_recorder, gather_places, shared_device
-from hyena_dist.engine.launcher import alone_in_a_job, collective_timeout, first_host, job_id, rank_environment, step_id
+from hyena_dist.runtime.launch import Place, _flight_recorder, gather_places, shared_device
+from hyena_dist.runtime.launcher import (
+    alone_in_a_job,
+    collective_timeout,
+    first_host,
+    job_id,
+    rank_environment,
+    step_id,
+)
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
 SRUN = {"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "123456", "SLURM_STEP_ID": "0",
@@ -125,7 +132,7 @@ def test_nccl_says_in_the_run_directory_what_hung(monkeypatch: pytest.MonkeyPatc
 
 def test_leaving_writes_out_what_was_said_and_waits_for_nobody() -> None:
     """A thread that never ends stands for a library's; an ordinary exit would wait for it."""
-    script = ("import sys, threading, time\nfrom hyena_dist.engine.launcher import leave\n"
+    script = ("import sys, threading, time\nfrom hyena_dist.runtime.launcher import leave\n"
               "threading.Thread(target=time.sleep, args=(60,)).start()\nprint('said', end='')\n{}(3)")
     left = subprocess.run([sys.executable, "-c", script.format("leave")], capture_output=True, text=True, check=False,
                           timeout=50)

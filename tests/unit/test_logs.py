@@ -6,7 +6,7 @@ import warnings
 import pytest
 
 from hyena_dist.config.errors import ConfigError
-from hyena_dist.train.logs import RankLog, slow_rank
+from hyena_dist.runtime.logs import RankLog, slow_rank
 
 logger = logging.getLogger("hyena_dist.test")
 

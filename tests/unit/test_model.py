@@ -5,7 +5,9 @@ import torch
 from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 
 from benchmarks.memory import peak_tensor_bytes
-from hyena_dist.config.schema import Config, ModelSection, TrainSection
+from hyena_dist.config.schema import Config
+from hyena_dist.config.sections.model import ModelSection
+from hyena_dist.config.sections.train import TrainSection
 from hyena_dist.model import mixer
 from hyena_dist.model.block import MIXER_SPECS
 from hyena_dist.model.config import hyena_config

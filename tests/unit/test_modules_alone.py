@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hyena_dist.config.schema import Config, ModelSection
+from hyena_dist.config.schema import Config
+from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.model import layers
 from hyena_dist.model.attention import AttentionMixer
 from hyena_dist.model.block import MIXER_SPECS, Block

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from hyena_dist.config.schema import OptimSection
+from hyena_dist.config.sections.optim import OptimSection
 from hyena_dist.model.placement import Placement
-from hyena_dist.train.optim import build_optimizer, parameter_groups
+from hyena_dist.train.optimizer import build_optimizer, parameter_groups
 
 
 class Model(nn.Module):

@@ -13,9 +13,9 @@ from benchmarks import roofline
 from benchmarks.counting import CallCounter, as_on_cuda, call_cost, is_on
 from benchmarks.models import Size
 from benchmarks.roofline import META, Step
+from hyena_dist.costs import roofline as formulas
 from hyena_dist.ops import costs
 from hyena_dist.ops.costs import Cost, declare_cost
-from hyena_dist.scaling import roofline as formulas
 from launchers.bench import main
 
 GIB = 2**30

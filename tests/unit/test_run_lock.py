@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hyena_dist.config.errors import ConfigError
-from hyena_dist.train.run_lock import RunLock
+from hyena_dist.runtime.run_lock import RunLock
 from tests.dist.harness import fork_server
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hyena_dist.config.schema import OptimSection
+from hyena_dist.config.sections.optim import OptimSection
 from hyena_dist.train.schedules import learning_rate
 
 OPTIM = OptimSection(lr=6e-4, warmup_steps=10)

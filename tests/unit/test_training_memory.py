@@ -6,9 +6,9 @@ import torch
 from benchmarks.memory import peak_tensor_bytes
 from benchmarks.models import autocast
 from benchmarks.step import new_model
-from hyena_dist.config.schema import ModelSection
+from hyena_dist.config.sections.model import ModelSection
+from hyena_dist.costs.memory import longest_sequence, parameters, training_memory
 from hyena_dist.model.loss import token_loss
-from hyena_dist.scaling.memory import longest_sequence, parameters, training_memory
 
 TOLERANCE = 0.1
 CPU = torch.device("cpu")

@@ -10,7 +10,9 @@ import sys
 import pytest
 import torch
 
-from hyena_dist.config.schema import Config, ModelSection, OpsSection
+from hyena_dist.config.schema import Config
+from hyena_dist.config.sections.model import ModelSection
+from hyena_dist.config.sections.ops import OpsSection
 from hyena_dist.model.model import build_model
 from hyena_dist.ops import backends
 from hyena_dist.parallel.groups import Groups

@@ -1,9 +1,11 @@
 import pytest
 import torch
 
-from hyena_dist.config.schema import Config, ModelSection, TrainSection
-from hyena_dist.scaling.flops import parts, training_bytes, training_flops
-from hyena_dist.scaling.utilisation import Shares, Utilisation, copy_bandwidth
+from hyena_dist.config.schema import Config
+from hyena_dist.config.sections.model import ModelSection
+from hyena_dist.config.sections.train import TrainSection
+from hyena_dist.costs.flops import parts, training_bytes, training_flops
+from hyena_dist.costs.utilisation import Shares, Utilisation, copy_bandwidth
 
 SECTION = ModelSection(num_layers=2, hidden_size=64, max_seq_len=512)
 
@@ -29,5 +31,5 @@ def test_unknown_limits_are_null():
 
 
 def test_copy_bandwidth_is_that_of_a_memory(monkeypatch):
-    monkeypatch.setattr("hyena_dist.scaling.utilisation.COPY_BYTES", 2**22)
+    monkeypatch.setattr("hyena_dist.costs.utilisation.COPY_BYTES", 2**22)
     assert 1e8 < copy_bandwidth(torch.device("cpu")) < 1e13

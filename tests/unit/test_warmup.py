@@ -8,7 +8,11 @@ from hyena_dist.config.checks import accumulation_steps, check
 from hyena_dist.config.errors import ConfigError
 from hyena_dist.config.identity import differences, identity
 from hyena_dist.config.load import dump_config, load_config
-from hyena_dist.config.schema import Config, DataSection, ModelSection, ParallelSection, TrainSection
+from hyena_dist.config.schema import Config
+from hyena_dist.config.sections.data import DataSection
+from hyena_dist.config.sections.model import ModelSection
+from hyena_dist.config.sections.parallel import ParallelSection
+from hyena_dist.config.sections.train import TrainSection
 from hyena_dist.config.warmup import Stage, stage_at, stages, tokens_after
 
 MINIMAL = "data: {shards: s}\ntrain: {run_dir: r}\n"

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from hyena_dist.parallel.groups import Axis
-from hyena_dist.train.signals import PROCESS, REASONS, Signals
+from hyena_dist.runtime.signals import PROCESS, REASONS, Signals
 
 _LONG_STEP_MILLISECONDS = 1000
 

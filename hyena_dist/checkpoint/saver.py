@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
+from hyena_dist.checkpoint.directory import is_sound, prune, step_directory
+from hyena_dist.checkpoint.format import Exporter, Snapshot, take_snapshot, write_snapshot
+from hyena_dist.checkpoint.metadata import seal
 from hyena_dist.config.errors import ConfigError, UserError, agreed
 from hyena_dist.engine.protocol import Table
 from hyena_dist.parallel.groups import Groups, gloo_copy
-from hyena_dist.train.agree import broadcast
-from hyena_dist.train.checkpoint import Exporter, Snapshot, take_snapshot, write_snapshot
-from hyena_dist.train.checkpoint_directory import is_sound, prune, step_directory
-from hyena_dist.train.checkpoint_metadata import seal
+from hyena_dist.runtime.agree import broadcast
 
 logger = logging.getLogger(__name__)
 

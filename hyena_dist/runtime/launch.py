@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from hyena_dist.config.errors import ConfigError, agreed, first_sentence
-from hyena_dist.engine.launcher import alone_in_a_job, collective_timeout, rank_environment, step_id
+from hyena_dist.runtime.launcher import alone_in_a_job, collective_timeout, rank_environment, step_id
 
 logger = logging.getLogger(__name__)
 

@@ -18,10 +18,10 @@ from typing import TypeVar
 import psutil
 import torch.distributed as dist
 
-from hyena_dist.engine.launcher import collective_timeout, launcher_processes
 from hyena_dist.parallel.groups import Axis
-from hyena_dist.train.signals import LAUNCHER_GONE
-from hyena_dist.train.stop import StopSignal
+from hyena_dist.runtime.launcher import collective_timeout, launcher_processes
+from hyena_dist.runtime.signals import LAUNCHER_GONE
+from hyena_dist.runtime.stop import StopSignal
 
 logger = logging.getLogger(__name__)
 

@@ -14,10 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hyena_dist.config.errors import UserError
-from hyena_dist.config.schema import Config
-from hyena_dist.model.context import choose_method
-from hyena_dist.parallel.groups import Axis, Groups
-from hyena_dist.train.files import writing
+from hyena_dist.parallel.groups import Axis
+from hyena_dist.runtime.files import writing
 
 logger = logging.getLogger(__name__)
 
@@ -77,15 +75,6 @@ class _QuietFileHandler(logging.FileHandler):
         """What could not be written is tried once more, and given up: the run ends with the error that it has."""
         with suppress(OSError):
             super().close()
-
-
-def log_context_method(config: Config, groups: Groups) -> None:
-    """Say what `parallel.context_method=auto` took."""
-    if groups.context.size > 1:
-        rows = config.train.micro_batch_size * config.model.hidden_size // groups.tensor.size
-        method = choose_method(config.parallel.context_method, rows=rows // config.parallel.overlap_groups,
-                               context=groups.context.size)
-        logger.info("parallel.context_method=%s: %s", config.parallel.context_method, method)
 
 
 class StepTimes:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from scipy.fft import next_fast_len
 
-from hyena_dist.config.schema import ModelSection
+from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.ops.implicit_filter import KEPT_LAGS
 
 TRAINING_PASSES = 3

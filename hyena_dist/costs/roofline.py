@@ -9,10 +9,10 @@ Legend: B sequences of L tokens, T = B L, D channels, N order, V vocabulary, E b
 half precision). The residual stream, the filters, the weights and the gradients of all three are float32.
 """
 
-from hyena_dist.config.schema import ModelSection
+from hyena_dist.config.sections.model import ModelSection
+from hyena_dist.costs.flops import TRAINING_PASSES, flops, layer_kinds
+from hyena_dist.costs.memory import parameters
 from hyena_dist.ops.costs import Cost
-from hyena_dist.scaling.flops import TRAINING_PASSES, flops, layer_kinds
-from hyena_dist.scaling.memory import parameters
 
 NORMS, PROJECTIONS, SHORT_CONV, FILTER, LONG_CONV, GATES, MLP = (
     "norms", "projections", "short convolution", "filter", "long convolution", "gates", "mlp")

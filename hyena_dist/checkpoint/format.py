@@ -25,16 +25,16 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
+from hyena_dist.checkpoint.directory import Checkpoint, open_checkpoint
+from hyena_dist.checkpoint.files import MARKER, digests, entry
+from hyena_dist.checkpoint.metadata import METADATA, seal
+from hyena_dist.checkpoint.reader import INDEX, TensorReader
 from hyena_dist.config.errors import one_line
 from hyena_dist.config.whole import sync_directory
 from hyena_dist.engine.protocol import FIELDS, Engine, Placed, Table
 from hyena_dist.parallel.groups import Axis, Groups
-from hyena_dist.train.agree import agree, broadcast
-from hyena_dist.train.checkpoint_directory import Checkpoint, open_checkpoint
-from hyena_dist.train.checkpoint_files import MARKER, digests, entry
-from hyena_dist.train.checkpoint_metadata import METADATA, seal
-from hyena_dist.train.checkpoint_reader import INDEX, TensorReader
-from hyena_dist.train.files import write_durably
+from hyena_dist.runtime.agree import agree, broadcast
+from hyena_dist.runtime.files import write_durably
 
 T = TypeVar("T")
 
@@ -86,7 +86,7 @@ def save_checkpoint(path: str | Path, engine: Exporter, table: Table, groups: Gr
     """Write a checkpoint; collective. `metadata` is anything JSON holds: step, data state, the model's identity.
 
     Raises:
-        ValueError: a field of the metadata that would not be read back (`checkpoint_metadata`).
+        ValueError: a field of the metadata that would not be read back (`metadata`).
         OSError: on every rank, when a rank could not write. Nothing is left of it, and older checkpoints are as before.
     """
     write_snapshot(path, take_snapshot(engine, table, groups, metadata), groups)

@@ -9,9 +9,9 @@ from typing import NoReturn
 
 from hyena_dist.config.errors import TrainingError
 from hyena_dist.config.plain import read_object
-from hyena_dist.engine.launcher import job_id, leave
-from hyena_dist.train.files import write_whole
-from hyena_dist.train.signals import EXIT_REQUEUE
+from hyena_dist.runtime.files import write_whole
+from hyena_dist.runtime.launcher import job_id, leave
+from hyena_dist.runtime.signals import EXIT_REQUEUE
 
 MOST_STARTS = 5
 """Starts in a row that stopped without a step, before a run is no longer to be started again."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from hyena_dist.config.schema import Config
-from hyena_dist.scaling.flops import mfu, parts, peak_flops, training_bytes
+from hyena_dist.costs.flops import mfu, parts, peak_flops, training_bytes
 
 COPY_BYTES = 2**28
 """Size of the copied tensor: far more than a cache."""

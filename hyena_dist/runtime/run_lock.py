@@ -11,8 +11,8 @@ from typing import TextIO
 
 from hyena_dist.config.errors import ConfigError
 from hyena_dist.config.plain import open_regular
-from hyena_dist.engine.launcher import job_id
-from hyena_dist.train.files import writing
+from hyena_dist.runtime.files import writing
+from hyena_dist.runtime.launcher import job_id
 
 logger = logging.getLogger(__name__)
 

@@ -11,11 +11,12 @@ from typing import NamedTuple
 
 import torch
 
-from hyena_dist.config.schema import EngineSection, ModelSection
+from hyena_dist.config.sections.engine import EngineSection
+from hyena_dist.config.sections.model import ModelSection
+from hyena_dist.costs.flops import layer_kinds
 from hyena_dist.ops.chunking import product_elements, transform_elements
 from hyena_dist.ops.implicit_filter import KEPT_LAGS
 from hyena_dist.ops.triton.plans import measured
-from hyena_dist.scaling.flops import layer_kinds
 
 FP32 = 4
 STATE_BYTES = 16

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from hyena_dist.config.schema import EngineSection, OptimSection
+from hyena_dist.config.sections.engine import EngineSection
+from hyena_dist.config.sections.optim import OptimSection
 from hyena_dist.engine.protocol import Table
 
 logger = logging.getLogger(__name__)

@@ -15,12 +15,12 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from hyena_dist.checkpoint.files import MARKER, Listed, changed_file, missing_file, read_marker
+from hyena_dist.checkpoint.metadata import FORMAT, METADATA, PLACE, RESUMED, read_sealed, seal
+from hyena_dist.checkpoint.reader import INDEX, CheckpointError, DamagedError, TensorReader, unread
 from hyena_dist.parallel.groups import Groups
-from hyena_dist.train.agree import agree, broadcast
-from hyena_dist.train.checkpoint_files import MARKER, Listed, changed_file, missing_file, read_marker
-from hyena_dist.train.checkpoint_metadata import FORMAT, METADATA, PLACE, RESUMED, read_sealed, seal
-from hyena_dist.train.checkpoint_reader import INDEX, CheckpointError, DamagedError, TensorReader, unread
-from hyena_dist.train.files import write_whole
+from hyena_dist.runtime.agree import agree, broadcast
+from hyena_dist.runtime.files import write_whole
 
 _NAME = re.compile(r"step-(\d{8,})")
 

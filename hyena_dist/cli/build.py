@@ -1,0 +1,93 @@
+"""Write genomes as WebDataset shards of 2-bit segments, with an index for training.
+
+Example:
+    python shards/build.py hg38.fa.gz --out shards/hg38 --val-contigs chr14,chrX
+    python shards/build.py human=hg38.fa.gz mouse=mm10.fa.gz --out shards/both --val-fraction 0.02
+
+FASTA files may be plain, gzip or bgzip. NAME=FASTA names the species, and calls its contigs NAME.contig. Without any
+option on splits, every base trains.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from hyena_dist.config.errors import one_line
+from hyena_dist.data.build import build, survey
+from hyena_dist.data.census import Census
+from hyena_dist.data.errors import DataError
+from hyena_dist.data.fasta import Source
+from hyena_dist.data.index import FILE_NAME
+from hyena_dist.data.splits import SPLITS, BedSplits, ContigSplits, FractionSplits, Splits
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="shards/build.py", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("fasta", nargs="+", metavar="[NAME=]FASTA", help="FASTA file, and a name for its species")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="new directory to write")
+    splits = parser.add_mutually_exclusive_group()
+    splits.add_argument("--bed", type=Path, help="rows of contig, start, end, split (train, val or valid, test); "
+                                                 "bases in no row are not used")
+    splits.add_argument("--val-contigs", metavar="A,B", help="contigs that validate; all others train")
+    splits.add_argument("--val-fraction", type=float, metavar="F",
+                        help="share of each contig, as one stretch at a place drawn from its name, that validates")
+    parser.add_argument("--dry-run", action="store_true", help="read and check everything, write nothing")
+    return parser.parse_args(argv)
+
+
+def choose_splits(args: argparse.Namespace) -> Splits:
+    if args.bed is not None:
+        return BedSplits(args.bed)
+    if args.val_contigs is not None:
+        return ContigSplits([name for name in args.val_contigs.split(",") if name])
+    if args.val_fraction is not None:
+        return FractionSplits(args.val_fraction)
+    return Splits()
+
+
+def print_summary(census: Census, splits: Splits) -> None:
+    table = Table("", "bases", title=None)
+    table.add_row(f"{len(census.contigs):,} contigs", f"{sum(info.bases for info in census.contigs):,}")
+    for split in SPLITS:
+        table.add_row(split, f"{census.bases[split]:,}")
+    for name, bases in (("N", census.unknown), ("other codes", census.other), ("lower case", census.lower)):
+        table.add_row(name, f"{bases:,}")
+    Console().print(table)
+    for note in census.notes(splits):
+        print(f"note: {note}")
+
+
+def run(args: argparse.Namespace) -> None:
+    sources = [Source.parse(argument) for argument in args.fasta]
+    splits = choose_splits(args)
+    if args.dry_run:
+        print_summary(survey(sources, splits), splits)
+        print(f"{args.out}: not written (dry run)")
+        return
+    census = Census()
+    manifest = build(sources, args.out, splits, census=census)
+    print_summary(census, splits)
+    size = sum(shard.filesize for shard in manifest.shards) + (args.out / FILE_NAME).stat().st_size
+    print(f"{args.out}: {len(manifest.shards)} shards, {len(manifest.segments)} segments, {size:,} bytes, "
+          f"{size / sum(census.bases.values()):.4f} bytes per base")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    try:
+        run(args)
+    except DataError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except OSError as error:
+        print(f"error: {args.out}: cannot be written ({error}); nothing is left behind, free space or change --out",
+              file=sys.stderr)
+        return 1
+    return 0

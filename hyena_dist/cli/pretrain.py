@@ -1,0 +1,99 @@
+"""Pretrain a HyenaDNA model on shards.
+
+example: deepspeed --num_gpus 8 launchers/pretrain.py --config configs/quickstart.yaml train.run_dir=runs/first
+"""
+
+import argparse
+import logging
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from hyena_dist.config.checks import check
+from hyena_dist.config.errors import TrainingError, UserError, agreed, is_agreed, one_line
+from hyena_dist.config.load import dump_config, load_config
+from hyena_dist.runtime.signals import EXIT_REQUEUE, PROCESS
+
+logger = logging.getLogger("pretrain")
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Runs under deepspeed, torchrun, srun, or plain python as one process. A run directory that holds a "
+               "checkpoint is resumed.")
+    parser.add_argument("--config", required=True, metavar="YAML", help="the run's configuration, e.g. "
+                                                                       "configs/quickstart.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="keys that replace the file's")
+    parser.add_argument("--dry-run", action="store_true", help="check and print the configuration; train nothing")
+    parser.add_argument("--local_rank", type=int, help="set by the deepspeed launcher; not needed otherwise")
+    return parser.parse_intermixed_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0 trained, 1 the run failed, 2 a mistake of the user's, 85 saved and stopped before its end, 130
+    interrupted twice from the keyboard."""
+    args = parse_args(argv)
+    if args.local_rank is not None:
+        os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    first = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+    logging.basicConfig(level=logging.INFO if first else logging.ERROR, format="%(asctime)s %(message)s",
+                        datefmt="%H:%M:%S", stream=sys.stderr)
+    for library in ("megatron", "deepspeed"):  # their chatter about optional parts
+        logging.getLogger(library).setLevel(logging.WARNING)
+        warnings.filterwarnings("ignore", module=rf"{library}\.")
+    default = threading.excepthook  # TensorBoard's writer raises its failed writes here, and once more where we look
+    threading.excepthook = lambda failed: None if issubclass(failed.exc_type, OSError) else default(failed)
+    try:
+        return _run(args)
+    except (UserError, TrainingError, OSError) as error:  # the last: a full disk, a peer that is gone
+        if isinstance(error, ConnectionError):
+            PROCESS.end_alone()
+        if first or not is_agreed(error):  # what all ranks raise the first one says
+            print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
+    except Exception:  # noqa: BLE001 - a defect: its traceback is wanted, and the end of this process
+        PROCESS.end_alone()
+        logger.exception("this rank failed")
+        return 1
+
+
+def _run(args: argparse.Namespace) -> int:
+    # Imported here: torch, megatron-core and DeepSpeed take seconds, --help and a mistyped key should not.
+    from hyena_dist.engine.deepspeed_config import check_raw_section
+    from hyena_dist.runtime.launcher import launcher_processes, rank_environment
+    from hyena_dist.runtime.requeue import end_alone
+
+    launchers = launcher_processes()
+
+    try:
+        config = load_config(args.config, args.overrides)
+        environment = rank_environment(os.environ)
+        check(config, world_size=int(environment["WORLD_SIZE"]))
+        check_raw_section(config.engine.deepspeed)
+    except UserError as error:
+        raise agreed(error) from None  # every rank has read the same
+    if args.dry_run:
+        print(dump_config(config), end="")
+        return 0
+    first = environment["RANK"] == "0"
+    PROCESS.until_first_step(partial(end_alone, Path(config.train.run_dir), first), first=first)
+    import torch.distributed as dist
+
+    from hyena_dist.costs.utilisation import Utilisation
+    from hyena_dist.parallel.groups import Axis, init_groups
+    from hyena_dist.runtime.launch import init_distributed
+    from hyena_dist.runtime.startup import check_same_start
+    from hyena_dist.train.trainer import Trainer
+
+    device = init_distributed(dump_dir=Path(config.train.run_dir) / "logs")
+    check_same_start(config, Axis.of(dist.group.WORLD))
+    groups = init_groups(tensor=config.parallel.tensor, context=config.parallel.context)
+    utilisation = Utilisation.of_device(config, groups.world.size, device)
+    reason = Trainer(config, groups, device, launchers=launchers, shares=utilisation.shares).fit()
+    dist.destroy_process_group()
+    return 0 if reason is None else EXIT_REQUEUE

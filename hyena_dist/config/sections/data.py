@@ -1,0 +1,31 @@
+"""Where the training and validation windows come from."""
+
+from dataclasses import dataclass
+
+from hyena_dist.config.sections.ranges import not_negative, path, positive, seed_in_range
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSection:
+    """Where the windows come from. `shards` and `seed` are the identity of their order."""
+
+    shards: str = "???"
+    """Directory written by shards/build.py; `~` and $NAME are expanded."""
+    seq_len: int = 1024
+    """Length L of a training window; inputs are [:L] and targets [1:] of L + 1 bases."""
+    val_seq_len: int | None = None
+    """Length and stride of the validation windows; null: seq_len."""
+    rc_augment: bool = False
+    """Show each training window, with probability 1/2, as its reverse complement."""
+    num_workers: int = 1
+    """Reader processes per rank; 0 reads in the training process. Never changes which windows come."""
+    seed: int = 0
+    """Seeds the order of the windows and their reverse complements."""
+
+    def __post_init__(self) -> None:
+        path("data", shards=self.shards)
+        positive("data", seq_len=self.seq_len)
+        not_negative("data", num_workers=self.num_workers)
+        seed_in_range("data", self.seed)
+        if self.val_seq_len is not None:
+            positive("data", val_seq_len=self.val_seq_len)

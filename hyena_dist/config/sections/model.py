@@ -1,0 +1,87 @@
+"""What is trained: the architecture."""
+
+from dataclasses import dataclass
+
+from hyena_dist.config.sections.ranges import not_negative, positive, probability
+
+NUM_TOKENS = 12
+"""Token ids of the published vocabulary; the data holds all but some special ones."""
+
+
+VOCAB_MULTIPLE = 8
+"""The published models pad the vocabulary to a multiple of this."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSection:
+    """The architecture; part of the model's identity, except for the dropout probabilities."""
+
+    num_layers: int = 2
+    """Blocks (mixer + MLP)."""
+    hidden_size: int = 128
+    """Channels D of the residual stream."""
+    ffn_hidden_size: int | None = None
+    """Inner width of the MLP; null: 4 * hidden_size."""
+    max_seq_len: int = 1024
+    """Longest input the model takes. A longer one is an error, never cropped. `extend.py` makes it longer."""
+    hyena_order: int = 2
+    """Order N of the Hyena operator: N gates, N - 1 long convolutions."""
+    filter_order: int = 64
+    """Width of the implicit filter's trunk."""
+    filter_emb_dim: int = 5
+    """Positional features of the implicit filter: time and (filter_emb_dim - 1) / 2 complex bands."""
+    filter_sine_freq: float = 10.0
+    """Initial frequency of the filter's sine activations."""
+    filter_num_inner_mlps: int = 2
+    """Hidden layers of the filter's trunk after the first."""
+    filter_shift: float = 0.05
+    """Constant added to the decay window: 0.05 in the published inference code, 0.0 in the training code."""
+    filter_seq_len: int | None = None
+    """Length by which the filter's positions are normalised; null: max_seq_len. Part of the filter's meaning; lags
+    past it go on along the same curve."""
+    short_conv_kernel: int = 3
+    """Taps of the depthwise causal convolution."""
+    vocab_size: int = 12
+    """Token ids; the embedding is padded to the next multiple of 8, as published."""
+    embed_dropout: float = 0.1
+    """Dropout on the embedding's output."""
+    resid_dropout: float = 0.0
+    """Dropout on the outputs of mixers and MLPs."""
+    num_attention_heads: int = 1
+    """Heads of attention layers ("A" in layer_pattern)."""
+    layer_pattern: str = ""
+    """Kinds of layers, repeated to num_layers: H Hyena, A attention; "" is all Hyena."""
+
+    @property
+    def inner_size(self) -> int:
+        """Width of the MLP."""
+        return self.ffn_hidden_size or 4 * self.hidden_size
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding."""
+        return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+    def __post_init__(self) -> None:
+        positive("model", num_layers=self.num_layers, hidden_size=self.hidden_size, max_seq_len=self.max_seq_len,
+                  filter_order=self.filter_order, short_conv_kernel=self.short_conv_kernel,
+                  vocab_size=self.vocab_size, num_attention_heads=self.num_attention_heads,
+                  filter_sine_freq=self.filter_sine_freq)
+        not_negative("model", filter_num_inner_mlps=self.filter_num_inner_mlps, filter_shift=self.filter_shift)
+        probability("model", embed_dropout=self.embed_dropout, resid_dropout=self.resid_dropout)
+        if self.vocab_size < NUM_TOKENS:
+            raise ValueError(f"model.vocab_size must be at least {NUM_TOKENS}, the number of token ids, "
+                             f"got {self.vocab_size}")
+        positive("model", hyena_order=self.hyena_order, filter_emb_dim=self.filter_emb_dim)
+        if self.hyena_order < 2:
+            raise ValueError(f"model.hyena_order must be 2 or greater, got {self.hyena_order}")
+        if self.filter_emb_dim < 3 or self.filter_emb_dim % 2 == 0:
+            raise ValueError(f"model.filter_emb_dim must be odd and at least 3 (time and complex bands), "
+                             f"got {self.filter_emb_dim}")
+        for key in ("ffn_hidden_size", "filter_seq_len"):
+            value = getattr(self, key)
+            if value is not None:
+                positive("model", **{key: value})
+        if set(self.layer_pattern) - set("HA"):
+            raise ValueError("model.layer_pattern may hold only H (Hyena) and A (attention), "
+                             f"got {self.layer_pattern!r}")

@@ -1,0 +1,18 @@
+"""Which code computes the operators."""
+
+from dataclasses import dataclass
+
+from hyena_dist.config.sections.ranges import one_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpsSection:
+    """Which code computes the operators; never changes what they mean."""
+
+    backend: str = "auto"
+    """Of the Hyena operator on one context rank, of norms, GELU and filters on any. torch; triton: kernels of the extra
+    `kernels`, on CUDA, of the operator at order 2 and at most 8 taps, elsewhere torch, and the log says so; auto:
+    triton where it was measured and checked, nowhere yet."""
+
+    def __post_init__(self) -> None:
+        one_of("ops", "backend", self.backend, ("auto", "torch", "triton"))

@@ -1,0 +1,1 @@
+"""FLOPs, bytes, memory and utilisation of a configuration, by formula: nothing is run."""
