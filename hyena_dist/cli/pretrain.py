@@ -84,16 +84,15 @@ def _run(args: argparse.Namespace) -> int:
     PROCESS.until_first_step(partial(end_alone, Path(config.train.run_dir), first), first=first)
     import torch.distributed as dist
 
-    from hyena_dist.costs.utilisation import Utilisation
     from hyena_dist.parallel.groups import Axis, init_groups
     from hyena_dist.runtime.launch import init_distributed
     from hyena_dist.runtime.startup import check_same_start
-    from hyena_dist.train.trainer import Trainer
+    from hyena_dist.train.session import open_trainer
 
     device = init_distributed(dump_dir=Path(config.train.run_dir) / "logs")
     check_same_start(config, Axis.of(dist.group.WORLD))
     groups = init_groups(tensor=config.parallel.tensor, context=config.parallel.context)
-    utilisation = Utilisation.of_device(config, groups.world.size, device)
-    reason = Trainer(config, groups, device, launchers=launchers, shares=utilisation.shares).fit()
+    with open_trainer(config, groups, device, launchers=launchers) as trainer:
+        reason = trainer.fit()
     dist.destroy_process_group()
     return 0 if reason is None else EXIT_REQUEUE

@@ -18,7 +18,7 @@ import torch
 from hyena_dist.data.errors import DataError
 from hyena_dist.data.manifest import Interval, Manifest
 from hyena_dist.data.order import WindowOrder
-from hyena_dist.data.tokenizer import COMPLEMENT, PAD, A, T
+from hyena_dist.data.tokenizer import COMPLEMENT, PAD, A, T, split_window
 from hyena_dist.data.workers import read_ahead
 
 STATE_VERSION = 2
@@ -34,12 +34,27 @@ logger = logging.getLogger(__name__)
 
 
 class Batch(NamedTuple):
-    """Windows of one micro-batch; `split_window` makes inputs and targets of them."""
+    """Windows of one micro-batch, or a context rank's part of them, in the host's memory."""
 
     ids: torch.Tensor
-    """uint8 [B, L + 1], padded with [PAD] on the right."""
+    """uint8 [B, l + 1], padded with [PAD] on the right; `split_window` makes inputs and targets of them."""
     windows: torch.Tensor
     """int64 [B], a number of each window that is its own within the stage."""
+    scored: int
+    """How many of the targets are A, C, G or T."""
+
+    def to(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """input_ids [B, l], targets [B, l] and windows [B] on a device, int64; the host does not wait for the copy."""
+        ids, windows = (tensor.pin_memory() if device.type == "cuda" else tensor for tensor in (self.ids, self.windows))
+        return (*split_window(ids.to(device, non_blocking=True)), windows.to(device, non_blocking=True))
+
+
+class Part(NamedTuple):
+    """The tokens [first, first + tokens) of every window, which are what a context rank reads of it, and the base after
+    them, which is the last one's target. What lies past the window is padding."""
+
+    first: int
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -51,11 +66,21 @@ class StreamState:
     index: int = 0
 
 
-def _read_row(manifest: Manifest, first_base: int, bases: np.ndarray, reverse: bool) -> None:
-    """Fill a row up to its padding."""
-    manifest.fill(bases, first_base)
+def _read_row(manifest: Manifest, row: np.ndarray, part: Part, first_base: int, bases: int, reverse: bool) -> None:
+    """Fill a row, which is all padding, with a part of the window of `bases` bases from `first_base` on."""
+    first, last = part.first, min(part.first + part.tokens + 1, bases)
+    if first >= last:
+        return
+    row = row[: last - first]
+    manifest.fill(row, first_base + (bases - last if reverse else first))
     if reverse:
-        bases[:] = COMPLEMENT[bases[::-1]]
+        row[:] = COMPLEMENT[row[::-1]]
+
+
+def _scored(ids: np.ndarray) -> int:
+    """How many targets of rows are A, C, G or T."""
+    targets = ids[:, 1:]
+    return int(np.count_nonzero((targets >= A) & (targets <= T)))
 
 
 def _has_a_scored_base(manifest: Manifest, intervals: list[Interval]) -> bool:
@@ -75,19 +100,19 @@ def _has_a_scored_base(manifest: Manifest, intervals: list[Interval]) -> bool:
 class _Windows:
     """The windows of an order, read a micro-batch at a time by their numbers."""
 
-    def __init__(self, manifest: Manifest, intervals: list[Interval], order: WindowOrder, rc_augment: bool):
-        self.manifest, self.order, self.rc_augment = manifest, order, rc_augment
+    def __init__(self, manifest: Manifest, intervals: list[Interval], order: WindowOrder, rc_augment: bool, part: Part):
+        self.manifest, self.order, self.rc_augment, self.part = manifest, order, rc_augment, part
         self.first_bases = [interval.first_base for interval in intervals]
 
-    def read(self, numbers: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        """The arrays of a batch."""
-        ids = np.full((len(numbers), self.order.seq_len + 1), PAD, dtype=np.uint8)
+    def read(self, numbers: list[int]) -> tuple[np.ndarray, np.ndarray, int]:
+        """The content of a batch, as arrays."""
+        ids = np.full((len(numbers), self.part.tokens + 1), PAD, dtype=np.uint8)
         for row, number in zip(ids, numbers, strict=True):
             epoch = number >> _EPOCH_SHIFT
             interval, start, end, reverse = self.order.window(epoch, number - (epoch << _EPOCH_SHIFT))
-            _read_row(self.manifest, self.first_bases[interval] + start, row[: end - start],
+            _read_row(self.manifest, row, self.part, self.first_bases[interval] + start, end - start,
                       self.rc_augment and reverse)
-        return ids, np.array(numbers, dtype=np.int64)
+        return ids, np.array(numbers, dtype=np.int64), _scored(ids)
 
 
 class _RankNumbers:
@@ -173,7 +198,7 @@ class TrainStream:
         return StreamState(self.stage, epoch, index)
 
     def batches(self, start: StreamState, *, micro_batch_size: int, global_batch_size: int, dp_rank: int = 0,
-                dp_size: int = 1, num_workers: int = 0) -> Generator[Batch]:
+                dp_size: int = 1, num_workers: int = 0, part: Part | None = None) -> Generator[Batch]:
         """Micro-batches of one data rank from `start` on, without end; closing it ends its worker processes.
 
         Every global_batch_size / (micro_batch_size * dp_size) of them are the rank's part of one optimizer step;
@@ -181,13 +206,15 @@ class TrainStream:
 
         Args:
             num_workers: processes that read ahead; 0 reads when asked. The batches are the same.
+            part: of every window; None: all of it.
         """
         if global_batch_size % (micro_batch_size * dp_size):
             raise DataError(f"train.global_batch_size ({global_batch_size}) must be a multiple of "
                              f"train.micro_batch_size * data-parallel size ({micro_batch_size} * {dp_size})")
         if start.stage != self.stage:
             raise DataError(f"the state is of stage {start.stage}, this stream of stage {self.stage}")
-        windows = _Windows(self.manifest, self.intervals, self.order, self.rc_augment)
+        windows = _Windows(self.manifest, self.intervals, self.order, self.rc_augment,
+                           part or Part(0, self.seq_len))
         numbers = _RankNumbers(self.order, start, micro_batch_size, dp_rank, dp_size)
         return _batches(windows, numbers, num_workers)
 
@@ -198,24 +225,28 @@ def _batches(windows: _Windows, numbers: _RankNumbers, num_workers: int) -> Gene
             arrays: Iterable[Any] = stack.enter_context(closing(read_ahead(windows.read, numbers, num_workers)))
         else:
             arrays = map(windows.read, numbers)
-        for ids, window_numbers in arrays:
-            yield Batch(torch.from_numpy(ids), torch.from_numpy(window_numbers))
+        for ids, window_numbers, scored in arrays:
+            yield Batch(torch.from_numpy(ids), torch.from_numpy(window_numbers), scored)
 
 
 def validation_batches(manifest: Manifest, *, split: str = "val", seq_len: int, batch_size: int, dp_rank: int = 0,
-                       dp_size: int = 1) -> Iterator[Batch]:
+                       dp_size: int = 1, part: Part | None = None) -> Iterator[Batch]:
     """Every window of a split once, in order, tiled with stride L = seq_len from each interval's start.
 
     Each A, C, G and T is scored exactly once, but an interval's first base, which has nothing before it. All ranks get
     the same number of batches of the same shape; rows past the end are [PAD] and score nothing.
+
+    Args:
+        part: of every window; None: all of it.
     """
+    part = part or Part(0, seq_len)
     tiles = [(interval, start) for interval in manifest.intervals(split)
              for start in range(0, interval.bases - 1, seq_len)]
     stride = batch_size * dp_size
     for first in range(0, len(tiles), stride):
         numbers = range(first + dp_rank * batch_size, first + (dp_rank + 1) * batch_size)
-        ids = np.full((batch_size, seq_len + 1), PAD, dtype=np.uint8)
+        ids = np.full((batch_size, part.tokens + 1), PAD, dtype=np.uint8)
         for row, (interval, start) in zip(ids, tiles[numbers.start : numbers.stop], strict=False):
-            count = min(seq_len + 1, interval.bases - start)
-            _read_row(manifest, interval.first_base + start, row[:count], reverse=False)
-        yield Batch(torch.from_numpy(ids), torch.tensor(numbers))
+            bases = min(seq_len + 1, interval.bases - start)
+            _read_row(manifest, row, part, interval.first_base + start, bases, reverse=False)
+        yield Batch(torch.from_numpy(ids), torch.tensor(numbers), _scored(ids))

@@ -24,3 +24,10 @@ def slice_tokens(x: Tensor, axis: Axis, *, multiple: int, fill: int) -> Tensor:
     """[B, L] -> [B, L' / P]: this context rank's piece of a sequence padded with `fill` on the right to L'."""
     padded = F.pad(x, (0, padded_length(x.shape[1], multiple) - x.shape[1]), value=fill)
     return padded.chunk(axis.size, dim=1)[axis.rank]
+
+
+def part_of_window(length: int, axis: Axis, *, multiple: int) -> tuple[int, int]:
+    """The first token and the number of tokens that are this context rank's of windows of a length: its slice of what
+    `slice_tokens` cuts."""
+    tokens = padded_length(length, multiple) // axis.size
+    return axis.rank * tokens, tokens

@@ -13,9 +13,8 @@ from hyena_dist.config.identity import differences, identity
 from hyena_dist.config.load import read_config
 from hyena_dist.config.schema import Config
 from hyena_dist.data.manifest import Manifest
-from hyena_dist.data.stream import validation_batches
-from hyena_dist.data.tokenizer import split_window
-from hyena_dist.model.loss import perplexity, token_loss
+from hyena_dist.model.evaluate import evaluate_split
+from hyena_dist.model.loss import perplexity
 from hyena_dist.model.model import HyenaModel, build_model
 from hyena_dist.parallel.groups import Groups
 from hyena_dist.tasks.markov import markov_perplexity
@@ -58,22 +57,18 @@ def load_run(run_dir: str | Path, checkpoint: str = "latest") -> tuple[Config, H
     return config, model.eval(), chosen.path
 
 
-@torch.inference_mode()
 def model_perplexity(model: HyenaModel, manifest: Manifest, *, split: str, seq_len: int) -> float:
     """Perplexity over every scored base of a split, tiled with windows of `seq_len`, on the model's device.
 
     Raises:
         ConfigError: the split has no bases.
     """
-    total, count = 0.0, 0
-    rows, device = max(1, ROWS_PER_BATCH_TOKENS // seq_len), next(model.parameters()).device
-    for batch in validation_batches(manifest, split=split, seq_len=seq_len, batch_size=rows):
-        input_ids, targets = split_window(batch.ids.to(device))
-        loss, scored = token_loss(model(input_ids), targets)
-        total, count = total + loss.item(), count + int(scored)
-    if not count:
+    device = next(model.parameters()).device
+    found = evaluate_split(model, manifest, Groups.single(), device, split=split, seq_len=seq_len,
+                           batch_size=max(1, ROWS_PER_BATCH_TOKENS // seq_len))
+    if found is None:
         raise ConfigError(f"{manifest.directory} has no bases of split {split} to score: build the shards with some")
-    return perplexity(total / count)
+    return perplexity(found.loss)
 
 
 def evaluate(run_dir: str | Path, *, checkpoint: str = "latest", shards: str | None = None,

@@ -1,6 +1,6 @@
 """The training windows of a run, stage by stage of its length warm-up."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from itertools import islice
 from typing import Any
 
@@ -8,7 +8,7 @@ from hyena_dist.config.schema import Config
 from hyena_dist.config.warmup import Stage, stage_at, stages
 from hyena_dist.data.errors import DataError
 from hyena_dist.data.manifest import Manifest
-from hyena_dist.data.stream import Batch, StreamState, TrainStream
+from hyena_dist.data.stream import Batch, Part, StreamState, TrainStream
 
 
 class Curriculum:
@@ -19,10 +19,13 @@ class Curriculum:
 
     Args:
         config: already checked (`config.checks`).
+        part_of: what this rank reads of windows of a length; None: all.
     """
 
-    def __init__(self, manifest: Manifest, config: Config, *, dp_rank: int = 0, dp_size: int = 1) -> None:
+    def __init__(self, manifest: Manifest, config: Config, *, dp_rank: int = 0, dp_size: int = 1,
+                 part_of: Callable[[int], Part] | None = None) -> None:
         self.manifest, self.config, self.dp_rank, self.dp_size = manifest, config, dp_rank, dp_size
+        self._part_of = part_of or (lambda seq_len: Part(0, seq_len))
         self.stages = stages(config, data_ranks=dp_size)
         self._batches: Generator[Batch] | None = None
         self.passed = 0
@@ -36,7 +39,8 @@ class Curriculum:
         if self._batches is None:
             self._batches = self._stream.batches(
                 self._position, micro_batch_size=stage.micro_batch_size, global_batch_size=stage.global_batch_size,
-                dp_rank=self.dp_rank, dp_size=self.dp_size, num_workers=self.config.data.num_workers)
+                dp_rank=self.dp_rank, dp_size=self.dp_size, num_workers=self.config.data.num_workers,
+                part=self._part_of(stage.seq_len))
         count = stage.global_batch_size // (stage.micro_batch_size * self.dp_size)
         batches = list(islice(self._batches, count))
         self.step += 1

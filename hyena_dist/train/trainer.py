@@ -1,142 +1,68 @@
-"""The training run, read top to bottom: `Trainer.fit` is the loop, everything else serves it."""
+"""The training loop, read top to bottom. What is learnt is the objective's; `session.py` puts the parts together."""
 
 import logging
 import math
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import TypeVar
 
-import psutil
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from hyena_dist.checkpoint.directory import Checkpoint, amend_metadata, is_whole, step_directory
-from hyena_dist.checkpoint.format import load_checkpoint
+from hyena_dist.checkpoint.directory import amend_metadata, is_whole, step_directory
 from hyena_dist.checkpoint.saver import CheckpointSaver
 from hyena_dist.config.errors import TrainingError
-from hyena_dist.config.identity import identity
-from hyena_dist.config.load import dump_config
 from hyena_dist.config.schema import Config
-from hyena_dist.config.versions import own_version
-from hyena_dist.config.warmup import Stage, tokens_after
-from hyena_dist.data.manifest import Manifest
-from hyena_dist.data.tokenizer import IGNORE
-from hyena_dist.engine.loss_scale import LossScaler
-from hyena_dist.engine.protocol import StepResult
-from hyena_dist.model.context import log_context_method
-from hyena_dist.model.loss import perplexity, token_loss
-from hyena_dist.model.model import build_model
-from hyena_dist.ops.dropout import DropoutKey
-from hyena_dist.parallel.groups import Groups, gloo_copy
+from hyena_dist.model.loss import perplexity
+from hyena_dist.parallel.groups import Groups
 from hyena_dist.runtime.agree import agree
-from hyena_dist.runtime.logs import RankLog, StepTimes
 from hyena_dist.runtime.requeue import clear_requeue, write_requeue
-from hyena_dist.runtime.startup import check_same_data
 from hyena_dist.runtime.stop import StopSignal
 from hyena_dist.runtime.watchdog import Watchdog
-from hyena_dist.train.build_engine import build_engine
-from hyena_dist.train.curriculum import Curriculum
 from hyena_dist.train.laps import Laps
+from hyena_dist.train.ledger import Ledger
 from hyena_dist.train.lost_steps import LostSteps, RollBack
-from hyena_dist.train.metrics import Metrics, Row, peak_memory_bytes
 from hyena_dist.train.profile import StepProfiler
+from hyena_dist.train.progress import finite
 from hyena_dist.train.report import write_report
-from hyena_dist.train.run_directory import RunDirectory, is_import
+from hyena_dist.train.run_directory import RunDirectory
 from hyena_dist.train.schedules import learning_rate
-from hyena_dist.train.validation import has_scored, slicer, sum_over_data, validation_loss
+from hyena_dist.train.state import RunState
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 SAVE_SECONDS = 600.0
 """What a save may take before the watchdog takes the rank for stuck."""
-
-
-@dataclass(frozen=True)
-class _Pending:
-    """An optimizer step whose numbers are still on their way from the device."""
-
-    step: int
-    stage: Stage
-    lr: float
-    scored: Tensor
-    """Bases that the loss is the mean of, over all ranks."""
-    loss: Tensor
-    result: StepResult
-    loading: float
-    """Seconds in which the host waited for the batches."""
-    laps: Laps
-    """Of the device: the start of the step, of its first forward pass, the end of that, and of the step."""
-
-
 NO_BATCH = ("a reader process stands still, or the file system of data.shards does not answer: look at both, and "
             "resume with the same command; DEEPSPEED_TIMEOUT sets how many minutes ranks wait")
 
 
+class _Stopped(Exception):
+    """A validation is given up, on all ranks, because the run stops."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+
 class Trainer:
-    """A run: its model, engine, data and what it writes.
+    """Trains, validates and saves until the last step or until it is stopped. `session.open_trainer` makes one.
 
     Args:
         config: already checked (`config.checks`).
-        groups: of the initialised process group.
-        device: of this rank, already selected.
-        launchers: of this process (`launcher_processes`), found as early as can be; None: those of now.
-        shares: from length, micro-batch and tokens per second to MFU and share of the bandwidth, for the metrics.
-
-    Raises:
-        UserError: shards, checkpoint or run directory do not fit the configuration; the same on every rank.
+        device: of this rank.
+        state: engine, objective and progress, where the run is to go on.
     """
 
-    def __init__(self, config: Config, groups: Groups, device: torch.device, *,
-                 launchers: Sequence[psutil.Process] | None = None,
-                 shares: Callable[..., tuple[float | None, float | None]] = lambda **_: (None, None)) -> None:
-        self.config = config
-        self.groups = groups
-        self.device = device
-        self._launchers, self._shares = launchers, shares
-        self.step = 0
-        self.best_val_loss = math.inf
-        self.val_loss = math.nan
-        self.val_step = 0
-        """When `val_loss` was measured; 0: never."""
-        self._metrics: Metrics | None = None
-        self._pending: deque[_Pending] = deque()
-        self._lost = LostSteps(config.train.on_nonfinite)
-        self.run = RunDirectory(config, first=self._is_first)
-        self._control = gloo_copy(groups.world)
-        with ExitStack() as stack:
-            self.stop = stack.enter_context(StopSignal(self._control))
-            agree(self.run.claim, groups)
-            stack.callback(self.run.release)
-            agree(lambda: stack.enter_context(RankLog(self.run.path, groups.world.rank)), groups)
-            self._set_up(stack)
-            self._open = stack.pop_all()
-
-    def _set_up(self, stack: ExitStack) -> None:
-        """Data, model, engine, and the state of a checkpoint to go on from."""
-        config, groups = self.config, self.groups
-        self.manifest = agree(lambda: Manifest.load(config.data.shards), groups)
-        check_same_data(self.manifest.identity, groups.world)
-        self.curriculum = agree(lambda: Curriculum(self.manifest, config, dp_rank=groups.data.rank,
-                                                   dp_size=groups.data.size), groups)
-        stack.callback(self.curriculum.close)
-        resume = self.run.start_from(self.run.newest(groups), groups)
-        model = build_model(config, groups).to(self.device)
-        self._take = slicer(groups, self.device, token_multiple=model.token_multiple)
-        self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
-        self.table = model.placement()
-        log_context_method(config, groups)
-        self.engine = build_engine(config, model, self.table, groups)
-        self.saver = CheckpointSaver(self.run.checkpoints, groups, passed_over=self.run.passed_over,
-                                     saved=self.run.note_saved)
-        stack.callback(self.saver.close)
-        self.saver.probe()
-        self._started = time.monotonic()
-        if resume is not None:
-            self._resume(resume)
-        agree(lambda: self.run.begin(afresh=resume is None), groups)  # not before all that could refuse
+    def __init__(self, config: Config, groups: Groups, device: torch.device, state: RunState, *, run: RunDirectory,
+                 saver: CheckpointSaver, stop: StopSignal, watchdog: Watchdog, ledger: Ledger, lost: LostSteps,
+                 profiler: StepProfiler) -> None:
+        self.config, self.groups, self.device, self.state = config, groups, device, state
+        self.engine, self.objective, self.progress = state.engine, state.objective, state.progress
+        self._run, self._saver, self._stop, self._watchdog = run, saver, stop, watchdog
+        self._ledger, self._lost, self._profiler = ledger, lost, profiler
 
     def fit(self) -> str | None:
         """Train to the last step, validating and saving on the way; afterwards write summary.json and report.png.
@@ -151,54 +77,42 @@ class Trainer:
             TrainingError: the loss or the gradients are not finite, or the last checkpoint could not be written.
             OSError: the metrics could not be written.
         """
-        with self._open, ExitStack() as stack:
-            self.watchdog = stack.enter_context(Watchdog(self._control, self.stop, launchers=self._launchers))
-            self._times = StepTimes(self._control)
-            agree(lambda: self._open_metrics(stack), self.groups)
-            self._profiler = stack.enter_context(StepProfiler(self.run.path, self.config.train.profile_steps,
-                                                              self.groups.world.rank))
-            reason = self._loop()
-            self.watchdog.beat(allow=SAVE_SECONDS)
-            failure = self.saver.wait()
-            if failure is not None:
-                raise TrainingError(f"step {self.step}: {failure}; last good checkpoint: {self._last_checkpoint()}")
-            agree(lambda: self._finish(reason), self.groups)
+        reason = self._loop()
+        self._watchdog.beat(allow=SAVE_SECONDS)
+        failure = self._saver.wait()
+        if failure is not None:
+            raise TrainingError(f"step {self.progress.step}: {failure}; last good checkpoint: {self.last_checkpoint()}")
+        agree(lambda: self._finish(reason), self.groups)
         return reason
-
-    def _open_metrics(self, stack: ExitStack) -> None:
-        if self._is_first:
-            self._metrics = Metrics(self.run.path, last_step=self.step, total_steps=self.config.train.steps)
-            stack.callback(self._metrics.close)
 
     def _loop(self) -> str | None:
         """Every step to the last, or to the one after which all ranks stop; why they do."""
-        train = self.config.train
-        if reason := self.stop.agreed_now():  # it came during the imports or the set-up
-            self.stop.settled()
+        train, progress = self.config.train, self.progress
+        if reason := self._stop.agreed_now():  # it came during the imports or the set-up
+            self._stop.settled()
             return reason
-        if self.step and self.val_step != self.step and (self.step == train.steps or _due(self.step, train.eval_every)):
+        if progress.step and progress.val_step != progress.step and self._validation_is_due():
             if reason := self._validate():  # the run was stopped before it could
                 return reason
             agree(self._note_validation, self.groups)
-        while self.step < train.steps:
+        while progress.step < train.steps:
             self._train_step()
-            self.stop.settled()
+            self._stop.settled()
             self._profiler.step()
-            reason = self.stop.agreed()
-            last = self.step == train.steps
-            validate = last or _due(self.step, train.eval_every)
-            save = last or _due(self.step, train.save_every)
+            reason = self._stop.agreed()
+            validate = self._validation_is_due()
+            save = progress.step == train.steps or _due(progress.step, train.save_every)
             try:  # one step late: the loop does not wait for the device
-                self._settle(keep=0 if reason or validate or save else 1)
+                self._ledger.settle(keep=0 if reason or validate or save else 1)
             except RollBack as lost:
                 self._roll_back(lost.step)
                 continue
             if reason or validate or save:
-                agree(self.run.check_there, self.groups)
+                agree(self._run.check_there, self.groups)
             if validate and not reason:
-                best = self.best_val_loss
+                best = progress.best_val_loss
                 reason = self._validate()
-                save |= self.best_val_loss < best
+                save |= progress.best_val_loss < best
             if save or reason:
                 self._save()
             if reason:
@@ -206,187 +120,127 @@ class Trainer:
         return None
 
     def _train_step(self) -> None:
-        """Forward and backward of every micro-batch, then the update; nothing where no rank has a base to score."""
+        """Forward and backward of every micro-batch, then the update; nothing where no rank has anything to score."""
         started, laps = time.monotonic(), Laps(self.device)
-        with self.watchdog.waiting_for("a batch", remedy=NO_BATCH):
-            stage, batches = self.curriculum.take()
-        micro_batches = [self._take(batch) for batch in batches]
-        loaded = time.monotonic()
+        with self._watchdog.waiting_for("a batch", remedy=NO_BATCH):
+            step = self.objective.next_step()
+        loading = time.monotonic() - started
         # The count of the whole step divides every micro-batch's sum, so that each token weighs the same.
-        count = torch.stack([(targets != IGNORE).sum() for _, targets, _ in micro_batches]).sum()
-        count = sum_over_data(count, self.groups)
-        # Only a rank whose own windows have nothing waits for the sum: the others know that it is not 0.
-        empty = not any(has_scored(batch) for batch in batches) and not int(count)
+        scored = self._sum_over_data(torch.full((), step.scored, dtype=torch.int64, device=self.device))
+        # Only a rank whose own batches have nothing waits for the sum: the others know that it is not 0.
+        empty = not step.scored and not int(scored)
         laps.mark()
-        lr = learning_rate(self.step, optim=self.config.optim, steps=self.config.train.steps)
         if not empty:
+            lr = learning_rate(self.progress.step, optim=self.config.optim, steps=self.config.train.steps)
             self.engine.module.train()
-            self.engine.accumulation_steps = len(micro_batches)
+            self.engine.accumulation_steps = len(step.batches)
             total = torch.zeros((), device=self.device)
-            for number, (input_ids, targets, windows) in enumerate(micro_batches):
-                key = DropoutKey(self.config.train.seed, self.step, windows)
-                loss, _ = token_loss(self.engine.module(input_ids, key), targets, self.groups.tensor)
+            for number, batch in enumerate(step.batches):
+                loss = self.objective.loss(self.engine.module, batch, self.progress.step)
                 if not number:
                     laps.mark()
-                self.engine.backward(loss * (self.groups.data_context.size / count))
+                self.engine.backward(loss * (self.groups.data_context.size / scored))
                 total += loss.detach()
             result = self.engine.step(lr)
-            loss = sum_over_data(total, self.groups) / count
-        self.step += 1
-        changes = self.curriculum.stage is not stage  # the first step of the next stage takes longer
-        self.watchdog.beat(step=True, allow=SAVE_SECONDS if changes else 0.0)
+            mean = self._sum_over_data(total) / scored
+        self.progress.step += 1
+        self._watchdog.beat(step=True, allow=SAVE_SECONDS if step.new_shape else 0.0)
         laps.mark()
         if empty:  # with gradients of 0 momentum and decay would still move the weights
-            logger.warning("step %d: its windows have no base to score (A, C, G, T): nothing was changed", self.step)
+            logger.warning("step %d: %s: nothing was changed", self.progress.step, self.objective.nothing_to_train)
         else:
-            self._pending.append(_Pending(self.step, stage, lr, count, loss, result, loaded - started, laps))
+            self._ledger.add(self.progress.step, step, lr=lr, scored=scored, loss=mean, result=result, loading=loading,
+                             laps=laps)
 
-    def _settle(self, *, keep: int) -> None:
-        """Read, check and write down all but the newest `keep` steps. Nothing is saved before its check.
+    def _sum_over_data(self, tensor: Tensor) -> Tensor:
+        """The sum over data and context ranks, in place."""
+        if self.groups.data_context.size > 1:
+            dist.all_reduce(tensor, group=self.groups.data_context.group)
+        return tensor
 
-        Raises:
-            TrainingError, RollBack: a step was not finite, by `train.on_nonfinite`.
-        """
-        while len(self._pending) > keep:
-            pending = self._pending.popleft()
-            loss, grad_norm = float(pending.loss), float(pending.result.grad_norm)
-            self._times.add(loading=pending.loading, forward=pending.laps.seconds(1, 2))
-            if math.isfinite(loss) and math.isfinite(grad_norm):
-                self._lost.finite()
-                stage = pending.stage
-                rate = stage.tokens_per_step / pending.laps.seconds(0, 3)
-                mfu, bandwidth = self._shares(seq_len=stage.seq_len, micro_batch_size=stage.micro_batch_size,
-                                              tokens_per_second=rate)
-                self._write_row(pending.step, "train", loss, int(pending.scored), stage.seq_len, lr=pending.lr,
-                                grad_norm=grad_norm, tokens_per_second=rate, mfu=mfu, bandwidth=bandwidth)
-            elif pending.result.overflow and self.engine.loss_scaler is not None:
-                logger.info("step %d: gradients overflowed in fp16 and were not applied; the loss scale is now %g",
-                            pending.step, self.engine.loss_scaler.scale)
-            else:
-                update = "was applied" if pending.result.applied else "was not applied"
-                self._lost.lose(pending.step, f"step {pending.step}: loss {loss}, gradient norm {grad_norm}: its "
-                                              f"update {update}", self._last_checkpoint)
-
-    def _roll_back(self, lost: int) -> None:
-        """To the last checkpoint, but on with the windows after those of step `lost`."""
-        self._pending.clear()
-        self.watchdog.beat(allow=SAVE_SECONDS)
-        self.saver.wait()
-        latest = self.run.newest(self.groups)
-        if latest is None:
-            raise TrainingError(f"step {lost} was not finite, and there is no checkpoint to go back to: set "
-                                "train.save_every, or train.on_nonfinite=skip")
-        passed = self.curriculum.passed  # by earlier ways back: those windows must not come again either
-        agree(latest.check_resumable, self.groups)
-        self._resume(latest)
-        self.curriculum.skip(steps=passed - self.curriculum.passed + lost - self.step)
-        agree(lambda: self._metrics.go_back(self.step) if self._metrics else None, self.groups)
-        self.watchdog.beat()
+    def _validation_is_due(self) -> bool:
+        step, train = self.progress.step, self.config.train
+        return step == train.steps or _due(step, train.eval_every)
 
     def _validate(self) -> str | None:
         """Measure the validation loss. Returns why all ranks stop; the measurement is then given up."""
-        reasons: list[str] = []
+        try:
+            scores = self.objective.validate(self.engine.module, self._watched)
+        except _Stopped as stopped:
+            return stopped.reason
+        if scores is None or math.isnan(scores.loss):
+            logger.warning("%s: there is no validation loss", self.objective.nothing_to_validate)
+        else:
+            self.progress.validated(scores.loss)
+            self._ledger.validated(self.progress.step, scores)
+        return None
 
-        def stop() -> bool:
-            self.watchdog.beat()
-            reasons.extend(filter(None, [self.stop.agreed()]))
-            return bool(reasons)
+    def _watched(self, batches: Iterable[T]) -> Iterator[T]:
+        """The batches of a validation, until all ranks stop.
 
-        seq_len = self.config.data.val_seq_len or self.config.data.seq_len
-        measured = validation_loss(self.engine.module, self.manifest, self._take, self.groups, self.device,
-                               seq_len=seq_len, batch_size=self.config.train.micro_batch_size, stop=stop,
-                                   watched=lambda batches: self.watchdog.each(batches, "a batch", remedy=NO_BATCH))
-        if measured is not None and math.isnan(measured[0]):
-            logger.warning("%s has no validation bases, or the model gives no number: there is no validation loss",
-                           self.manifest.directory)
-        elif measured is not None:
-            loss, scored = measured
-            self.val_loss, self.val_step = loss, self.step
-            self.best_val_loss = min(self.best_val_loss, loss)
-            self._write_row(self.step, "val", loss, scored, seq_len)
-        return reasons[0] if reasons else None
-
-    def _write_row(self, step: int, split: str, loss: float, scored: int, seq_len: int,
-                   **of_training: float | None) -> None:
-        if self._metrics is not None:
-            numbers = {"lr": None, "grad_norm": None, "tokens_per_second": None, **of_training}
-            self._metrics.write(Row(step=step, split=split, loss=loss, perplexity=perplexity(loss), seq_len=seq_len,
-                                    tokens=tokens_after(self.curriculum.stages, step), scored=scored, **numbers,
-                                    peak_memory_bytes=peak_memory_bytes(self.device)))
+        Raises:
+            _Stopped: they do; on every rank after the same batch.
+        """
+        for batch in self._watchdog.each(batches, "a batch", remedy=NO_BATCH):
+            yield batch
+            self._watchdog.beat()
+            if reason := self._stop.agreed():
+                raise _Stopped(reason)
 
     def _save(self) -> None:
-        self.watchdog.beat(allow=SAVE_SECONDS)
-        scaler = self.engine.loss_scaler
-        metadata: dict[str, Any] = {
-            "step": self.step,
-            "identity": identity(self.config),
-            "config": dump_config(self.config),
-            "data": self.curriculum.state_dict(),
-            "val_loss": _finite(self.val_loss) if self.val_step == self.step else None,
-            "best_val_loss": _finite(self.best_val_loss),
-            "loss_scale": None if scaler is None else scaler.state_dict(),
-            "seconds": self._seconds,
-            "version": own_version(),
-        }
-        self.saver.save(self.engine, self.table, self.step, metadata)
+        self._watchdog.beat(allow=SAVE_SECONDS)
+        self._saver.save(self.engine, self.objective.table, self.progress.step, self.state.metadata())
         self._lost.saved()
-        self.watchdog.beat()
+        self._watchdog.beat()
 
     def _note_validation(self) -> None:
         """Write a validation that was made up for into the checkpoint of this step."""
-        path = step_directory(self.run.checkpoints, self.step)
+        path = step_directory(self._run.checkpoints, self.progress.step)
         if self._is_first and is_whole(path):
-            amend_metadata(path, val_loss=_finite(self.val_loss), best_val_loss=_finite(self.best_val_loss))
+            amend_metadata(path, **self.progress.val_losses)
 
-    def _resume(self, checkpoint: Checkpoint) -> None:
-        metadata = load_checkpoint(checkpoint, self.engine, self.table, self.groups)
-        if is_import(metadata):
-            logger.info("starting from the weights of %s", checkpoint.path)
-            return
-        self.step = metadata["step"]
-        self.curriculum.load_state_dict(metadata["data"])
-        val_loss, best = metadata["val_loss"], metadata["best_val_loss"]
-        self.val_loss, self.val_step = (math.nan, 0) if val_loss is None else (val_loss, self.step)
-        self.best_val_loss = math.inf if best is None else best
-        if self.engine.loss_scaler is not None:
-            self.engine.loss_scaler.load_state_dict(metadata["loss_scale"] or LossScaler().state_dict())
-        self._started = time.monotonic() - metadata["seconds"]
-        logger.info("resumed %s at step %d", checkpoint.path, self.step)
+    def _roll_back(self, lost: int) -> None:
+        """To the last checkpoint, but on with the batches after those of step `lost`."""
+        self._watchdog.beat(allow=SAVE_SECONDS)
+        self._saver.wait()
+        latest = self._run.newest(self.groups)
+        if latest is None:
+            raise TrainingError(f"step {lost} was not finite, and there is no checkpoint to go back to: set "
+                                "train.save_every, or train.on_nonfinite=skip")
+        skipped = self.objective.skipped  # by earlier ways back: those batches must not come again either
+        agree(latest.check_resumable, self.groups)
+        self.state.restore(latest)
+        self.objective.skip(skipped - self.objective.skipped + lost - self.progress.step)
+        agree(partial(self._ledger.go_back, self.progress.step), self.groups)
+        self._watchdog.beat()
 
-    def _last_checkpoint(self) -> str:
-        self.saver.wait()
-        latest = self.run.newest(self.groups)
+    def last_checkpoint(self) -> str:
+        """Where the newest one is, in words. Collective."""
+        self._saver.wait()
+        latest = self._run.newest(self.groups)
         return "none was saved yet" if latest is None else str(latest.path)
 
     def _finish(self, reason: str | None) -> None:
         """What the first rank writes at the end: the marker of a run that is to be started again, or the summary."""
-        if self._metrics is None:
+        self._ledger.close()
+        if not self._is_first:
             return
-        self._metrics.close()
+        progress = self.progress
         if reason is not None:
-            write_requeue(self.run.path, reason, self.step)
+            write_requeue(self._run.path, reason, progress.step)
             return
-        self.run.write_summary(
-            self.groups, final_val_perplexity=_finite(perplexity(self.val_loss)),
-            best_val_perplexity=_finite(perplexity(self.best_val_loss)), steps=self.step,
-            tokens=tokens_after(self.curriculum.stages, self.step), seconds=round(self._seconds, 3),
-            parameters=self.num_parameters)
-        clear_requeue(self.run.path)
-        write_report(self.run.path)
+        self._run.write_summary(
+            self.groups, final_val_perplexity=finite(perplexity(progress.val_loss)),
+            best_val_perplexity=finite(perplexity(progress.best_val_loss)), steps=progress.step,
+            tokens=self.objective.tokens(progress.step), seconds=round(progress.seconds, 3),
+            parameters=sum(shape.numel() for shape in self.engine.parameter_shapes.values()))
+        clear_requeue(self._run.path)
+        write_report(self._run.path)
 
     @property
     def _is_first(self) -> bool:
         return self.groups.world.rank == 0
 
-    @property
-    def _seconds(self) -> float:
-        """Of training so far, over every start of the run."""
-        return time.monotonic() - self._started
-
 
 def _due(step: int, every: int) -> bool:
     return bool(every) and step % every == 0
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -4,4 +4,4 @@ import deepspeed  # noqa: F401
 import megatron.core.tensor_parallel  # noqa: F401
 import torch.distributed.checkpoint  # noqa: F401
 
-import hyena_dist.train.trainer  # noqa: F401
+import hyena_dist.train.session  # noqa: F401

@@ -23,7 +23,7 @@ from hyena_dist.model.placement import Placement
 from hyena_dist.parallel.groups import Groups, gloo_copy, init_groups
 from hyena_dist.runtime.agree import agree, broadcast
 from hyena_dist.runtime.startup import check_same_data
-from hyena_dist.train.trainer import Trainer
+from hyena_dist.train.session import open_trainer
 from tests.dist.harness import run_distributed
 from tests.dist.test_checkpoint import DictEngine
 
@@ -79,7 +79,8 @@ def _on_each_rank(shards: str, run_dir: str) -> list[Any]:
     config = Config(model=ModelSection(hidden_size=8), data=DataSection(shards=here),
                     train=TrainSection(run_dir=run_dir, global_batch_size=2))
     with pytest.raises(DataError) as missing:
-        Trainer(config, groups, torch.device("cpu"))
+        with open_trainer(config, groups, torch.device("cpu")):
+            pass
     with pytest.raises(ConfigError) as different:
         check_same_data(f"shards {groups.world.rank}", groups.world)
     agreements = [is_agreed(error.value) for error in (caught, missing, different)]

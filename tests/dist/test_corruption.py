@@ -25,7 +25,7 @@ from hyena_dist.convert import read_model
 from hyena_dist.model.model import HyenaModel, build_model
 from hyena_dist.parallel.groups import Groups, init_groups
 from hyena_dist.tasks.evaluate import load_run
-from hyena_dist.train.trainer import Trainer
+from hyena_dist.train.session import open_trainer
 from tests.dist.harness import run_distributed
 from tests.dist.test_lost_steps import config_of
 from tests.dist.test_run_directory import _fit, _losses
@@ -168,9 +168,9 @@ def _whole_runs(shards: str, directory: Path, cases: range) -> list[tuple[str, s
         torch.distributed.barrier()
         config = replace(config, train=replace(config.train, run_dir=str(run)))
         found.append((what, _fit(config, groups), _losses(run)))
-        trainer = Trainer(config, groups, torch.device("cpu"))  # from what it has left
-        assert trainer.step == 9
-        trainer.fit()
+        with open_trainer(config, groups, torch.device("cpu")) as trainer:  # from what it has left
+            assert trainer.progress.step == 9
+            trainer.fit()
     return found
 
 

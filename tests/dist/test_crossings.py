@@ -24,7 +24,7 @@ from hyena_dist.config.sections.parallel import ParallelSection
 from hyena_dist.config.sections.train import TrainSection
 from hyena_dist.parallel.groups import init_groups
 from hyena_dist.train.metrics import read_rows
-from hyena_dist.train.trainer import Trainer
+from hyena_dist.train.session import open_trainer
 from tests.compare import rel
 from tests.dist.harness import run_distributed
 
@@ -102,7 +102,8 @@ def config_of(row: Row, shards: Path, run_dir: Path, resume: Path | None = None)
 def _train_all(configs: list[Config]) -> None:
     for config in configs:
         groups = init_groups(tensor=config.parallel.tensor, context=config.parallel.context)
-        Trainer(config, groups, torch.device("cpu")).fit()
+        with open_trainer(config, groups, torch.device("cpu")) as trainer:
+            trainer.fit()
 
 
 def train(runs: list[tuple[Row, Config]]) -> None:
@@ -180,12 +181,12 @@ def test_control_forgotten_moments_are_seen(shards, tmp_path):
 
 
 def _train_without_moments(config: Config) -> None:
-    trainer = Trainer(config, init_groups(), torch.device("cpu"))
-    for name, shape in trainer.engine.parameter_shapes.items():
-        weight = trainer.engine.export_parameter(name)["weight"].clone()
-        trainer.engine.import_parameter(name, {"weight": weight, "exp_avg": torch.zeros(shape),
-                                               "exp_avg_sq": torch.zeros(shape)})
-    trainer.fit()
+    with open_trainer(config, init_groups(), torch.device("cpu")) as trainer:
+        for name, shape in trainer.engine.parameter_shapes.items():
+            weight = trainer.engine.export_parameter(name)["weight"].clone()
+            trainer.engine.import_parameter(name, {"weight": weight, "exp_avg": torch.zeros(shape),
+                                                   "exp_avg_sq": torch.zeros(shape)})
+        trainer.fit()
 
 
 def test_rows_cover_what_they_must():

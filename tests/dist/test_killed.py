@@ -19,7 +19,7 @@ from hyena_dist.config.sections.optim import OptimSection
 from hyena_dist.config.sections.train import TrainSection
 from hyena_dist.parallel.groups import init_groups
 from hyena_dist.train.metrics import read_rows
-from hyena_dist.train.trainer import Trainer
+from hyena_dist.train.session import open_trainer
 from tests.dist.harness import fork_server, rank_main, run_distributed
 
 RANKS, STEPS = 2, 4000
@@ -38,21 +38,21 @@ def config_of(shards: Path, run_dir: Path) -> Config:
 
 def _train(config: Config, windows_dir: Path, stop_after: int) -> None:
     """A run that writes down each step's windows as it takes them; it stops itself after some steps, 0: never."""
-    trainer = Trainer(config, init_groups(), torch.device("cpu"))
-    take = trainer.curriculum.take
+    with open_trainer(config, init_groups(), torch.device("cpu")) as trainer:
+        take = trainer.objective.curriculum.take
 
-    def recorded() -> Any:
-        step = trainer.step + 1
-        stage, batches = take()
-        with (windows_dir / f"rank-{trainer.groups.world.rank}").open("a") as file:
-            file.write(f"{step} {[int(window) for batch in batches for window in batch.windows]}\n")
-        if step == stop_after:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return stage, batches
+        def recorded() -> Any:
+            step = trainer.progress.step + 1
+            stage, batches = take()
+            with (windows_dir / f"rank-{trainer.groups.world.rank}").open("a") as file:
+                file.write(f"{step} {[int(window) for batch in batches for window in batch.windows]}\n")
+            if step == stop_after:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return stage, batches
 
-    trainer.curriculum.take = recorded  # type: ignore[method-assign]
-    logging.disable(logging.INFO)
-    trainer.fit()
+        trainer.objective.curriculum.take = recorded  # type: ignore[method-assign]
+        logging.disable(logging.INFO)
+        trainer.fit()
 
 
 def _windows(directory: Path) -> dict[str, set[str]]:

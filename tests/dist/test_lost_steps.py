@@ -26,6 +26,7 @@ from hyena_dist.config.warmup import stages
 from hyena_dist.parallel.groups import init_groups
 from hyena_dist.runtime.requeue import requeue_marker
 from hyena_dist.train.metrics import read_rows
+from hyena_dist.train.session import open_trainer
 from hyena_dist.train.trainer import Trainer
 from tests.checkpoints import latest
 from tests.conftest import SAMPLE
@@ -49,15 +50,15 @@ def config_of(shards: str, run_dir: Path, **train: Any) -> Config:
 def _record_windows(trainer: Trainer) -> dict[int, list[int]]:
     """Fills with the windows of each step as they are taken; a step taken twice keeps the later ones."""
     taken: dict[int, list[int]] = {}
-    take = trainer.curriculum.take
+    take = trainer.objective.curriculum.take
 
     def recorded() -> Any:
-        step = trainer.step + 1
+        step = trainer.progress.step + 1
         stage, batches = take()
         taken[step] = [int(window) for batch in batches for window in batch.windows]
         return stage, batches
 
-    trainer.curriculum.take = recorded  # type: ignore[method-assign]
+    trainer.objective.curriculum.take = recorded  # type: ignore[method-assign]
     return taken
 
 
@@ -67,9 +68,9 @@ def _poison(trainer: Trainer, steps: set[int], *, again: bool = False) -> None:
     backward, calls = trainer.engine.backward, []
 
     def poisoned(loss: torch.Tensor) -> None:
-        calls.append(trainer.step + 1)
-        last = again or calls.count(trainer.step + 1) == trainer.engine.accumulation_steps
-        hit = (trainer.step + 1 in steps and last
+        calls.append(trainer.progress.step + 1)
+        last = again or calls.count(trainer.progress.step + 1) == trainer.engine.accumulation_steps
+        hit = (trainer.progress.step + 1 in steps and last
                and trainer.groups.world.rank == trainer.groups.world.size - 1)
         backward(loss * math.nan if hit else loss)
 
@@ -86,26 +87,26 @@ def _run_policies(shards: str, directory: Path) -> dict[str, Any]:
         for policy in ("stop", "skip", "rollback"):
             config = replace(config_of(shards, directory / f"{engine_name}-{policy}", on_nonfinite=policy),
                              engine=engine)
-            trainer = Trainer(config, groups, torch.device("cpu"))
-            windows = _record_windows(trainer)
-            _poison(trainer, {LOST})
-            try:
-                trainer.fit()
-                error = None
-            except TrainingError as failure:
-                error = str(failure)
-            found[f"{engine_name}-{policy}"] = (error, windows, trainer.engine.optimizer_step_count)
+            with open_trainer(config, groups, torch.device("cpu")) as trainer:
+                windows = _record_windows(trainer)
+                _poison(trainer, {LOST})
+                try:
+                    trainer.fit()
+                    error = None
+                except TrainingError as failure:
+                    error = str(failure)
+                found[f"{engine_name}-{policy}"] = (error, windows, trainer.engine.optimizer_step_count)
     config = config_of(shards, directory / "hopeless", on_nonfinite="skip", steps=30, save_every=5)  # saves end no row
-    trainer = Trainer(config, groups, torch.device("cpu"))
-    _poison(trainer, set(range(4, 31)))
-    with pytest.raises(TrainingError, match="11 such steps"):
-        trainer.fit()
+    with open_trainer(config, groups, torch.device("cpu")) as trainer:
+        _poison(trainer, set(range(4, 31)))
+        with pytest.raises(TrainingError, match="11 such steps"):
+            trainer.fit()
     config = config_of(shards, directory / "circle", on_nonfinite="rollback", steps=30)
-    trainer = Trainer(config, groups, torch.device("cpu"))
-    _poison(trainer, {LOST}, again=True)  # two good steps after the checkpoint, and the next is lost, every time
-    with pytest.raises(TrainingError, match="11 such steps"):
-        trainer.fit()
-    return found
+    with open_trainer(config, groups, torch.device("cpu")) as trainer:
+        _poison(trainer, {LOST}, again=True)  # two good steps after the checkpoint, and the next is lost, every time
+        with pytest.raises(TrainingError, match="11 such steps"):
+            trainer.fit()
+        return found
 
 
 @pytest.fixture(scope="module")
@@ -154,18 +155,18 @@ WARMUP = [{"seq_len": 64 << n, "steps": 3} for n in range(6)]  # 64 ... 2048, th
 
 def _run_until_stopped(config: Config, stop_at: int) -> dict[str, Any]:
     """A run that gets a SIGTERM while it computes step `stop_at`; 0: none."""
-    trainer = Trainer(config, init_groups(), torch.device("cpu"))
-    windows = _record_windows(trainer)
-    take = trainer.curriculum.take
+    with open_trainer(config, init_groups(), torch.device("cpu")) as trainer:
+        windows = _record_windows(trainer)
+        take = trainer.objective.curriculum.take
 
-    def signalled() -> Any:
-        if trainer.step + 1 == stop_at and trainer.groups.world.rank == 0:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return take()
+        def signalled() -> Any:
+            if trainer.progress.step + 1 == stop_at and trainer.groups.world.rank == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return take()
 
-    trainer.curriculum.take = signalled  # type: ignore[method-assign]
-    reason = trainer.fit()
-    return {"reason": reason, "step": trainer.step, "windows": windows}
+        trainer.objective.curriculum.take = signalled  # type: ignore[method-assign]
+        reason = trainer.fit()
+        return {"reason": reason, "step": trainer.progress.step, "windows": windows}
 
 
 def _warmup_runs(shards: str, directory: Path) -> dict[str, Any]:
@@ -215,18 +216,19 @@ def test_a_stop_request_is_a_checkpoint_and_a_marker(shards, tmp_path):
 
 def _stop_in_validation(config: Config) -> dict[str, Any]:
     """A run whose first rank gets a SIGTERM in the validation after step 4."""
-    trainer = Trainer(config, init_groups(), torch.device("cpu"))
-    take, batches = trainer._take, []
+    with open_trainer(config, init_groups(), torch.device("cpu")) as trainer:
+        watched, batches = trainer._watched, []
 
-    def signalled(batch: Any) -> Any:
-        if trainer.step == 4 and not trainer.engine.module.module.training:
-            batches.append(batch)
-            if len(batches) == 2 and trainer.groups.world.rank == 0:
-                os.kill(os.getpid(), signal.SIGTERM)
-        return take(batch)
+        def signalled(coming: Any) -> Any:
+            for batch in watched(coming):
+                if trainer.progress.step == 4:
+                    batches.append(batch)
+                    if len(batches) == 2 and trainer.groups.world.rank == 0:
+                        os.kill(os.getpid(), signal.SIGTERM)
+                yield batch
 
-    trainer._take = signalled
-    return {"reason": trainer.fit(), "step": trainer.step, "batches": len(batches)}
+        trainer._watched = signalled  # type: ignore[method-assign]
+        return {"reason": trainer.fit(), "step": trainer.progress.step, "batches": len(batches)}
 
 
 def test_a_stop_in_a_validation_gives_it_up_and_the_resume_makes_up_for_it(shards, tmp_path):
@@ -243,20 +245,20 @@ def test_a_stop_in_a_validation_gives_it_up_and_the_resume_makes_up_for_it(shard
 
 
 def _save_fails(config: Config) -> str:
-    trainer = Trainer(config, init_groups(), torch.device("cpu"))
-    take = trainer.curriculum.take
+    with open_trainer(config, init_groups(), torch.device("cpu")) as trainer:
+        take = trainer.objective.curriculum.take
 
-    def signalled() -> Any:
-        if trainer.step == 3:
-            _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (16384, hard))  # stands for a full disk: no checkpoint fits
-            os.kill(os.getpid(), signal.SIGUSR1)
-        return take()
+        def signalled() -> Any:
+            if trainer.progress.step == 3:
+                _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (16384, hard))  # stands for a full disk: no checkpoint fits
+                os.kill(os.getpid(), signal.SIGUSR1)
+            return take()
 
-    trainer.curriculum.take = signalled  # type: ignore[method-assign]
-    with pytest.raises(TrainingError, match="could not be written") as failure:
-        trainer.fit()
-    return str(failure.value)
+        trainer.objective.curriculum.take = signalled  # type: ignore[method-assign]
+        with pytest.raises(TrainingError, match="could not be written") as failure:
+            trainer.fit()
+        return str(failure.value)
 
 
 def test_a_stop_that_could_not_save_is_a_failure_without_marker(shards, tmp_path):
@@ -267,7 +269,8 @@ def test_a_stop_that_could_not_save_is_a_failure_without_marker(shards, tmp_path
 
 def _refused(config: Config) -> None:
     with pytest.raises(UserError, match="manifest"):
-        Trainer(config, init_groups(), torch.device("cpu"))
+        with open_trainer(config, init_groups(), torch.device("cpu")):
+            pass
 
 
 def test_a_refused_start_changes_nothing_and_a_start_from_elsewhere_resumes(shards, tmp_path, tmp_path_factory):

@@ -14,7 +14,7 @@ from hyena_dist.config.sections.parallel import ParallelSection
 from hyena_dist.config.sections.train import TrainSection
 from hyena_dist.parallel.groups import init_groups
 from hyena_dist.train.metrics import Row, read_rows
-from hyena_dist.train.trainer import Trainer
+from hyena_dist.train.session import open_trainer
 from tests.dist.harness import run_distributed
 
 STEPS = 20
@@ -41,7 +41,8 @@ def run_config(shards: Path, directory: Path, topology: tuple[int, int, int], st
 def _train_all(configs: list[Config]) -> None:
     for config in configs:
         groups = init_groups(tensor=config.parallel.tensor, context=config.parallel.context)
-        Trainer(config, groups, torch.device("cpu")).fit()
+        with open_trainer(config, groups, torch.device("cpu")) as trainer:
+            trainer.fit()
 
 
 def train(shards: Path, directory: Path, runs: list[tuple[tuple[int, int, int], int]]) -> None:

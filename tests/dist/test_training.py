@@ -28,7 +28,7 @@ from hyena_dist.parallel.groups import Groups, init_groups
 from hyena_dist.train.metrics import read_rows
 from hyena_dist.train.optimizer import build_optimizer
 from hyena_dist.train.schedules import learning_rate
-from hyena_dist.train.trainer import Trainer
+from hyena_dist.train.session import open_trainer
 from tests.dist.harness import run_distributed
 
 STEPS = 200
@@ -48,7 +48,8 @@ def run_config(shards: Path, run_dir: Path) -> Config:
 
 
 def _train(config: Config) -> None:
-    Trainer(config, init_groups(), torch.device("cpu")).fit()
+    with open_trainer(config, init_groups(), torch.device("cpu")) as trainer:
+        trainer.fit()
 
 
 def _losses(run_dir: Path) -> list[float]:

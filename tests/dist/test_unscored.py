@@ -13,8 +13,8 @@ from hyena_dist.config.schema import Config
 from hyena_dist.config.sections.engine import EngineSection
 from hyena_dist.data.tokenizer import N
 from hyena_dist.parallel.groups import init_groups
-from hyena_dist.train import trainer as module
 from hyena_dist.train.metrics import read_rows
+from hyena_dist.train.session import open_trainer
 from hyena_dist.train.trainer import Trainer
 from tests import genomes
 from tests.dist.harness import run_distributed
@@ -26,42 +26,43 @@ STEPS, EMPTY, HALF = 6, 4, 5
 """Step EMPTY has only N on both ranks; step HALF on rank 1 alone."""
 
 
-def _with_gaps(trainer: Trainer) -> None:
-    take = trainer.curriculum.take
+def _with_gaps(trainer: Trainer, scored: int) -> None:
+    take = trainer.objective.curriculum.take
 
     def gaps() -> Any:
-        step = trainer.step + 1
+        step = trainer.progress.step + 1
         stage, batches = take()
         if step == EMPTY or (step == HALF and trainer.groups.world.rank == 1):
-            batches = [batch._replace(ids=torch.full_like(batch.ids, N)) for batch in batches]
+            batches = [batch._replace(ids=torch.full_like(batch.ids, N), scored=scored) for batch in batches]
         return stage, batches
 
-    trainer.curriculum.take = gaps  # type: ignore[method-assign]
+    trainer.objective.curriculum.take = gaps  # type: ignore[method-assign]
 
 
-def _train(config: Config) -> dict[str, Any]:
-    """A run, and its state before and after the step without a base."""
-    trainer = Trainer(config, init_groups(), torch.device("cpu"))
-    _with_gaps(trainer)
-    states, step, said = {}, trainer._train_step, []
+def _train(config: Config, scored: int = 0) -> dict[str, Any]:
+    """A run, and its state before and after the step without a base, whose batches say that they have some."""
+    with open_trainer(config, init_groups(), torch.device("cpu")) as trainer:
+        _with_gaps(trainer, scored)
+        states, step, said = {}, trainer._train_step, []
 
-    def recorded() -> None:
-        if trainer.step + 1 == EMPTY:
-            states["before"] = state_of(trainer.engine)
-        step()
-        if trainer.step == EMPTY:
-            states["after"] = state_of(trainer.engine)
+        def recorded() -> None:
+            if trainer.progress.step + 1 == EMPTY:
+                states["before"] = state_of(trainer.engine)
+            step()
+            if trainer.progress.step == EMPTY:
+                states["after"] = state_of(trainer.engine)
 
-    handler = logging.Handler()
-    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
-    logging.getLogger("hyena_dist.train.trainer").addHandler(handler)
-    trainer._train_step = recorded  # type: ignore[method-assign]
-    trainer.fit()
-    logging.getLogger("hyena_dist.train.trainer").removeHandler(handler)
-    before, after = states["before"], states["after"]
-    moved = max(float((before[key] - after[key]).abs().max()) for key in before if key != "steps")
-    return {"moved": moved, "steps": after["steps"] - before["steps"], "applied": trainer.engine.optimizer_step_count,
-            "said": [line for line in said if "no base to score" in line]}
+        handler = logging.Handler()
+        handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+        logging.getLogger("hyena_dist.train.trainer").addHandler(handler)
+        trainer._train_step = recorded  # type: ignore[method-assign]
+        trainer.fit()
+        logging.getLogger("hyena_dist.train.trainer").removeHandler(handler)
+        before, after = states["before"], states["after"]
+        moved = max(float((before[key] - after[key]).abs().max()) for key in before if key != "steps")
+        return {"moved": moved, "steps": after["steps"] - before["steps"],
+                "applied": trainer.engine.optimizer_step_count,
+                "said": [line for line in said if "no base to score" in line]}
 
 
 def _on_each_rank(shards: str, directory: Path) -> dict[str, Any]:
@@ -69,11 +70,8 @@ def _on_each_rank(shards: str, directory: Path) -> dict[str, Any]:
     for name, engine in ENGINES.items():
         config = config_of(shards, directory / name, steps=STEPS, save_every=0, eval_every=STEPS)
         found[name] = _train(dataclasses.replace(config, engine=engine))
-    module.has_scored = lambda _batch: True  # the control: nobody looks, and a count of 0 counts as 1
-    summed = module.sum_over_data
-    module.sum_over_data = lambda tensor, groups: summed(tensor, groups).clamp(min=1)
     config = config_of(shards, directory / "control", steps=EMPTY, save_every=0)
-    found["control"] = _train(config)
+    found["control"] = _train(config, scored=1)  # the control: batches without a base that say they have one
     return found
 
 
@@ -111,9 +109,10 @@ def test_control_momentum_and_decay_would_move_the_weights(runs):
 
 
 def _train_on(shards: str, run_dir: Path) -> int:
-    trainer = Trainer(config_of(shards, run_dir, steps=12, save_every=0), init_groups(), torch.device("cpu"))
-    trainer.fit()
-    return trainer.engine.optimizer_step_count
+    config = config_of(shards, run_dir, steps=12, save_every=0)
+    with open_trainer(config, init_groups(), torch.device("cpu")) as trainer:
+        trainer.fit()
+        return trainer.engine.optimizer_step_count
 
 
 def test_a_genome_of_gaps_has_no_rows_of_loss_0(tmp_path):

@@ -10,7 +10,7 @@ import torch
 from hyena_dist.checkpoint.directory import step_directory
 from hyena_dist.config.schema import Config
 from hyena_dist.parallel.groups import init_groups
-from hyena_dist.train.trainer import Trainer
+from hyena_dist.train.session import open_trainer
 from tests.compare import rel
 from tests.dist.test_crossings import CANONICAL, CUT, LOWERED, Row, config_of, difference, losses, state
 from tests.gpu.devices import CPU, SLOW_DEVICES
@@ -28,7 +28,8 @@ RESUMED = [ZERO_1, Row(stage=3), FSDP, ROWS[-1]]
 
 def _train(device: torch.device, configs: list[Config]) -> None:
     for config in configs:
-        Trainer(config, init_groups(), device).fit()
+        with open_trainer(config, init_groups(), device) as trainer:
+            trainer.fit()
 
 
 @pytest.mark.parametrize("device", SLOW_DEVICES)

@@ -18,14 +18,14 @@ from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.config.sections.optim import OptimSection
 from hyena_dist.config.sections.train import TrainSection
 from hyena_dist.parallel.groups import init_groups
-from hyena_dist.train.trainer import Trainer
+from hyena_dist.train.session import open_trainer
 from tests.gpu.devices import DEVICES
 from tests.gpu.ranks import run_ranks
 
 WARM, COUNTED = 3, 4
-LATE = "hyena_dist/train/trainer.py:_settle"
+LATE = "hyena_dist/train/late.py:read"
 """Reads the loss and the norm of the step before, which the device has done by then."""
-OF_THE_HOST = {"hyena_dist/model/vocabulary.py:refuse_outside", "hyena_dist/train/validation.py:has_scored"}
+OF_THE_HOST = {"hyena_dist/model/vocabulary.py:refuse_outside"}
 """Look at token ids where those are on the host, which is everywhere on a CPU."""
 ENGINES = {"zero0": EngineSection(zero_stage=0), "zero1": EngineSection(zero_stage=1),
            "zero3": EngineSection(zero_stage=3), "fsdp": EngineSection(name="fsdp")}
@@ -63,18 +63,18 @@ def _waits(device: torch.device, configs: dict[str, Config]) -> dict[str, dict[s
     """Of some steady steps of each run, by place."""
     found = {}
     for name, config in configs.items():
-        trainer = Trainer(config, init_groups(), device)
-        step, stack = trainer._train_step, ExitStack()
+        with open_trainer(config, init_groups(), device) as trainer:
+            step, stack = trainer._train_step, ExitStack()
 
-        def train_step(trainer: Any = trainer, step: Any = step, stack: ExitStack = stack, name: str = name) -> Any:
-            if trainer.step == WARM:
-                found[name] = stack.enter_context(_watched(device))
-            elif trainer.step == WARM + COUNTED:
-                stack.close()
-            return step()
+            def train_step(trainer: Any = trainer, step: Any = step, stack: ExitStack = stack, name: str = name) -> Any:
+                if trainer.progress.step == WARM:
+                    found[name] = stack.enter_context(_watched(device))
+                elif trainer.progress.step == WARM + COUNTED:
+                    stack.close()
+                return step()
 
-        trainer._train_step = train_step  # type: ignore[method-assign]
-        trainer.fit()
+            trainer._train_step = train_step  # type: ignore[method-assign]
+            trainer.fit()
     return {name: dict(places) for name, places in found.items()}
 
 

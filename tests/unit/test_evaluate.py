@@ -19,6 +19,7 @@ from hyena_dist.config.schema import Config
 from hyena_dist.config.sections.data import DataSection
 from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.config.sections.train import TrainSection
+from hyena_dist.model.evaluate import SplitLoss
 from hyena_dist.model.loss import perplexity
 from hyena_dist.model.model import build_model
 from hyena_dist.parallel.groups import Groups
@@ -118,8 +119,7 @@ def test_a_loss_beyond_the_largest_float_is_infinite_perplexity(run_dir: Path, s
     assert [perplexity(loss) for loss in (0.0, 710.0, math.inf)] == [1.0, math.inf, math.inf]
     assert math.isnan(perplexity(math.nan))
     for loss, said in ((800.0, "inf"), (1.0, "2.7183")):
-        monkeypatch.setattr(evaluate, "token_loss", lambda _, targets, each=loss: (torch.tensor(each * targets.numel()),
-                                                                                   torch.tensor(targets.numel())))
+        monkeypatch.setattr(evaluate, "evaluate_split", lambda *_, each=loss, **__: SplitLoss(each, 1))
         status = main([str(run_dir), "--shards", str(shards), "--must-beat-order", "0"])
         assert re.search(rf"HyenaDNA\W+{said}", capsys.readouterr().out)
         assert status == (loss > 2)

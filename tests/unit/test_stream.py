@@ -14,7 +14,7 @@ from hyena_dist.data.errors import DataError
 from hyena_dist.data.manifest import Manifest
 from hyena_dist.data.order import WindowOrder, shuffled
 from hyena_dist.data.splits import ContigSplits, FractionSplits
-from hyena_dist.data.stream import StreamState, TrainStream, validation_batches
+from hyena_dist.data.stream import Part, StreamState, TrainStream, validation_batches
 from hyena_dist.data.tokenizer import COMPLEMENT, PAD, decode, encode, split_window
 from tests.genomes import genome, shards
 
@@ -33,7 +33,7 @@ def stream(manifest, **changes):
 
 def rows_of(batches, count):
     """The first windows of some batches: (number, ids)."""
-    rows = (row for ids, numbers in batches for row in zip(numbers.tolist(), map(tuple, ids.tolist()), strict=True))
+    rows = (row for ids, numbers, _ in batches for row in zip(numbers.tolist(), map(tuple, ids.tolist()), strict=True))
     return list(itertools.islice(rows, count))
 
 
@@ -237,6 +237,32 @@ def test_validation_scores_each_base_once_and_none_that_trains(manifest, seq_len
     assert got == "".join(base for text in held_out for base in text[1:] if base in "ACGT")
     train = {(i.contig, base) for i in manifest.intervals("train") for base in range(i.start, i.end)}
     assert not train & {(i.contig, base) for i in manifest.intervals("val") for base in range(i.start, i.end)}
+
+
+@pytest.mark.parametrize("ranks", [1, 3, 4])
+@pytest.mark.parametrize("source", ["train", "train, reverse complements", "val"])
+def test_parts_are_the_slices_of_whole_windows(manifest, ranks, source):
+    """What each context rank reads: its tokens, the target after them, padding past the window, and its own count."""
+    tokens = -(-L // ranks) + 1  # the last ranks have padding, of 4 ranks some have nothing else
+
+    def batches(part):
+        if source == "val":
+            return list(validation_batches(manifest, seq_len=L, batch_size=3, part=part))
+        s = stream(manifest, rc_augment=source != "train")
+        return list(itertools.islice(s.batches(s.start(), micro_batch_size=8, global_batch_size=8, part=part), 60))
+
+    whole = batches(None)
+    padded = [torch.nn.functional.pad(batch.ids, (0, ranks * tokens - L), value=PAD) for batch in whole]
+    counts = [0] * len(whole)
+    for rank in range(ranks):
+        for number, batch in enumerate(batches(Part(rank * tokens, tokens))):
+            expected = padded[number][:, rank * tokens : (rank + 1) * tokens + 1]
+            assert torch.equal(batch.ids, expected)
+            assert torch.equal(batch.windows, whole[number].windows)
+            assert batch.scored == int((split_window(expected)[1] >= 0).sum())
+            counts[number] += batch.scored
+    assert counts == [batch.scored for batch in whole]
+    assert counts == [int((split_window(batch.ids)[1] >= 0).sum()) for batch in whole]
 
 
 def test_a_manifest_may_be_pickled_after_use(manifest):

@@ -1,0 +1,120 @@
+"""The numbers of optimizer steps on their way to the metrics: read one step late, checked, written down."""
+
+import logging
+import math
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hyena_dist.costs.utilisation import Utilisation
+from hyena_dist.engine.loss_scale import LossScaler
+from hyena_dist.engine.protocol import StepResult
+from hyena_dist.model.loss import perplexity
+from hyena_dist.runtime.logs import StepTimes
+from hyena_dist.train.laps import Laps
+from hyena_dist.train.late import LateNumbers
+from hyena_dist.train.lost_steps import LostSteps
+from hyena_dist.train.metrics import Metrics, Row, peak_memory_bytes
+from hyena_dist.train.objective import Scores, Step
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """An optimizer step whose numbers are still on their way from the device."""
+
+    step: int
+    work: Step
+    lr: float
+    numbers: LateNumbers
+    result: StepResult
+    loading: float
+    """Seconds in which the host waited for the batches."""
+    laps: Laps
+    """Of the device: the start of the step, of its first forward pass, the end of that, and of the step."""
+
+
+class Ledger:
+    """Steps that were done, and their rows.
+
+    Args:
+        metrics: of the first rank; None on the others.
+        times: compares what ranks need for their own part of a step.
+        lost: what becomes of a step that is not finite.
+        tokens: training tokens up to a step.
+        last_checkpoint: names it, for the message about a lost step.
+    """
+
+    def __init__(self, device: torch.device, metrics: Metrics | None, times: StepTimes, lost: LostSteps,
+                 utilisation: Utilisation, *, loss_scaler: LossScaler | None, tokens: Callable[[int], int],
+                 last_checkpoint: Callable[[], str]) -> None:
+        self._device, self._metrics, self._times, self._lost = device, metrics, times, lost
+        self._utilisation, self._loss_scaler, self._tokens = utilisation, loss_scaler, tokens
+        self._last_checkpoint = last_checkpoint
+        self._pending: deque[_Pending] = deque()
+
+    def add(self, step: int, work: Step, *, lr: float, scored: Tensor, loss: Tensor, result: StepResult, loading: float,
+            laps: Laps) -> None:
+        """Note a step that the device was given.
+
+        Args:
+            scored: positions that `loss` is the mean of, over all ranks; 0-dim, as `loss`.
+        """
+        numbers = LateNumbers({"loss": loss, "grad_norm": result.grad_norm, "scored": scored})
+        self._pending.append(_Pending(step, work, lr, numbers, result, loading, laps))
+
+    def settle(self, *, keep: int) -> None:
+        """Read, check and write down all but the newest `keep` steps. Nothing is saved before its check.
+
+        Raises:
+            TrainingError, RollBack: a step was not finite, by `train.on_nonfinite`.
+        """
+        while len(self._pending) > keep:
+            pending = self._pending.popleft()
+            numbers = pending.numbers.read()
+            self._times.add(loading=pending.loading, forward=pending.laps.seconds(1, 2))
+            if math.isfinite(numbers["loss"]) and math.isfinite(numbers["grad_norm"]):
+                self._lost.finite()
+                self._write_step(pending, numbers)
+            elif pending.result.overflow and self._loss_scaler is not None:
+                logger.info("step %d: gradients overflowed in fp16 and were not applied; the loss scale is now %g",
+                            pending.step, self._loss_scaler.scale)
+            else:
+                update = "was applied" if pending.result.applied else "was not applied"
+                self._lost.lose(pending.step, f"step {pending.step}: loss {numbers['loss']}, gradient norm "
+                                              f"{numbers['grad_norm']}: its update {update}", self._last_checkpoint)
+
+    def validated(self, step: int, scores: Scores) -> None:
+        """Write the row of a validation."""
+        self._write(step, "val", scores.loss, scores.scored, scores.seq_len)
+
+    def go_back(self, step: int) -> None:
+        """Forget the steps past this one, and drop their rows; on the first rank."""
+        self._pending.clear()
+        if self._metrics is not None:
+            self._metrics.go_back(step)
+
+    def close(self) -> None:
+        """Raises OSError: rows could not be written to the end."""
+        if self._metrics is not None:
+            self._metrics.close()
+
+    def _write_step(self, pending: _Pending, numbers: Mapping[str, float]) -> None:
+        work = pending.work
+        rate = work.tokens / pending.laps.seconds(0, 3)
+        mfu, bandwidth = self._utilisation.shares(seq_len=work.seq_len, micro_batch_size=work.micro_batch_size,
+                                                  tokens_per_second=rate)
+        self._write(pending.step, "train", numbers["loss"], int(numbers["scored"]), work.seq_len, lr=pending.lr,
+                    grad_norm=numbers["grad_norm"], tokens_per_second=rate, mfu=mfu, bandwidth=bandwidth)
+
+    def _write(self, step: int, split: str, loss: float, scored: int, seq_len: int,
+               **of_training: float | None) -> None:
+        if self._metrics is not None:
+            of_step = {"lr": None, "grad_norm": None, "tokens_per_second": None, **of_training}
+            self._metrics.write(Row(step=step, split=split, loss=loss, perplexity=perplexity(loss), seq_len=seq_len,
+                                    tokens=self._tokens(step), scored=scored, **of_step,
+                                    peak_memory_bytes=peak_memory_bytes(self._device)))

@@ -1,0 +1,80 @@
+"""From a run directory to a trainer: the parts are made in the order in which they may refuse, and ended in reverse."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+
+import psutil
+import torch
+
+from hyena_dist.checkpoint.saver import CheckpointSaver
+from hyena_dist.config.schema import Config
+from hyena_dist.costs.utilisation import Utilisation
+from hyena_dist.parallel.groups import Groups, gloo_copy
+from hyena_dist.runtime.agree import agree
+from hyena_dist.runtime.logs import RankLog, StepTimes
+from hyena_dist.runtime.stop import StopSignal
+from hyena_dist.runtime.watchdog import Watchdog
+from hyena_dist.train.build_engine import build_engine
+from hyena_dist.train.ledger import Ledger
+from hyena_dist.train.lost_steps import LostSteps
+from hyena_dist.train.metrics import Metrics
+from hyena_dist.train.objective import Objective
+from hyena_dist.train.pretraining import Pretraining
+from hyena_dist.train.profile import StepProfiler
+from hyena_dist.train.run_directory import RunDirectory
+from hyena_dist.train.state import RunState
+from hyena_dist.train.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def open_trainer(config: Config, groups: Groups, device: torch.device, *,
+                 objective: Callable[[Config, Groups, torch.device], Objective] = Pretraining,
+                 launchers: Sequence[psutil.Process] | None = None) -> Iterator[Trainer]:
+    """A context with a trainer that is ready to `fit`, at the start or where its newest checkpoint left it. Collective;
+    leaving it without an error waits for all ranks.
+
+    Args:
+        config: already checked (`config.checks`).
+        groups: of the initialised process group.
+        device: of this rank, already selected.
+        objective: makes what is learnt.
+        launchers: of this process (`launcher_processes`), found as early as can be; None: those of now.
+
+    Raises:
+        UserError: data, checkpoint or run directory do not fit the configuration; the same on every rank.
+    """
+    first = groups.world.rank == 0
+    run = RunDirectory(config, first=first)
+    control = gloo_copy(groups.world)
+    with ExitStack() as stack:
+        stop = stack.enter_context(StopSignal(control))
+        agree(run.claim, groups)
+        stack.callback(run.release)
+        agree(lambda: stack.enter_context(RankLog(run.path, groups.world.rank)), groups)
+        task = stack.enter_context(closing(objective(config, groups, device)))
+        resume = run.start_from(run.newest(groups), groups)
+        engine = build_engine(config, task.module, task.table, groups)
+        saver = stack.enter_context(closing(CheckpointSaver(run.checkpoints, groups, passed_over=run.passed_over,
+                                                            saved=run.note_saved)))
+        saver.probe()
+        state = RunState(config, groups, engine, task)
+        if resume is not None:
+            state.restore(resume)
+        agree(lambda: run.begin(afresh=resume is None), groups)  # not before all that could refuse
+        watchdog = stack.enter_context(Watchdog(control, stop, launchers=launchers))
+        times = StepTimes(control)
+        metrics = agree(lambda: Metrics(run.path, last_step=state.progress.step, total_steps=config.train.steps)
+                        if first else None, groups)
+        if metrics is not None:
+            stack.callback(metrics.close)
+        lost = LostSteps(config.train.on_nonfinite)
+        ledger = Ledger(device, metrics, times, lost, Utilisation.of_device(config, groups.world.size, device),
+                        loss_scaler=engine.loss_scaler, tokens=task.tokens,
+                        last_checkpoint=lambda: trainer.last_checkpoint())
+        profiler = stack.enter_context(StepProfiler(run.path, config.train.profile_steps, groups.world.rank))
+        trainer = Trainer(config, groups, device, state, run=run, saver=saver, stop=stop, watchdog=watchdog,
+                          ledger=ledger, lost=lost, profiler=profiler)
+        yield trainer

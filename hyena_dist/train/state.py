@@ -1,0 +1,51 @@
+"""All of a run that a checkpoint brings back: weights and moments, the objective's place, loss scale, progress."""
+
+import logging
+from typing import Any
+
+from hyena_dist.checkpoint.directory import Checkpoint
+from hyena_dist.checkpoint.format import load_checkpoint
+from hyena_dist.config.identity import identity
+from hyena_dist.config.load import dump_config
+from hyena_dist.config.schema import Config
+from hyena_dist.config.versions import own_version
+from hyena_dist.engine.loss_scale import LossScaler
+from hyena_dist.engine.protocol import Engine
+from hyena_dist.parallel.groups import Groups
+from hyena_dist.train.objective import Objective
+from hyena_dist.train.progress import Progress
+from hyena_dist.train.run_directory import is_import
+
+logger = logging.getLogger(__name__)
+
+
+class RunState:
+    """Collects and restores it."""
+
+    def __init__(self, config: Config, groups: Groups, engine: Engine, objective: Objective) -> None:
+        self.engine, self.objective, self.progress = engine, objective, Progress()
+        self._config, self._groups = config, groups
+
+    def metadata(self) -> dict[str, Any]:
+        """All but the tensors, for `CheckpointSaver.save`."""
+        scaler = self.engine.loss_scaler
+        return {"step": self.progress.step, "identity": identity(self._config), "config": dump_config(self._config),
+                "data": self.objective.state_dict(), **self.progress.val_losses,
+                "loss_scale": None if scaler is None else scaler.state_dict(), "seconds": self.progress.seconds,
+                "version": own_version()}
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint; from one that has weights alone, at the start. Collective.
+
+        Raises:
+            UserError: it is damaged, or of another model or other data.
+        """
+        metadata = load_checkpoint(checkpoint, self.engine, self.objective.table, self._groups)
+        if is_import(metadata):
+            logger.info("starting from the weights of %s", checkpoint.path)
+            return
+        self.progress.restore(metadata)
+        self.objective.load_state_dict(metadata["data"])
+        if self.engine.loss_scaler is not None:
+            self.engine.loss_scaler.load_state_dict(metadata["loss_scale"] or LossScaler().state_dict())
+        logger.info("resumed %s at step %d", checkpoint.path, self.progress.step)
