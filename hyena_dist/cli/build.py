@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from hyena_dist.config.errors import one_line
+from hyena_dist.config.errors import one_line, write_remedy
 from hyena_dist.data.build import build, survey
 from hyena_dist.data.census import Census
 from hyena_dist.data.errors import DataError
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except OSError as error:
-        print(f"error: {args.out}: cannot be written ({error}); nothing is left behind, free space or change --out",
-              file=sys.stderr)
+        print(f"error: {args.out}: cannot be written ({error}): nothing is left behind; "
+              f"{write_remedy(error, 'change --out')}", file=sys.stderr)
         return 1
     return 0
