@@ -110,8 +110,8 @@ def _whole(env: Mapping[str, str], name: str, *, least: int, most: int | None = 
     number = int(text) if re.fullmatch("-?[0-9]{1,18}", text, re.ASCII) else None
     if number is None or number < least or (most is not None and number > most):
         span = f"of at least {least}" if most is None else f"from {least} to {most}"
-        raise ConfigError(f"the environment variable {name}={text[:40]!r} must be a whole number {span}{because}: set it "
-                          "so, or unset it if no launcher has set it")
+        raise ConfigError(f"the environment variable {name}={text[:40]!r} must be a whole number {span}{because}: "
+                          "correct or unset it")
     return number
 
 
