@@ -12,17 +12,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
+from hyena_dist.config.errors import UserError, one_line, write_remedy
 
-from hyena_dist.config.errors import one_line, write_remedy
-from hyena_dist.data.build import build, survey
-from hyena_dist.data.census import Census
-from hyena_dist.data.errors import DataError
-from hyena_dist.data.fasta import Source
-from hyena_dist.data.index import FILE_NAME
-from hyena_dist.data.splits import SPLITS, BedSplits, ContigSplits, FractionSplits, Splits
+if TYPE_CHECKING:  # numpy and webdataset take a second: --help should not
+    from hyena_dist.data.census import Census
+    from hyena_dist.data.splits import Splits
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -40,7 +36,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def choose_splits(args: argparse.Namespace) -> Splits:
+def choose_splits(args: argparse.Namespace) -> "Splits":
+    from hyena_dist.data.splits import BedSplits, ContigSplits, FractionSplits, Splits
     if args.bed is not None:
         return BedSplits(args.bed)
     if args.val_contigs is not None:
@@ -50,7 +47,11 @@ def choose_splits(args: argparse.Namespace) -> Splits:
     return Splits()
 
 
-def print_summary(census: Census, splits: Splits) -> None:
+def print_summary(census: "Census", splits: "Splits") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from hyena_dist.data.splits import SPLITS
     table = Table("", "bases", title=None)
     table.add_row(f"{len(census.contigs):,} contigs", f"{sum(info.bases for info in census.contigs):,}")
     for split in SPLITS:
@@ -63,6 +64,10 @@ def print_summary(census: Census, splits: Splits) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from hyena_dist.data.build import build, survey
+    from hyena_dist.data.census import Census
+    from hyena_dist.data.fasta import Source
+    from hyena_dist.data.index import FILE_NAME
     sources = [Source.parse(argument) for argument in args.fasta]
     splits = choose_splits(args)
     if args.dry_run:
@@ -81,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     try:
         run(args)
-    except DataError as error:
+    except UserError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
