@@ -29,7 +29,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     splits = parser.add_mutually_exclusive_group()
     splits.add_argument("--bed", type=Path, help="rows of contig, start, end, split (train, val or valid, test); "
                                                  "bases in no row are not used")
-    splits.add_argument("--val-contigs", metavar="A,B", help="contigs that validate; all others train")
+    splits.add_argument("--val-contigs", action="append", metavar="A,B",
+                        help="contigs that validate; all others train. May be given several times; a name that has a "
+                             "comma in it wants an option of its own")
     splits.add_argument("--val-fraction", type=float, metavar="F",
                         help="share of each contig, as one stretch at a place drawn from its name, that validates")
     parser.add_argument("--dry-run", action="store_true", help="read and check everything, write nothing")
@@ -41,7 +43,7 @@ def choose_splits(args: argparse.Namespace) -> "Splits":
     if args.bed is not None:
         return BedSplits(args.bed)
     if args.val_contigs is not None:
-        return ContigSplits([name for name in args.val_contigs.split(",") if name])
+        return ContigSplits(args.val_contigs)
     if args.val_fraction is not None:
         return FractionSplits(args.val_fraction)
     return Splits()
