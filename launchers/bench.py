@@ -221,7 +221,7 @@ def _write(args: argparse.Namespace, result: dict[str, Any]) -> None:
     size = f"-{result['size']['layers']}x{result['size']['width']}" if "size" in result else ""
     subject = result.get("subject", args.subject)
     path = args.out / f"{subject}{size}-{date.today()}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(path)
     if SUBJECTS[args.subject].picture and subject == args.subject:
         from benchmarks import cp, picture
@@ -241,7 +241,7 @@ def _machine(cuda: bool) -> dict[str, Any]:
 
 def _processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
     return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())

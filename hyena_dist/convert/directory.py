@@ -195,7 +195,7 @@ def _write_huggingface(dest: Path, section: ModelSection, model: HyenaModel, _so
 
 def _write(dest: Path, config: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
     with new_directory(dest) as aside:
-        (aside / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
+        (aside / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         for name, content in files.items():
             (aside / name).write_bytes(content)
 
