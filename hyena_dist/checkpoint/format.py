@@ -31,7 +31,7 @@ from hyena_dist.checkpoint.directory import Checkpoint, open_checkpoint
 from hyena_dist.checkpoint.files import MARKER, digests, entry
 from hyena_dist.checkpoint.metadata import METADATA, seal
 from hyena_dist.checkpoint.reader import INDEX, CheckpointError, TensorReader
-from hyena_dist.config.errors import one_line
+from hyena_dist.config.errors import one_line, write_remedy
 from hyena_dist.config.whole import sync_directory
 from hyena_dist.engine.protocol import FIELDS, MOMENTS, Engine, Placed, Table
 from hyena_dist.parallel.groups import Axis, Groups
@@ -340,7 +340,7 @@ def _together(action: Callable[[], T], groups: Groups, path: Path) -> T:
         try:
             return action()
         except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError too
-            raise OSError(f"{path}: the checkpoint could not be written ({one_line(error)}): make room there or choose "
-                          "another directory") from error
+            raise OSError(f"{path}: the checkpoint could not be written ({one_line(error)}): "
+                          f"{write_remedy(error, 'change train.run_dir')}") from error
 
     return agree(attempt, groups)

@@ -70,9 +70,9 @@ def _run(args: argparse.Namespace) -> int:
 
     launchers = launcher_processes()
 
+    environment = rank_environment(os.environ)  # a mistake in it may be of this rank alone
     try:
         config = load_config(args.config, args.overrides)
-        environment = rank_environment(os.environ)
         check(config, world_size=int(environment["WORLD_SIZE"]))
         check_raw_section(config.engine.deepspeed)
     except UserError as error:

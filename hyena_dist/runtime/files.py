@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hyena_dist.config.errors import write_remedy
+
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
@@ -12,8 +14,8 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OSError(f"{path}: could not be written ({error.strerror or error}): make room there or change "
-                      "train.run_dir") from error
+        raise OSError(f"{path}: could not be written ({error.strerror or error}): "
+                      f"{write_remedy(error, 'change train.run_dir')}") from error
 
 
 def write_durably(path: Path, text: str) -> None:

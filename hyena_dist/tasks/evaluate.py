@@ -85,6 +85,10 @@ def evaluate(run_dir: str | Path, *, checkpoint: str = "latest", shards: str | N
         UserError: no such run or checkpoint, unreadable shards, an empty split, windows too long for the GPU.
     """
     config, model, path = load_run(run_dir, checkpoint)
+    if shards is None and not Path(config.data.shards).is_dir():
+        raise ConfigError(f"{run_dir}: its data.shards={config.data.shards} is no directory here"
+                          + ("" if Path(config.data.shards).is_absolute() else ", where relative paths count from")
+                          + ": say where they are with --shards DIR")
     manifest = Manifest.load(shards or config.data.shards)
     seq_len = config.data.val_seq_len or config.data.seq_len
     try:

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from hyena_dist.config.errors import write_remedy
 from hyena_dist.config.plain import open_regular
 from hyena_dist.runtime.files import write_whole, writing
 
@@ -186,8 +187,8 @@ class Metrics:
         try:
             yield
         except OSError as error:
-            logger.error("%s: could not be written (%s): make room there; %s", self._path.parent,
-                         error.strerror or error, consequence)
+            logger.error("%s: could not be written (%s): %s; %s", self._path.parent, error.strerror or error,
+                         write_remedy(error, "start again in another train.run_dir"), consequence)
 
     def _close_files(self) -> None:
         self._file.close()
