@@ -119,6 +119,8 @@ BASE = Config(data=DataSection(shards="s"), train=TrainSection(run_dir="r", glob
     (BASE, 8, "use 16"),
     (replace(BASE, parallel=ParallelSection(tensor=2, context=2)), 2, "needs as many ranks"),
     (replace(BASE, optim=replace(BASE.optim, warmup_steps=1000)), 1, "optim.warmup_steps"),
+    (replace(BASE, optim=replace(BASE.optim, warmup_steps=10, schedule="wsd", cooldown=991.0)), 1,
+     r"warmup_steps \(10\) and the 991 steps of optim.cooldown are more than train.steps \(1000\): .* at most 990"),
     (replace(BASE, parallel=ParallelSection(sequence=True)), 1, "parallel.sequence splits tokens"),
     (replace(BASE, parallel=ParallelSection(tensor=3)), 3, r"hidden_size \(128\) is not .* \(3\): use 126 or 129;"),
     (replace(BASE, parallel=ParallelSection(tensor=32)), 32, r"vocab_size \(16\) is not .*tensor \(32\): use 32"),
