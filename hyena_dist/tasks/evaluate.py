@@ -13,7 +13,7 @@ from hyena_dist.config.identity import differences, identity
 from hyena_dist.config.load import read_config
 from hyena_dist.config.schema import Config
 from hyena_dist.data.manifest import Manifest
-from hyena_dist.data.stream import validation_batches
+from hyena_dist.data.stream import ValidationBatches
 from hyena_dist.data.tokenizer import split_window
 from hyena_dist.model.loss import perplexity, token_loss
 from hyena_dist.model.model import HyenaModel, build_model
@@ -67,7 +67,7 @@ def model_perplexity(model: HyenaModel, manifest: Manifest, *, split: str, seq_l
     """
     total, count = 0.0, 0
     rows, device = max(1, ROWS_PER_BATCH_TOKENS // seq_len), next(model.parameters()).device
-    for batch in validation_batches(manifest, split=split, seq_len=seq_len, batch_size=rows):
+    for batch in ValidationBatches(manifest, split=split, seq_len=seq_len, batch_size=rows):
         input_ids, targets = split_window(batch.ids.to(device))
         loss, scored = token_loss(model(input_ids), targets)
         total, count = total + loss.item(), count + int(scored)

@@ -4,14 +4,13 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict
 from typing import Any
 
 import psutil
 import torch
-from torch import Tensor
 
 from hyena_dist.checkpoint.directory import Checkpoint, amend_metadata, is_whole, step_directory
 from hyena_dist.checkpoint.format import load_checkpoint
@@ -21,11 +20,11 @@ from hyena_dist.config.identity import identity
 from hyena_dist.config.load import dump_config
 from hyena_dist.config.schema import Config
 from hyena_dist.config.versions import own_version
-from hyena_dist.config.warmup import Stage, tokens_after
+from hyena_dist.config.warmup import tokens_after
 from hyena_dist.data.manifest import Manifest
+from hyena_dist.data.stream import Batch
 from hyena_dist.data.tokenizer import IGNORE
 from hyena_dist.engine.loss_scale import LossScaler
-from hyena_dist.engine.protocol import StepResult
 from hyena_dist.model.context import log_context_method
 from hyena_dist.model.loss import perplexity, token_loss
 from hyena_dist.model.model import build_model
@@ -39,14 +38,16 @@ from hyena_dist.runtime.stop import StopSignal
 from hyena_dist.runtime.watchdog import Watchdog
 from hyena_dist.train.build_engine import build_engine
 from hyena_dist.train.curriculum import Curriculum
-from hyena_dist.train.laps import Laps
+from hyena_dist.train.laps import Laps, SteadyRate
 from hyena_dist.train.lost_steps import LostSteps, RollBack
 from hyena_dist.train.metrics import Metrics, Row, peak_memory_bytes
+from hyena_dist.train.pending import Pending
 from hyena_dist.train.profile import StepProfiler
+from hyena_dist.train.progress import Countable
 from hyena_dist.train.report import write_report
 from hyena_dist.train.run_directory import RunDirectory, is_import
 from hyena_dist.train.schedules import learning_rate
-from hyena_dist.train.validation import has_scored, slicer, sum_over_data, validation_loss
+from hyena_dist.train.validation import Measured, Validation, has_scored, slicer, sum_over_data
 
 logger = logging.getLogger(__name__)
 
@@ -54,21 +55,8 @@ SAVE_SECONDS = 600.0
 """What a save may take before the watchdog takes the rank for stuck."""
 
 
-@dataclass(frozen=True)
-class _Pending:
-    """An optimizer step whose numbers are still on their way from the device."""
-
-    step: int
-    stage: Stage
-    lr: float
-    scored: Tensor
-    """Bases that the loss is the mean of, over all ranks."""
-    loss: Tensor
-    result: StepResult
-    loading: float
-    """Seconds in which the host waited for the batches."""
-    laps: Laps
-    """Of the device: the start of the step, of its first forward pass, the end of that, and of the step."""
+TRIED_BATCHES = 2
+"""Of the validation, before the first step."""
 
 
 NO_BATCH = ("a reader process stands still, or the file system of data.shards does not answer: look at both, and "
@@ -102,7 +90,8 @@ class Trainer:
         self.val_step = 0
         """When `val_loss` was measured; 0: never."""
         self._metrics: Metrics | None = None
-        self._pending: deque[_Pending] = deque()
+        self._steady = SteadyRate()
+        self._pending: deque[Pending] = deque()
         self._lost = LostSteps(config.train.on_nonfinite)
         self.run = RunDirectory(config, first=self._is_first)
         self._control = gloo_copy(groups.world)
@@ -125,6 +114,7 @@ class Trainer:
         resume = self.run.start_from(self.run.newest(groups), groups)
         model = build_model(config, groups).to(self.device)
         self._take = slicer(groups, self.device, token_multiple=model.token_multiple)
+        self.validation = Validation(config, self.manifest, self._take, groups, self.device)
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
         self.table = model.placement()
         log_context_method(config, groups)
@@ -167,7 +157,8 @@ class Trainer:
 
     def _open_metrics(self, stack: ExitStack) -> None:
         if self._is_first:
-            self._metrics = Metrics(self.run.path, last_step=self.step, total_steps=self.config.train.steps)
+            self._metrics = Metrics(self.run.path, last_step=self.step, total_steps=self.config.train.steps,
+                                    now=time.time(), settings=asdict(self.config), wandb=self.config.train.wandb)
             stack.callback(self._metrics.close)
 
     def _loop(self) -> str | None:
@@ -176,6 +167,8 @@ class Trainer:
         if reason := self.stop.agreed_now():  # it came during the imports or the set-up
             self.stop.settled()
             return reason
+        if self.step < train.steps:
+            self._measure(most=TRIED_BATCHES)  # what does not fit fails now and not at the first validation
         if self.step and self.val_step != self.step and (self.step == train.steps or _due(self.step, train.eval_every)):
             if reason := self._validate():  # the run was stopped before it could
                 return reason
@@ -239,7 +232,7 @@ class Trainer:
         if empty:  # with gradients of 0 momentum and decay would still move the weights
             logger.warning("step %d: its windows have no base to score (A, C, G, T): nothing was changed", self.step)
         else:
-            self._pending.append(_Pending(self.step, stage, lr, count, loss, result, loaded - started, laps))
+            self._pending.append(Pending(self.step, stage, lr, count, loss, result, loaded - started, laps))
 
     def _settle(self, *, keep: int) -> None:
         """Read, check and write down all but the newest `keep` steps. Nothing is saved before its check.
@@ -254,11 +247,14 @@ class Trainer:
             if math.isfinite(loss) and math.isfinite(grad_norm):
                 self._lost.finite()
                 stage = pending.stage
-                rate = stage.tokens_per_step / pending.laps.seconds(0, 3)
+                seconds = pending.laps.seconds(0, 3)
+                rate = stage.tokens_per_step / seconds
                 mfu, bandwidth = self._shares(seq_len=stage.seq_len, micro_batch_size=stage.micro_batch_size,
                                               tokens_per_second=rate)
+                steady = self._steady.add(stage=stage.index, tokens=stage.tokens_per_step, seconds=seconds)
                 self._write_row(pending.step, "train", loss, int(pending.scored), stage.seq_len, lr=pending.lr,
-                                grad_norm=grad_norm, tokens_per_second=rate, mfu=mfu, bandwidth=bandwidth)
+                                grad_norm=grad_norm, tokens_per_second=rate, mfu=mfu, bandwidth=bandwidth,
+                                steady_tokens_per_second=steady)
             elif pending.result.overflow and self.engine.loss_scaler is not None:
                 logger.info("step %d: gradients overflowed in fp16 and were not applied; the loss scale is now %g",
                             pending.step, self.engine.loss_scaler.scale)
@@ -280,39 +276,48 @@ class Trainer:
         agree(latest.check_resumable, self.groups)
         self._resume(latest)
         self.curriculum.skip(steps=passed - self.curriculum.passed + lost - self.step)
-        agree(lambda: self._metrics.go_back(self.step) if self._metrics else None, self.groups)
+        agree(lambda: self._metrics.go_back(self.step, now=time.time()) if self._metrics else None, self.groups)
         self.watchdog.beat()
 
-    def _validate(self) -> str | None:
-        """Measure the validation loss. Returns why all ranks stop; the measurement is then given up."""
+    def _measure(self, most: int | None = None) -> tuple[Measured | None, str | None]:
+        """Run over the validation windows, or the first batches of them. Returns what was measured, or why all ranks
+        stop; the measurement is then given up."""
         reasons: list[str] = []
 
         def stop() -> bool:
             self.watchdog.beat()
-            reasons.extend(filter(None, [self.stop.agreed()]))
+            reasons.extend(filter(None, [self.stop.agreed() if most is None else None]))
             return bool(reasons)
 
-        seq_len = self.config.data.val_seq_len or self.config.data.seq_len
-        measured = validation_loss(self.engine.module, self.manifest, self._take, self.groups, self.device,
-                               seq_len=seq_len, batch_size=self.config.train.micro_batch_size, stop=stop,
-                                   watched=lambda batches: self.watchdog.each(batches, "a batch", remedy=NO_BATCH))
-        if measured is not None and math.isnan(measured[0]):
+        def watched(batches: Countable[Batch]) -> Iterator[Batch]:
+            shown = batches if most or self._metrics is None else self._metrics.validating(batches)
+            return self.watchdog.each(shown, "a batch", remedy=NO_BATCH)
+
+        measured = self.validation.measure(self.engine.module, stop=stop, watched=watched, most=most)
+        return measured, reasons[0] if reasons else None
+
+    def _validate(self) -> str | None:
+        """Measure the validation loss and write it down. Returns why all ranks stop; then there is none."""
+        measured, reason = self._measure()
+        if measured is not None and not math.isfinite(measured.loss):
             logger.warning("%s has no validation bases, or the model gives no number: there is no validation loss",
                            self.manifest.directory)
         elif measured is not None:
-            loss, scored = measured
-            self.val_loss, self.val_step = loss, self.step
-            self.best_val_loss = min(self.best_val_loss, loss)
-            self._write_row(self.step, "val", loss, scored, seq_len)
-        return reasons[0] if reasons else None
+            self.val_loss, self.val_step = measured.loss, self.step
+            self.best_val_loss = min(self.best_val_loss, measured.loss)
+            self._write_row(self.step, "val", *measured, self.validation.seq_len)
+        return reason
 
-    def _write_row(self, step: int, split: str, loss: float, scored: int, seq_len: int,
-                   **of_training: float | None) -> None:
+    def _write_row(self, step: int, split: str, loss: float, scored: int, seq_len: int, *, lr: float | None = None,
+                   grad_norm: float | None = None, tokens_per_second: float | None = None,
+                   **extras: float | None) -> None:
         if self._metrics is not None:
-            numbers = {"lr": None, "grad_norm": None, "tokens_per_second": None, **of_training}
-            self._metrics.write(Row(step=step, split=split, loss=loss, perplexity=perplexity(loss), seq_len=seq_len,
-                                    tokens=tokens_after(self.curriculum.stages, step), scored=scored, **numbers,
-                                    peak_memory_bytes=peak_memory_bytes(self.device)))
+            self._metrics.write(Row(
+                step=step, split=split, loss=loss, perplexity=perplexity(loss), seq_len=seq_len, scored=scored, lr=lr,
+                tokens=tokens_after(self.curriculum.stages, step), grad_norm=grad_norm, time=time.time(),
+                epoch=self.curriculum.epochs_after(step), tokens_per_second=tokens_per_second,
+                peak_memory_bytes=peak_memory_bytes(self.device),
+                extras={name: value for name, value in extras.items() if value is not None}))
 
     def _save(self) -> None:
         self.watchdog.beat(allow=SAVE_SECONDS)

@@ -13,9 +13,9 @@ import hyena_dist
 ROOT = Path(hyena_dist.__file__).parent
 LAYERS = [{"config"}, {"ops", "parallel", "data"}, {"runtime"}, {"engine", "model"}, {"checkpoint", "costs"}, {"train"},
           {"tasks", "convert"}, {"cli"}]
-DOORS = {"deepspeed": ("engine/",), "webdataset": ("data/",), "tensorboard": ("train/metrics.py",),
-         "torch.utils.tensorboard": ("train/metrics.py",), "megatron": ("model/", "parallel/groups.py"),
-         "triton": ("ops/",)}
+DOORS = {"deepspeed": ("engine/",), "webdataset": ("data/",), "tensorboard": ("train/board.py",),
+         "torch.utils.tensorboard": (), "wandb": ("train/weights_and_biases.py",),
+         "megatron": ("model/", "parallel/groups.py"), "triton": ("ops/",)}
 MODULES = sorted(ROOT.rglob("*.py"))
 
 
