@@ -224,7 +224,7 @@ def draw(path: Path) -> Path:
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
-    result = json.loads(path.read_text())
+    result = json.loads(path.read_text(encoding="utf-8"))
     rows, machine = result["rows"], result["machine"]
     one = next(row for row in rows if row["ranks"] == 1)
     ranks = sorted({row["ranks"] for row in rows})

@@ -11,7 +11,7 @@ from benchmarks.baseline import fft_causal_conv
 from benchmarks.compare import BASELINE, OURS, TOLERANCE, VALUE, YARDSTICK_TOLERANCE, Case, Measured, Results, Side
 from benchmarks.models import Models, Size, autocast, published
 from hyena_dist.costs.flops import parts, training_bytes
-from hyena_dist.ops.implicit_filter import KEPT_LAGS
+from hyena_dist.ops.implicit_filter import keeps_trunk
 from hyena_dist.ops.long_conv import causal_conv
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -96,7 +96,7 @@ def implicit_filter(size: Size, device: torch.device, precision: str) -> Case:
         return Inputs((dh,), (dh,))
 
     models = Models.build(Size(size.length, size.width, layers=1), device)
-    lags, recompute = [slice(0, size.length)], size.length > KEPT_LAGS
+    lags, recompute = [slice(0, size.length)], not keeps_trunk(size.length)
     ours = models.ours.layers[0].mixer.filter
     baseline, exact = (model.backbone.layers[0].mixer.filter_fn for model in (models.baseline, models.exact))
     return _case(size, inputs, "fp32", ("filter",),

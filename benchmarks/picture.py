@@ -13,7 +13,7 @@ def draw(path: Path) -> Path:
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
-    result = json.loads(path.read_text())
+    result = json.loads(path.read_text(encoding="utf-8"))
     rows = [row for row in result["rows"] if row["seconds"] is not None]
     lengths = sorted({row["length"] for row in rows})
     batches = {row["length"]: row["batch"] for row in rows}

@@ -78,6 +78,7 @@ SUBJECTS = {
                           lengths=[2**14], width=64, layers=4, tokens=2**14, rounds=3, dtype="fp32"),
     "loader": Subject("windows per second on one core against the published reading pattern", {"rounds": 5},
                       picture=False, needs=("pyfaidx",)),
+    "help": Subject("seconds of CPU in which each command answers --help", {"rounds": 5}, picture=False),
     "cp": Subject("bytes, peak memory and time of a rank against the number of context ranks",
                   {"rounds": 3, "length": 65536, "width": 64, "ranks": [1, 2, 4, 8]}),
 }
@@ -111,7 +112,7 @@ def _problem(args: argparse.Namespace) -> str | None:
             if args.length % ranks**2 or args.width % ranks:
                 return (f"{ranks} ranks need a --length that is a multiple of {ranks**2} and a --width that is one of "
                         f"{ranks}, got {args.length} and {args.width}")
-    elif args.subject != "loader":
+    elif args.subject not in ("loader", "help"):
         import torch
         roofline = getattr(args, "roofline", False)
         if args.device == "meta" and not roofline:
@@ -159,6 +160,9 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
         from benchmarks import loader
         cuda = False
         found: Sequence[Any] = loader.run(rounds=args.rounds)
+    elif args.subject == "help":
+        from benchmarks import start
+        cuda, found = False, start.run(rounds=args.rounds)
     elif args.subject == "cp":
         from benchmarks import cp
         cuda = cp.on_gpus(tuple(args.ranks))
@@ -217,7 +221,7 @@ def _write(args: argparse.Namespace, result: dict[str, Any]) -> None:
     size = f"-{result['size']['layers']}x{result['size']['width']}" if "size" in result else ""
     subject = result.get("subject", args.subject)
     path = args.out / f"{subject}{size}-{date.today()}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(path)
     if SUBJECTS[args.subject].picture and subject == args.subject:
         from benchmarks import cp, picture
@@ -237,7 +241,7 @@ def _machine(cuda: bool) -> dict[str, Any]:
 
 def _processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
     return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())

@@ -61,7 +61,7 @@ def check(task: Task) -> None:
     """In processes beside each other: one that fails takes its own cases with it, and no others."""
     started, running = time.monotonic(), []
     for i in range(PROCESSES):
-        log = (task.work / f"check-{i}.log").open("w+")
+        log = (task.work / f"check-{i}.log").open("w+", encoding="utf-8")
         command = [sys.executable, "-m", "benchmarks.gpu.around_cases", str(i), str(PROCESSES)]
         running.append((subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT,
                                          env=os.environ | {"OMP_NUM_THREADS": "1"}), log))

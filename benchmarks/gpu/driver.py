@@ -141,7 +141,7 @@ class Check:
     def _add(self, outcome: Outcome) -> None:
         self._outcomes.append(outcome)
         if outcome.status == "failed" and not any(row["ok"] is False for row in outcome.rows):
-            log = (self.work / f"{outcome.part.name}.log").read_text(errors="replace").strip().splitlines()
+            log = (self.work / f"{outcome.part.name}.log").read_text("utf-8", errors="replace").strip().splitlines()
             last = log[-1] if log else "died without a word"
             outcome.rows.append({"line": f"{outcome.part.name}: {last}", "ok": False})
         print("\n".join(outcome.text()), flush=True)
@@ -163,7 +163,7 @@ class Check:
             path = self.out / file
             path.parent.mkdir(parents=True, exist_ok=True)
             aside = path.with_name(f".{path.name}")
-            aside.write_text(text)
+            aside.write_text(text, encoding="utf-8")
             aside.replace(path)
         self._pack()
 

@@ -53,7 +53,7 @@ def compile_and_check(task: Task) -> None:
     started = time.monotonic()
     running = []
     for i in range(PROCESSES):
-        log = (task.work / f"compile-{i}.log").open("w+")
+        log = (task.work / f"compile-{i}.log").open("w+", encoding="utf-8")
         command = [sys.executable, "-m", "benchmarks.gpu.kernel_cases", str(i), str(PROCESSES)]
         running.append((subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT,
                                          env=os.environ | {"OMP_NUM_THREADS": "1"}), log))

@@ -36,7 +36,7 @@ def install(wheels: Path, site: Path) -> None:
         raise Unfit(f"--wheels {wheels}: no wheels there: fill it with benchmarks/gpu/fetch_wheels.sh")
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile",
                "--no-cache-dir", "--disable-pip-version-check", "--upgrade", "--target", str(site), *map(str, found)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, check=False, encoding="utf-8")
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise Unfit(f"--wheels {wheels}: pip refuses them ({reason}): they are for CPython 3.12 on x86-64, and this is "
@@ -59,7 +59,7 @@ def describe(root: Path, env: dict[str, str]) -> dict[str, Any]:
     Raises:
         Unfit: this Python has no torch.
     """
-    probe = subprocess.run([sys.executable, "-c", _PROBE], env=env, capture_output=True, text=True, check=False)
+    probe = subprocess.run([sys.executable, "-c", _PROBE], env=env, capture_output=True, encoding="utf-8", check=False)
     if probe.returncode:
         reason = (probe.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise Unfit(f"{sys.executable} cannot import torch ({reason}): use one that can, with make gpu PYTHON=...")
@@ -85,7 +85,7 @@ def _versions(first: list[str]) -> dict[str, str]:
 
 def _output(*command: str) -> str | None:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+        done = subprocess.run(command, capture_output=True, check=False, timeout=20, encoding="utf-8")
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip().splitlines()[0] if done.returncode == 0 and done.stdout.strip() else None

@@ -21,5 +21,5 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         why = report.longrepr[2].removeprefix("Skipped: ")
     row = {"test": report.nodeid, "outcome": report.outcome, "seconds": round(report.duration, 2), "why": why,
            "found": dict(report.user_properties)}
-    with Path(os.environ["GPU_CHECK_NOTES"], FINDINGS).open("a") as file:
+    with Path(os.environ["GPU_CHECK_NOTES"], FINDINGS).open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, default=str) + "\n")

@@ -138,7 +138,7 @@ def report(task: Task, done: Run, other: Run | None) -> None:
 
 def _last_words(done: Run) -> str:
     said = [line for log in sorted(done.directory.glob("output-*.log"))
-            for line in log.read_text(errors="replace").splitlines() if line.strip()]
+            for line in log.read_text(errors="replace", encoding="utf-8").splitlines() if line.strip()]
     wrong = [line for line in said if "rror" in line]
     return (wrong or said or ["it said nothing"])[-1][:160]
 

@@ -52,7 +52,7 @@ class Task:
         """Write down a finding: a line for the summary, whether it is as it should be, and its numbers."""
         self.failed |= ok is False
         print(line or json.dumps(numbers, default=str), flush=True)
-        with (self.work / FINDINGS).open("a") as file:
+        with (self.work / FINDINGS).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"line": line, "ok": ok, **numbers}, default=str) + "\n")
 
     def attempt(self, label: str, work: Callable[[], None]) -> None:
@@ -83,7 +83,7 @@ def read(work: Path) -> list[dict[str, Any]]:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Of a file of JSON lines, the whole ones."""
     found: list[dict[str, Any]] = []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
             found.append(json.loads(line))
         except json.JSONDecodeError:

@@ -25,7 +25,7 @@ def _files() -> list[str]:
     """Those of tests/gpu, and then the others that hold a test marked gpu."""
     first = sorted((ROOT / "tests" / "gpu").glob("test_*.py"))
     others = [path for path in sorted((ROOT / "tests").rglob("test_*.py"))
-              if path not in first and re.search(r"mark\.gpu\b", path.read_text())]
+              if path not in first and re.search(r"mark\.gpu\b", path.read_text(encoding="utf-8"))]
     return [str(path.relative_to(ROOT)) for path in (*first, *others)]
 
 

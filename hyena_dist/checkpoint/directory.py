@@ -160,7 +160,7 @@ def amend_metadata(path: str | Path, **values: Any) -> None:
         OSError: it could not be written; the checkpoint is as before.
     """
     text = seal({**read_metadata(path), **values})
-    write_whole(Path(path) / METADATA, lambda aside: aside.write_text(text))
+    write_whole(Path(path) / METADATA, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 
 def prune(checkpoints_dir: str | Path, *, keep: int = 2, passed_over: Collection[Path] = ()) -> None:

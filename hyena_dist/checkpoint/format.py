@@ -2,11 +2,13 @@
 
 A checkpoint is a directory `step-00000100/`: torch's distributed checkpoint files, `metadata.json`, and `COMPLETE`,
 written last, which lists the files with their sizes and digests. Keys are `<kind>/<parameter>` or, for a fused weight,
-`<kind>/<parameter>/<part>`; every tensor has its global shape, in float32, and is written by one rank. It is written
-aside and renamed, so a directory of the final name is whole or was damaged later.
+`<kind>/<parameter>/<part>`; every tensor has its global shape, in float32, and is written by one rank. A weight that
+was frozen is there without moments. A checkpoint is written aside and renamed, so a directory of the final name is
+whole or was damaged later.
 """
 
 import json
+import logging
 import secrets
 import shutil
 import warnings
@@ -28,13 +30,15 @@ from torch.futures import Future
 from hyena_dist.checkpoint.directory import Checkpoint, open_checkpoint
 from hyena_dist.checkpoint.files import MARKER, digests, entry
 from hyena_dist.checkpoint.metadata import METADATA, seal
-from hyena_dist.checkpoint.reader import INDEX, TensorReader
-from hyena_dist.config.errors import one_line
+from hyena_dist.checkpoint.reader import INDEX, CheckpointError, TensorReader
+from hyena_dist.config.errors import one_line, write_remedy
 from hyena_dist.config.whole import sync_directory
-from hyena_dist.engine.protocol import FIELDS, Engine, Placed, Table
+from hyena_dist.engine.protocol import FIELDS, MOMENTS, Engine, Placed, Table
 from hyena_dist.parallel.groups import Axis, Groups
 from hyena_dist.runtime.agree import agree, broadcast
 from hyena_dist.runtime.files import write_durably
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -123,41 +127,77 @@ def write_snapshot(path: str | Path, snapshot: Snapshot, groups: Groups) -> None
         raise
 
 
-def load_checkpoint(source: str | Path | Checkpoint, engine: Engine, table: Table, groups: Groups) -> dict[str, Any]:
+def load_checkpoint(source: str | Path | Checkpoint, engine: Engine, table: Table, groups: Groups, *,
+                    new_optimizer: bool = False) -> dict[str, Any]:
     """Set an engine's weights, moments and step count from a checkpoint, and return its metadata; collective.
+
+    Moments of weights that are frozen in this engine are passed over, which is logged.
 
     Args:
         source: a checkpoint, or the path of one. Where that is damaged, the sound one before it is taken, with a
             warning (`open_checkpoint`).
+        new_optimizer: take the weights alone; every moment and the step count start at 0. So training goes on with
+            weights that were frozen when the checkpoint was written. All moments start together because Adam has one
+            step count: at a count above 0 it does not correct moments of 0, and with betas 0.9 and 0.999 would move
+            such weights up to 6 times too far for some hundred steps.
 
     Raises:
-        CheckpointError: on every rank. No sound checkpoint, or one of another model: the engine is as before. Or a
-            tensor cannot be read: the parameters before it are set, and the engine is of no use.
+        CheckpointError: on every rank. No sound checkpoint, one of another model, or one without the moments of a
+            weight that is trained here: the engine is as before. Or a tensor cannot be read: the parameters before it
+            are set, and the engine is of no use.
     """
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, groups)
     shapes = {name: _part_shapes(shape, table[name], groups.tensor.size)
               for name, shape in engine.parameter_shapes.items()}
-    reader = agree(partial(_open, checkpoint.path, shapes), groups)
+    without = frozenset(shapes) if new_optimizer else engine.frozen
+    reader = agree(partial(_open, checkpoint.path, shapes, without), groups)
+    if groups.world.rank == 0 and not new_optimizer and (unused := _with_moments(reader, shapes) & without):
+        logger.info("%s holds moments of %d weights that are frozen here, %s one of them: they are passed over",
+                    checkpoint.path, len(unused), min(unused))
     for name, parts in shapes.items():
         # The import is collective: no rank may be left alone in it by one that could not read.
-        engine.import_parameter(name, agree(partial(_read_state, reader, name, parts, table[name], groups.tensor),
-                                            groups))
-    engine.optimizer_step_count = checkpoint.metadata["optimizer_step_count"]
+        state = agree(partial(_read_state, reader, name, parts, table[name], groups.tensor, name not in without),
+                      groups)
+        if new_optimizer and name not in engine.frozen:
+            state |= {field: torch.zeros_like(state["weight"]) for field in MOMENTS}
+        engine.import_parameter(name, state)
+    engine.optimizer_step_count = 0 if new_optimizer else checkpoint.metadata["optimizer_step_count"]
     return checkpoint.metadata
 
 
-def _open(path: Path, shapes: Mapping[str, Mapping[str, torch.Size]]) -> TensorReader:
+def _open(path: Path, shapes: Mapping[str, Mapping[str, torch.Size]], without: frozenset[str]) -> TensorReader:
+    """A reader of a checkpoint of these parameters, which must hold the moments of all but those `without`.
+
+    Raises:
+        CheckpointError: it is of another model, or has no moments of a weight that is trained.
+    """
     reader = TensorReader(path)
+    saved = _with_moments(reader, shapes)
+    known = {f"model/{name}{suffix}" for name, parts in shapes.items() for suffix in parts} <= reader.shapes.keys()
+    if known and (lacking := shapes.keys() - saved - without):
+        names = ", ".join(sorted(lacking)[:3]) + (", ..." if len(lacking) > 3 else "")
+        raise CheckpointError(f"{path} has no moments of {len(lacking)} weights that were frozen when it was written "
+                              f"and are trained here ({names}): freeze them again, or start Adam anew from its "
+                              "weights, by `launchers/convert.py RUN DEST --to checkpoint` or, in a program, by "
+                              "load_checkpoint(new_optimizer=True)")
     reader.check({f"{kind}/{name}{suffix}": shape for name, parts in shapes.items() for suffix, shape in parts.items()
-                  for kind in _KINDS.values()}, ignore=())
+                  for field, kind in _KINDS.items() if field == "weight" or name in saved or name not in without},
+                 ignore=())
     return reader
 
 
+def _with_moments(reader: TensorReader, shapes: Mapping[str, Mapping[str, torch.Size]]) -> set[str]:
+    """The parameters of which the checkpoint holds a moment."""
+    return {name for name, parts in shapes.items() for suffix in parts for field in MOMENTS
+            if f"{_KINDS[field]}/{name}{suffix}" in reader.shapes}
+
+
 def _read_state(reader: TensorReader, name: str, parts: Mapping[str, torch.Size], placement: Placed,
-                tensor: Axis) -> dict[str, torch.Tensor]:
-    """This tensor rank's part of a parameter and its moments."""
+                tensor: Axis, moments: bool) -> dict[str, torch.Tensor]:
+    """This tensor rank's part of a parameter, and of its moments if they are asked for."""
     state = {}
-    for field, kind in _KINDS.items():
+    for field in FIELDS if moments else ("weight",):
+        kind = _KINDS[field]
         blocks = reader.read({f"{kind}/{name}{suffix}": shape for suffix, shape in parts.items()})
         state[field] = merge_parts({suffix: _local(blocks[f"{kind}/{name}{suffix}"], placement, tensor)
                                     for suffix in parts}, placement)
@@ -232,9 +272,9 @@ def _owned_tensors(engine: Exporter, table: Table, groups: Groups) -> dict[str, 
 def _global_tensors(engine: Exporter, table: Table, tensor: Axis) -> Iterator[tuple[str, torch.Tensor]]:
     for name in engine.parameter_shapes:
         state = engine.export_parameter(name)
-        for field, kind in _KINDS.items():
-            for suffix, part in split_parts(state[field], table[name]).items():
-                yield f"{kind}/{name}{suffix}", _gathered(part, table[name], tensor)
+        for field, value in state.items():
+            for suffix, part in split_parts(value, table[name]).items():
+                yield f"{_KINDS[field]}/{name}{suffix}", _gathered(part, table[name], tensor)
 
 
 def _gathered(part: torch.Tensor, placement: Placed, tensor: Axis) -> torch.Tensor:
@@ -300,7 +340,7 @@ def _together(action: Callable[[], T], groups: Groups, path: Path) -> T:
         try:
             return action()
         except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError too
-            raise OSError(f"{path}: the checkpoint could not be written ({one_line(error)}): make room there or choose "
-                          "another directory") from error
+            raise OSError(f"{path}: the checkpoint could not be written ({one_line(error)}): "
+                          f"{write_remedy(error, 'change train.run_dir')}") from error
 
     return agree(attempt, groups)

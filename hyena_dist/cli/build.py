@@ -12,17 +12,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
+from hyena_dist.config.errors import UserError, one_line, write_remedy
 
-from hyena_dist.config.errors import one_line
-from hyena_dist.data.build import build, survey
-from hyena_dist.data.census import Census
-from hyena_dist.data.errors import DataError
-from hyena_dist.data.fasta import Source
-from hyena_dist.data.index import FILE_NAME
-from hyena_dist.data.splits import SPLITS, BedSplits, ContigSplits, FractionSplits, Splits
+if TYPE_CHECKING:  # numpy and webdataset take a second: --help should not
+    from hyena_dist.data.census import Census
+    from hyena_dist.data.splits import Splits
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -33,24 +29,31 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     splits = parser.add_mutually_exclusive_group()
     splits.add_argument("--bed", type=Path, help="rows of contig, start, end, split (train, val or valid, test); "
                                                  "bases in no row are not used")
-    splits.add_argument("--val-contigs", metavar="A,B", help="contigs that validate; all others train")
+    splits.add_argument("--val-contigs", action="append", metavar="A,B",
+                        help="contigs that validate; all others train. May be given several times; a name that has a "
+                             "comma in it wants an option of its own")
     splits.add_argument("--val-fraction", type=float, metavar="F",
                         help="share of each contig, as one stretch at a place drawn from its name, that validates")
     parser.add_argument("--dry-run", action="store_true", help="read and check everything, write nothing")
     return parser.parse_args(argv)
 
 
-def choose_splits(args: argparse.Namespace) -> Splits:
+def choose_splits(args: argparse.Namespace) -> "Splits":
+    from hyena_dist.data.splits import BedSplits, ContigSplits, FractionSplits, Splits
     if args.bed is not None:
         return BedSplits(args.bed)
     if args.val_contigs is not None:
-        return ContigSplits([name for name in args.val_contigs.split(",") if name])
+        return ContigSplits(args.val_contigs)
     if args.val_fraction is not None:
         return FractionSplits(args.val_fraction)
     return Splits()
 
 
-def print_summary(census: Census, splits: Splits) -> None:
+def print_summary(census: "Census", splits: "Splits") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from hyena_dist.data.splits import SPLITS
     table = Table("", "bases", title=None)
     table.add_row(f"{len(census.contigs):,} contigs", f"{sum(info.bases for info in census.contigs):,}")
     for split in SPLITS:
@@ -63,6 +66,10 @@ def print_summary(census: Census, splits: Splits) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from hyena_dist.data.build import build, survey
+    from hyena_dist.data.census import Census
+    from hyena_dist.data.fasta import Source
+    from hyena_dist.data.index import FILE_NAME
     sources = [Source.parse(argument) for argument in args.fasta]
     splits = choose_splits(args)
     if args.dry_run:
@@ -81,13 +88,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     try:
         run(args)
-    except DataError as error:
+    except UserError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
     except OSError as error:
-        print(f"error: {args.out}: cannot be written ({error}); nothing is left behind, free space or change --out",
-              file=sys.stderr)
+        print(f"error: {args.out}: cannot be written ({error}): nothing is left behind; "
+              f"{write_remedy(error, 'change --out')}", file=sys.stderr)
         return 1
     return 0

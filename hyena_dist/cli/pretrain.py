@@ -7,7 +7,6 @@ import argparse
 import logging
 import os
 import sys
-import threading
 import warnings
 from collections.abc import Sequence
 from functools import partial
@@ -46,8 +45,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     for library in ("megatron", "deepspeed"):  # their chatter about optional parts
         logging.getLogger(library).setLevel(logging.WARNING)
         warnings.filterwarnings("ignore", module=rf"{library}\.")
-    default = threading.excepthook  # TensorBoard's writer raises its failed writes here, and once more where we look
-    threading.excepthook = lambda failed: None if issubclass(failed.exc_type, OSError) else default(failed)
     try:
         return _run(args)
     except (UserError, TrainingError, OSError) as error:  # the last: a full disk, a peer that is gone
@@ -70,9 +67,9 @@ def _run(args: argparse.Namespace) -> int:
 
     launchers = launcher_processes()
 
+    environment = rank_environment(os.environ)  # a mistake in it may be of this rank alone
     try:
         config = load_config(args.config, args.overrides)
-        environment = rank_environment(os.environ)
         check(config, world_size=int(environment["WORLD_SIZE"]))
         check_raw_section(config.engine.deepspeed)
     except UserError as error:

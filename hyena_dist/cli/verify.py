@@ -10,10 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hyena_dist.config.errors import one_line
-from hyena_dist.data.errors import DataError
-from hyena_dist.data.fasta import Source
-from hyena_dist.data.verify import verify
+from hyena_dist.config.errors import UserError, one_line
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -27,9 +24,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
+    # Imported here: numpy and webdataset take a second, --help should not.
+    from hyena_dist.data.fasta import Source
+    from hyena_dist.data.verify import verify
     try:
         manifest = verify(args.directory, [Source.parse(argument) for argument in args.fasta])
-    except DataError as error:
+    except UserError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

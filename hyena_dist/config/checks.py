@@ -5,6 +5,7 @@
 
 from hyena_dist.config.errors import ConfigError
 from hyena_dist.config.schema import Config
+from hyena_dist.config.sections.optim import OptimSection
 from hyena_dist.config.warmup import Stage, stages
 
 
@@ -31,6 +32,12 @@ def accumulation_steps(*, global_batch_size: int, micro_batch_size: int, data_ra
         raise ConfigError(_not_a_multiple("train.global_batch_size", global_batch_size, unit,
                                           f"train.micro_batch_size {micro_batch_size} x {data_ranks} data ranks"))
     return global_batch_size // unit
+
+
+def cooldown_steps(optim: OptimSection, steps: int) -> int:
+    """Steps of the cool-down that ends a run of `steps` steps with optim.schedule=wsd; at least 1."""
+    cooldown = 0.2 if optim.cooldown is None else optim.cooldown
+    return max(1, round(cooldown * steps if cooldown < 1 else cooldown))
 
 
 def _engine(config: Config) -> list[str]:
@@ -74,9 +81,15 @@ def _batch(config: Config, world_size: int) -> list[str]:
 
 
 def _schedule(config: Config) -> list[str]:
-    if config.optim.warmup_steps < config.train.steps:
-        return []
-    return [f"optim.warmup_steps ({config.optim.warmup_steps}) must be less than train.steps ({config.train.steps})"]
+    """Warm-up and cool-down fit into the run."""
+    optim, steps = config.optim, config.train.steps
+    if optim.warmup_steps >= steps:
+        return [f"optim.warmup_steps ({optim.warmup_steps}) must be less than train.steps ({steps})"]
+    if optim.schedule == "wsd" and optim.warmup_steps + cooldown_steps(optim, steps) > steps:
+        return [f"optim.warmup_steps ({optim.warmup_steps}) and the {cooldown_steps(optim, steps)} steps of "
+                f"optim.cooldown are more than train.steps ({steps}): use a cool-down of at most "
+                f"{steps - optim.warmup_steps} steps"]
+    return []
 
 
 def _warmup_stages(config: Config, world_size: int) -> list[tuple[str, Stage]]:

@@ -1,5 +1,6 @@
 """Errors that commands print as one line. All others are defects."""
 
+import errno
 import re
 from typing import TypeVar
 
@@ -34,6 +35,27 @@ def is_agreed(error: BaseException) -> bool:
 def one_line(error: object) -> str:
     """A message, or what another object says, in one line; of an error without one its type."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+_WRITE_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room there"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "get permission to write there"),
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    **dict.fromkeys((errno.EIO, errno.ESTALE, errno.ENODEV, errno.ETIMEDOUT, errno.EREMOTEIO),
+                    "have its disk or file server looked at"),
+}
+"""What mends a failed write, by its number; for all others, as a read-only file system, only another place does."""
+
+
+def write_remedy(error: BaseException, elsewhere: str) -> str:
+    """What to do about a failed write: what its kind asks for, or else `elsewhere`, a phrase that says how to choose
+    another place. The number of an error that a library has wrapped is found in its text."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and (found := re.search(r"\[Errno (\d+)\]", str(error))):
+        number = int(found[1])
+    mend = _WRITE_REMEDIES.get(number or 0)
+    return f"{mend} or {elsewhere}" if mend else elsewhere
 
 
 def first_sentence(error: BaseException) -> str:

@@ -12,7 +12,7 @@ FREE_KEYS = frozenset({
     "data.num_workers",
     # Cadence and places. The shards are compared by their content, not by their path.
     "train.run_dir", "train.resume", "train.eval_every", "train.save_every", "train.on_nonfinite",
-    "train.profile_steps", "data.shards",
+    "train.profile_steps", "data.shards", "data.val_tokens", "train.wandb",
 })
 FREE_SECTIONS = frozenset({"parallel", "engine", "ops"})
 

@@ -33,8 +33,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), *, env: Mapping
     try:
         return replace(config, data=replace(data, shards=_expanded("data.shards", data.shards, env)),
                        train=replace(train, run_dir=_expanded("train.run_dir", train.run_dir, env), resume=resume))
-    except ValueError as error:  # what no path is, from a variable
-        raise ConfigError(f"{path}: {error}") from error
+    except ConfigError:
+        raise
+    except ValueError as error:  # what a variable holds is no path
+        raise ConfigError(f"{error}: correct the environment variable in it, or write the path itself") from error
 
 
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -56,11 +58,29 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the configuration: {error.strerror or error}") from error
     except (YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{source}: not a valid YAML file: {one_line(error)}") from error
+        kind = "YAML file" if source == str(path) else "value of YAML: write it in quotes"
+        raise ConfigError(f"{source}: not a valid {kind}: {one_line(error)}") from error
     except (OmegaConfBaseException, ValueError, TypeError) as error:
-        raise ConfigError(f"{source}: {_explain(error)}") from error
+        why = _explain(error)
+        if source == str(path) and overrides:
+            source = _to_blame(path, overrides, why)
+        raise ConfigError(f"{source}: {why}") from error
     assert isinstance(config, Config)
     return config
+
+
+def _to_blame(path: str | Path, overrides: Sequence[str], why: str) -> str:
+    """Where a value comes from that only the whole configuration refuses: the file, if it is refused so by itself; else
+    the arguments whose keys the message names, or all of them."""
+    try:
+        read_config(path)
+    except ConfigError as error:
+        if str(error) == f"{path}: {why}":
+            return str(path)
+    named = [override for override in overrides
+             if re.search(rf"(?<![\w.]){re.escape(override.partition('=')[0])}(?![\w])", why)]
+    given = [repr(override) for override in named or overrides]
+    return f"argument{'s' if len(given) > 1 else ''} {', '.join(given)}"
 
 
 def dump_config(config: Config) -> str:

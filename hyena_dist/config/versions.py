@@ -17,6 +17,6 @@ def library_version(name: str) -> str:
 
 def own_version() -> str:
     """The release of this project: that of the checkout whose code runs, else of the installed distribution."""
-    if _PROJECT.is_file() and (found := re.search(r'^version = "(.+)"$', _PROJECT.read_text(), re.MULTILINE)):
+    if _PROJECT.is_file() and (found := re.search(r'^version = "(.+)"$', _PROJECT.read_text("utf-8"), re.MULTILINE)):
         return found[1]
     return library_version("hyena-dist")

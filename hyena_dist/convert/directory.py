@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hyena_dist.checkpoint.directory import Checkpoint, choose_checkpoint, open_checkpoint, step_of
 from hyena_dist.checkpoint.format import check_model_weights, load_model_weights, save_checkpoint, weight_shapes
-from hyena_dist.config.errors import first_sentence
+from hyena_dist.config.errors import first_sentence, write_remedy
 from hyena_dist.config.formats import FORMATS
 from hyena_dist.config.plain import open_regular, read_object
 from hyena_dist.config.sections.model import ModelSection
@@ -91,7 +91,8 @@ def write_model(dest: str | Path, format: str, section: ModelSection, model: Hye
     try:
         _WRITERS[format](dest, section, model, source)
     except OSError as error:
-        raise ConversionError(f"{dest}: could not be written ({error}): choose another destination") from error
+        raise ConversionError(f"{dest}: could not be written ({error}): "
+                              f"{write_remedy(error, 'choose another destination')}") from error
     return sorted(path.name for path in dest.iterdir())
 
 
@@ -194,7 +195,7 @@ def _write_huggingface(dest: Path, section: ModelSection, model: HyenaModel, _so
 
 def _write(dest: Path, config: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
     with new_directory(dest) as aside:
-        (aside / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
+        (aside / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         for name, content in files.items():
             (aside / name).write_bytes(content)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from scipy.fft import next_fast_len
 
 from hyena_dist.config.sections.model import ModelSection
-from hyena_dist.ops.implicit_filter import KEPT_LAGS
+from hyena_dist.ops.implicit_filter import keeps_trunk
 
 TRAINING_PASSES = 3
 """Forward, and a backward pass of twice its work: gradients of the inputs and of the weights. The long convolution has
@@ -87,7 +87,7 @@ def recomputed_flops(section: ModelSection, seq_len: int, micro_batch_size: int,
     hyena_layers, width = layer_kinds(section).count("H"), section.filter_order
     blocks = sum(found.values()) - found["embedding"] - found["head"]
     trunk = hyena_layers * 2.0 * seq_len * width * (section.filter_emb_dim + section.filter_num_inner_mlps * width)
-    at_least = trunk if seq_len > KEPT_LAGS else 0.0
+    at_least = 0.0 if keeps_trunk(seq_len) else trunk
     inner = (hyena_layers * _linear(tokens, D, (section.hyena_order + 1) * D).flops
              + section.num_layers * _linear(tokens, D, section.inner_size).flops + trunk)
     return {"none": at_least, "selective": inner, "block": blocks + at_least,

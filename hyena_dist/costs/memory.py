@@ -15,7 +15,7 @@ from hyena_dist.config.sections.engine import EngineSection
 from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.costs.flops import layer_kinds
 from hyena_dist.ops.chunking import product_elements, transform_elements
-from hyena_dist.ops.implicit_filter import KEPT_LAGS
+from hyena_dist.ops.implicit_filter import keeps_trunk
 from hyena_dist.ops.triton.plans import measured
 
 FP32 = 4
@@ -113,7 +113,7 @@ def _hyena(section: ModelSection, seq_len: int, batch: int, E: int, wide: bool,
     D, N, tokens = section.hidden_size, section.hyena_order, batch * seq_len
     stream, projection, filters = FP32 * tokens * D, E * (N + 1) * tokens * D, FP32 * (N - 1) * D * seq_len
     activations = section.filter_emb_dim + 3 * (section.filter_num_inner_mlps + 1) * section.filter_order
-    trunk = FP32 * activations * seq_len + filters if seq_len <= KEPT_LAGS else 0  # and the filters' window
+    trunk = FP32 * activations * seq_len + filters if keeps_trunk(seq_len) else 0  # and the filters' window
     elements = min(D * tokens, max(tokens, transform_elements(seq_len, device)))
     if device.type == "cuda" and E < FP32 and N == 2 and measured(seq_len):
         chunk = (KERNELS_ROW + KERNELS_FILTER / batch) * elements

@@ -1,11 +1,10 @@
 """FASTA files, one contig at a time, strictly: what is not surely a whole sequence is refused.
 
-Plain, gzip and bgzip files are told apart by their first bytes, not by their names. Lines end in LF, CR LF or CR, also
-in one file. A sequence may hold the IUPAC codes ACGTURYSWKMBDHVN in upper and lower case; they are kept as they are.
-Gaps, stops, blanks and everything else are refused.
+Plain, gzip and bgzip files are told apart by their first bytes, not by their names, and files of other kinds are named
+with the command that converts them. Lines end in LF, CR LF or CR, also in one file. A sequence may hold the IUPAC codes
+ACGTURYSWKMBDHVN in upper and lower case, which are kept. Gaps, stops, blanks and everything else are refused.
 """
 
-import gzip
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +13,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from hyena_dist.config.kinds import START_BYTES, inside_gzip, kind_of, not_as_it_is
 from hyena_dist.config.plain import open_regular
 from hyena_dist.data.errors import DataError
 
@@ -26,7 +26,10 @@ _BETWEEN_TITLES = b"\x01"
 _BLOCK = 1 << 24
 _MAX_HEADER = 1 << 20
 _GZIP_MAGIC = b"\x1f\x8b"
-_BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
+_GZIP_HEADER = 18
+"""Bytes of a member in which bgzip says that it made it."""
+_GZIP_BLOCK = 1 << 16
+"""Small, for what is left of a block at the end of a member is copied, and bgzip's members are small."""
 
 
 class Source(NamedTuple):
@@ -65,19 +68,80 @@ def as_dna(bases: np.ndarray) -> np.ndarray:
     return np.where(letters == ord("U"), bases - 1, bases)
 
 
-def _open(path: Path, raw: BinaryIO) -> BinaryIO:
-    start = raw.read(16)
+class _GzipMembers:
+    """What the members of a gzip file hold, one after the other; those of bgzip and of gzip may alternate, as in files
+    that were joined, and zeros behind them are padding.
+
+    Raises, while it is read:
+        EOFError: it ends inside a member.
+        zlib.error: it is damaged.
+        DataError: the bgzip file, or the first of those that were joined, has lost its end: each has an empty member
+            there, so that a file cut between two members is known.
+    """
+
+    def __init__(self, path: Path, raw: BinaryIO):
+        self._path, self._raw = path, raw
+        self._pieces = self._read_members()
+        self._held: list[bytes] = []
+
+    def read(self, size: int) -> bytes:
+        """The next `size` bytes; fewer only at the end."""
+        held = sum(map(len, self._held))
+        while held < size and (piece := next(self._pieces, None)) is not None:
+            self._held.append(piece)
+            held += len(piece)
+        data = b"".join(self._held)
+        self._held = [data[size:]]
+        return data[:size]
+
+    def _read_members(self) -> Iterator[bytes]:
+        data, open_bgzip = self._raw.read(_GZIP_BLOCK), False
+        while data:
+            if len(data) < _GZIP_HEADER:
+                data += self._raw.read(_GZIP_BLOCK)
+            is_bgzip = bool(data[3:4] and data[3] & 4) and data[12:14] == b"BC"
+            if open_bgzip and not is_bgzip:
+                break
+            unpacker, size = zlib.decompressobj(zlib.MAX_WBITS | 16), 0
+            while not unpacker.eof:
+                if not data:
+                    raise EOFError
+                piece = unpacker.decompress(data)
+                size += len(piece)
+                data = unpacker.unused_data or (b"" if unpacker.eof else self._raw.read(_GZIP_BLOCK))
+                if piece:
+                    yield piece
+            open_bgzip = is_bgzip and size > 0
+            data = self._without_zeros(data)
+        if open_bgzip:
+            raise DataError(f"{self._path}: the bgzip file is cut short (no end marker); copy or download it again")
+
+    def _without_zeros(self, data: bytes) -> bytes:
+        """What follows a member, from the first byte on that is not 0; nothing: the file ends here."""
+        data = data.lstrip(b"\0")
+        while not data and (block := self._raw.read(_GZIP_BLOCK)):
+            data = block.lstrip(b"\0")
+        return data
+
+
+def _open(path: Path, raw: BinaryIO) -> "BinaryIO | _GzipMembers":
+    """The uncompressed stream of a file.
+
+    Raises:
+        DataError: it is empty, or of another kind.
+    """
+    start = raw.read(START_BYTES)
     raw.seek(0)
     if not start:
         raise DataError(f"{path}: the file is empty; give a FASTA file that holds sequence")
     if not start.startswith(_GZIP_MAGIC):
+        if kind := kind_of(start):
+            raise DataError(not_as_it_is(kind, path, "converted.fa"))
         return raw
-    if start[3] & 4 and start[12:14] == b"BC":
-        raw.seek(max(0, raw.seek(0, 2) - len(_BGZF_END)))
-        if raw.read() != _BGZF_END:
-            raise DataError(f"{path}: the bgzip file is cut short (no end marker); copy or download it again")
-        raw.seek(0)
-    return gzip.GzipFile(fileobj=raw)  # type: ignore[return-value]
+    if kind := kind_of(_GzipMembers(path, raw).read(START_BYTES)):
+        raise DataError(not_as_it_is(inside_gzip(kind), path, "converted.fa"))
+    raw.seek(0)
+    return _GzipMembers(path, raw)
 
 
 def _blocks(path: Path, on_bytes: Callable[[int], None]) -> Iterator[bytes]:
@@ -89,13 +153,30 @@ def _blocks(path: Path, on_bytes: Callable[[int], None]) -> Iterator[bytes]:
                 on_bytes(raw.tell() - position)
                 position = raw.tell()
                 yield block
+            on_bytes(raw.tell() - position)
     except EOFError:
         raise DataError(f"{path}: the gzip file is cut short; copy or download it again") from None
-    except (gzip.BadGzipFile, zlib.error) as error:
+    except zlib.error as error:
         raise DataError(f"{path}: the gzip file is damaged ({error}); copy or download it again") from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); give the path of a FASTA file, and write "
-                        f"what comes out of a pipe into one first") from None
+        raise DataError(_cannot_be_read(path, error)) from None
+
+
+def check_kind(path: Path) -> None:
+    """Raises DataError: the file cannot be opened, is empty, or is of another kind than a reader of FASTA takes."""
+    next(_blocks(path, _no_report), None)
+
+
+def _cannot_be_read(path: Path, error: OSError) -> str:
+    """One line on a file that cannot be opened or read, with the remedy for its kind."""
+    if "but a pipe" in str(error):
+        remedy = "a pipe can be read only once, and shards are verified against the file: write what comes out of it " \
+                 "to a file first, as in `COMMAND > genome.fa`"
+    elif "but a directory" in str(error):
+        remedy = "give the FASTA files in it"
+    else:
+        remedy = "give the path of a FASTA file"
+    return f"{path}: cannot be read ({error.strerror or error}); {remedy}"
 
 
 def _with_line_feeds(blocks: Iterable[bytes]) -> Iterator[bytes]:

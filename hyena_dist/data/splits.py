@@ -10,10 +10,12 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
+from hyena_dist.config.kinds import START_BYTES, kind_of_text, not_as_it_is
 from hyena_dist.config.plain import open_regular
 from hyena_dist.data.errors import DataError
 
 SPLITS = ("train", "val", "test")
+_BROWSER_WORDS = ("position", "hide", "dense", "pack", "squish", "full")
 _ALIASES = {"valid": "val", "validation": "val"}
 
 
@@ -44,21 +46,32 @@ class Splits:
 
 
 class ContigSplits(Splits):
-    """These contigs validate, every other trains."""
+    """These contigs validate, every other trains.
 
-    def __init__(self, held_out: Collection[str]):
-        if not held_out:
+    Args:
+        lists: names, or names joined by commas. One that is as a whole the name of a contig is that contig, comma and
+            all; it is then refused where its parts are contigs, too.
+    """
+
+    def __init__(self, lists: Collection[str]):
+        self._parts = {text: [name for name in text.split(",") if name] for text in lists}
+        self.held_out = {*self._parts, *(name for parts in self._parts.values() for name in parts)}
+        if not any(self._parts.values()):
             raise DataError("--val-contigs: no name is given; write them as in chr14,chrX, or leave the option out")
-        self.held_out = held_out
         self.asked_by, self.wanted = "--val-contigs", ("val",)
 
     def stretches(self, contig: str, bases: int) -> list[Stretch]:
         return [Stretch(0, bases, "val" if contig in self.held_out else "train")]
 
     def check_contigs(self, known: Collection[str]) -> None:
-        for contig in self.held_out:
-            if contig not in known:
-                raise DataError(f"--val-contigs: {contig!r} is in none of the FASTA files; check the name (chr1 or 1?)")
+        for text, parts in self._parts.items():
+            whole = text in known and parts != [text]
+            for contig in parts:
+                if whole and contig in known:
+                    raise DataError(f"--val-contigs: {text!r} is a contig, and so is {contig!r}; rename one of them")
+                if not whole and contig not in known:
+                    raise DataError(f"--val-contigs: {contig!r} is in none of the FASTA files; check the name (chr1 or "
+                                    "1?), and give a name with a comma in it an option --val-contigs of its own")
 
 
 class FractionSplits(Splits):
@@ -81,6 +94,25 @@ class FractionSplits(Splits):
         return [stretch for stretch in found if stretch.start < stretch.end]
 
 
+def _text_lines(path: Path) -> list[str]:
+    """Raises DataError: it cannot be read, or is not text of UTF-8."""
+    try:
+        with open_regular(path) as file:
+            content = file.read()
+        if kind := kind_of_text(content[:START_BYTES]):
+            raise DataError(not_as_it_is(kind, path, "converted.bed"))
+        return content.decode("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); give a BED file as plain text of UTF-8") from None
+
+
+def _is_of_a_browser(fields: list[str]) -> bool:
+    """Whether a line tells a genome browser how to show the rows. One that is a row of a contig of that name is not."""
+    if fields[0] == "track":
+        return len(fields) == 1 or "=" in fields[1]
+    return fields[0] == "browser" and (len(fields) == 1 or fields[1] in _BROWSER_WORDS)
+
+
 class BedSplits(Splits):
     """The rows of a BED: contig, start, end and, as the fourth column, train, val (or valid) or test.
 
@@ -91,14 +123,9 @@ class BedSplits(Splits):
     def __init__(self, path: Path):
         self.path = path
         rows: dict[str, list[tuple[Stretch, int]]] = {}
-        try:
-            with open_regular(path) as file:
-                lines = file.read().decode().splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: cannot be read ({error}); give a BED file as plain text") from None
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(_text_lines(path), 1):
             fields = line.split()
-            if fields and not line.startswith("#") and fields[0] not in ("track", "browser"):
+            if fields and not line.startswith("#") and not _is_of_a_browser(fields):
                 rows.setdefault(fields[0], []).append((self._parse(fields, number), number))
         if not rows:
             raise DataError(f"{path}: holds no rows; write lines of contig, start, end, split")

@@ -229,24 +229,36 @@ def _batches(windows: _Windows, numbers: _RankNumbers, num_workers: int) -> Gene
             yield Batch(torch.from_numpy(ids), torch.from_numpy(window_numbers), scored)
 
 
-def validation_batches(manifest: Manifest, *, split: str = "val", seq_len: int, batch_size: int, dp_rank: int = 0,
-                       dp_size: int = 1, part: Part | None = None) -> Iterator[Batch]:
-    """Every window of a split once, in order, tiled with stride L = seq_len from each interval's start.
+class ValidationBatches:
+    """The windows of a split, tiled with stride L = seq_len from each interval's start, as batches of one data rank.
 
     Each A, C, G and T is scored exactly once, but an interval's first base, which has nothing before it. All ranks get
     the same number of batches of the same shape; rows past the end are [PAD] and score nothing.
 
     Args:
-        part: of every window; None: all of it.
+        tokens: at most so many, in whole windows but at least one, at even distances over the split: the same windows
+            whatever the number of ranks and the size of a batch; None: all of them.
+        part: what this rank reads of every window; None: all of it.
     """
-    part = part or Part(0, seq_len)
-    tiles = [(interval, start) for interval in manifest.intervals(split)
-             for start in range(0, interval.bases - 1, seq_len)]
-    stride = batch_size * dp_size
-    for first in range(0, len(tiles), stride):
-        numbers = range(first + dp_rank * batch_size, first + (dp_rank + 1) * batch_size)
-        ids = np.full((batch_size, part.tokens + 1), PAD, dtype=np.uint8)
-        for row, (interval, start) in zip(ids, tiles[numbers.start : numbers.stop], strict=False):
-            bases = min(seq_len + 1, interval.bases - start)
-            _read_row(manifest, row, part, interval.first_base + start, bases, reverse=False)
-        yield Batch(torch.from_numpy(ids), torch.tensor(numbers), _scored(ids))
+
+    def __init__(self, manifest: Manifest, *, split: str = "val", seq_len: int, batch_size: int, dp_rank: int = 0,
+                 dp_size: int = 1, tokens: int | None = None, part: Part | None = None):
+        self._manifest, self._seq_len, self._batch_size, self._dp_rank = manifest, seq_len, batch_size, dp_rank
+        self._stride, self._part = batch_size * dp_size, part or Part(0, seq_len)
+        tiles = [(interval, start) for interval in manifest.intervals(split)
+                 for start in range(0, interval.bases - 1, seq_len)]
+        windows = len(tiles) if tokens is None else min(len(tiles), max(1, tokens // seq_len))
+        self._tiles = [tiles[number * len(tiles) // windows] for number in range(windows)]
+
+    def __len__(self) -> int:
+        return -(-len(self._tiles) // self._stride)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for first in range(0, len(self._tiles), self._stride):
+            start = first + self._dp_rank * self._batch_size
+            numbers = range(start, start + self._batch_size)
+            ids = np.full((self._batch_size, self._part.tokens + 1), PAD, dtype=np.uint8)
+            for row, (interval, base) in zip(ids, self._tiles[numbers.start : numbers.stop], strict=False):
+                bases = min(self._seq_len + 1, interval.bases - base)
+                _read_row(self._manifest, row, self._part, interval.first_base + base, bases, reverse=False)
+            yield Batch(torch.from_numpy(ids), torch.tensor(numbers), _scored(ids))

@@ -23,7 +23,7 @@ from hyena_dist.config.plain import open_regular
 from hyena_dist.data import segment, segment1
 from hyena_dist.data.build import describe, progress_bar
 from hyena_dist.data.errors import DataError
-from hyena_dist.data.fasta import Source, as_dna
+from hyena_dist.data.fasta import Source, as_dna, check_kind
 from hyena_dist.data.index import FILE_NAME, Shard, open_shard
 from hyena_dist.data.manifest import Manifest
 from hyena_dist.data.splits import SPLITS
@@ -151,6 +151,7 @@ def _check_fasta(manifest: Manifest, sources: Sequence[Source]) -> None:
         segments.setdefault(row.contig, []).append(key)
     held = lru_cache(maxsize=64)(manifest.read_sample)  # many short contigs are in one
     for source in sources:
+        check_kind(source.path)
         try:
             for name, bases in records(source):
                 number = missing.pop(name, None)

@@ -7,6 +7,7 @@ import math
 import os
 import warnings
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ from deepspeed.utils import (
 from hyena_dist.config.errors import ConfigError, first_sentence
 from hyena_dist.engine.adam import create_state, guard, require_adam, set_step_count, step_count
 from hyena_dist.engine.deepspeed_config import with_buckets
+from hyena_dist.engine.frozen import drop_frozen, frozen_names, refuse_change
 from hyena_dist.engine.grad_norm import clip_gradients, global_grad_norm
 from hyena_dist.engine.loss_scale import LossScaler
 from hyena_dist.engine.protocol import MOMENTS, StepResult, Table
@@ -81,13 +83,14 @@ def prepare_deepspeed(model: nn.Module, ds_config: Mapping[str, Any], groups: Gr
         ds_config: DeepSpeed's configuration; `deepspeed_config` makes one from ours. Buckets that it does not set are
             no larger than the model.
         table: which parameters are split over the tensor ranks; needed only where there are several.
-        optimizer: Adam (`engine.adam`) over the model's parameters; None: DeepSpeed makes it from `ds_config`.
+        optimizer: Adam (`engine.adam`) over the model's parameters; None: DeepSpeed makes it from `ds_config`. The
+            engine takes weights out of it that are frozen (`requires_grad` False), and groups with no others.
         loss_scaler: for a model that computes in fp16.
 
     Raises:
         RuntimeError: torch.distributed is not initialised.
         ConfigError: DeepSpeed refuses a key of `ds_config`.
-        ValueError: tensor ranks without a table, a frozen parameter, no optimizer or one that is no Adam.
+        ValueError: tensor ranks without a table, no optimizer or one that is no Adam, nothing that is trained.
     """
     _check_arguments(model, ds_config, groups, table, optimizer)
     if groups.tensor.size > 1 and table is not None:
@@ -102,6 +105,8 @@ def prepare_deepspeed(model: nn.Module, ds_config: Mapping[str, Any], groups: Gr
                             message=r"`torch\.distributed\.(all_gather_into|reduce_scatter)_tensor` is deprecated")
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it; every launcher sets it
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    if optimizer is not None:
+        drop_frozen(optimizer)
     try:
         settings = with_buckets(ds_config, sum(shape.numel() for shape in shapes.values()))
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, mpu=_Mpu(groups))
@@ -128,6 +133,7 @@ class DeepSpeedEngine:
         self._stage = int(engine.zero_optimization_stage())
         self._shapes = dict(shapes)
         self._parameters = dict(engine.module.named_parameters())
+        self._frozen = frozen_names(self._parameters)
         self._data, self._tensor = groups.data_context, groups.tensor
         self._table = table
         self._micro_batch = 0
@@ -149,6 +155,10 @@ class DeepSpeedEngine:
         return self._shapes
 
     @property
+    def frozen(self) -> frozenset[str]:
+        return self._frozen
+
+    @property
     def accumulation_steps(self) -> int:
         return self._engine.gradient_accumulation_steps()
 
@@ -160,6 +170,7 @@ class DeepSpeedEngine:
 
     def backward(self, loss: torch.Tensor) -> None:
         assert self._micro_batch < self.accumulation_steps, "step() is due"
+        refuse_change(self._parameters, self._frozen)
         if self.loss_scaler is not None:
             if self._stage == 0:
                 loss = loss * self.loss_scaler.scale
@@ -203,6 +214,9 @@ class DeepSpeedEngine:
 
     def export_parameter(self, name: str) -> dict[str, torch.Tensor]:
         parameter = self._parameters[name]
+        if name in self._frozen:
+            with self._gathered(parameter):
+                return {"weight": parameter.detach().float().clone()}
         if self._stage == 0:
             state = self._optimizer.state[parameter]
             tensors = {"weight": parameter.detach(), **{key: state[key] for key in MOMENTS}}
@@ -216,7 +230,10 @@ class DeepSpeedEngine:
         parameter = self._parameters[name]
         weight = state["weight"].to(self._engine.device)
         assert weight.shape == self._shapes[name], f"{name}: {tuple(weight.shape)} is not {tuple(self._shapes[name])}"
-        if self._stage == 0:
+        if name in self._frozen:
+            with self._gathered(parameter, modified=True):
+                parameter.copy_(weight)
+        elif self._stage == 0:
             parameter.copy_(weight)
             for key in MOMENTS:
                 self._optimizer.state[parameter][key].copy_(state[key])
@@ -225,9 +242,8 @@ class DeepSpeedEngine:
             safe_set_local_fp32_param(parameter, self._shard(weight))
             for key in MOMENTS:
                 safe_set_local_optimizer_state(parameter, self._shard(state[key]), key)
-            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
-                if self._data.rank == 0:
-                    parameter.copy_(weight)
+            with self._gathered(parameter, modified=True):
+                parameter.copy_(weight)
         else:
             safe_set_full_fp32_param(parameter, weight)
             parameter.copy_(weight)  # the line above sets the optimizer's own copy only
@@ -242,10 +258,16 @@ class DeepSpeedEngine:
     def optimizer_step_count(self, steps: int) -> None:
         set_step_count(self._optimizer, self._flat_weights(), steps)
 
+    def _gathered(self, parameter: nn.Parameter, *, modified: bool = False) -> AbstractContextManager[Any]:
+        """A context in which the parameter is whole. What every rank sets there in the same way stays."""
+        if self._stage < 3:
+            return nullcontext()
+        return deepspeed.zero.GatheredParameters([parameter], modifier_rank=0 if modified else None)
+
     def _flat_weights(self) -> list[torch.Tensor]:
         """What the optimizer's state is keyed by."""
         if self._stage == 0:
-            return list(self._parameters.values())
+            return [parameter for name, parameter in self._parameters.items() if name not in self._frozen]
         name = "fp32_partitioned_groups_flat" if self._stage == 3 else "single_partition_of_fp32_groups"
         return list(getattr(self._engine.optimizer, name))
 
@@ -283,9 +305,7 @@ def _check_arguments(model: nn.Module, ds_config: Mapping[str, Any], groups: Gro
         raise RuntimeError("call hyena_dist.runtime.launch.init_distributed() before prepare_deepspeed()")
     if groups.tensor.size > 1 and table is None:
         raise ValueError(f"with {groups.tensor.size} tensor ranks the placement table of the model is needed")
-    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
-    if frozen:
-        raise ValueError(f"the engine keeps optimizer state for every parameter, but {frozen[0]} is frozen")
+    frozen_names(dict(model.named_parameters()))
     if optimizer is not None:
         require_adam(optimizer)
     elif "optimizer" not in ds_config:

@@ -16,6 +16,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, 
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from hyena_dist.engine.adam import create_state, guard, require_adam, set_step_count, step_count
+from hyena_dist.engine.frozen import drop_frozen, frozen_names, refuse_change
 from hyena_dist.engine.grad_norm import clip_gradients, global_grad_norm
 from hyena_dist.engine.loss_scale import LossScaler
 from hyena_dist.engine.protocol import MOMENTS, StepResult, Table
@@ -82,18 +83,20 @@ class FsdpEngine:
     """A model that `apply_fsdp2` has sharded, and its optimizer, as our Engine.
 
     Args:
-        optimizer: torch's Adam or AdamW over the sharded parameters.
+        optimizer: torch's Adam or AdamW over the sharded parameters. The engine takes weights out of it that are frozen
+            (`requires_grad` False), and groups with no others.
         table: which parameters are split over the tensor ranks; needed only where there are several.
         grad_clip: largest global gradient norm; 0: no clipping.
         loss_scaler: for a model that computes in fp16.
 
     Raises:
-        ValueError: tensor ranks without a table, a frozen parameter, a model or an optimizer that is not sharded.
+        ValueError: tensor ranks without a table, nothing that is trained, a model or an optimizer that is not sharded.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, groups: Groups, table: Table | None = None,
                  *, grad_clip: float = 0.0, accumulation_steps: int = 1, loss_scaler: LossScaler | None = None) -> None:
         self._parameters = dict(model.named_parameters())
+        self._frozen = frozen_names(self._parameters)
         _check_arguments(self._parameters, optimizer, groups, table)
         assert isinstance(model, FSDPModule)
         # The engine changes no output in place, which is what FSDP2 warns of at every model that returns a view.
@@ -106,7 +109,8 @@ class FsdpEngine:
         self._accumulation_steps = accumulation_steps
         self._micro_batch = 0
         self.loss_scaler = loss_scaler
-        create_state(optimizer, self._parameters.values())
+        drop_frozen(optimizer)
+        create_state(optimizer, self._trained())
 
     @property
     def module(self) -> nn.Module:
@@ -115,6 +119,10 @@ class FsdpEngine:
     @property
     def parameter_shapes(self) -> Mapping[str, torch.Size]:
         return {name: parameter.shape for name, parameter in self._parameters.items()}
+
+    @property
+    def frozen(self) -> frozenset[str]:
+        return self._frozen
 
     @property
     def accumulation_steps(self) -> int:
@@ -127,6 +135,7 @@ class FsdpEngine:
 
     def backward(self, loss: torch.Tensor) -> None:
         assert self._micro_batch < self._accumulation_steps, "step() is due"
+        refuse_change(self._parameters, self._frozen)
         self._micro_batch += 1
         self._model.set_requires_gradient_sync(self._micro_batch == self._accumulation_steps)
         (loss * self._loss_scale).backward()
@@ -161,20 +170,24 @@ class FsdpEngine:
 
     @property
     def optimizer_step_count(self) -> int:
-        return step_count(self._optimizer, list(self._parameters.values()))
+        return step_count(self._optimizer, self._trained())
 
     @optimizer_step_count.setter
     def optimizer_step_count(self, steps: int) -> None:
-        set_step_count(self._optimizer, list(self._parameters.values()), steps)
+        set_step_count(self._optimizer, self._trained(), steps)
 
     @property
     def _loss_scale(self) -> float:
         return 1.0 if self.loss_scaler is None else self.loss_scaler.scale
 
+    def _trained(self) -> list[nn.Parameter]:
+        return [parameter for name, parameter in self._parameters.items() if name not in self._frozen]
+
     def _state(self, name: str) -> dict[str, DTensor]:
         parameter = self._parameters[name]
-        state = self._optimizer.state[parameter]
-        tensors = {"weight": parameter.detach(), **{key: state[key] for key in MOMENTS}}
+        tensors = {"weight": parameter.detach()}
+        if name not in self._frozen:
+            tensors |= {key: self._optimizer.state[parameter][key] for key in MOMENTS}
         return {key: tensor for key, tensor in tensors.items() if isinstance(tensor, DTensor)}
 
 
@@ -197,10 +210,8 @@ def _check_arguments(parameters: Mapping[str, torch.Tensor], optimizer: torch.op
     require_adam(optimizer)
     optimized = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
     for name, parameter in parameters.items():
-        if not parameter.requires_grad:
-            raise ValueError(f"the engine keeps optimizer state for every parameter, but {name} is frozen")
         if not isinstance(parameter, DTensor):
             raise ValueError(f"parameter {name} is not sharded: call apply_fsdp2() on the model first")
-        if id(parameter) not in optimized:
+        if parameter.requires_grad and id(parameter) not in optimized:
             raise ValueError(f"the optimizer does not have parameter {name}: make it after apply_fsdp2(), which "
                              "replaces the parameters")

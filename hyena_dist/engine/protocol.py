@@ -12,7 +12,7 @@ from hyena_dist.engine.loss_scale import LossScaler
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """Adam's state beside each weight, by torch's names."""
 FIELDS = ("weight", *MOMENTS)
-"""What `Engine.export_parameter` returns."""
+"""What `Engine.export_parameter` returns of a weight that is trained."""
 
 
 class Placed(Protocol):
@@ -73,21 +73,29 @@ class Engine(Protocol):
         """The full shape of every parameter, in the model's order."""
 
     @property
+    def frozen(self) -> frozenset[str]:
+        """The parameters that took no gradient when the engine was built. They have a weight and no other field."""
+
+    @property
     def loss_scaler(self) -> LossScaler | None:
         """The loss scale of fp16, part of a run's state; None: losses are not scaled."""
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradients of one micro-batch. They are averaged over the data ranks and summed over micro-batches,
-        so `loss` is the rank's sum times (data ranks) / (global count of the step). The engine scales it for fp16."""
+        so `loss` is the rank's sum times (data ranks) / (global count of the step). The engine scales it for fp16.
+
+        Raises:
+            ValueError: a weight was frozen or thawed after the engine was built.
+        """
 
     def step(self, lr: float) -> StepResult:
         """Clip, update the weights at this learning rate, and clear the gradients; nothing changes if not finite."""
 
     def export_parameter(self, name: str) -> dict[str, torch.Tensor]:
-        """The FIELDS of one parameter: full float32 tensors, on every rank."""
+        """The FIELDS of one parameter, of a frozen one the weight alone: full float32 tensors, on every rank."""
 
     def import_parameter(self, name: str, state: Mapping[str, torch.Tensor]) -> None:
-        """Set the FIELDS of one parameter from full tensors."""
+        """Set the FIELDS of one parameter, of a frozen one the weight alone, from full tensors."""
 
     @property
     def optimizer_step_count(self) -> int:

@@ -28,7 +28,7 @@ from hyena_dist.model.layers import (
 from hyena_dist.ops.backends import check_backend, say_once
 from hyena_dist.ops.gates import gated_inputs, gated_output, split_projection
 from hyena_dist.ops.hyena import HyenaWeights, hyena
-from hyena_dist.ops.implicit_filter import KEPT_LAGS, decay_rates, implicit_filter
+from hyena_dist.ops.implicit_filter import decay_rates, implicit_filter, keeps_trunk
 from hyena_dist.ops.linear import to_channels
 from hyena_dist.ops.norm import NormWeights
 from hyena_dist.ops.precision import without_autocast
@@ -153,7 +153,7 @@ class HyenaMixer(nn.Module):
     def _on_one_rank(self, x: Tensor, norm: NormWeights | None, residual: bool) -> Tensor:
         """x [l, B, D] -> what out_proj gives, [l, B, D]; with `residual`, x is added."""
         in_proj, short, out_proj, recompute = self.in_proj, self.short_conv, self.out_proj, self.config.recompute_inner
-        filters = self.filter([slice(0, len(x))], recompute=recompute or len(x) > KEPT_LAGS)
+        filters = self.filter([slice(0, len(x))], recompute=recompute or not keeps_trunk(len(x)))
         weights = HyenaWeights(in_proj.weight, in_proj.bias, short.weight, short.bias, filters, self._bias,
                                out_proj.weight, out_proj.local_bias)
         return hyena(x, weights, norm, residual=residual, recompute=recompute, backend=self.config.ops_backend)

@@ -35,7 +35,7 @@ def dropout(x: Tensor, p: float, key: DropoutKey, site: int) -> Tensor:
     """
     if p == 0:
         return x
-    rows = _mix(_mix(_mix(key.windows & _MASK, key.windows >> 32), key.step), key.seed * 1024 + site)
+    rows = _hash(_hash(_hash(key.windows & _MASK, key.windows >> 32), key.step), key.seed * 1024 + site)
     return _Dropout.apply(x, p, rows, key.first_token)
 
 
@@ -57,13 +57,13 @@ def _apply_mask(x: Tensor, p: float, rows: Tensor, first_token: int) -> Tensor:
     columns = torch.arange(channels, device=x.device)
     for part in chunks(length, batch * channels, x.device):
         tokens = torch.arange(first_token + part.start, first_token + part.stop, device=x.device)[:, None]
-        keep = _at_least(_mix(rows, tokens), columns, int(p * 2**32))
+        keep = _at_least(_hash(rows, tokens), columns, int(p * 2**32))
         torch.mul(x[part] * (1 / (1 - p)), keep, out=y[part])
     return y
 
 
 def _at_least(state: Tensor, columns: Tensor, threshold: int) -> Tensor:
-    """`_mix(state[..., None], columns) >= threshold`, in 32-bit numbers that wrap around: half the memory traffic."""
+    """`_hash(state[..., None], columns) >= threshold`, in 32-bit numbers that wrap around: half the memory traffic."""
     x = _signed(state * _STATE + _OFFSET & _MASK)[..., None] + columns.int()
     half = torch.empty_like(x)
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1)):
@@ -79,7 +79,7 @@ def _signed(x: Tensor) -> Tensor:
     return (x - ((x >> 31) << 32)).int()
 
 
-def _mix(state: Tensor, value: Tensor | int) -> Tensor:
+def _hash(state: Tensor, value: Tensor | int) -> Tensor:
     """Fold 32 bits of a value into a 32-bit state held in int64 (multipliers of the hash `lowbias32`, C. Wellons)."""
     x = (state * _STATE + value + _OFFSET) & _MASK
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK

@@ -57,7 +57,7 @@ def _zero(dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.zeros((), dtype=dtype, device=device)
 
 
-def write_folded(x: Tensor, folded: Tensor, norm: NormArguments) -> Tensor:
+def folded_linear(x: Tensor, folded: Tensor, norm: NormArguments) -> Tensor:
     """x [l, B, D], folded [O, K, W] in the dtype of the product -> short_conv(in_proj(norm(x))), [B, O, l]; outside
     autograd and with autocast off."""
     length, batch, _ = x.shape
@@ -70,9 +70,9 @@ def write_folded(x: Tensor, folded: Tensor, norm: NormArguments) -> Tensor:
     return q
 
 
-def write_folded_backward(dq: Tensor, x: Tensor, folded: Tensor, norm: NormArguments,
+def folded_linear_backward(dq: Tensor, x: Tensor, folded: Tensor, norm: NormArguments,
                           dresidual: Tensor | None = None) -> tuple[Any, ...]:
-    """Gradients of `write_folded` at x, at folded (in the dtype of computation) and at the three of `norm`, from that
+    """Gradients of `folded_linear` at x, at folded (in the dtype of computation) and at the three of `norm`, from that
     of its result, [B, O, l]. `dresidual` [l, B, D] is added to the first."""
     length, batch, width = x.shape
     (_, taps, columns), dtype = folded.shape, compute_dtype(x)

@@ -13,7 +13,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hyena_dist.ops.chunking import chunks, in_blocks
-from hyena_dist.ops.linear import at_channels, linear_reference, read_channels, read_channels_backward
+from hyena_dist.ops.linear import (
+    linear_from_channels,
+    linear_from_channels_input_gradient,
+    linear_from_channels_weight_gradients,
+    linear_reference,
+)
 from hyena_dist.ops.precision import compute_dtype, product_dtype, without_autocast
 from hyena_dist.ops.short_conv import ShortConvTape, short_conv_reference
 
@@ -120,7 +125,7 @@ class _GatedOutput(torch.autograd.Function):
             for part in chunks(p.shape[1], len(p) * p.shape[2], p.device):
                 gate = short.forward(p[:, part].to(dtype), part, halo[:, part].to(dtype))
                 y[:, part] = gate.mul_(conv[:, part])
-            return read_channels(y, out_weight, out_bias)
+            return linear_from_channels(y, out_weight, out_bias)
 
     @staticmethod
     @once_differentiable
@@ -132,12 +137,12 @@ class _GatedOutput(torch.autograd.Function):
         dconv = torch.empty(conv.shape, dtype=conv.dtype, device=p.device)
         with without_autocast(p):
             dproduct = dout.to(ctx.product)
-            dy = at_channels(dproduct, out_weight)  # y takes its place, chunk by chunk
+            dy = linear_from_channels_input_gradient(dproduct, out_weight)  # y takes its place, chunk by chunk
             for part in chunks(p.shape[1], len(p) * p.shape[2], p.device):
                 x, left, grad = p[:, part].to(dtype), halo[:, part].to(dtype), dy[:, part].to(dtype)
                 gate = short.forward(x, part, left)
                 dconv[:, part] = gate * grad
                 dhalo[:, part] = short.backward(grad * conv[:, part], x, part, dp[:, part], left)
                 dy[:, part] = gate.mul_(conv[:, part])
-            last = read_channels_backward(dproduct, dy, out_weight, out_bias)
+            last = linear_from_channels_weight_gradients(dproduct, dy, out_weight, out_bias)
         return dp, dhalo, dconv, short.dweight, short.dbias, *last, None

@@ -18,14 +18,14 @@ from torch.autograd.function import once_differentiable
 
 from hyena_dist.ops.backends import kernels_for
 from hyena_dist.ops.chunking import channel_chunks
-from hyena_dist.ops.folded import fold, fold_backward, folds, write_folded, write_folded_backward
+from hyena_dist.ops.folded import fold, fold_backward, folded_linear, folded_linear_backward, folds
 from hyena_dist.ops.linear import (
-    at_channels,
+    linear_from_channels,
+    linear_from_channels_input_gradient,
+    linear_from_channels_weight_gradients,
     linear_reference,
-    read_channels,
-    read_channels_backward,
-    write_channels,
-    write_channels_backward,
+    linear_to_channels,
+    linear_to_channels_backward,
 )
 from hyena_dist.ops.long_conv import causal_conv_reference, correlate, resolve, transform
 from hyena_dist.ops.norm import NO_NORM, NormArguments, NormWeights
@@ -99,7 +99,7 @@ class _Hyena(torch.autograd.Function):
             y = options.kernels.mix(p, weights) if options.kernels else _mix(p, weights, options)
             ctx.save_for_backward(x, None if options.recompute else p, *weights, *norm[:2])
             del p
-            return read_channels(y, weights.out_weight, weights.out_bias, x if options.residual else None)
+            return linear_from_channels(y, weights.out_weight, weights.out_bias, x if options.residual else None)
 
     @staticmethod
     @once_differentiable
@@ -110,10 +110,10 @@ class _Hyena(torch.autograd.Function):
             if p is None:
                 p = _project(x, weights, options, norm)
             dproduct = dout.to(options.dtype)
-            dy = at_channels(dproduct, weights.out_weight)
+            dy = linear_from_channels_input_gradient(dproduct, weights.out_weight)
             *dshort, dfilters, dbias = (options.kernels.mix_backward(p, dy, weights) if options.kernels
                                         else _mix_backward(p, dy, weights, options))
-            last = read_channels_backward(dproduct, dy, weights.out_weight, weights.out_bias)
+            last = linear_from_channels_weight_gradients(dproduct, dy, weights.out_weight, weights.out_bias)
             del dproduct, dy
             dx, din, dnorm = _project_backward(p, x, weights, options, norm, dout if options.residual else None)
         return dx, None, *din, *dshort, dfilters, dbias, *last, *dnorm
@@ -122,8 +122,8 @@ class _Hyena(torch.autograd.Function):
 def _project(x: Tensor, weights: HyenaWeights, options: _Options, norm: NormArguments) -> Tensor:
     """x [l, B, D] -> the projection [B, (N + 1) C, l], with the short convolution where that is folded into it."""
     if options.folded:
-        return write_folded(x, fold(*weights[:4], options.dtype), norm)
-    return write_channels(x, weights.in_weight, weights.in_bias, options.dtype, norm)
+        return folded_linear(x, fold(*weights[:4], options.dtype), norm)
+    return linear_to_channels(x, weights.in_weight, weights.in_bias, options.dtype, norm)
 
 
 def _project_backward(dp: Tensor, x: Tensor, weights: HyenaWeights, options: _Options, norm: NormArguments,
@@ -131,9 +131,9 @@ def _project_backward(dp: Tensor, x: Tensor, weights: HyenaWeights, options: _Op
     """Gradients of `_project` at x, at the weights that it reads, and at the three of `norm`."""
     if options.folded:
         folded = fold(*weights[:4], options.dtype)
-        dx, dfolded, *dnorm = write_folded_backward(dp, x, folded, norm, dresidual)
+        dx, dfolded, *dnorm = folded_linear_backward(dp, x, folded, norm, dresidual)
         return dx, list(fold_backward(dfolded, *weights[:3])), dnorm
-    dx, dweight, dbias, *dnorm = write_channels_backward(dp, x, weights.in_weight, weights.in_bias, norm, dresidual)
+    dx, dweight, dbias, *dnorm = linear_to_channels_backward(dp, x, weights.in_weight, weights.in_bias, norm, dresidual)
     return dx, [dweight, dbias], dnorm
 
 

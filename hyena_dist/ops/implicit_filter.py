@@ -18,20 +18,23 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hyena_dist.ops.backends import filter_kernels
+from hyena_dist.ops.chunking import GPU_FACTOR
 from hyena_dist.ops.precision import accumulate, accumulate_product, without_autocast
 
 LAGS_PER_CHUNK = 2048
 """Lags whose [lags, F] trunk activations live at one time on a CPU: 0.5 MB each at F = 64 in float32, ten in a backward
-pass."""
-
-GPU_FACTOR = 256
-"""How many times as many elsewhere."""
+pass. Elsewhere they are GPU_FACTOR times as many."""
 
 KEPT_LAGS = 2**15
 """The most lags of which a model without context parallelism keeps the trunk for the backward pass: 51 MB a layer in
 float32 at F = 64, for a tenth of a narrow model's time. On longer inputs memory is dearer."""
 
 FAST_DECAY, SLOW_DECAY, DECAY_TARGET = 0.3, 1.5, 1e-2
+
+
+def keeps_trunk(lags: int) -> bool:
+    """Whether a model without context parallelism and recomputation keeps the trunk of an input of this length."""
+    return lags <= KEPT_LAGS
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ class _Linear(torch.autograd.Function):
         return dx.view(x.shape), dweight, dbias, None, *tape.gradients()
 
 
-def write_channels(x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype, norm: NormArguments) -> Tensor:
+def linear_to_channels(x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype, norm: NormArguments) -> Tensor:
     """`to_channels`, outside autograd and with autocast off."""
     length, batch, _ = x.shape
     tape, w = NormTape(norm, compute_dtype(x, weight), dtype), weight.to(dtype)
@@ -89,9 +89,9 @@ def write_channels(x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype, 
     return p
 
 
-def write_channels_backward(dp: Tensor, x: Tensor, weight: Tensor, bias: Tensor, norm: NormArguments,
-                            dresidual: Tensor | None = None) -> tuple[Any, ...]:
-    """Gradients of `write_channels`, (x, weight, bias, and the three of `norm`), from that of its result, [B, O, l].
+def linear_to_channels_backward(dp: Tensor, x: Tensor, weight: Tensor, bias: Tensor, norm: NormArguments,
+                                dresidual: Tensor | None = None) -> tuple[Any, ...]:
+    """Gradients of `linear_to_channels` at x, weight, bias and the three of `norm`, from that of its result, [B, O, l].
     `dresidual` [l, B, I] is added to the first."""
     length, batch, _ = x.shape
     tape, w = NormTape(norm, compute_dtype(x, weight), dp.dtype), weight.to(dp.dtype)
@@ -113,9 +113,9 @@ def _by_row(x: Tensor, rows: slice, tokens: slice) -> Tensor:
     return x[tokens, rows].transpose(0, 1)
 
 
-def read_channels(y: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None) -> Tensor:
-    """y [B, I, l] -> [l, B, O], read channels first, in its dtype, plus `residual` [l, B, O], which may be of a wider
-    dtype; outside autograd and with autocast off."""
+def linear_from_channels(y: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None) -> Tensor:
+    """The product of y [B, I, l], whose channels come before its tokens, [l, B, O], in its dtype, plus `residual`
+    [l, B, O], which may be of a wider dtype; outside autograd and with autocast off."""
     batch, _, length = y.shape
     added = None if residual is None or residual.dtype != y.dtype else residual
     w, b = lowered(y.dtype, weight.t(), bias)
@@ -123,27 +123,27 @@ def read_channels(y: Tensor, weight: Tensor, bias: Tensor | None, residual: Tens
         out = torch.addmm(b, y[0].t(), w)[:, None]  # which adds the bias as it goes
     else:
         out = torch.empty(length, batch, len(weight), dtype=y.dtype, device=y.device)
-        start(out, added, b)
+        write_addends(out, added, b)
         rows = out.transpose(0, 1)
         torch.baddbmm(rows, y.transpose(1, 2), w.expand(batch, -1, -1), out=rows)
     return out if residual is None or added is not None else out + residual
 
 
-def start(y: Tensor, residual: Tensor | None, bias: Tensor | None) -> Tensor:
-    """What a product is added to, written to y: the residual and the bias, where they are."""
+def write_addends(y: Tensor, residual: Tensor | None, bias: Tensor | None) -> Tensor:
+    """Write to y what a product is to be added to: the residual and the bias, where there are any, else zeros."""
     if residual is None:
         return y.zero_() if bias is None else y.copy_(bias)
     return y.copy_(residual) if bias is None else torch.add(residual, bias, out=y)
 
 
-def at_channels(dout: Tensor, weight: Tensor) -> Tensor:
-    """The gradient of `read_channels` at its input: [l, B, O], in the dtype of the product -> [B, I, l]."""
+def linear_from_channels_input_gradient(dout: Tensor, weight: Tensor) -> Tensor:
+    """The gradient of `linear_from_channels` at its input: [l, B, O], in the dtype of the product -> [B, I, l]."""
     return torch.bmm(weight.to(dout.dtype).t().expand(dout.shape[1], -1, -1), dout.permute(1, 2, 0))
 
 
-def read_channels_backward(dout: Tensor, y: Tensor, weight: Tensor,
+def linear_from_channels_weight_gradients(dout: Tensor, y: Tensor, weight: Tensor,
                            bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Those at its weight and bias."""
+    """The gradients of `linear_from_channels` at its weight and bias."""
     products = torch.bmm(dout.permute(1, 2, 0), y.transpose(1, 2))
     dweight = products.sum(0, dtype=weight.dtype)
     return dweight, None if bias is None else dout.sum((0, 1), dtype=bias.dtype)
@@ -156,12 +156,12 @@ class _ToChannels(torch.autograd.Function):
         ctx.save_for_backward(x, weight, bias, *norm[:2])
         ctx.norm = norm[2:]
         with without_autocast(x):
-            return write_channels(x, weight, bias, dtype, norm)
+            return linear_to_channels(x, weight, bias, dtype, norm)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dp: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, *norm = ctx.saved_tensors
         with without_autocast(x):
-            dx, dweight, dbias, *dnorm = write_channels_backward(dp, x, weight, bias, (*norm, *ctx.norm))
+            dx, dweight, dbias, *dnorm = linear_to_channels_backward(dp, x, weight, bias, (*norm, *ctx.norm))
         return dx, dweight, dbias, None, *dnorm

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from hyena_dist.ops.backends import gelu_kernels
 from hyena_dist.ops.chunking import token_chunks
-from hyena_dist.ops.linear import linear_reference, start
+from hyena_dist.ops.linear import linear_reference, write_addends
 from hyena_dist.ops.norm import NO_NORM, NormTape, NormWeights
 from hyena_dist.ops.precision import (
     accumulate,
@@ -126,7 +126,7 @@ class _MLP(torch.autograd.Function):
 def _second_product(a: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, y: Tensor) -> None:
     """y = residual + weight a + bias, where y may be wider than the product."""
     if y.dtype == a.dtype:
-        accumulate_product(start(y, residual, bias), a, weight.t(), y.dtype)
+        accumulate_product(write_addends(y, residual, bias), a, weight.t(), y.dtype)
         return
     product = a.mm(weight.t()) if bias is None else torch.addmm(bias, a, weight.t())
     if residual is None:

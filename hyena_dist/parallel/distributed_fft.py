@@ -21,10 +21,10 @@ from torch.autograd.function import once_differentiable
 from hyena_dist.parallel.collectives import Exchange
 from hyena_dist.parallel.groups import Axis
 
-CHUNK_ELEMENTS = 2**18
+EXCHANGED_ELEMENTS = 2**18
 """Elements on one rank of the rows that are transformed together on a CPU, which bounds the workspace."""
 
-GPU_FACTOR = 64
+GPU_EXCHANGE_FACTOR = 64
 """How many times as many elsewhere, where messages and calls cost more."""
 
 _Item = TypeVar("_Item")
@@ -207,8 +207,8 @@ def _to_slice(x: Tensor) -> Tensor:
 
 
 def _channel_parts(channels: int, elements_per_channel: int, device: str = "cpu") -> Iterator[slice]:
-    """Cut the channels into slices of about CHUNK_ELEMENTS elements, at least one channel each."""
-    limit = CHUNK_ELEMENTS if device == "cpu" else CHUNK_ELEMENTS * GPU_FACTOR
+    """Cut the channels into slices of about EXCHANGED_ELEMENTS elements, at least one channel each."""
+    limit = EXCHANGED_ELEMENTS if device == "cpu" else EXCHANGED_ELEMENTS * GPU_EXCHANGE_FACTOR
     step = max(1, limit // elements_per_channel)
     for start in range(0, channels, step):
         yield slice(start, min(start + step, channels))

@@ -1,9 +1,14 @@
 """Files that are whole or not there, and an error that says what to do where they cannot be written."""
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from hyena_dist.config.errors import write_remedy
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -12,8 +17,8 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OSError(f"{path}: could not be written ({error.strerror or error}): make room there or change "
-                      "train.run_dir") from error
+        raise OSError(f"{path}: could not be written ({error.strerror or error}): "
+                      f"{write_remedy(error, 'change train.run_dir')}") from error
 
 
 def write_durably(path: Path, text: str) -> None:
@@ -40,3 +45,13 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         except BaseException:
             aside.unlink(missing_ok=True)
             raise
+
+
+@contextmanager
+def surviving(path: Path, consequence: str) -> Iterator[None]:
+    """A context in which a failed write is logged, with what follows from it, and ends nothing."""
+    try:
+        yield
+    except OSError as error:
+        logger.error("%s: could not be written (%s): %s; %s", path, error.strerror or error,
+                     write_remedy(error, "start again in another train.run_dir"), consequence)

@@ -20,6 +20,12 @@ logger = logging.getLogger(__name__)
 
 _REMEDY = "a rank has ended, its log says why, or was not started; DEEPSPEED_TIMEOUT sets the minutes to wait"
 
+_ANOTHER_PORT = ("choose another with deepspeed --master_port PORT, torchrun --master-port PORT, or MASTER_PORT=PORT "
+                 "before srun")
+_PORT_REMEDIES = {"EADDRINUSE": f"another run has the port: {_ANOTHER_PORT}",
+                  "EACCES": f"only the system may use a port that low: {_ANOTHER_PORT}"}
+"""By what torch's store says of a port that it cannot open."""
+
 
 def init_distributed(timeout: timedelta | None = None, *, dump_dir: Path | None = None) -> torch.device:
     """Initialise the default process group (nccl on CUDA, else gloo) and return this rank's device, already selected.
@@ -88,8 +94,7 @@ def _joining(rank: int, ranks: int) -> Iterator[None]:
         yield
     except RuntimeError as error:  # of torch's store, or of gloo
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        taken = "EADDRINUSE" in str(error)
-        remedy = "another run has the port: set MASTER_PORT" if taken else _REMEDY
+        remedy = next((remedy for sign, remedy in _PORT_REMEDIES.items() if sign in str(error)), _REMEDY)
         raise ConnectionError(f"rank {rank} could not meet the other of {ranks} ranks at {where} "
                               f"({first_sentence(error)}): {remedy}") from error
 

@@ -21,6 +21,8 @@ DEFAULT_MINUTES = 10
 """How long a collective may wait for a rank. Long enough for what ranks do unequally: the first compilation of kernels,
 reading a checkpoint. Short enough not to hold a cluster for an evening."""
 
+_MOST_MINUTES = 365 * 24 * 60
+
 _LAUNCHERS = frozenset({"deepspeed", "deepspeed.launcher.launch", "deepspeed.launcher.runner",
                         "torchrun", "torch.distributed.run", "torch.distributed.launch"})
 
@@ -31,10 +33,9 @@ def collective_timeout(env: Mapping[str, str] = os.environ) -> timedelta:
     Raises:
         ConfigError: DEEPSPEED_TIMEOUT is not a whole number of minutes.
     """
-    minutes = env.get("DEEPSPEED_TIMEOUT", str(DEFAULT_MINUTES))
-    if not (minutes.isascii() and minutes.isdigit() and int(minutes) > 0):
-        raise ConfigError(f"DEEPSPEED_TIMEOUT={minutes!r} must be a whole number of minutes, at least 1")
-    return timedelta(minutes=int(minutes))
+    if "DEEPSPEED_TIMEOUT" not in env:
+        return timedelta(minutes=DEFAULT_MINUTES)
+    return timedelta(minutes=_whole(env, "DEEPSPEED_TIMEOUT", least=1, most=_MOST_MINUTES, because=", in minutes"))
 
 
 def job_id(env: Mapping[str, str] = os.environ) -> str | None:
@@ -69,20 +70,77 @@ def rank_environment(env: Mapping[str, str]) -> dict[str, str]:
     """torch's own variables (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT), whoever started this process.
 
     Raises:
-        ConfigError: a variable that the launcher should have set is missing.
+        ConfigError: a variable that the launcher should have set is missing, or is not what it must be; names it.
     """
-    if "RANK" in env and "WORLD_SIZE" in env:
-        world = {"RANK": env["RANK"], "WORLD_SIZE": env["WORLD_SIZE"], "LOCAL_RANK": env.get("LOCAL_RANK", "0")}
-        missing = [key for key in ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if key not in env]
-        if missing and env["WORLD_SIZE"] != "1":
-            raise ConfigError(f"RANK and WORLD_SIZE are set but {', '.join(missing)} are not: start the ranks with "
-                             f"deepspeed, torchrun or srun, or unset RANK and WORLD_SIZE to run one process")
-        return world | {key: env[key] for key in ("MASTER_ADDR", "MASTER_PORT") if key in env}
     if _is_srun(env):
-        tasks = _tasks(env)
-        world = {"RANK": env["SLURM_PROCID"], "WORLD_SIZE": tasks, "LOCAL_RANK": env.get("SLURM_LOCALID", "0")}
-        return world if tasks == "1" else world | _slurm_master(env)
-    return {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+        found = _of_srun(env)
+    elif "RANK" in env and "WORLD_SIZE" in env:
+        found = _of_launcher(env)
+    else:
+        for name, other in (("RANK", "WORLD_SIZE"), ("WORLD_SIZE", "RANK")):
+            if name in env:
+                raise ConfigError(f"{name}={env[name]} is set but {other} is not: {_START}")
+        found = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    return found
+
+
+def dry_run_ranks(env: Mapping[str, str] = os.environ) -> int | None:
+    """The number of ranks that a --dry-run is asked to check for: WORLD_SIZE, which here may stand alone, or what a
+    launcher set; None: nothing says it.
+
+    Raises:
+        ConfigError: as `rank_environment`.
+    """
+    if "WORLD_SIZE" in env and "RANK" not in env and not _is_srun(env):
+        return _whole(env, "WORLD_SIZE", least=1)
+    ranks = int(rank_environment(env)["WORLD_SIZE"])
+    return ranks if "RANK" in env or _is_srun(env) else None
+
+
+_START = "start the ranks with deepspeed, torchrun or srun, or unset RANK and WORLD_SIZE to run one process"
+
+
+def _whole(env: Mapping[str, str], name: str, *, least: int, most: int | None = None, because: str = "") -> int:
+    """The value of a variable that is a whole number from `least` to `most`.
+
+    Raises:
+        ConfigError: it is not; names the variable and says which numbers it may have, and `because` of what.
+    """
+    text = env[name]
+    number = int(text) if re.fullmatch("-?[0-9]{1,18}", text, re.ASCII) else None
+    if number is None or number < least or (most is not None and number > most):
+        span = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise ConfigError(f"the environment variable {name}={text[:40]!r} must be a whole number {span}{because}: "
+                          "correct or unset it")
+    return number
+
+
+def _of_launcher(env: Mapping[str, str]) -> dict[str, str]:
+    """As deepspeed and torchrun set them."""
+    ranks = _whole(env, "WORLD_SIZE", least=1)
+    world = {"RANK": str(_rank(env, "RANK", "WORLD_SIZE", ranks)), "WORLD_SIZE": str(ranks),
+             "LOCAL_RANK": str(_whole(env, "LOCAL_RANK", least=0)) if "LOCAL_RANK" in env else "0"}
+    missing = [key for key in ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if not env.get(key)]
+    if ranks == 1:  # needs neither address nor port
+        return world | {key: env[key] for key in ("MASTER_ADDR", "MASTER_PORT") if key in env}
+    if missing:
+        raise ConfigError(f"RANK and WORLD_SIZE are set but {', '.join(missing)} are not: {_START}")
+    return world | {"MASTER_ADDR": env["MASTER_ADDR"], "MASTER_PORT": str(_port(env))}
+
+
+def _of_srun(env: Mapping[str, str]) -> dict[str, str]:
+    name, ranks = _tasks(env)
+    world = {"RANK": str(_rank(env, "SLURM_PROCID", name, ranks)), "WORLD_SIZE": str(ranks),
+             "LOCAL_RANK": str(_whole(env, "SLURM_LOCALID", least=0)) if "SLURM_LOCALID" in env else "0"}
+    return world if ranks == 1 else world | _slurm_master(env)
+
+
+def _rank(env: Mapping[str, str], name: str, of: str, ranks: int) -> int:
+    return _whole(env, name, least=0, most=ranks - 1, because=f", because {of} is {ranks}")
+
+
+def _port(env: Mapping[str, str]) -> int:
+    return _whole(env, "MASTER_PORT", least=1, most=65535)
 
 
 def first_host(nodelist: str) -> str:
@@ -97,36 +155,39 @@ def first_host(nodelist: str) -> str:
 def _is_srun(env: Mapping[str, str]) -> bool:
     # A batch script has SLURM_PROCID and SLURM_NTASKS too, but it is one process: only a step has a SLURM_STEP_ID.
     in_batch_script = "SLURM_JOB_ID" in env and "SLURM_STEP_ID" not in env
-    return "SLURM_PROCID" in env and "SLURM_NTASKS" in env and not in_batch_script
+    under_another = "RANK" in env and "WORLD_SIZE" in env  # torchrun or deepspeed inside a job
+    return "SLURM_PROCID" in env and "SLURM_NTASKS" in env and not in_batch_script and not under_another
 
 
-def _tasks(env: Mapping[str, str]) -> str:
-    """Of this step: an interactive shell of salloc is a step of one task inside a job of many."""
-    return env.get("SLURM_STEP_NUM_TASKS") or env["SLURM_NTASKS"]
+def _tasks(env: Mapping[str, str]) -> tuple[str, int]:
+    """The number of tasks of this step, behind the variable that says it: an interactive shell of salloc is a step of
+    one task inside a job of many."""
+    name = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in env else "SLURM_NTASKS"
+    return name, _whole(env, name, least=1)
 
 
 def step_id(env: Mapping[str, str] = os.environ) -> str:
     """The job step, which is what its ranks have in common; empty: not started by srun."""
-    return f"{env.get('SLURM_JOB_ID', '')}.{env['SLURM_STEP_ID']}" if _is_srun(env) else ""
+    return f"{env.get('SLURM_JOB_ID', '')}.{env.get('SLURM_STEP_ID', '')}" if _is_srun(env) else ""
 
 
 def alone_in_a_job(env: Mapping[str, str] = os.environ) -> str | None:
     """What to say where one process runs in a job that has more tasks; None: nothing."""
-    if "RANK" in env or not _is_srun(env) or _tasks(env) != "1" or env["SLURM_NTASKS"] == "1":
+    if not _is_srun(env) or _tasks(env)[1] != 1 or env["SLURM_NTASKS"] == "1":
         return None
     return (f"one process in a job of {env['SLURM_NTASKS']} tasks: this is a shell of the job; start with srun to use "
             "them all")
 
 
 def _slurm_master(env: Mapping[str, str]) -> dict[str, str]:
-    if "MASTER_ADDR" not in env and "SLURM_JOB_NODELIST" not in env:
+    if not env.get("MASTER_ADDR") and not env.get("SLURM_JOB_NODELIST"):
         raise ConfigError("srun started this rank, but neither MASTER_ADDR nor SLURM_JOB_NODELIST is set: "
                          "export MASTER_ADDR=<first host of the job>")
     address = env.get("MASTER_ADDR") or first_host(env["SLURM_JOB_NODELIST"])
     # Steps that share a host need different ports; every rank of a step must derive the same one.
-    number = int(env.get("SLURM_JOB_ID", "0")) + 1009 * int(env.get("SLURM_STEP_ID", "0"))
-    port = env.get("MASTER_PORT") or str(20000 + number % 20000)
-    return {"MASTER_ADDR": address, "MASTER_PORT": port}
+    job, step = (_whole(env, name, least=0) if name in env else 0 for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+    port = _port(env) if env.get("MASTER_PORT") else 20000 + (job + 1009 * step) % 20000
+    return {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
 
 
 def _is_launcher(process: psutil.Process) -> bool:

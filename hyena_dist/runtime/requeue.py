@@ -47,7 +47,7 @@ def write_requeue(run_dir: Path, reason: str, step: int | None) -> None:
                             "not to be requeued; give it more time than its start takes, and submit it again")
     content = {"signal": reason, "step": step, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "job": job_id(),
                "starts_without_step": starts}
-    write_whole(requeue_marker(run_dir), lambda path: path.write_text(json.dumps(content) + "\n"))
+    write_whole(requeue_marker(run_dir), lambda path: path.write_text(json.dumps(content) + "\n", encoding="utf-8"))
 
 
 def end_alone(run_dir: Path, first: bool, reason: str) -> NoReturn:
@@ -66,7 +66,7 @@ def end_alone(run_dir: Path, first: bool, reason: str) -> NoReturn:
 def _in_use(run_dir: Path) -> bool:
     """Whether another process has the run directory; drops this process's own lock, so for its end only."""
     try:
-        with (run_dir / "lock").open("r+") as file:
+        with (run_dir / "lock").open("r+", encoding="utf-8") as file:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return True

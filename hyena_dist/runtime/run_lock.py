@@ -63,7 +63,7 @@ class RunLock:
     def _locked(self) -> TextIO:
         while True:
             with writing(self.path):
-                file = self.path.open("a+")
+                file = self.path.open("a+", encoding="utf-8")
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except (BlockingIOError, PermissionError):  # POSIX allows both

@@ -246,7 +246,7 @@ def _local_peers(axis: Axis) -> list[_Peer]:
 def _machine() -> str:
     """The same where a process number means the same process: one boot of one kernel, one namespace of numbers."""
     try:
-        with open("/proc/sys/kernel/random/boot_id") as boot:
+        with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as boot:
             return f"{boot.read().strip()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return socket.gethostname()
@@ -262,7 +262,7 @@ def _process(pid: int, started: int) -> psutil.Process | None:
 
 def _started(pid: int) -> int:
     """When a process was started, in ticks since the boot: no clock that is set while the ranks start changes it."""
-    with open(f"/proc/{pid}/stat") as stat:
+    with open(f"/proc/{pid}/stat", encoding="utf-8") as stat:
         return int(stat.read().rpartition(")")[2].split()[19])
 
 

@@ -13,6 +13,7 @@ from hyena_dist.config.identity import differences, identity
 from hyena_dist.config.load import read_config
 from hyena_dist.config.schema import Config
 from hyena_dist.data.manifest import Manifest
+from hyena_dist.data.stream import ValidationBatches
 from hyena_dist.model.evaluate import evaluate_split
 from hyena_dist.model.loss import perplexity
 from hyena_dist.model.model import HyenaModel, build_model
@@ -64,8 +65,9 @@ def model_perplexity(model: HyenaModel, manifest: Manifest, *, split: str, seq_l
         ConfigError: the split has no bases.
     """
     device = next(model.parameters()).device
-    found = evaluate_split(model, manifest, Groups.single(), device, split=split, seq_len=seq_len,
-                           batch_size=max(1, ROWS_PER_BATCH_TOKENS // seq_len))
+    batches = ValidationBatches(manifest, split=split, seq_len=seq_len,
+                                batch_size=max(1, ROWS_PER_BATCH_TOKENS // seq_len))
+    found = evaluate_split(model, batches, Groups.single(), device)
     if found is None:
         raise ConfigError(f"{manifest.directory} has no bases of split {split} to score: build the shards with some")
     return perplexity(found.loss)
@@ -80,6 +82,10 @@ def evaluate(run_dir: str | Path, *, checkpoint: str = "latest", shards: str | N
         UserError: no such run or checkpoint, unreadable shards, an empty split, windows too long for the GPU.
     """
     config, model, path = load_run(run_dir, checkpoint)
+    if shards is None and not Path(config.data.shards).is_dir():
+        raise ConfigError(f"{run_dir}: its data.shards={config.data.shards} is no directory here"
+                          + ("" if Path(config.data.shards).is_absolute() else ", where relative paths count from")
+                          + ": say where they are with --shards DIR")
     manifest = Manifest.load(shards or config.data.shards)
     seq_len = config.data.val_seq_len or config.data.seq_len
     try:

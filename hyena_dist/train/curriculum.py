@@ -8,6 +8,7 @@ from hyena_dist.config.schema import Config
 from hyena_dist.config.warmup import Stage, stage_at, stages
 from hyena_dist.data.errors import DataError
 from hyena_dist.data.manifest import Manifest
+from hyena_dist.data.order import WindowOrder
 from hyena_dist.data.stream import Batch, Part, StreamState, TrainStream
 
 
@@ -28,6 +29,7 @@ class Curriculum:
         self._part_of = part_of or (lambda seq_len: Part(0, seq_len))
         self.stages = stages(config, data_ranks=dp_size)
         self._batches: Generator[Batch] | None = None
+        self._orders: dict[int, WindowOrder] = {}
         self.passed = 0
         """Optimizer steps whose windows no step has: each stage begins this many further on."""
         self._position: StreamState
@@ -48,6 +50,25 @@ class Curriculum:
         if stage_at(self.stages, self.step) is not stage:
             self._go_to(self.step)
         return stage, batches
+
+    def epochs_after(self, step: int) -> float:
+        """How often the first `step` optimizer steps have seen the training bases: epochs of each stage's own order of
+        windows, added up."""
+        epochs = 0.0
+        for stage in self.stages:
+            windows = max(min(step, stage.stop_step) - stage.first_step, 0) * stage.global_batch_size
+            if windows:
+                order = self._order_of(stage)
+                epoch, index = order.advance(0, 0, windows)
+                epochs += epoch + index / order.epoch_size(epoch)
+        return epochs
+
+    def _order_of(self, stage: Stage) -> WindowOrder:
+        if stage.index not in self._orders:
+            lengths = [interval.bases for interval in self._stream.intervals]
+            self._orders[stage.index] = WindowOrder(lengths, stage.seq_len, seed=self.config.data.seed,
+                                                    stage=stage.index)
+        return self._orders[stage.index]
 
     def skip(self, *, steps: int) -> None:
         """Pass over the windows of this many optimizer steps; the steps themselves are not counted. The stages to come

@@ -2,9 +2,11 @@
 
 import logging
 import math
+import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,13 +16,15 @@ from hyena_dist.engine.loss_scale import LossScaler
 from hyena_dist.engine.protocol import StepResult
 from hyena_dist.model.loss import perplexity
 from hyena_dist.runtime.logs import StepTimes
-from hyena_dist.train.laps import Laps
+from hyena_dist.train.laps import Laps, SteadyRate
 from hyena_dist.train.late import LateNumbers
 from hyena_dist.train.lost_steps import LostSteps
 from hyena_dist.train.metrics import Metrics, Row, peak_memory_bytes
-from hyena_dist.train.objective import Scores, Step
+from hyena_dist.train.objective import Objective, Scores, Step
+from hyena_dist.train.progress import Countable
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -45,16 +49,17 @@ class Ledger:
         metrics: of the first rank; None on the others.
         times: compares what ranks need for their own part of a step.
         lost: what becomes of a step that is not finite.
-        tokens: training tokens up to a step.
+        objective: says how many tokens and epochs a step has seen.
         last_checkpoint: names it, for the message about a lost step.
     """
 
     def __init__(self, device: torch.device, metrics: Metrics | None, times: StepTimes, lost: LostSteps,
-                 utilisation: Utilisation, *, loss_scaler: LossScaler | None, tokens: Callable[[int], int],
+                 utilisation: Utilisation, *, loss_scaler: LossScaler | None, objective: Objective,
                  last_checkpoint: Callable[[], str]) -> None:
         self._device, self._metrics, self._times, self._lost = device, metrics, times, lost
-        self._utilisation, self._loss_scaler, self._tokens = utilisation, loss_scaler, tokens
+        self._utilisation, self._loss_scaler, self._objective = utilisation, loss_scaler, objective
         self._last_checkpoint = last_checkpoint
+        self._steady = SteadyRate()
         self._pending: deque[_Pending] = deque()
 
     def add(self, step: int, work: Step, *, lr: float, scored: Tensor, loss: Tensor, result: StepResult, loading: float,
@@ -90,31 +95,39 @@ class Ledger:
 
     def validated(self, step: int, scores: Scores) -> None:
         """Write the row of a validation."""
-        self._write(step, "val", scores.loss, scores.scored, scores.seq_len)
+        self._write(step, "val", scores.loss, scores.scored, scores.seq_len, **scores.extras)
 
     def go_back(self, step: int) -> None:
         """Forget the steps past this one, and drop their rows; on the first rank."""
         self._pending.clear()
         if self._metrics is not None:
-            self._metrics.go_back(step)
+            self._metrics.go_back(step, now=time.time())
 
     def close(self) -> None:
         """Raises OSError: rows could not be written to the end."""
         if self._metrics is not None:
             self._metrics.close()
 
+    def validating(self, batches: Countable[T]) -> Iterable[T]:
+        """The batches of a validation; the first rank shows how far it is."""
+        return batches if self._metrics is None else self._metrics.validating(batches)
+
     def _write_step(self, pending: _Pending, numbers: Mapping[str, float]) -> None:
-        work = pending.work
-        rate = work.tokens / pending.laps.seconds(0, 3)
+        work, seconds = pending.work, pending.laps.seconds(0, 3)
+        rate = work.tokens / seconds
+        steady = self._steady.add(stage=work.stage, tokens=work.tokens, seconds=seconds)
         mfu, bandwidth = self._utilisation.shares(seq_len=work.seq_len, micro_batch_size=work.micro_batch_size,
                                                   tokens_per_second=rate)
         self._write(pending.step, "train", numbers["loss"], int(numbers["scored"]), work.seq_len, lr=pending.lr,
-                    grad_norm=numbers["grad_norm"], tokens_per_second=rate, mfu=mfu, bandwidth=bandwidth)
+                    grad_norm=numbers["grad_norm"], tokens_per_second=rate, mfu=mfu, bandwidth=bandwidth,
+                    steady_tokens_per_second=steady)
 
-    def _write(self, step: int, split: str, loss: float, scored: int, seq_len: int,
-               **of_training: float | None) -> None:
+    def _write(self, step: int, split: str, loss: float, scored: int, seq_len: int, *, lr: float | None = None,
+               grad_norm: float | None = None, tokens_per_second: float | None = None, **extras: float | None) -> None:
         if self._metrics is not None:
-            of_step = {"lr": None, "grad_norm": None, "tokens_per_second": None, **of_training}
-            self._metrics.write(Row(step=step, split=split, loss=loss, perplexity=perplexity(loss), seq_len=seq_len,
-                                    tokens=self._tokens(step), scored=scored, **of_step,
-                                    peak_memory_bytes=peak_memory_bytes(self._device)))
+            self._metrics.write(Row(
+                step=step, split=split, loss=loss, perplexity=perplexity(loss), seq_len=seq_len, scored=scored, lr=lr,
+                tokens=self._objective.tokens(step), grad_norm=grad_norm, time=time.time(),
+                epoch=self._objective.epochs(step), tokens_per_second=tokens_per_second,
+                peak_memory_bytes=peak_memory_bytes(self._device),
+                extras={name: value for name, value in extras.items() if value is not None}))

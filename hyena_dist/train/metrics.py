@@ -1,35 +1,63 @@
-"""What a run says of itself: metrics.jsonl, TensorBoard, the progress bar. Only rank 0 makes a `Metrics`."""
+"""What a run says of itself: every metric that there is, the rows of metrics.jsonl, and who else is told of them. Only
+rank 0 makes a `Metrics`."""
 
-import json
 import logging
-import os
-import re
+import math
 import resource
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch.utils.tensorboard import SummaryWriter
 
-from hyena_dist.config.plain import open_regular
-from hyena_dist.runtime.files import write_whole, writing
+from hyena_dist.runtime.files import surviving
+from hyena_dist.train.board import Board, flat
+from hyena_dist.train.progress import Countable, RunProgress
+from hyena_dist.train.row_file import RowFile, json_object, read_lines
+from hyena_dist.train.weights_and_biases import WandbRun
 
 logger = logging.getLogger(__name__)
 
-LOG_INTERVAL_SECONDS = 15
-"""Without a terminal the progress bar is a line in the log, this often."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number that rows have, and how it is drawn. TensorBoard and W&B draw every one under its name."""
+
+    name: str
+    """A field of `Row`, or the name of one of its extras."""
+    label: str
+    """What it is, with its unit: the axis in the report."""
+    log: bool = False
+    """Draw it on a logarithmic axis."""
+    smooth: bool = False
+    """Draw a running median over its values, which jump from step to step."""
+    unit: float = 1.0
+    """Values are divided by this where they are drawn in the report."""
+
+
+METRICS = (
+    Metric("loss", "loss [nats per base]", smooth=True),
+    Metric("perplexity", "perplexity per base", smooth=True),
+    Metric("grad_norm", "gradient norm before clipping", log=True, smooth=True),
+    Metric("lr", "learning rate"),
+    Metric("tokens_per_second", "tokens/s of a step, all ranks [thousands]", smooth=True, unit=1e3),
+    Metric("steady_tokens_per_second", "tokens/s, steady, all ranks [thousands]", unit=1e3),
+    Metric("mfu", "model FLOPs utilisation", smooth=True),
+    Metric("bandwidth", "share of the memory bandwidth", smooth=True),
+    Metric("peak_memory_bytes", "peak memory of rank 0 [GiB]", unit=2.0**30),
+    Metric("seq_len", "sequence length [tokens]"),
+    Metric("scored", "bases scored [thousands]", smooth=True, unit=1e3),
+    Metric("epoch", "epochs of the training bases"),
+)
+"""Every metric of a run. A new one is a line here, and its value in the `extras` of a row."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of metrics.jsonl."""
+    """One line of metrics.jsonl, where the extras stand beside the fields. What is no finite number is null there."""
 
     step: int
     """Optimizer steps done."""
@@ -38,6 +66,7 @@ class Row:
     loss: float
     """Nats per scored token."""
     perplexity: float
+    """exp of the loss; inf where that is beyond floats, null in the file."""
     tokens: int
     """Training tokens seen so far, over all ranks."""
     scored: int | None = None
@@ -48,65 +77,59 @@ class Row:
     """Before clipping; null in validation rows."""
     tokens_per_second: float | None
     """Over all ranks, of this step; null in validation rows."""
-    mfu: float | None = None
-    """Model FLOPs utilisation of all devices; null where their peak is not known, and in validation rows."""
-    bandwidth: float | None = None
-    """Share of the devices' memory bandwidth, by the bytes that the model must move at least; null as mfu."""
     peak_memory_bytes: int
     """Of this rank: the device's allocations on CUDA, the process's resident set on a CPU."""
+    time: float | None = None
+    """Unix seconds, by this machine's clock; null in rows of earlier versions."""
+    epoch: float | None = None
+    """How often the training bases have been seen so far."""
+    extras: Mapping[str, float] = field(default_factory=dict)
+    """Further metrics by their names: what only some devices, runs or tasks have."""
+
+    def values(self) -> dict[str, float]:
+        """Every number of it that is a metric, by name, extras last; those that are null are left out."""
+        own = {metric.name: getattr(self, metric.name) for metric in METRICS if metric.name in _FIELDS}
+        return {name: value for name, value in {**own, **self.extras}.items() if value is not None}
+
+
+_FIELDS = {row_field.name: row_field for row_field in fields(Row) if row_field.name != "extras"}
+
+
+def metric_of(name: str) -> Metric:
+    """The metric of a name; one that this version does not know is drawn plainly."""
+    return next((metric for metric in METRICS if metric.name == name), Metric(name, name.replace("_", " ")))
 
 
 def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory that this rank has had at a time: allocations of a CUDA device, else the resident set."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a metrics.jsonl, of those of a newer version what this one knows; other lines are left out.
+    """The rows of a metrics.jsonl, those of a newer version too; other lines are left out.
 
     Raises:
         OSError: it cannot be read.
     """
-    rows = [_row(line) for line in _lines(path)]
+    rows = [_row(line) for line in read_lines(path)]
     if strange := [number for number, row in enumerate(rows, start=1) if row is None]:
         logger.warning("%s: left out %d lines that are no rows of metrics; the first is line %d", path, len(strange),
                        strange[0])
     return [row for row in rows if row is not None]
 
 
-def _lines(path: Path) -> list[bytes]:
-    """Of a metrics.jsonl, without their ends; a last one cut short by a killed run is left out."""
-    try:
-        with open_regular(path) as file:
-            content = file.read()
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise OSError(f"{path}: cannot be read ({error.strerror}): make it a readable file, move it away, or change "
-                      "train.run_dir") from error
-    *lines, last = content.split(b"\n")
-    if last and _object(last) is None:
-        logger.warning("%s: left out a last line that was cut short", path)
-    elif last:
-        lines.append(last)
-    return lines
-
-
-def _object(line: bytes) -> dict[str, Any] | None:
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
 def _row(line: bytes) -> Row | None:
-    value = _object(line)
+    value = json_object(line)
     if value is None or value.get("split") not in ("train", "val"):
         return None
-    known = {field.name: value.get(field.name, field.default) for field in fields(Row)}
-    return Row(**known) if all(_fits(known[field.name], field.type) for field in fields(Row)) else None
+    if value.get("perplexity", 0) is None:  # beyond floats
+        value["perplexity"] = math.inf
+    known = {name: value.pop(name, row_field.default) for name, row_field in _FIELDS.items()}
+    extras = {name: number for name, number in value.items() if type(number) in (int, float)}
+    fit = all(_fits(known[name], row_field.type) for name, row_field in _FIELDS.items())
+    return Row(**known, extras=extras) if fit else None
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -115,138 +138,107 @@ def _fits(value: Any, hint: Any) -> bool:
     return type(value) in kinds or (type(value) is int and float in kinds)
 
 
-class Metrics:
-    """Writes the rows of a run that continues after `last_step`; rows past it, of a killed run, are dropped, and lines
-    that are no rows are kept as they are.
+class SteadyClock:
+    """Times of a clock that is set back now and then, as times that never fall: where it was, they stand still for a
+    moment and go on from there."""
 
-    A full disk does not end the run: it is logged, rows wait in memory, and the next one tries again.
+    def __init__(self) -> None:
+        self._last, self._ahead = -math.inf, 0.0
+
+    def of(self, time: float) -> float:
+        """The steady time of the next time of the clock."""
+        self._ahead = max(self._ahead, self._last - time)
+        self._last = time + self._ahead
+        return self._last
+
+
+class Metrics:
+    """Tells everybody of the rows of a run that continues after `last_step`: metrics.jsonl (`RowFile`), TensorBoard,
+    the progress bar, and W&B where it is wanted. TensorBoard's curves end where they cannot be written.
+
+    Args:
+        now: the time at which the run goes on, as rows have it.
+        settings: the run's configuration, for the tables of runs.
+        wandb: the project at W&B; empty: none.
+
+    Raises:
+        ConfigError: W&B is wanted and does not start.
+        OSError: metrics.jsonl cannot be read or written.
     """
 
-    def __init__(self, run_dir: Path, *, last_step: int, total_steps: int) -> None:
-        self._path = run_dir / "metrics.jsonl"
+    def __init__(self, run_dir: Path, *, last_step: int, total_steps: int, now: float,
+                 settings: Mapping[str, Any] | None = None, wandb: str = "") -> None:
         self._board_path = run_dir / "tensorboard"
-        self._waiting: list[tuple[int, bytes]] = []
-        """Step and text of rows that are not on the disk yet."""
-        self._open(last_step)
-        self._progress = _ProgressLine(last_step, total_steps)
+        self._settings = flat(settings or {})
+        self._wandb = WandbRun(wandb, run_dir, self._settings) if wandb else None
+        self._rows = RowFile(run_dir / "metrics.jsonl", last_step=last_step)
+        self._board: Board | None = None
+        self._open_board(last_step, now)
+        self._progress = RunProgress(last_step, total_steps)
 
-    def _open(self, last_step: int) -> None:
-        text = b"".join(line + b"\n" for line in _lines(self._path) if not _is_past(line, last_step))
-        write_whole(self._path, lambda path: path.write_bytes(text))
-        self._file = self._path.open("ab", buffering=0)
-        self._size = len(text)
-        self._board: SummaryWriter | None = None
-        with self._surviving("TensorBoard's curves end here"):
-            _put_behind(self._board_path, int(time.time()))
-            self._board = SummaryWriter(str(self._board_path), purge_step=last_step + 1)
+    def _open_board(self, last_step: int, now: float) -> None:
+        self._clock = SteadyClock()
+        for line in self._rows.kept:
+            time = (json_object(line) or {}).get("time")
+            if isinstance(time, int | float):
+                self._clock.of(time)
+        with surviving(self._board_path, "TensorBoard's curves end here"):
+            self._board = Board(self._board_path, last_step=last_step, wall_time=self._clock.of(now),
+                                settings=self._settings, charts=("loss", "perplexity"))
 
-    def go_back(self, last_step: int) -> None:
+    def go_back(self, last_step: int, *, now: float) -> None:
         """Drop the rows past `last_step`: the run goes on from there."""
-        self._close_files()
-        self._waiting = [(step, text) for step, text in self._waiting if step <= last_step]
-        self._open(last_step)
+        self._rows.go_back(last_step)
+        self._close_board()
+        self._open_board(last_step, now)
 
     def write(self, row: Row) -> None:
-        values = asdict(row)
-        self._waiting.append((row.step, json.dumps(values).encode() + b"\n"))
-        with self._surviving("its rows wait in memory"):
-            self._write_waiting()
+        """Tell everybody of the next row, which has a time."""
+        values = row.values()
+        assert row.time is not None
+        assert all(any(name == metric.name for metric in METRICS) and name not in _FIELDS for name in row.extras)
+        own = {name: getattr(row, name) for name in _FIELDS}
+        self._rows.write(row.step, {name: _finite(value) for name, value in {**own, **row.extras}.items()})
         board, self._board = self._board, None
         if board is not None:
-            with self._surviving("TensorBoard's curves end here"):
-                for key in ("loss", "perplexity", "lr", "grad_norm", "tokens_per_second", "mfu", "bandwidth",
-                            "peak_memory_bytes"):
-                    if values[key] is not None:
-                        board.add_scalar(f"{row.split}/{key}", values[key], row.step)
+            with surviving(self._board_path, "TensorBoard's curves end here"):
+                board.add(row.split, values, step=row.step, wall_time=self._clock.of(row.time))
                 self._board = board
-        self._progress.update(row)
+        if self._wandb is not None:
+            self._wandb.add(row.split, values, step=row.step)
+        if row.split == "train":
+            rate = row.extras.get("steady_tokens_per_second", row.tokens_per_second)
+            self._progress.train(row.step, loss=row.loss, tokens_per_second=rate or 0.0)
+        else:
+            self._progress.val(row.step, perplexity=row.perplexity)
+
+    def validating(self, batches: Countable[T]) -> Iterator[T]:
+        """The batches of a validation, which shows its progress while they are taken."""
+        return self._progress.validating(batches)
 
     def close(self) -> None:
         """Raises OSError when rows could not be written to the end."""
         self._progress.close()
-        self._close_files()
-        if self._waiting:
-            with writing(self._path), self._path.open("ab", buffering=0) as self._file:
-                self._write_waiting()
+        self._close_board()
+        if self._wandb is not None:
+            self._wandb.close()
+            self._wandb = None
+        self._rows.close()
 
-    def _write_waiting(self) -> None:
-        rows = b"".join(text for _, text in self._waiting)
-        written = 0
-        try:
-            while written < len(rows):
-                written += self._file.write(rows[written:])
-        except OSError:
-            os.truncate(self._path, self._size)  # no half of a row
-            raise
-        self._size += len(rows)
-        self._waiting.clear()
-
-    @contextmanager
-    def _surviving(self, consequence: str) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            logger.error("%s: could not be written (%s): make room there; %s", self._path.parent,
-                         error.strerror or error, consequence)
-
-    def _close_files(self) -> None:
-        self._file.close()
+    def _close_board(self) -> None:
         if self._board is not None:
-            with self._surviving("TensorBoard's curves lack their end"):
-                self._board.close()
+            self._board.close()
             self._board = None
 
 
-def _is_past(line: bytes, last_step: int) -> bool:
-    step = (_object(line) or {}).get("step")
-    return type(step) is int and step > last_step
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _put_behind(board_path: Path, now: int) -> None:
-    """Rename the event files of earlier starts so that a file of this second is read after them.
-
-    TensorBoard reads files in the order of their names, which begin with the time, and a new one takes back the steps
-    that are to come again. After a clock that was ahead, the earlier start would be read last, and show them twice.
-    """
-    found = sorted((path.name, match) for path in board_path.glob("events.out.tfevents.*")
-                   if (match := _EVENTS.fullmatch(path.name)))
-    renames, before = [], now
-    for name, match in reversed(found):
-        before = min(before - 1, int(match[1]))
-        renames.append((name, f"events.out.tfevents.{before:010d}{match[2]}"))
-    for old, new in reversed(renames):  # the oldest first: its new name is nobody's
-        if old != new:
-            (board_path / old).rename(board_path / new)
-
-
-_EVENTS = re.compile(r"events\.out\.tfevents\.(\d{10,})(\..*)", re.DOTALL)
-
-
-class _ProgressLine:
-    """A bar with loss, tokens/s and time left on a terminal, now and then a line in the log without one."""
-
-    def __init__(self, done: int, total: int) -> None:
-        self._total, self._start, self._first, self._last_log = total, time.monotonic(), done, 0.0
-        self._val = ""
-        self._bar = Progress(TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"),
-                             TimeRemainingColumn(), console=Console(file=sys.stderr),
-                             disable=not sys.stderr.isatty())
-        self._task = self._bar.add_task("", total=total, completed=done)
-        self._bar.start()
-
-    def update(self, row: Row) -> None:
-        if row.split == "val":
-            self._val = f"  val perplexity {row.perplexity:.4f}"
-            if self._bar.disable:
-                logger.info("step %d/%d  val perplexity %.4f", row.step, self._total, row.perplexity)
-            return
-        text = f"loss {row.loss:.4f}  {row.tokens_per_second:,.0f} tokens/s"
-        self._bar.update(self._task, completed=row.step, description=text + self._val)
-        now = time.monotonic()
-        if self._bar.disable and (now - self._last_log > LOG_INTERVAL_SECONDS or row.step == self._total):
-            left = (now - self._start) / max(1, row.step - self._first) * (self._total - row.step)
-            logger.info("step %d/%d  %s  %.0f s left", row.step, self._total, text, left)
-            self._last_log = now
-
-    def close(self) -> None:
-        self._bar.stop()
+def elapsed(rows: Iterable[Row]) -> list[float]:
+    """Seconds from the first row to each, as a clock tells them that is never set back; 0 of rows without a time."""
+    clock, times = SteadyClock(), list[float | None]()
+    for row in rows:
+        times.append(clock.of(row.time) if row.time is not None else times[-1] if times else None)
+    first = next((time for time in times if time is not None), 0.0)
+    return [0.0 if time is None else time - first for time in times]

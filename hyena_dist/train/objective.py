@@ -4,18 +4,20 @@ The trainer owns engines, steps, saving, stopping and logging, and knows nothing
 objective owns the module, the batches, the loss and the validation, and knows nothing of engines or files.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor, nn
 
 from hyena_dist.engine.protocol import Table
+from hyena_dist.train.progress import Countable
 
 T = TypeVar("T")
-Watched = Callable[[Iterable[T]], Iterator[T]]
-"""What an objective's validation takes its batches through: the trainer tells the watchdog that they come, and ends the
-validation by an exception of its own when all ranks stop. Every rank takes the same number of them."""
+Watched = Callable[[Countable[T]], Iterator[T]]
+"""What an objective's validation takes its batches through: the trainer shows how far it is, tells the watchdog that
+they come, and ends the validation by an exception of its own when all ranks stop. It may pass on the first ones only,
+to see that they fit. Every rank takes the same number of them."""
 
 
 class MicroBatch(Protocol):
@@ -35,6 +37,8 @@ class Step(Generic[B]):
 
     batches: Sequence[B]
     """Its micro-batches; as many on every rank."""
+    stage: int
+    """Steps of one stage have the same shapes."""
     seq_len: int
     micro_batch_size: int
     tokens: int
@@ -95,6 +99,9 @@ class Objective(Protocol[B]):
 
     def tokens(self, step: int) -> int:
         """Training tokens up to an optimizer step, over all ranks."""
+
+    def epochs(self, step: int) -> float:
+        """How often the training data was seen up to an optimizer step."""
 
     def skip(self, steps: int) -> None:
         """Pass over the batches of this many optimizer steps: those after the steps that are lost come next."""

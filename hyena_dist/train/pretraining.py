@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from hyena_dist.config.schema import Config
 from hyena_dist.config.warmup import tokens_after
 from hyena_dist.data.manifest import Manifest
-from hyena_dist.data.stream import Batch, Part
+from hyena_dist.data.stream import Batch, Part, ValidationBatches
 from hyena_dist.engine.protocol import Table
 from hyena_dist.model.context import log_context_method
 from hyena_dist.model.evaluate import evaluate_split
@@ -48,13 +48,17 @@ class Pretraining:
         self._token_multiple = model.token_multiple
         self.curriculum = agree(lambda: Curriculum(self.manifest, config, dp_rank=groups.data.rank,
                                                    dp_size=groups.data.size, part_of=self._part), groups)
+        self._seq_len = config.data.val_seq_len or config.data.seq_len
+        self.validation = ValidationBatches(
+            self.manifest, seq_len=self._seq_len, batch_size=config.train.micro_batch_size, dp_rank=groups.data.rank,
+            dp_size=groups.data.size, tokens=config.data.val_tokens, part=self._part(self._seq_len))
         self.module: nn.Module = model.to(device)
         self.table: Table = model.placement()
         log_context_method(config, groups)
 
     def next_step(self) -> Step[Batch]:
         stage, batches = self.curriculum.take()
-        return Step(batches, seq_len=stage.seq_len, micro_batch_size=stage.micro_batch_size,
+        return Step(batches, stage=stage.index, seq_len=stage.seq_len, micro_batch_size=stage.micro_batch_size,
                     tokens=stage.tokens_per_step, new_shape=self.curriculum.stage is not stage)
 
     def loss(self, module: nn.Module, batch: Batch, step: int) -> Tensor:
@@ -64,14 +68,14 @@ class Pretraining:
         return loss
 
     def validate(self, module: nn.Module, watched: Watched[Batch]) -> Scores | None:
-        seq_len = self._config.data.val_seq_len or self._config.data.seq_len
-        found = evaluate_split(module, self.manifest, self._groups, self._device, seq_len=seq_len,
-                               batch_size=self._config.train.micro_batch_size, part=self._part(seq_len),
-                               watched=watched)
-        return None if found is None else Scores(found.loss, found.scored, seq_len)
+        found = evaluate_split(module, watched(self.validation), self._groups, self._device)
+        return None if found is None else Scores(found.loss, found.scored, self._seq_len)
 
     def tokens(self, step: int) -> int:
         return tokens_after(self.curriculum.stages, step)
+
+    def epochs(self, step: int) -> float:
+        return self.curriculum.epochs_after(step)
 
     def skip(self, steps: int) -> None:
         self.curriculum.skip(steps=steps)

@@ -74,6 +74,6 @@ class StepProfiler:
         rows = profiler.key_averages().table(sort_by=where, row_limit=TABLE_ROWS, max_name_column_width=60)
         with writing(self._stem.parent):
             self._stem.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(table, lambda path: path.write_text(rows))
+        write_whole(table, lambda path: path.write_text(rows, encoding="utf-8"))
         write_whole(trace, lambda path: profiler.export_chrome_trace(str(path)))
         logger.info("train.profile_steps: wrote %s and %s", table, trace)

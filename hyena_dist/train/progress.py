@@ -1,51 +1,76 @@
-"""How far a run is: what its checkpoints, its summary and its best checkpoint are told by."""
+"""How far a run is: a bar on a terminal, now and then a line in the log without one."""
 
-import math
+import logging
+import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator
+from typing import Protocol, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+T = TypeVar("T", covariant=True)
 
 
-@dataclass
-class Progress:
-    """Of a run over all its starts."""
+class Countable(Protocol[T]):
+    """What can be gone through, and has a length."""
 
-    step: int = 0
-    """Optimizer steps done."""
-    val_loss: float = math.nan
-    """Of the last validation; nan: there was none."""
-    val_step: int = 0
-    """When `val_loss` was measured; 0: never."""
-    best_val_loss: float = math.inf
-    started: float = field(default_factory=time.monotonic)
-    """On the clock of this process: when the run would have started had it run without a break."""
+    def __len__(self) -> int: ...
 
-    @property
-    def seconds(self) -> float:
-        """Of training so far."""
-        return time.monotonic() - self.started
-
-    def validated(self, loss: float) -> None:
-        """Note the loss of a validation at this step."""
-        self.val_loss, self.val_step = loss, self.step
-        self.best_val_loss = min(self.best_val_loss, loss)
-
-    @property
-    def val_losses(self) -> dict[str, float | None]:
-        """For a checkpoint of this step: its own validation loss, where there was one, and the best so far."""
-        return {"val_loss": finite(self.val_loss) if self.val_step == self.step else None,
-                "best_val_loss": finite(self.best_val_loss)}
-
-    def restore(self, metadata: Mapping[str, Any]) -> None:
-        """Go on where a checkpoint was written."""
-        val_loss, best = metadata["val_loss"], metadata["best_val_loss"]
-        self.step = metadata["step"]
-        self.val_loss, self.val_step = (math.nan, 0) if val_loss is None else (val_loss, self.step)
-        self.best_val_loss = math.inf if best is None else best
-        self.started = time.monotonic() - metadata["seconds"]
+    def __iter__(self) -> Iterator[T]: ...
 
 
-def finite(value: float) -> float | None:
-    """The value, or None where JSON has no number for it."""
-    return value if math.isfinite(value) else None
+logger = logging.getLogger(__name__)
+
+LOG_INTERVAL_SECONDS = 15
+"""Without a terminal the bar is a line in the log, this often."""
+
+
+class RunProgress:
+    """Of a run that has done `done` of `total` steps; and of each validation while it lasts."""
+
+    def __init__(self, done: int, total: int) -> None:
+        self._total, self._start, self._first = total, time.monotonic(), done
+        self._last_log = 0.0
+        self._val = ""
+        self._bar = Progress(TextColumn("{task.fields[unit]}"), MofNCompleteColumn(), BarColumn(),
+                             TextColumn("{task.description}"), TimeRemainingColumn(), console=Console(file=sys.stderr),
+                             disable=not sys.stderr.isatty())
+        self._task = self._bar.add_task("", total=total, completed=done, unit="step")
+        self._bar.start()
+
+    def train(self, step: int, *, loss: float, tokens_per_second: float) -> None:
+        """A step was done."""
+        text = f"loss {loss:.4f}  {tokens_per_second:,.0f} tokens/s"
+        self._bar.update(self._task, completed=step, description=text + self._val)
+        if self._bar.disable and (self._is_time() or step == self._total):
+            left = (time.monotonic() - self._start) / max(1, step - self._first) * (self._total - step)
+            logger.info("step %d/%d  %s  %.0f s left", step, self._total, text, left)
+            self._last_log = time.monotonic()
+
+    def val(self, step: int, *, perplexity: float) -> None:
+        """A validation was measured."""
+        self._val = f"  val perplexity {perplexity:.4f}"
+        if self._bar.disable:
+            logger.info("step %d/%d  val perplexity %.4f", step, self._total, perplexity)
+
+    def validating(self, batches: Countable[T]) -> Iterator[T]:
+        """The batches of a validation, with its own bar, or lines, while they are taken."""
+        task = self._bar.add_task("", total=len(batches), unit="validation batch")
+        self._last_log = time.monotonic()  # a short validation says nothing but its result
+        try:
+            for done, batch in enumerate(batches):
+                if self._bar.disable and self._is_time():
+                    logger.info("validation: batch %d/%d", done, len(batches))
+                    self._last_log = time.monotonic()
+                yield batch
+                self._bar.advance(task)
+        finally:
+            self._bar.remove_task(task)
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        self._bar.stop()
+
+    def _is_time(self) -> bool:
+        return time.monotonic() - self._last_log > LOG_INTERVAL_SECONDS

@@ -1,20 +1,34 @@
-"""report.png: the loss curves of a run, from its metrics.jsonl."""
+"""report.png: every metric of a run against the tokens that it has seen, from its metrics.jsonl."""
 
 import logging
+import math
 import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from hyena_dist.config.plain import read_object
 from hyena_dist.runtime.files import write_whole
-from hyena_dist.train.metrics import read_rows
+from hyena_dist.train.metrics import METRICS, Row, elapsed, metric_of, read_rows
+from hyena_dist.train.wording import amount, duration, scale_of
 
 logger = logging.getLogger(__name__)
 
-MEDIAN_REACH = 15
-"""Steps to each side in the running median of the training curve."""
+EVALUATION = "evaluation.json"
+"""What launchers/evaluate.py leaves in a run directory; its Markov chains are what a model must beat."""
+MOST_REACH = 15
+"""Steps to each side in the running median of a long run."""
+STEPS_PER_REACH = 20
+"""A running median reaches one step to each side for as many steps of the run."""
+COLORS = {"train": "tab:blue", "val": "tab:red"}
+MAIN = ("loss", "perplexity")
+EASIER = ("Validation lies below training. It scores other bases, which may be of other species or of regions that are "
+          "easier to predict, such as repeats;\nand it scores the model after a step and without dropout, where a "
+          "training loss is from before the step.")
 
 
 def write_report(run_dir: Path) -> Path | None:
-    """Draw training loss, validation perplexity and learning rate against tokens; None without matplotlib or rows."""
+    """Draw every metric of the rows against training tokens; None without matplotlib or rows."""
     try:
         import matplotlib
     except ImportError:
@@ -26,32 +40,151 @@ def write_report(run_dir: Path) -> Path | None:
     rows = read_rows(run_dir / "metrics.jsonl")
     if not rows:
         return None
-    train = [row for row in rows if row.split == "train"]
-    val = [row for row in rows if row.split == "val"]
-    figure, (top, bottom) = plt.subplots(2, 1, figsize=(8, 7), sharex=True, height_ratios=[3, 1], layout="constrained")
-    tokens = [row.tokens / 1e6 for row in train]
-    top.plot(tokens, [row.perplexity for row in train], color="tab:blue", alpha=0.3, linewidth=0.8)
-    top.plot(tokens, _running_median([row.perplexity for row in train]), color="tab:blue",
-             label=f"training (median of {2 * MEDIAN_REACH + 1} steps)")
-    if val:
-        top.plot([row.tokens / 1e6 for row in val], [row.perplexity for row in val], "o-", color="tab:red",
-                 markersize=4, label=f"validation (last {val[-1].perplexity:.4f})")
-    top.set_ylabel("perplexity per base")
-    lowest, highest = min(row.perplexity for row in rows), max(row.perplexity for row in rows)
-    # Four equally likely bases are a perplexity of 4: what lies far above is the first steps only.
-    top.set_ylim(lowest - 0.05, min(4.3, highest) if lowest < 4 else highest + 0.05)
-    top.grid(alpha=0.3)
-    top.legend()
-    top.set_title(run_dir.name)
-    bottom.plot(tokens, [row.lr for row in train], color="tab:gray")
-    bottom.set_ylabel("learning rate")
-    bottom.set_xlabel("training tokens (millions)")
-    bottom.grid(alpha=0.3)
+    unit, name = scale_of(max(row.tokens for row in rows))
+    series = _series(rows, unit)
+    panels = [panel for panel in series if panel not in MAIN]
+    lines = -(-len(panels) // 2)
+    figure = plt.figure(figsize=(10, 4.5 + 1.9 * lines), layout="constrained")
+    grid = figure.add_gridspec(lines + 1, 2, height_ratios=[2.2] + [1] * lines)
+    top = figure.add_subplot(grid[0, :])
+    _draw_perplexity(top, series["perplexity"], _floors(run_dir / EVALUATION))
+    top.set_title(_title(run_dir.name, rows))
+    all_axes = [top]
+    for number, panel in enumerate(panels):
+        axes = figure.add_subplot(grid[1 + number // 2, number % 2])
+        _draw_panel(axes, panel, series[panel])
+        all_axes.append(axes)
+    last = max(row.tokens for row in rows) / unit
+    for axes in all_axes:
+        axes.set_xlim(0, last * 1.01)
+        axes.grid(alpha=0.3)
+    for axes in all_axes[-2:] if panels else all_axes:
+        axes.set_xlabel(f"training tokens{name and f' [{name}s]'}")
+    if _validation_is_below(series["perplexity"]):
+        figure.supxlabel(EASIER, fontsize=8)
     path = run_dir / "report.png"
-    write_whole(path, lambda aside: figure.savefig(aside, dpi=120))
+    write_whole(path, lambda aside: figure.savefig(aside, dpi=90))
     plt.close(figure)
     return path
 
 
-def _running_median(values: list[float]) -> list[float]:
-    return [statistics.median(values[max(0, i - MEDIAN_REACH) : i + MEDIAN_REACH + 1]) for i in range(len(values))]
+Points = Mapping[str, tuple[list[float], list[float]]]
+"""Of each split: tokens, in the figure's unit, and values; only finite ones."""
+
+
+def _series(rows: Sequence[Row], unit: float) -> dict[str, Points]:
+    """The points of each metric that has any, in the order of `METRICS`, then those that are not in it."""
+    found: dict[str, dict[str, tuple[list[float], list[float]]]] = {metric.name: {} for metric in METRICS}
+    for row, seconds in zip(rows, elapsed(rows), strict=True):
+        for name, value in {**row.values(), "wall_time": seconds}.items():
+            points = found.setdefault(name, {}).setdefault(row.split, ([], []))
+            if math.isfinite(value):
+                points[0].append(row.tokens / unit)
+                points[1].append(value / metric_of(name).unit)
+    return {name: points for name, points in found.items() if points or name == "perplexity"}
+
+
+def _draw_perplexity(axes: Any, points: Points, floors: Sequence[float]) -> None:
+    """Training and validation, with the loss as the scale on the right and the Markov chains that are known."""
+    import numpy as np
+
+    _draw_points(axes, points, smooth=True)
+    axes.set_ylabel(metric_of("perplexity").label)
+    values = [value for _, of_split in points.values() for value in of_split]
+    if values:
+        lowest, highest = min(values), max(values)
+        if lowest < 4:  # as of four equally likely bases: what lies far above is the first steps only
+            lowest = min([lowest, *floors])
+            axes.set_ylim(lowest - 0.05, max(min(4.3, highest + 0.05), lowest + 0.1))
+        elif highest > 100 * lowest:
+            axes.set_yscale("log")
+    for order, floor in enumerate(floors):
+        axes.axhline(floor, color="tab:gray", linestyle=":", linewidth=0.9,
+                     label=f"Markov chains of order 0 to {len(floors) - 1}" if order == 0 else None)
+    bottom, top = axes.get_ylim()
+    labelled = math.inf
+    for order, floor in reversed(list(enumerate(floors))):  # the hardest to beat is labelled in any case
+        if bottom < floor < top and abs(floor - labelled) > 0.03 * (top - bottom):
+            axes.annotate(f"order {order}: {floor:.4f}", (0.99, floor), xycoords=("axes fraction", "data"), ha="right",
+                          va="bottom", fontsize=7, color="dimgray")
+            labelled = floor
+    right = axes.secondary_yaxis("right", functions=(lambda value: np.log(np.maximum(value, 1e-9)),
+                                                     lambda loss: np.exp(np.minimum(loss, 700))))
+    right.set_ylabel(metric_of("loss").label)
+    if points:
+        axes.legend(loc="upper center", fontsize=8)
+
+
+def _draw_panel(axes: Any, name: str, points: Points) -> None:
+    if name == "wall_time":
+        seconds = max(value for _, values in points.values() for value in values)
+        size, unit = next((size, unit) for size, unit in ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+                          if seconds >= 2 * size or size == 1)
+        points = {split: (tokens, [value / size for value in values]) for split, (tokens, values) in points.items()}
+        label, smooth = f"time since the first row [{unit}]", False
+    else:
+        metric = metric_of(name)
+        label, smooth = metric.label, metric.smooth
+        if metric.log and all(value > 0 for _, values in points.values() for value in values):
+            axes.set_yscale("log")
+    _draw_points(axes, points, smooth=smooth, legend=False)
+    axes.set_title(label, fontsize=9, loc="left")
+    axes.tick_params(labelsize=8)
+
+
+def _draw_points(axes: Any, points: Points, *, smooth: bool, legend: bool = True) -> None:
+    """Training as a line, with a running median where the run is long enough for one; validation as dots."""
+    if "train" in points:
+        tokens, values = points["train"]
+        reach = _reach(len(values)) if smooth else 0
+        axes.plot(tokens, values, color=COLORS["train"], alpha=0.3 if reach else 1.0, linewidth=0.8 if reach else 1.2,
+                  marker="." if len(values) < 2 else None, label=None if reach or not legend else "training")
+        if reach:
+            axes.plot(tokens, running_median(values), color=COLORS["train"], linewidth=1.2,
+                      label=f"training (median of {2 * reach + 1} steps)" if legend else None)
+    if "val" in points:
+        tokens, values = points["val"]
+        axes.plot(tokens, values, "o-", color=COLORS["val"], markersize=4, linewidth=1.0,
+                  label=f"validation (last {values[-1]:.4f})" if legend and values else None)
+
+
+def _reach(steps: int) -> int:
+    return min(MOST_REACH, steps // STEPS_PER_REACH)
+
+
+def running_median(values: list[float]) -> list[float]:
+    """The median over as many values to each side as a run of this length has; fewer at both ends, the same to each
+    side, so that a slope is not bent there."""
+    reach, last = _reach(len(values)), len(values) - 1
+    reaches = [min(reach, i, last - i) for i in range(len(values))]
+    return [statistics.median(values[i - r : i + r + 1]) for i, r in enumerate(reaches)]
+
+
+def _validation_is_below(points: Points) -> bool:
+    """Whether the last validation lies below the training around it."""
+    if not all(points.get(split, ((), ()))[1] for split in ("train", "val")):
+        return False
+    (train_tokens, train), (val_tokens, val) = points["train"], points["val"]
+    before = sum(tokens <= val_tokens[-1] for tokens in train_tokens)
+    return before > 0 and val[-1] < running_median(train)[before - 1]
+
+
+def _floors(path: Path) -> list[float]:
+    """Perplexities of the Markov chains of order 0 upwards on the validation split; none where they are not known."""
+    try:
+        content = read_object(path)
+        floors = [float(value) for value in content["markov"]] if content["split"] == "val" else []
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        logger.warning("%s: the Markov chains in it cannot be read (%s): evaluate the run again", path, error)
+        return []
+    return [floor for floor in floors if math.isfinite(floor)]
+
+
+def _title(name: str, rows: Sequence[Row]) -> str:
+    last = max(rows, key=lambda row: row.step)
+    parts = [f"{last.step:,} steps", f"{amount(last.tokens)} tokens"]
+    if last.epoch is not None:
+        parts.append(f"{last.epoch:.2f} epochs")
+    return f"{name}: {', '.join([*parts, duration(elapsed(rows)[-1])])}"

@@ -135,7 +135,7 @@ class RunDirectory:
         Raises:
             OSError: it could not be written.
         """
-        write_whole(self.path / SAVED, lambda path: path.write_text(f"{checkpoint.name}\n"))
+        write_whole(self.path / SAVED, lambda path: path.write_text(f"{checkpoint.name}\n", encoding="utf-8"))
 
     def check_there(self) -> None:
         """Raises OSError: the directory was deleted, moved or given to another run meanwhile; on the first rank."""
@@ -172,7 +172,7 @@ class RunDirectory:
                   "engine": engine.name, "zero_stage": engine.zero_stage if engine.name == "deepspeed" else None,
                   "precision": self._config.train.precision}
         text = json.dumps({**numbers, "world_size": groups.world.size, "layout": layout}, indent=1) + "\n"
-        write_whole(self.path / SUMMARY, lambda path: path.write_text(text))
+        write_whole(self.path / SUMMARY, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def is_import(metadata: dict[str, Any]) -> bool:

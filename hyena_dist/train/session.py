@@ -1,8 +1,9 @@
 """From a run directory to a trainer: the parts are made in the order in which they may refuse, and ended in reverse."""
 
-import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict
 
 import psutil
 import torch
@@ -25,8 +26,6 @@ from hyena_dist.train.profile import StepProfiler
 from hyena_dist.train.run_directory import RunDirectory
 from hyena_dist.train.state import RunState
 from hyena_dist.train.trainer import Trainer
-
-logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -66,13 +65,14 @@ def open_trainer(config: Config, groups: Groups, device: torch.device, *,
         agree(lambda: run.begin(afresh=resume is None), groups)  # not before all that could refuse
         watchdog = stack.enter_context(Watchdog(control, stop, launchers=launchers))
         times = StepTimes(control)
-        metrics = agree(lambda: Metrics(run.path, last_step=state.progress.step, total_steps=config.train.steps)
+        metrics = agree(lambda: Metrics(run.path, last_step=state.status.step, total_steps=config.train.steps,
+                                        now=time.time(), settings=asdict(config), wandb=config.train.wandb)
                         if first else None, groups)
         if metrics is not None:
             stack.callback(metrics.close)
         lost = LostSteps(config.train.on_nonfinite)
         ledger = Ledger(device, metrics, times, lost, Utilisation.of_device(config, groups.world.size, device),
-                        loss_scaler=engine.loss_scaler, tokens=task.tokens,
+                        loss_scaler=engine.loss_scaler, objective=task,
                         last_checkpoint=lambda: trainer.last_checkpoint())
         profiler = stack.enter_context(StepProfiler(run.path, config.train.profile_steps, groups.world.rank))
         trainer = Trainer(config, groups, device, state, run=run, saver=saver, stop=stop, watchdog=watchdog,

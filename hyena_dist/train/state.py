@@ -1,4 +1,4 @@
-"""All of a run that a checkpoint brings back: weights and moments, the objective's place, loss scale, progress."""
+"""All of a run that a checkpoint brings back: weights and moments, the objective's place, loss scale, status."""
 
 import logging
 from typing import Any
@@ -13,8 +13,8 @@ from hyena_dist.engine.loss_scale import LossScaler
 from hyena_dist.engine.protocol import Engine
 from hyena_dist.parallel.groups import Groups
 from hyena_dist.train.objective import Objective
-from hyena_dist.train.progress import Progress
 from hyena_dist.train.run_directory import is_import
+from hyena_dist.train.status import Status
 
 logger = logging.getLogger(__name__)
 
@@ -23,15 +23,15 @@ class RunState:
     """Collects and restores it."""
 
     def __init__(self, config: Config, groups: Groups, engine: Engine, objective: Objective) -> None:
-        self.engine, self.objective, self.progress = engine, objective, Progress()
+        self.engine, self.objective, self.status = engine, objective, Status()
         self._config, self._groups = config, groups
 
     def metadata(self) -> dict[str, Any]:
         """All but the tensors, for `CheckpointSaver.save`."""
         scaler = self.engine.loss_scaler
-        return {"step": self.progress.step, "identity": identity(self._config), "config": dump_config(self._config),
-                "data": self.objective.state_dict(), **self.progress.val_losses,
-                "loss_scale": None if scaler is None else scaler.state_dict(), "seconds": self.progress.seconds,
+        return {"step": self.status.step, "identity": identity(self._config), "config": dump_config(self._config),
+                "data": self.objective.state_dict(), **self.status.val_losses,
+                "loss_scale": None if scaler is None else scaler.state_dict(), "seconds": self.status.seconds,
                 "version": own_version()}
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -44,8 +44,8 @@ class RunState:
         if is_import(metadata):
             logger.info("starting from the weights of %s", checkpoint.path)
             return
-        self.progress.restore(metadata)
+        self.status.restore(metadata)
         self.objective.load_state_dict(metadata["data"])
         if self.engine.loss_scaler is not None:
             self.engine.loss_scaler.load_state_dict(metadata["loss_scale"] or LossScaler().state_dict())
-        logger.info("resumed %s at step %d", checkpoint.path, self.progress.step)
+        logger.info("resumed %s at step %d", checkpoint.path, self.status.step)

@@ -3,8 +3,9 @@
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
+from itertools import islice
 from typing import TypeVar
 
 import torch
@@ -25,17 +26,20 @@ from hyena_dist.train.laps import Laps
 from hyena_dist.train.ledger import Ledger
 from hyena_dist.train.lost_steps import LostSteps, RollBack
 from hyena_dist.train.profile import StepProfiler
-from hyena_dist.train.progress import finite
+from hyena_dist.train.progress import Countable
 from hyena_dist.train.report import write_report
 from hyena_dist.train.run_directory import RunDirectory
 from hyena_dist.train.schedules import learning_rate
 from hyena_dist.train.state import RunState
+from hyena_dist.train.status import finite
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SAVE_SECONDS = 600.0
 """What a save may take before the watchdog takes the rank for stuck."""
+TRIED_BATCHES = 2
+"""Of the validation, before the first step."""
 NO_BATCH = ("a reader process stands still, or the file system of data.shards does not answer: look at both, and "
             "resume with the same command; DEEPSPEED_TIMEOUT sets how many minutes ranks wait")
 
@@ -53,14 +57,14 @@ class Trainer:
     Args:
         config: already checked (`config.checks`).
         device: of this rank.
-        state: engine, objective and progress, where the run is to go on.
+        state: engine, objective and status, where the run is to go on.
     """
 
     def __init__(self, config: Config, groups: Groups, device: torch.device, state: RunState, *, run: RunDirectory,
                  saver: CheckpointSaver, stop: StopSignal, watchdog: Watchdog, ledger: Ledger, lost: LostSteps,
                  profiler: StepProfiler) -> None:
         self.config, self.groups, self.device, self.state = config, groups, device, state
-        self.engine, self.objective, self.progress = state.engine, state.objective, state.progress
+        self.engine, self.objective, self.status = state.engine, state.objective, state.status
         self._run, self._saver, self._stop, self._watchdog = run, saver, stop, watchdog
         self._ledger, self._lost, self._profiler = ledger, lost, profiler
 
@@ -81,27 +85,29 @@ class Trainer:
         self._watchdog.beat(allow=SAVE_SECONDS)
         failure = self._saver.wait()
         if failure is not None:
-            raise TrainingError(f"step {self.progress.step}: {failure}; last good checkpoint: {self.last_checkpoint()}")
+            raise TrainingError(f"step {self.status.step}: {failure}; last good checkpoint: {self.last_checkpoint()}")
         agree(lambda: self._finish(reason), self.groups)
         return reason
 
     def _loop(self) -> str | None:
         """Every step to the last, or to the one after which all ranks stop; why they do."""
-        train, progress = self.config.train, self.progress
+        train, status = self.config.train, self.status
         if reason := self._stop.agreed_now():  # it came during the imports or the set-up
             self._stop.settled()
             return reason
-        if progress.step and progress.val_step != progress.step and self._validation_is_due():
+        if status.step < train.steps:
+            self.objective.validate(self.engine.module, self._first_batches)
+        if status.step and status.val_step != status.step and self._validation_is_due():
             if reason := self._validate():  # the run was stopped before it could
                 return reason
             agree(self._note_validation, self.groups)
-        while progress.step < train.steps:
+        while status.step < train.steps:
             self._train_step()
             self._stop.settled()
             self._profiler.step()
             reason = self._stop.agreed()
             validate = self._validation_is_due()
-            save = progress.step == train.steps or _due(progress.step, train.save_every)
+            save = status.step == train.steps or _due(status.step, train.save_every)
             try:  # one step late: the loop does not wait for the device
                 self._ledger.settle(keep=0 if reason or validate or save else 1)
             except RollBack as lost:
@@ -110,9 +116,9 @@ class Trainer:
             if reason or validate or save:
                 agree(self._run.check_there, self.groups)
             if validate and not reason:
-                best = progress.best_val_loss
+                best = status.best_val_loss
                 reason = self._validate()
-                save |= progress.best_val_loss < best
+                save |= status.best_val_loss < best
             if save or reason:
                 self._save()
             if reason:
@@ -131,25 +137,25 @@ class Trainer:
         empty = not step.scored and not int(scored)
         laps.mark()
         if not empty:
-            lr = learning_rate(self.progress.step, optim=self.config.optim, steps=self.config.train.steps)
+            lr = learning_rate(self.status.step, optim=self.config.optim, steps=self.config.train.steps)
             self.engine.module.train()
             self.engine.accumulation_steps = len(step.batches)
             total = torch.zeros((), device=self.device)
             for number, batch in enumerate(step.batches):
-                loss = self.objective.loss(self.engine.module, batch, self.progress.step)
+                loss = self.objective.loss(self.engine.module, batch, self.status.step)
                 if not number:
                     laps.mark()
                 self.engine.backward(loss * (self.groups.data_context.size / scored))
                 total += loss.detach()
             result = self.engine.step(lr)
             mean = self._sum_over_data(total) / scored
-        self.progress.step += 1
+        self.status.step += 1
         self._watchdog.beat(step=True, allow=SAVE_SECONDS if step.new_shape else 0.0)
         laps.mark()
         if empty:  # with gradients of 0 momentum and decay would still move the weights
-            logger.warning("step %d: %s: nothing was changed", self.progress.step, self.objective.nothing_to_train)
+            logger.warning("step %d: %s: nothing was changed", self.status.step, self.objective.nothing_to_train)
         else:
-            self._ledger.add(self.progress.step, step, lr=lr, scored=scored, loss=mean, result=result, loading=loading,
+            self._ledger.add(self.status.step, step, lr=lr, scored=scored, loss=mean, result=result, loading=loading,
                              laps=laps)
 
     def _sum_over_data(self, tensor: Tensor) -> Tensor:
@@ -159,7 +165,7 @@ class Trainer:
         return tensor
 
     def _validation_is_due(self) -> bool:
-        step, train = self.progress.step, self.config.train
+        step, train = self.status.step, self.config.train
         return step == train.steps or _due(step, train.eval_every)
 
     def _validate(self) -> str | None:
@@ -168,36 +174,42 @@ class Trainer:
             scores = self.objective.validate(self.engine.module, self._watched)
         except _Stopped as stopped:
             return stopped.reason
-        if scores is None or math.isnan(scores.loss):
+        if scores is None or not math.isfinite(scores.loss):
             logger.warning("%s: there is no validation loss", self.objective.nothing_to_validate)
         else:
-            self.progress.validated(scores.loss)
-            self._ledger.validated(self.progress.step, scores)
+            self.status.validated(scores.loss)
+            self._ledger.validated(self.status.step, scores)
         return None
 
-    def _watched(self, batches: Iterable[T]) -> Iterator[T]:
+    def _watched(self, batches: Countable[T]) -> Iterator[T]:
         """The batches of a validation, until all ranks stop.
 
         Raises:
             _Stopped: they do; on every rank after the same batch.
         """
-        for batch in self._watchdog.each(batches, "a batch", remedy=NO_BATCH):
+        for batch in self._watchdog.each(self._ledger.validating(batches), "a batch", remedy=NO_BATCH):
             yield batch
             self._watchdog.beat()
             if reason := self._stop.agreed():
                 raise _Stopped(reason)
 
+    def _first_batches(self, batches: Countable[T]) -> Iterator[T]:
+        """Of a validation, before the first step: what does not fit fails now and not at the first validation."""
+        for batch in self._watchdog.each(islice(batches, TRIED_BATCHES), "a batch", remedy=NO_BATCH):
+            yield batch
+            self._watchdog.beat()
+
     def _save(self) -> None:
         self._watchdog.beat(allow=SAVE_SECONDS)
-        self._saver.save(self.engine, self.objective.table, self.progress.step, self.state.metadata())
+        self._saver.save(self.engine, self.objective.table, self.status.step, self.state.metadata())
         self._lost.saved()
         self._watchdog.beat()
 
     def _note_validation(self) -> None:
         """Write a validation that was made up for into the checkpoint of this step."""
-        path = step_directory(self._run.checkpoints, self.progress.step)
+        path = step_directory(self._run.checkpoints, self.status.step)
         if self._is_first and is_whole(path):
-            amend_metadata(path, **self.progress.val_losses)
+            amend_metadata(path, **self.status.val_losses)
 
     def _roll_back(self, lost: int) -> None:
         """To the last checkpoint, but on with the batches after those of step `lost`."""
@@ -210,8 +222,8 @@ class Trainer:
         skipped = self.objective.skipped  # by earlier ways back: those batches must not come again either
         agree(latest.check_resumable, self.groups)
         self.state.restore(latest)
-        self.objective.skip(skipped - self.objective.skipped + lost - self.progress.step)
-        agree(partial(self._ledger.go_back, self.progress.step), self.groups)
+        self.objective.skip(skipped - self.objective.skipped + lost - self.status.step)
+        agree(partial(self._ledger.go_back, self.status.step), self.groups)
         self._watchdog.beat()
 
     def last_checkpoint(self) -> str:
@@ -225,14 +237,14 @@ class Trainer:
         self._ledger.close()
         if not self._is_first:
             return
-        progress = self.progress
+        status = self.status
         if reason is not None:
-            write_requeue(self._run.path, reason, progress.step)
+            write_requeue(self._run.path, reason, status.step)
             return
         self._run.write_summary(
-            self.groups, final_val_perplexity=finite(perplexity(progress.val_loss)),
-            best_val_perplexity=finite(perplexity(progress.best_val_loss)), steps=progress.step,
-            tokens=self.objective.tokens(progress.step), seconds=round(progress.seconds, 3),
+            self.groups, final_val_perplexity=finite(perplexity(status.val_loss)),
+            best_val_perplexity=finite(perplexity(status.best_val_loss)), steps=status.step,
+            tokens=self.objective.tokens(status.step), seconds=round(status.seconds, 3),
             parameters=sum(shape.numel() for shape in self.engine.parameter_shapes.values()))
         clear_requeue(self._run.path)
         write_report(self._run.path)

@@ -53,6 +53,7 @@ class DictEngine:
         self.accumulation_steps = 1
         self.optimizer_step_count = steps
         self.module = nn.Identity()
+        self.frozen: frozenset[str] = frozenset()
 
     @classmethod
     def random(cls, shapes: Mapping[str, tuple[int, ...]], seed: int = 0) -> "DictEngine":

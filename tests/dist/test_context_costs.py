@@ -13,10 +13,10 @@ import torch.distributed as dist
 from benchmarks import cp
 from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.config.sections.parallel import ParallelSection
-from hyena_dist.model import mixer
 from hyena_dist.model.config import hyena_config
 from hyena_dist.model.initial import initialize
 from hyena_dist.model.model import HyenaModel
+from hyena_dist.ops import implicit_filter
 from hyena_dist.parallel.collectives import count_bytes
 from hyena_dist.parallel.groups import Groups, init_groups
 from tests.compare import rel
@@ -128,7 +128,7 @@ def test_the_halo_is_two_tokens_of_the_projections(measured):
 
 
 def test_memory_of_a_rank_falls_with_the_ranks(measured, monkeypatch):
-    monkeypatch.setattr(mixer, "KEPT_LAGS", 0)  # context ranks keep no trunk
+    monkeypatch.setattr(implicit_filter, "KEPT_LAGS", 0)  # context ranks keep no trunk
     whole = peaks(SMALL, Groups.single())[cp.ONE_RANK]
     check_peaks(SMALL, whole, [found for _, found in measured], least=3)
 

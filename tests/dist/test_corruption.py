@@ -169,7 +169,7 @@ def _whole_runs(shards: str, directory: Path, cases: range) -> list[tuple[str, s
         config = replace(config, train=replace(config.train, run_dir=str(run)))
         found.append((what, _fit(config, groups), _losses(run)))
         with open_trainer(config, groups, torch.device("cpu")) as trainer:  # from what it has left
-            assert trainer.progress.step == 9
+            assert trainer.status.step == 9
             trainer.fit()
     return found
 

@@ -87,7 +87,7 @@ def _on_rank(case: Case, axis: Axis) -> dict[str, Tensor | int]:
     leaves = [x.requires_grad_() for x in inputs]
     chunk = 2**20 if case.mode == "one_chunk" else CHUNK_CHANNELS * (case.batch + 1) * tokens
     with (mock.patch.object(distributed_fft, "_factors", BUGS.get(case.mode, RIGHT_FACTORS)),
-          mock.patch.object(distributed_fft, "CHUNK_ELEMENTS", chunk)):
+          mock.patch.object(distributed_fft, "EXCHANGED_ELEMENTS", chunk)):
         parts = len(list(distributed_fft._channel_parts(CHANNELS, (case.batch + 1) * tokens)))
         with count_bytes() as forward:
             y = distributed_causal_conv(*leaves, axis)

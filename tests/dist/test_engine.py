@@ -83,9 +83,6 @@ def _check_refusals(groups: Groups, tensor: Groups) -> None:
     model = _Split(tensor.tensor.rank, tensor.tensor.size)
     with pytest.raises(ValueError, match="the placement table of the model is needed"):
         prepare_deepspeed(model, {}, tensor)
-    model.bias.requires_grad_(False)
-    with pytest.raises(ValueError, match="bias is frozen"):
-        prepare_deepspeed(model, {}, tensor, SPLIT_TABLE)
     with pytest.raises(ValueError, match="must be torch's Adam or AdamW, .* got SGD"):
         prepare_deepspeed(Toy(), {}, groups, optimizer=torch.optim.SGD(Toy().parameters()))
     with pytest.raises(ValueError, match="pass an optimizer"):

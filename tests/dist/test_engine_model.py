@@ -1,6 +1,7 @@
 """HyenaModel in FSDP2 over data, tensor and context ranks, in fp16 under every engine, and from engine to engine by
 checkpoints, against one plain process."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,21 @@ def windows_of(step: int) -> torch.Tensor:
     return torch.randint(7, 11, (WINDOWS, LENGTH + 1), generator=torch.Generator().manual_seed(step))
 
 
-def make(config: Config, groups: Groups) -> tuple[HyenaModel, Engine]:
-    model = build_model(config, groups)
+def of_no_name(_: str) -> bool:
+    return False
+
+
+def make(config: Config, groups: Groups, frozen: Callable[[str], bool] = of_no_name) -> tuple[HyenaModel, Engine]:
+    model = build_frozen(config, groups, frozen)
     return model, build_engine(config, model, model.placement(), groups)
+
+
+def build_frozen(config: Config, groups: Groups, frozen: Callable[[str], bool]) -> HyenaModel:
+    """The model, with the weights frozen of whose names this is true."""
+    model = build_model(config, groups)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not frozen(name))
+    return model
 
 
 def train(model: HyenaModel, engine: Engine, groups: Groups, steps: tuple[int, ...]) -> list[Record]:
@@ -78,10 +91,10 @@ def train(model: HyenaModel, engine: Engine, groups: Groups, steps: tuple[int, .
     return records
 
 
-def train_plain() -> tuple[list[Record], dict[str, torch.Tensor]]:
+def train_plain(frozen: Callable[[str], bool] = of_no_name) -> tuple[list[Record], dict[str, torch.Tensor]]:
     """One process, torch only."""
     config = run_config(0, ParallelSection())
-    model = build_model(config, Groups.single())
+    model = build_frozen(config, Groups.single(), frozen)
     optimizer = torch.optim.AdamW(parameter_groups(model.named_parameters(), model.placement(), OPTIM.weight_decay),
                                   betas=OPTIM.betas, eps=OPTIM.eps)
     records = []

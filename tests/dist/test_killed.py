@@ -42,7 +42,7 @@ def _train(config: Config, windows_dir: Path, stop_after: int) -> None:
         take = trainer.objective.curriculum.take
 
         def recorded() -> Any:
-            step = trainer.progress.step + 1
+            step = trainer.status.step + 1
             stage, batches = take()
             with (windows_dir / f"rank-{trainer.groups.world.rank}").open("a") as file:
                 file.write(f"{step} {[int(window) for batch in batches for window in batch.windows]}\n")

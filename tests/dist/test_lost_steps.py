@@ -53,7 +53,7 @@ def _record_windows(trainer: Trainer) -> dict[int, list[int]]:
     take = trainer.objective.curriculum.take
 
     def recorded() -> Any:
-        step = trainer.progress.step + 1
+        step = trainer.status.step + 1
         stage, batches = take()
         taken[step] = [int(window) for batch in batches for window in batch.windows]
         return stage, batches
@@ -68,9 +68,9 @@ def _poison(trainer: Trainer, steps: set[int], *, again: bool = False) -> None:
     backward, calls = trainer.engine.backward, []
 
     def poisoned(loss: torch.Tensor) -> None:
-        calls.append(trainer.progress.step + 1)
-        last = again or calls.count(trainer.progress.step + 1) == trainer.engine.accumulation_steps
-        hit = (trainer.progress.step + 1 in steps and last
+        calls.append(trainer.status.step + 1)
+        last = again or calls.count(trainer.status.step + 1) == trainer.engine.accumulation_steps
+        hit = (trainer.status.step + 1 in steps and last
                and trainer.groups.world.rank == trainer.groups.world.size - 1)
         backward(loss * math.nan if hit else loss)
 
@@ -160,13 +160,13 @@ def _run_until_stopped(config: Config, stop_at: int) -> dict[str, Any]:
         take = trainer.objective.curriculum.take
 
         def signalled() -> Any:
-            if trainer.progress.step + 1 == stop_at and trainer.groups.world.rank == 0:
+            if trainer.status.step + 1 == stop_at and trainer.groups.world.rank == 0:
                 os.kill(os.getpid(), signal.SIGTERM)
             return take()
 
         trainer.objective.curriculum.take = signalled  # type: ignore[method-assign]
         reason = trainer.fit()
-        return {"reason": reason, "step": trainer.progress.step, "windows": windows}
+        return {"reason": reason, "step": trainer.status.step, "windows": windows}
 
 
 def _warmup_runs(shards: str, directory: Path) -> dict[str, Any]:
@@ -221,14 +221,14 @@ def _stop_in_validation(config: Config) -> dict[str, Any]:
 
         def signalled(coming: Any) -> Any:
             for batch in watched(coming):
-                if trainer.progress.step == 4:
+                if trainer.status.step == 4:
                     batches.append(batch)
                     if len(batches) == 2 and trainer.groups.world.rank == 0:
                         os.kill(os.getpid(), signal.SIGTERM)
                 yield batch
 
         trainer._watched = signalled  # type: ignore[method-assign]
-        return {"reason": trainer.fit(), "step": trainer.progress.step, "batches": len(batches)}
+        return {"reason": trainer.fit(), "step": trainer.status.step, "batches": len(batches)}
 
 
 def test_a_stop_in_a_validation_gives_it_up_and_the_resume_makes_up_for_it(shards, tmp_path):
@@ -249,7 +249,7 @@ def _save_fails(config: Config) -> str:
         take = trainer.objective.curriculum.take
 
         def signalled() -> Any:
-            if trainer.progress.step == 3:
+            if trainer.status.step == 3:
                 _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
                 resource.setrlimit(resource.RLIMIT_FSIZE, (16384, hard))  # stands for a full disk: no checkpoint fits
                 os.kill(os.getpid(), signal.SIGUSR1)

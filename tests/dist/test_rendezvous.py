@@ -82,5 +82,5 @@ def test_a_second_step_with_the_port_of_the_first_is_refused_and_does_not_distur
     winner = next(step for step in steps if step[0] == "joined")
     loser = next(step for step in steps if step is not winner)
     assert winner == ["joined", "joined"]
-    assert "another run has the port: set MASTER_PORT" in loser[0]
+    assert "another run has the port: choose another with deepspeed --master_port PORT, torchrun" in loser[0]
     assert "waited 3 s for rank 0 of 2" in loser[1] or "could not meet" in loser[1]

@@ -30,7 +30,7 @@ def _with_gaps(trainer: Trainer, scored: int) -> None:
     take = trainer.objective.curriculum.take
 
     def gaps() -> Any:
-        step = trainer.progress.step + 1
+        step = trainer.status.step + 1
         stage, batches = take()
         if step == EMPTY or (step == HALF and trainer.groups.world.rank == 1):
             batches = [batch._replace(ids=torch.full_like(batch.ids, N), scored=scored) for batch in batches]
@@ -46,10 +46,10 @@ def _train(config: Config, scored: int = 0) -> dict[str, Any]:
         states, step, said = {}, trainer._train_step, []
 
         def recorded() -> None:
-            if trainer.progress.step + 1 == EMPTY:
+            if trainer.status.step + 1 == EMPTY:
                 states["before"] = state_of(trainer.engine)
             step()
-            if trainer.progress.step == EMPTY:
+            if trainer.status.step == EMPTY:
                 states["after"] = state_of(trainer.engine)
 
         handler = logging.Handler()

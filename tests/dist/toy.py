@@ -1,6 +1,6 @@
 """A small model with what makes sharding hard: sizes that no number of ranks divides, a fused weight, two groups."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,13 +34,15 @@ TABLE = {
 class Toy(nn.Module):
     """[B, 3] -> [B, 1]"""
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0, frozen: Collection[str] = ()) -> None:
         super().__init__()
         torch.manual_seed(seed)
         self.gates = nn.Linear(3, 10)
         self.filter = nn.Parameter(torch.randn(5))
         self.scale = nn.Parameter(torch.ones(1))
         self.out = nn.Linear(5, 1)
+        for name in frozen:
+            self.get_parameter(name).requires_grad_(False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x0, v = torch.tanh(self.gates(x)).chunk(2, dim=-1)
@@ -78,14 +80,14 @@ def engine_section(stage: int | str, offload: str = "none") -> EngineSection:
 
 
 def make_engine(stage: int | str, groups: Groups, *, seed: int = 0, optim: OptimSection = OPTIM, offload: str = "none",
-                precision: str = "fp32", micro_batch: int = MICRO_BATCH,
-                deepspeed: Mapping[str, Any] | None = None) -> Engine:
-    """An engine for Toy. fp16 gives it a loss scale; Toy itself computes in float32 all the same."""
+                precision: str = "fp32", micro_batch: int = MICRO_BATCH, deepspeed: Mapping[str, Any] | None = None,
+                frozen: Collection[str] = ()) -> Engine:
+    """An engine for Toy with these weights frozen. fp16 gives it a loss scale; Toy computes in float32 all the same."""
     train_section = TrainSection(run_dir="unused", precision=precision, micro_batch_size=micro_batch,
                                  global_batch_size=GLOBAL_BATCH)
     engine = replace(engine_section(stage, offload), deepspeed=dict(deepspeed or {}))
     config = Config(train=train_section, optim=optim, engine=engine)
-    return build_engine(config, Toy(seed), TABLE, groups)
+    return build_engine(config, Toy(seed, frozen), TABLE, groups)
 
 
 def train(engine: Engine, groups: Groups, steps: Sequence[int], *, poison: float | None = None,
@@ -113,15 +115,18 @@ def train(engine: Engine, groups: Groups, steps: Sequence[int], *, poison: float
     return records
 
 
-def train_plain(steps: Sequence[int], optim: OptimSection = OPTIM) -> tuple[list[Record], dict[str, torch.Tensor]]:
-    """The same steps in one process, with torch only: records and final weights."""
-    model = Toy()
+def train_plain(steps: Sequence[int], optim: OptimSection = OPTIM, frozen: Collection[str] = (),
+                model: Toy | None = None) -> tuple[list[Record], dict[str, torch.Tensor]]:
+    """The same steps in one process, with torch only: records and final weights. Without a `model` it is the one that
+    `make_engine` makes."""
+    model = Toy(frozen=frozen) if model is None else model
     optimizer = torch.optim.AdamW(parameter_groups(model.named_parameters(), TABLE, optim.weight_decay),
                                   betas=optim.betas, eps=optim.eps)
     records = []
     for step in steps:
         x, y = batch(step)
-        optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = learning_rate_of(step)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate_of(step)
         loss = (model(x) - y).square().sum() / GLOBAL_BATCH
         loss.backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), optim.grad_clip or float("inf"))

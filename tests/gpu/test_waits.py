@@ -67,9 +67,9 @@ def _waits(device: torch.device, configs: dict[str, Config]) -> dict[str, dict[s
             step, stack = trainer._train_step, ExitStack()
 
             def train_step(trainer: Any = trainer, step: Any = step, stack: ExitStack = stack, name: str = name) -> Any:
-                if trainer.progress.step == WARM:
+                if trainer.status.step == WARM:
                     found[name] = stack.enter_context(_watched(device))
-                elif trainer.progress.step == WARM + COUNTED:
+                elif trainer.status.step == WARM + COUNTED:
                     stack.close()
                 return step()
 

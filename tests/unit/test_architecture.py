@@ -13,9 +13,9 @@ import hyena_dist
 ROOT = Path(hyena_dist.__file__).parent
 LAYERS = [{"config"}, {"ops", "parallel", "data"}, {"runtime"}, {"engine", "model"}, {"checkpoint", "costs"}, {"train"},
           {"tasks", "convert"}, {"cli"}]
-DOORS = {"deepspeed": ("engine/",), "webdataset": ("data/",), "tensorboard": ("train/metrics.py",),
-         "torch.utils.tensorboard": ("train/metrics.py",), "megatron": ("model/", "parallel/groups.py"),
-         "triton": ("ops/",)}
+DOORS = {"deepspeed": ("engine/",), "webdataset": ("data/",), "tensorboard": ("train/board.py",),
+         "torch.utils.tensorboard": (), "wandb": ("train/weights_and_biases.py",),
+         "megatron": ("model/", "parallel/groups.py"), "triton": ("ops/",)}
 MODULES = sorted(ROOT.rglob("*.py"))
 
 
@@ -84,3 +84,36 @@ def test_files_and_functions_are_read_in_one_sitting():
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno - node.lineno < 60, f"{path}: {node.name}"
+
+
+def text_without_encoding(source: str) -> list[int]:
+    """Lines of calls that open a file or a pipe as text, and leave its encoding to the machine's locale."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        called, keys = ast.unparse(node.func), {keyword.arg: keyword.value for keyword in node.keywords}
+        name, of_method = called.rpartition(".")[2], called not in ("open", "os.fdopen")
+        mode = keys.get("mode", (node.args[1 - of_method:] or [ast.Constant("r")])[0])
+        text = (name in ("read_text", "write_text")
+                or (name in ("open", "fdopen") and called not in ("os.open", "tarfile.open")
+                    and "b" not in str(getattr(mode, "value", "")))
+                or (name in ("run", "Popen", "check_output") and "text" in keys))
+        if text and "encoding" not in keys and not (name == "read_text" and node.args):
+            found.append(node.lineno)
+    return found
+
+
+def test_text_is_utf_8_whatever_the_locale():
+    places = [path for folder in ("hyena_dist", "launchers", "shards", "benchmarks")
+              for path in (ROOT.parent / folder).rglob("*.py")]
+    assert {str(path): lines for path in places if (lines := text_without_encoding(path.read_text("utf-8")))} == {}
+
+
+def test_text_without_an_encoding_is_seen():
+    """The control: each way to open text, and what is none."""
+    left = ("open(p)\nopen(p, 'a+')\np.open()\np.open('r')\np.read_text()\np.write_text(s)\nos.fdopen(d, 'w')\n"
+            "subprocess.run(c, text=True)\nopen(p, mode='w')")
+    assert sorted(text_without_encoding(left)) == [*range(1, 10)]
+    assert not text_without_encoding("open(p, 'rb')\np.open('wb')\nos.open(p, f)\np.read_text('utf-8')\n"
+                                     "open(p, encoding='utf-8')\nsubprocess.run(c)\ntarfile.open(p)")

@@ -1,4 +1,6 @@
+import bz2
 import errno
+import gzip
 import hashlib
 import importlib.util
 import json
@@ -148,6 +150,30 @@ def test_bed_rows_are_the_splits(tmp_path):
     assert bases_of(manifest, "test") == {("chr1", i) for i in range(10, 20)}
 
 
+def test_rows_of_contigs_that_are_called_as_lines_for_a_browser_count(tmp_path):
+    contigs = dict(zip(("track", "tiny", "browser"), CONTIGS.values(), strict=False))
+    bed = tmp_path / "a.bed"
+    bed.write_text("track name=x\ntrack\nbrowser position chr7:1-20\nbrowser hide all\ntrack 0 90 train\n"
+                   "browser 5 50 val\n")
+    manifest = shards(tmp_path, contigs, BedSplits(bed))
+    assert bases_of(manifest, "train") == {("track", i) for i in range(90)}
+    assert bases_of(manifest, "val") == {("browser", i) for i in range(5, 50)}
+
+
+def test_a_contig_with_a_comma_in_its_name_is_held_out(tmp_path, capsys):
+    """By an option of its own; beside others in one list it would be two names."""
+    fasta = write_fasta(tmp_path / "a.fa", dict(zip(("odd,one", "two", "three"), CONTIGS.values(), strict=False)))
+    assert build_command(fasta, "--out", tmp_path / "out", "--val-contigs", "odd,one", "--val-contigs", "two") == 0
+    manifest = Manifest.load(tmp_path / "out")
+    assert {interval.contig for interval in manifest.intervals("val")} == {"odd,one", "two"}
+    capsys.readouterr()
+    assert build_command(fasta, "--out", tmp_path / "no", "--val-contigs", "two,odd,one") == 2
+    assert re.search("'odd' is in none of the FASTA files; .* of its own", the_one_line(capsys))
+    both = write_fasta(tmp_path / "b.fa", dict(zip(("odd,one", "one", "three"), CONTIGS.values(), strict=False)))
+    assert build_command(both, "--out", tmp_path / "no", "--val-contigs", "odd,one") == 2
+    assert "'odd,one' is a contig, and so is 'one'" in the_one_line(capsys)
+
+
 BAD_BEDS = {
     "outside": ("chr1 0 100 train\nchr1 4000 5001 val\n", "line 2: chr1:4000-5001 lies outside its contig of 5000"),
     "unknown contig": ("chrZ 0 10 train\n", "line 1: contig 'chrZ' is in none of the FASTA files"),
@@ -161,17 +187,35 @@ BAD_BEDS = {
     "endless number": (f"chr1 0 {'9' * 5000} train\n", "line 1: start '0' and end"),
     "negative": ("chr1 -5 10 train\n", "line 1: start '-5'"),
     "no rows": ("# nothing\n", "holds no rows"),
+    "a track of nothing": ("track -5 10 train\n", "line 1: start '-5'"),
 }
 
 
 @pytest.mark.parametrize(("text", "message"), BAD_BEDS.values(), ids=BAD_BEDS.keys())
 def test_bad_beds_end_in_one_line_and_status_2(tmp_path, capsys, text, message):
     fasta, bed = write_fasta(tmp_path / "a.fa", CONTIGS), tmp_path / "a.bed"
-    bed.write_text(text)
+    bed.write_text(text, encoding="utf-8")
     for dry_run in ([], ["--dry-run"]):
         assert build_command(fasta, "--out", tmp_path / "out", "--bed", bed, *dry_run) == 2
         assert re.search(message, the_one_line(capsys))
         assert sorted(path.name for path in tmp_path.iterdir()) == ["a.bed", "a.fa"]
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (b"\xef\xbb\xbfchr1 0 100 train\n", "is text behind a byte order mark .BOM.: convert it with `tail -c"),
+    ("chr1 0 100 train\n".encode("utf-16"), "is text in UTF-16: convert it with `iconv -f UTF-16 -t UTF-8 .*a.bed > "),
+    (gzip.compress(b"chr1 0 100 train\n"), "is compressed by gzip: convert it with `gzip -dc .*a.bed > converted.bed`"),
+    (bz2.compress(b"chr1 0 100 train\n"), "is compressed by bzip2"),
+    (b"chr1\xff 0 100 train\n", "cannot be read .*give a BED file as plain text of UTF-8"),
+])
+def test_a_bed_of_another_kind_is_named(tmp_path, capsys, content, message):
+    fasta, bed = write_fasta(tmp_path / "a.fa", CONTIGS), tmp_path / "a.bed"
+    bed.write_bytes(content)
+    assert build_command(fasta, "--out", tmp_path / "out", "--bed", bed) == 2
+    assert re.search(message, the_one_line(capsys))
+    bed.write_text("LOCUS 0 100 train\n")  # the control: text is text, though GenBank's files begin so
+    assert build_command(fasta, "--out", tmp_path / "out", "--bed", bed) == 2
+    assert "contig 'LOCUS' is in none" in the_one_line(capsys)
 
 
 @pytest.mark.parametrize("arguments", [["--val-contigs", "chr1,chrZ"], ["--val-contigs", ","],

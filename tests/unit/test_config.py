@@ -75,6 +75,32 @@ def test_refuses_with_one_line_that_names_the_key(tmp_path, text, overrides, mes
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("text", "overrides", "source"), [
+    (MINIMAL, ["optim.lr=0"], "argument 'optim.lr=0': optim.lr must be"),
+    (MINIMAL + "optim: {lr: 1.0e-3}", ["train.steps=7", "optim.lr=0"], "argument 'optim.lr=0': optim.lr must be"),
+    (MINIMAL, ["train.steps=7", "model.layer_pattern=HX"], "argument 'model.layer_pattern=HX': model.layer_pattern"),
+    (MINIMAL, ["train.seq_len_warmup=double"], "argument 'train.seq_len_warmup=double': train.seq_len_warmup_steps"),
+    (MINIMAL, ["train.seq_len_warmup=[{seq_len: 0, steps: 1}]"], "argument 'train.seq_len_warmup="),
+    (MINIMAL, ["train.steps={"], "argument 'train.steps={': not a valid value of YAML"),
+    (MINIMAL, ["train.run_dir=' '"], "argument \"train.run_dir=' '\": train.run_dir must be a path"),
+    (MINIMAL + "optim: {lr: 0}", ["train.steps=7"], "{file}: optim.lr must be"),
+    (MINIMAL + "optim: {lr: 0}", [], "{file}: optim.lr must be"),
+    ("data: {shards: s}", ["optim.lr=0.1"], "{file}: train.run_dir"),
+    ("data: {shards: s}", ["train.run_dir=r", "optim.lr=0"], "argument 'optim.lr=0': optim.lr must be"),
+])
+def test_a_wrong_value_is_blamed_on_where_it_stands(tmp_path, text, overrides, source):
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text, *overrides)
+    assert str(caught.value).startswith(source.replace("{file}", str(tmp_path / "run.yaml")))
+
+
+def test_a_variable_that_holds_no_path_is_not_blamed_on_the_file(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(MINIMAL)
+    with pytest.raises(ConfigError, match="^train.run_dir must be a path, got ' ': correct the environment variable"):
+        load_config(path, ["train.run_dir=$BLANK"], env={"BLANK": " "})
+
+
 def test_refuses_unreadable_files(tmp_path):
     with pytest.raises(ConfigError, match=r"absent.yaml: cannot read"):
         load_config(tmp_path / "absent.yaml")
@@ -93,6 +119,8 @@ BASE = Config(data=DataSection(shards="s"), train=TrainSection(run_dir="r", glob
     (BASE, 8, "use 16"),
     (replace(BASE, parallel=ParallelSection(tensor=2, context=2)), 2, "needs as many ranks"),
     (replace(BASE, optim=replace(BASE.optim, warmup_steps=1000)), 1, "optim.warmup_steps"),
+    (replace(BASE, optim=replace(BASE.optim, warmup_steps=10, schedule="wsd", cooldown=991.0)), 1,
+     r"warmup_steps \(10\) and the 991 steps of optim.cooldown are more than train.steps \(1000\): .* at most 990"),
     (replace(BASE, parallel=ParallelSection(sequence=True)), 1, "parallel.sequence splits tokens"),
     (replace(BASE, parallel=ParallelSection(tensor=3)), 3, r"hidden_size \(128\) is not .* \(3\): use 126 or 129;"),
     (replace(BASE, parallel=ParallelSection(tensor=32)), 32, r"vocab_size \(16\) is not .*tensor \(32\): use 32"),

@@ -191,6 +191,7 @@ class _Weights:
         self.state = {name: {"weight": parameter.detach().clone(), "exp_avg": torch.ones_like(parameter),
                              "exp_avg_sq": torch.ones_like(parameter)} for name, parameter in model.named_parameters()}
         self.optimizer_step_count = 7
+        self.frozen: frozenset[str] = frozenset()
 
     @property
     def parameter_shapes(self) -> dict[str, torch.Size]:

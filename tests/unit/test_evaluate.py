@@ -125,6 +125,18 @@ def test_a_loss_beyond_the_largest_float_is_infinite_perplexity(run_dir: Path, s
         assert status == (loss > 2)
 
 
+def test_shards_that_are_not_here_name_the_option_that_says_where_they_are(
+        run_dir: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture) -> None:
+    """A run's data.shards are often relative to where it was started, which is not where it is scored."""
+    monkeypatch.chdir(tmp_path)
+    assert main([str(run_dir)]) == 2
+    said = capsys.readouterr().err
+    assert re.search(r"data.shards=none is no directory here, where relative paths count from: .*--shards DIR", said)
+    assert said.count("\n") == 1
+    assert main([str(run_dir), "--shards", str(shards)]) == 0  # the control
+
+
 def test_windows_that_the_gpu_cannot_hold_are_a_line(run_dir: Path, shards: Path, monkeypatch: pytest.MonkeyPatch,
                                                      capsys: pytest.CaptureFixture) -> None:
     def out_of_memory(*_: object, **__: object) -> float:

@@ -1,5 +1,12 @@
+import bz2
 import gzip
+import io
+import lzma
 import os
+import struct
+import subprocess
+import tarfile
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +17,17 @@ from hyena_dist.data.fasta import Source, read_contigs
 from hyena_dist.data.splits import Splits
 from hyena_dist.data.verify import records, verify
 from tests.genomes import bgzip, fasta_text, genome
+
+GOOD = b">a\nACGTACGT\nACGT\n"
+
+
+def tar_of(content):
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        info = tarfile.TarInfo("a.fa")
+        info.size = len(content)
+        tar.addfile(info, io.BytesIO(content))
+    return packed.getvalue()
 
 
 def read(*paths, label=""):
@@ -63,8 +81,102 @@ def test_verification_reads_with_another_reader(tmp_path, monkeypatch):
 
 def test_a_named_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.fa")
-    with pytest.raises(DataError, match="a.fa: cannot be read .it is no regular file.; give .*, and write what comes"):
+    with pytest.raises(DataError, match="a.fa: cannot be read .*but a pipe.; a pipe can be read only once, .* a file"):
         read(tmp_path / "a.fa")
+
+
+def test_a_process_substitution_and_a_directory_are_named(tmp_path):
+    """What `<(zcat genome.fa.gz)` gives a command: the end of a pipe."""
+    reading, writing = os.pipe()
+    os.write(writing, GOOD)
+    os.close(writing)
+    with pytest.raises(DataError, match=f"^/dev/fd/{reading}: cannot be read .*but a pipe.; .*`COMMAND > genome.fa`"):
+        read(Path(f"/dev/fd/{reading}"))
+    os.close(reading)
+    with pytest.raises(DataError, match="but a directory.; give the FASTA files in it"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("parts", [
+    (bgzip, gzip.compress), (bgzip, bgzip), (gzip.compress, bgzip), (bgzip, gzip.compress, bgzip), (gzip.compress,) * 3,
+], ids=lambda parts: "+".join(part.__name__ for part in parts))
+@pytest.mark.parametrize("padding", [0, 1, 512, 1 << 17])
+def test_files_that_were_joined_and_padded_with_zeros_are_read(tmp_path, parts, padding):
+    """As `cat a.fa.gz b.fa.gz` joins them, and tapes and some downloads pad them; by the other reader, too."""
+    contigs = genome(3, 9000, 20, 7000)
+    path = tmp_path / "joined.fa.gz"
+    texts = [fasta_text({name: bases}) for name, bases in contigs.items()][: len(parts)]
+    path.write_bytes(b"".join(part(text) for part, text in zip(parts, texts, strict=True)) + bytes(padding))
+    expected = dict(list(contigs.items())[: len(parts)])
+    assert read(path) == expected
+    assert {name: bases.tobytes() for name, bases in records(Source(path))} == expected
+
+
+@pytest.mark.parametrize("behind", [b"", bytes(100), gzip.compress(b">z\nACGT\n"), b"junk of a failed download"])
+def test_a_bgzip_file_that_lost_its_end_is_refused_whatever_follows(tmp_path, behind):
+    path = tmp_path / "cut.fa.gz"
+    path.write_bytes(bgzip(TEXT)[:-28] + behind)
+    with pytest.raises(DataError, match="the bgzip file is cut short .no end marker"):
+        read(path)
+    path.write_bytes(bgzip(TEXT) + b"junk")
+    with pytest.raises(DataError, match="the gzip file is damaged"):
+        read(path)
+
+
+UTF16 = GOOD.decode()
+KINDS = {
+    "UTF-16": (UTF16.encode("utf-16"), "is text in UTF-16: convert it with `iconv -f UTF-16 -t UTF-8"),
+    "UTF-16 BE": (b"\xfe\xff" + UTF16.encode("utf-16-be"), "is text in UTF-16: "),
+    "UTF-16 without a mark": (UTF16.encode("utf-16-le"), "without a mark: convert it with `iconv -f UTF-16LE"),
+    "UTF-16 BE without a mark": (UTF16.encode("utf-16-be"), "without a mark: convert it with `iconv -f UTF-16BE"),
+    "UTF-32": (UTF16.encode("utf-32"), "is text in UTF-32: "),
+    "BOM": (b"\xef\xbb\xbf" + GOOD, "byte order mark .BOM.: convert it with `tail -c .4"),
+    "zip": (b"PK\x03\x04" + bytes(100), "is a zip archive: convert it with `unzip -p"),
+    "xz": (lzma.compress(GOOD), "is compressed by xz: convert it with `xz -dc"),
+    "lzma": (lzma.compress(GOOD, format=lzma.FORMAT_ALONE), "is compressed by lzma: "),
+    "zstd": (b"\x28\xb5\x2f\xfd" + bytes(50), "is compressed by zstd: convert it with `zstd -dc"),
+    "bzip2": (bz2.compress(GOOD), "is compressed by bzip2: convert it with `bzip2 -dc"),
+    "2bit": (struct.pack("<IIII", 0x1A412743, 0, 1, 0), "is UCSC's 2bit: convert it with `twoBitToFa"),
+    "2bit of the other order": (struct.pack(">IIII", 0x1A412743, 0, 1, 0), "is UCSC's 2bit: "),
+    "CRAM": (b"CRAM\x03\x00" + bytes(50), "is CRAM: convert it with `samtools fasta"),
+    "BAM": (bgzip(b"BAM\x01" + bytes(50)), "is BAM, inside gzip: convert it with `samtools fasta"),
+    "tar": (tar_of(GOOD), "is a tar archive: convert it with `tar -xOf"),
+    "tar in gzip": (gzip.compress(tar_of(GOOD)), "is a tar archive, inside gzip: convert it with `tar -xOf"),
+    "BOM in gzip": (gzip.compress(b"\xef\xbb\xbf" + GOOD), "inside gzip: .* `gzip -dc .* | tail -c .4 > "),
+    "gzip in gzip": (gzip.compress(gzip.compress(GOOD)), "compressed by gzip twice, inside gzip: "),
+    "zip in gzip": (gzip.compress(b"PK\x03\x04" + bytes(9)), "`gzip -dc .* > unpacked && unzip -p unpacked > "),
+    "FASTQ": (b"@r\nACGT\n+\nIIII\n", "is FASTQ: convert it with `seqtk seq -A"),
+    "GenBank": (b"LOCUS       SCU49845     5028 bp\n", "is GenBank: "),
+    "a failed download": (b"<!DOCTYPE html>\n", "is a web page: "),
+    "git-lfs": (b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of git-lfs.*`git lfs pull`"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), KINDS.values(), ids=KINDS.keys())
+def test_a_file_of_another_kind_is_named_with_the_command_that_converts_it(tmp_path, content, message):
+    """By builds and by verification."""
+    path = tmp_path / "genome.fa"
+    path.write_bytes(GOOD)
+    manifest = build([Source(path)], tmp_path / "out", Splits())
+    verify(manifest.directory, [Source(path)])  # the control
+    path.write_bytes(content)
+    for attempt in (lambda: read(path), lambda: verify(manifest.directory, [Source(path)])):
+        with pytest.raises(DataError, match=message) as caught:
+            attempt()
+        assert str(caught.value).startswith(f"{path}: is ")
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["UTF-16", "UTF-16 without a mark", "BOM", "xz", "bzip2", "BOM in gzip", "tar"])
+def test_the_command_converts_it(tmp_path, monkeypatch, kind):
+    """Those whose programs are everywhere, run as they are printed."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "the genome.fa"
+    path.write_bytes(KINDS[kind][0])
+    with pytest.raises(DataError) as caught:
+        read(path)
+    subprocess.run(str(caught.value).split("`")[1], shell=True, check=True)
+    assert read(tmp_path / "converted.fa") == {"a": b"ACGTACGTACGT"}
 
 
 def test_titles_joined_by_ctrl_a_are_a_header(tmp_path):
@@ -98,7 +210,6 @@ def test_progress_adds_up_to_the_file_size(tmp_path):
     assert sum(counts) == path.stat().st_size
 
 
-GOOD = b">a\nACGTACGT\nACGT\n"
 TEXT = fasta_text(genome(1, 20000))
 BAD = {
     "empty": (b"", "is empty"),
@@ -106,7 +217,6 @@ BAD = {
     "only blank lines": (b"\n\n", "holds no sequence"),
     "no header": (b"ACGT\n", "line 1: does not start with a '>' header"),
     "binary": (bytes(range(256)) * 10, "byte 0x00 before the first '>' header"),
-    "zip": (b"PK\x03\x04" + bytes(100), "before the first '>' header"),
     "binary after a header": (GOOD + bytes(100), r"line 4: byte b'\\x00' at base 13 of 'a'"),
     "gap": (b">a\nAC\nA-T\n", "line 3: byte b'-' at base 4 of 'a' is not an IUPAC code"),
     "stop": (b">a\nAC*\n", r"byte b'\*'"),

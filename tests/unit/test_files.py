@@ -1,9 +1,11 @@
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
-from hyena_dist.config.errors import first_sentence, one_line
-from hyena_dist.runtime.files import write_whole
+from hyena_dist.config.errors import first_sentence, one_line, write_remedy
+from hyena_dist.runtime.files import write_whole, writing
 
 
 def test_any_message_is_one_line() -> None:
@@ -24,3 +26,27 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         write_whole(path, fail)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("number", "remedy"), [
+    (errno.ENOSPC, "make room there or change train.run_dir"),
+    (errno.EDQUOT, "make room there or change train.run_dir"),
+    (errno.EACCES, "get permission to write there or change train.run_dir"),
+    (errno.EPERM, "get permission to write there or change train.run_dir"),
+    (errno.EFBIG, ".*ulimit -f.* or change train.run_dir"),
+    (errno.EIO, ".*disk or file server looked at or change train.run_dir"),
+    (errno.ESTALE, ".*disk or file server looked at or change train.run_dir"),
+    (errno.EROFS, "change train.run_dir"),
+    (errno.ENAMETOOLONG, "change train.run_dir"),
+])
+def test_the_remedy_of_a_failed_write_is_that_of_its_kind(number: int, remedy: str) -> None:
+    with pytest.raises(OSError, match=f"^x: could not be written .{os.strerror(number)}.: {remedy}$"), \
+            writing(Path("x")):
+        raise OSError(number, os.strerror(number))
+
+
+def test_the_kind_of_a_wrapped_error_is_found_in_its_text() -> None:
+    """As torch's writer of checkpoints gives it."""
+    wrapped = RuntimeError("rank 1: [Errno 13] Permission denied: 'a'")
+    assert write_remedy(wrapped, "go elsewhere") == "get permission to write there or go elsewhere"
+    assert write_remedy(RuntimeError("something else"), "go elsewhere") == "go elsewhere"

@@ -11,10 +11,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from hyena_dist.config.errors import ConfigError
 from hyena_dist.runtime.launch import Place, _flight_recorder, gather_places, shared_device
 from hyena_dist.runtime.launcher import (
     alone_in_a_job,
     collective_timeout,
+    dry_run_ranks,
     first_host,
     job_id,
     rank_environment,
@@ -72,6 +74,47 @@ def test_a_half_set_environment_is_an_error() -> None:
         rank_environment({"RANK": "0", "WORLD_SIZE": "2"})
 
 
+@pytest.mark.parametrize("wrong", ["abc", "", " ", "-1", "1.5", "1e3", "\u0663", "9" * 5000])
+@pytest.mark.parametrize(("base", "name"), [
+    *((TORCHRUN, name) for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK")),
+    *((SRUN, name) for name in ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_JOB_ID", "SLURM_STEP_ID")),
+    ({**SRUN, "SLURM_STEP_NUM_TASKS": "4"}, "SLURM_STEP_NUM_TASKS"),
+])
+def test_a_number_of_a_launcher_that_is_none_is_named(base: dict[str, str], name: str, wrong: str) -> None:
+    rank_environment(base)  # the control
+    with pytest.raises(ConfigError, match=f"the environment variable {name}=.* must be a whole number") as caught:
+        rank_environment({**base, name: wrong})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("environment", "message"), [
+    ({**TORCHRUN, "RANK": "9", "WORLD_SIZE": "8"}, "RANK='9' must be .* from 0 to 7, because WORLD_SIZE is 8"),
+    ({**TORCHRUN, "RANK": "4"}, "RANK='4' must be .* from 0 to 3"),
+    ({**SRUN, "SLURM_PROCID": "4"}, "SLURM_PROCID='4' must be .* from 0 to 3, because SLURM_NTASKS is 4"),
+    ({**TORCHRUN, "WORLD_SIZE": "0"}, "WORLD_SIZE='0' must be .* of at least 1"),
+    ({**TORCHRUN, "MASTER_PORT": "http"}, "MASTER_PORT='http' must be .* from 1 to 65535"),
+    ({**TORCHRUN, "MASTER_PORT": "65536"}, "MASTER_PORT='65536' must be"),
+    ({**SRUN, "MASTER_PORT": "0"}, "MASTER_PORT='0' must be"),
+    ({**TORCHRUN, "MASTER_ADDR": ""}, "MASTER_ADDR are not: start the ranks"),
+    ({**SRUN, "SLURM_JOB_NODELIST": ""}, "export MASTER_ADDR"),
+    ({"RANK": "3"}, "RANK=3 is set but WORLD_SIZE is not: start the ranks .* or unset RANK"),
+    ({"WORLD_SIZE": "8"}, "WORLD_SIZE=8 is set but RANK is not: start the ranks"),
+])
+def test_what_a_launcher_set_fits_together(environment: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        rank_environment(environment)
+
+
+def test_a_dry_run_is_told_its_ranks_by_a_launcher_or_by_world_size_alone() -> None:
+    assert dry_run_ranks({}) is None
+    assert dry_run_ranks({"WORLD_SIZE": "8"}) == 8
+    assert dry_run_ranks(TORCHRUN) == dry_run_ranks(SRUN) == 4
+    with pytest.raises(ConfigError, match="WORLD_SIZE='many' must be a whole number"):
+        dry_run_ranks({"WORLD_SIZE": "many"})
+    with pytest.raises(ConfigError, match="RANK=3 is set but WORLD_SIZE is not"):
+        dry_run_ranks({"RANK": "3"})
+
+
 @pytest.mark.parametrize(("nodelist", "host"), [
     ("node1", "node1"), ("node1,node2", "node1"), ("node[007-010,12]", "node007"), ("n[3,5]-ib,x", "n3-ib"),
     ("gpu-a[1-2],gpu-b7", "gpu-a1"),
@@ -83,8 +126,8 @@ def test_first_host(nodelist: str, host: str) -> None:
 def test_the_time_out_is_ten_minutes_or_the_users() -> None:
     assert collective_timeout({}) == timedelta(minutes=10)
     assert collective_timeout({"DEEPSPEED_TIMEOUT": "45"}) == timedelta(minutes=45)
-    for wrong in ("0", "-1", "soon", ""):
-        with pytest.raises(ValueError, match="DEEPSPEED_TIMEOUT=.* must be a whole number of minutes"):
+    for wrong in ("0", "-1", "soon", "", "9" * 17):
+        with pytest.raises(ValueError, match="DEEPSPEED_TIMEOUT=.* must be a whole number from 1 to .*, in minutes"):
             collective_timeout({"DEEPSPEED_TIMEOUT": wrong})
 
 

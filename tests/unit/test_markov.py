@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hyena_dist.data.splits import BedSplits, ContigSplits, FractionSplits
-from hyena_dist.data.stream import validation_batches
+from hyena_dist.data.stream import ValidationBatches
 from hyena_dist.data.tokenizer import split_window
 from hyena_dist.tasks import markov
 from hyena_dist.tasks.markov import markov_perplexity
@@ -57,7 +57,7 @@ def test_equals_brute_force_and_scores_what_the_stream_scores(tmp_path, monkeypa
              for split in ("train", "val")}
     want, scored = brute_force(texts["train"], texts["val"], 4)
     assert markov_perplexity(manifest, max_order=4) == pytest.approx(want, rel=1e-12)
-    batches = validation_batches(manifest, seq_len=64, batch_size=8)
+    batches = ValidationBatches(manifest, seq_len=64, batch_size=8)
     assert sum(int((split_window(batch.ids)[1] >= 0).sum()) for batch in batches) == scored
 
 

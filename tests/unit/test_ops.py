@@ -233,7 +233,7 @@ def test_the_dropout_hash_in_32_bits_is_that_in_64(threshold):
     state = torch.randint(0, 2**32, (200, 3), generator=torch.Generator().manual_seed(0))
     state[0] = torch.tensor([0, 2**32 - 1, 2**31])
     columns = torch.arange(70)
-    expected = dropout_module._mix(state[..., None], columns) >= threshold
+    expected = dropout_module._hash(state[..., None], columns) >= threshold
     assert torch.equal(dropout_module._at_least(state, columns, threshold), expected)
     assert dropout_module._at_least(state, columns, 2**31).float().mean().sub(0.5).abs() < 0.02, "half of them"
 

@@ -1,5 +1,7 @@
 """The learning rate at the steps that matter, against values worked out by hand."""
 
+from typing import Any
+
 import pytest
 
 from hyena_dist.config.sections.optim import OptimSection
@@ -44,3 +46,54 @@ def test_a_run_shorter_than_its_warm_up_and_of_one_step() -> None:
 def test_a_step_outside_the_run_is_an_error(step: int) -> None:
     with pytest.raises(ValueError, match="less than the run's 110 steps"):
         lr(step)
+
+
+def wsd(cooldown: float | None, *, steps: int = STEPS, min_lr: float | None = None) -> list[float]:
+    optim = OptimSection(lr=6e-4, warmup_steps=10, schedule="wsd", cooldown=cooldown, min_lr=min_lr)
+    return [lr(step, optim, steps) for step in range(steps)]
+
+
+def test_wsd_is_stable_and_then_one_minus_the_root_of_the_progress() -> None:
+    rates = wsd(16)
+    assert rates[:10] == [lr(step) for step in range(10)], "the warm-up is that of every schedule"
+    assert rates[9:94] == [6e-4] * 85
+    assert rates[94] == pytest.approx(6e-4 * 0.75)  # 1 of 16 steps, its root 1/4
+    assert rates[97] == pytest.approx(6e-4 * 0.5)  # 4 of 16
+    assert rates[102] == pytest.approx(6e-4 * 0.25)  # 9 of 16
+    assert rates[109] == 0.0
+    to_floor = wsd(16, min_lr=1e-4)
+    assert to_floor[97] == pytest.approx((6e-4 + 1e-4) / 2)
+    assert to_floor[109] == pytest.approx(1e-4)
+
+
+@pytest.mark.parametrize(("cooldown", "steps"), [(None, 22), (0.2, 22), (22, 22), (0.5, 55), (0.001, 1), (1, 1),
+                                                 (100, 100)])
+def test_a_cool_down_is_a_share_of_the_run_or_a_number_of_steps(cooldown: float | None, steps: int) -> None:
+    assert sum(rate < 6e-4 for rate in wsd(cooldown)[10:]) == steps
+
+
+def test_a_cool_down_that_is_branched_off_has_the_same_steps_before_it() -> None:
+    """The rates of a run are those of the longer run it was branched from; a cosine's are not."""
+    long, short = wsd(20, steps=200), wsd(8, steps=60)
+    assert short[:52] == long[:52]
+    assert all(a < b for a, b in zip(short[52:], long[52:60], strict=True))
+    assert lr(30, steps=60) < lr(30, steps=200), "control"
+
+
+def test_constant_is_constant() -> None:
+    optim = OptimSection(lr=6e-4, warmup_steps=10, schedule="constant")
+    assert [lr(step, optim) for step in range(STEPS)] == [lr(step) for step in range(10)] + [6e-4] * 100
+
+
+@pytest.mark.parametrize(("keys", "message"), [
+    ({"schedule": "linear"}, "optim.schedule must be one of cosine, wsd, constant, got 'linear'"),
+    ({"cooldown": 10}, r"optim.cooldown \(10\) is of optim.schedule=wsd only, and the schedule is cosine"),
+    ({"cooldown": 0.1, "schedule": "constant"}, "the schedule is constant: set optim.schedule=wsd"),
+    ({"cooldown": 1.5, "schedule": "wsd"}, "a share of the run below 1, or a whole number of steps"),
+    ({"cooldown": 0, "schedule": "wsd"}, "optim.cooldown must be greater than 0"),
+    ({"cooldown": float("nan"), "schedule": "wsd"}, "optim.cooldown must be greater than 0"),
+    ({"min_lr": 1e-5, "schedule": "constant"}, "is never reached by optim.schedule=constant"),
+])
+def test_keys_of_another_schedule_are_refused(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        OptimSection(**keys)

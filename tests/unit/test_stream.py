@@ -14,7 +14,7 @@ from hyena_dist.data.errors import DataError
 from hyena_dist.data.manifest import Manifest
 from hyena_dist.data.order import WindowOrder, shuffled
 from hyena_dist.data.splits import ContigSplits, FractionSplits
-from hyena_dist.data.stream import Part, StreamState, TrainStream, validation_batches
+from hyena_dist.data.stream import Part, StreamState, TrainStream, ValidationBatches
 from hyena_dist.data.tokenizer import COMPLEMENT, PAD, decode, encode, split_window
 from tests.genomes import genome, shards
 
@@ -224,7 +224,7 @@ def test_bad_batch_sizes_and_empty_splits_are_refused(manifest, tmp_path):
 @pytest.mark.parametrize("dp_size", [1, 2, 3])
 @pytest.mark.parametrize("seq_len", [16, 64, 5000])
 def test_validation_scores_each_base_once_and_none_that_trains(manifest, seq_len, dp_size):
-    ranks = [list(validation_batches(manifest, seq_len=seq_len, batch_size=4, dp_rank=rank, dp_size=dp_size))
+    ranks = [list(ValidationBatches(manifest, seq_len=seq_len, batch_size=4, dp_rank=rank, dp_size=dp_size))
              for rank in range(dp_size)]
     assert len({len(batches) for batches in ranks}) == 1
     assert all(batch.ids.shape == (4, seq_len + 1) for batches in ranks for batch in batches)
@@ -247,7 +247,7 @@ def test_parts_are_the_slices_of_whole_windows(manifest, ranks, source):
 
     def batches(part):
         if source == "val":
-            return list(validation_batches(manifest, seq_len=L, batch_size=3, part=part))
+            return list(ValidationBatches(manifest, seq_len=L, batch_size=3, part=part))
         s = stream(manifest, rc_augment=source != "train")
         return list(itertools.islice(s.batches(s.start(), micro_batch_size=8, global_batch_size=8, part=part), 60))
 

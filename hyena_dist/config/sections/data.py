@@ -15,6 +15,9 @@ class DataSection:
     """Length L of a training window; inputs are [:L] and targets [1:] of L + 1 bases."""
     val_seq_len: int | None = None
     """Length and stride of the validation windows; null: seq_len."""
+    val_tokens: int | None = None
+    """Tokens of a validation: as many whole windows, at least one, at even distances over the validation split, always
+    the same ones; null: all of the split."""
     rc_augment: bool = False
     """Show each training window, with probability 1/2, as its reverse complement."""
     num_workers: int = 1
@@ -27,5 +30,6 @@ class DataSection:
         positive("data", seq_len=self.seq_len)
         not_negative("data", num_workers=self.num_workers)
         seed_in_range("data", self.seed)
-        if self.val_seq_len is not None:
-            positive("data", val_seq_len=self.val_seq_len)
+        for key in ("val_seq_len", "val_tokens"):
+            if getattr(self, key) is not None:
+                positive("data", **{key: getattr(self, key)})

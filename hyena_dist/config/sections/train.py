@@ -83,6 +83,9 @@ class TrainSection:
     of fp16 that lowers the loss scale is not meant."""
     profile_steps: int = 0
     """Steps to profile, after two of warm-up: a trace and a table of each rank in run_dir/profile; 0: none."""
+    wandb: str = ""
+    """Weights & Biases: the project that the rows are sent to as well, by its library (`pip install
+    'hyena-dist[wandb]'`); empty: none."""
     resume: str = "auto"
     """auto: the newest sound checkpoint of run_dir, or a fresh start where none was saved yet; none: a fresh start;
     else a checkpoint's path. One that is damaged is passed over for the one before it."""

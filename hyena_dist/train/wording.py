@@ -1,0 +1,31 @@
+"""Numbers as people read them."""
+
+_UNITS = ((1e12, "trillion"), (1e9, "billion"), (1e6, "million"), (1e3, "thousand"))
+
+
+def duration(seconds: float) -> str:
+    """`7 s`, `3 min 52 s`, `2 h 5 min`, `1 d 3 h`."""
+    total = round(seconds)
+    for size, unit, part, smaller in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if total >= size:
+            rest = total % size // part
+            return f"{total // size} {unit}" + (f" {rest} {smaller}" if rest else "")
+    return f"{total} s"
+
+
+def scale_of(largest: float) -> tuple[float, str]:
+    """The unit in which a number of this size is read, and its name; 1 and nothing below ten thousand."""
+    if largest < 1e4:
+        return 1.0, ""
+    return next((unit, name) for unit, name in _UNITS if largest >= unit)
+
+
+def amount(number: float) -> str:
+    """`512`, `8,192`, `3.93 million`."""
+    unit, name = scale_of(number)
+    return f"{number / unit:.3g} {name}" if name and number >= 1e5 else f"{number:,.0f}"
+
+
+def gib(size: float) -> str:
+    """Bytes as GiB."""
+    return f"{size / 2**30:,.2f} GiB"
