@@ -3,7 +3,7 @@
     python -m tests.record --out FILE                  record this tree
     python -m tests.record --compare BEFORE AFTER      two records of one machine: equal bit for bit, digests included
 
-Cases in float32 and bf16 go through `Trainer`, from the shards to the metrics and the checkpoint. Those in float64 run
+Those in float32 and bf16 go through the trainer, from the shards to the metrics and the checkpoint. Those in float64 run
 a loop of their own, because a run's metrics are float32. All read the shard set of `tests/golden/before`, written by
 the tree of which `tests/golden/before.json` is the record. That tree also wrote the checkpoint beside it, of
 `RESUMED` after step 10.
@@ -45,7 +45,7 @@ from hyena_dist.ops.dropout import DropoutKey
 from hyena_dist.parallel.collectives import all_reduce
 from hyena_dist.parallel.groups import Groups, init_groups
 from hyena_dist.parallel.tokens import slice_tokens
-from hyena_dist.train.trainer import Trainer
+from hyena_dist.train.session import open_trainer
 from tests.dist.harness import run_distributed
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -133,7 +133,8 @@ def _train(case: Case, run_dir: Path, resume: str) -> dict[str, Any]:
     """A run, as it stands in its metrics and its last checkpoint."""
     config = case.config(str(run_dir), resume)
     groups = init_groups(tensor=config.parallel.tensor, context=config.parallel.context)
-    Trainer(config, groups, torch.device("cpu")).fit()
+    with open_trainer(config, groups, torch.device("cpu")) as trainer:
+        trainer.fit()
     rows = read_train_rows(run_dir)
     found = {key: [row[key] for row in rows] for key in ("loss", "grad_norm")}
     if groups.world.rank == 0:
