@@ -1,5 +1,7 @@
 """The configuration: strict reading, one rule each, and every shipped file."""
 
+import itertools
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -123,10 +125,12 @@ BASE = Config(data=DataSection(shards="s"), train=TrainSection(run_dir="r", glob
      r"warmup_steps \(10\) and the 991 steps of optim.cooldown are more than train.steps \(1000\): .* at most 990"),
     (replace(BASE, parallel=ParallelSection(sequence=True)), 1, "parallel.sequence splits tokens"),
     (replace(BASE, parallel=ParallelSection(tensor=3)), 3, r"hidden_size \(128\) is not .* \(3\): use 126 or 129;"),
-    (replace(BASE, parallel=ParallelSection(tensor=32)), 32, r"vocab_size \(16\) is not .*tensor \(32\): use 32"),
+    (replace(BASE, parallel=ParallelSection(tensor=32)), 32, r"vocab_size \(16\) is not .*: set .*vocab_size to 32"),
     (replace(BASE, parallel=ParallelSection(context=3, context_method="all_to_all")), 3,
-     r"\(256\) is not a multiple of parallel.context \(3\): use 255 or 258, or .*distributed_fft"),
-    (replace(BASE, parallel=ParallelSection(context=2, overlap_groups=3)), 2, r"overlap_groups \(3\): use 126 or 129"),
+     r"\(256\) is not a multiple of parallel.context \(3\): set parallel.context_method=distributed_fft$"),
+    (replace(BASE, parallel=ParallelSection(context=3)), 8, r"context = 3 does not divide the 8 ranks: start 6 or 12$"),
+    (replace(BASE, parallel=ParallelSection(context=2, overlap_groups=3)), 2,
+     r"overlap_groups \(3\): set parallel.overlap_groups to 2 or 4"),
     (replace(BASE, parallel=ParallelSection(context=2), data=replace(BASE.data, seq_len=3)), 2, "seq_len .* use 4"),
     (replace(BASE, parallel=ParallelSection(context=2), model=replace(BASE.model, layer_pattern="HA")), 2,
      r"num_attention_heads \(1\) is not a multiple of parallel.tensor x parallel.context \(2\): use 2"),
@@ -135,6 +139,55 @@ BASE = Config(data=DataSection(shards="s"), train=TrainSection(run_dir="r", glob
 def test_rules_across_sections(config, world_size, message):
     with pytest.raises(ConfigError, match=message):
         check(config, world_size=world_size)
+
+
+def followed(config, ranks, wrong):
+    """The configurations and ranks that the advices of messages lead to."""
+    for advice in wrong:
+        text, _, remedy = advice.rpartition(": ")
+        if found := re.fullmatch(r"start (\d+)(?: or (\d+))?", remedy):
+            yield from ((config, int(value)) for value in found.groups() if value)
+        for key, first, second in re.findall(r"(?:use|set (\S+) to) (\d+)(?: or (\d+))?(?! or more)", remedy):
+            key = key or text.split(" ")[0]
+            section, name = key.split(".")
+            for value in filter(None, (first, second)):
+                changed = replace(getattr(config, section), **{name: int(value)})
+                yield replace(config, **{section: changed}), ranks
+        if "context_method=distributed_fft" in remedy:
+            yield replace(config, parallel=replace(config.parallel, context_method="distributed_fft")), ranks
+
+
+def problems(config, ranks):
+    try:
+        check(config, world_size=ranks)
+    except ConfigError as error:
+        return str(error).split("; ")
+    return []
+
+
+def test_advice_can_be_followed():
+    """Over many wrong configurations: each value that is advised leaves fewer violations than there were."""
+    advised = 0
+    for ranks, tensor, context, heads, pattern, micro, method, groups in itertools.product(
+            (4, 15), (1, 2), (1, 3), (1, 4), ("", "HA"), (2, 5), ("auto", "all_to_all"), (1, 5)):
+        parallel = ParallelSection(tensor=tensor, context=context, context_method=method, overlap_groups=groups)
+        config = replace(BASE, parallel=parallel, train=replace(BASE.train, micro_batch_size=micro),
+                         model=replace(BASE.model, layer_pattern=pattern, num_attention_heads=heads))
+        wrong = problems(config, ranks)
+        for changed, new_ranks in followed(config, ranks, wrong):
+            advised += 1
+            assert len(problems(changed, new_ranks)) < len(wrong), f"{wrong}: {changed} on {new_ranks}"
+    print(f"{advised} advices followed")
+    assert advised > 200
+
+
+def test_an_advice_that_breaks_another_rule_is_not_given():
+    """The nearest multiples of 3 heads are 3 and 6, but no width of 128 has as many."""
+    config = replace(BASE, parallel=ParallelSection(context=3, context_method="distributed_fft"),
+                     model=replace(BASE.model, layer_pattern="A", num_attention_heads=4))
+    with pytest.raises(ConfigError, match=r"heads \(4\) is not .*context \(3\): change parallel.tensor or par"):
+        check(config, world_size=3)
+    check(replace(config, parallel=ParallelSection(context=2)), world_size=2)  # the control
 
 
 def test_accumulation_follows_the_ranks():
