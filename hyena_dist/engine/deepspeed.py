@@ -36,7 +36,7 @@ from deepspeed.utils import (
 from hyena_dist.config.errors import ConfigError, first_sentence
 from hyena_dist.engine.adam import create_state, guard, require_adam, set_step_count, step_count
 from hyena_dist.engine.deepspeed_config import with_buckets
-from hyena_dist.engine.frozen import drop_frozen, frozen_names, refuse_change
+from hyena_dist.engine.frozen import forget_frozen, frozen_names, refuse_change
 from hyena_dist.engine.grad_norm import clip_gradients, global_grad_norm
 from hyena_dist.engine.loss_scale import LossScaler
 from hyena_dist.engine.protocol import MOMENTS, StepResult, Table
@@ -90,9 +90,12 @@ def prepare_deepspeed(model: nn.Module, ds_config: Mapping[str, Any], groups: Gr
     Raises:
         RuntimeError: torch.distributed is not initialised.
         ConfigError: DeepSpeed refuses a key of `ds_config`.
-        ValueError: tensor ranks without a table, no optimizer or one that is no Adam, nothing that is trained.
+        ValueError: tensor ranks without a table, no optimizer or one that is no Adam; nothing is trained, or the ranks
+            froze different weights.
     """
-    _check_arguments(model, ds_config, groups, table, optimizer)
+    _check_arguments(ds_config, groups, table, optimizer)
+    frozen = frozen_names(dict(model.named_parameters()), groups)
+    forget_frozen(model.parameters(), optimizer)
     if groups.tensor.size > 1 and table is not None:
         for name, parameter in model.named_parameters():
             # DeepSpeed's gradient norm counts a parameter on every tensor rank with this attribute, else on the first.
@@ -105,8 +108,6 @@ def prepare_deepspeed(model: nn.Module, ds_config: Mapping[str, Any], groups: Gr
                             message=r"`torch\.distributed\.(all_gather_into|reduce_scatter)_tensor` is deprecated")
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it; every launcher sets it
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    if optimizer is not None:
-        drop_frozen(optimizer)
     try:
         settings = with_buckets(ds_config, sum(shape.numel() for shape in shapes.values()))
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, mpu=_Mpu(groups))
@@ -121,19 +122,19 @@ def prepare_deepspeed(model: nn.Module, ds_config: Mapping[str, Any], groups: Gr
     assert believed == (groups.data_context.size, groups.tensor.size), f"DeepSpeed believes in {believed} ranks"
     assert engine.train_batch_size() == (engine.train_micro_batch_size_per_gpu() * engine.gradient_accumulation_steps()
                                          * groups.data_context.size), "DeepSpeed believes in another batch"
-    return DeepSpeedEngine(engine, shapes, groups, table, loss_scaler)
+    return DeepSpeedEngine(engine, shapes, frozen, groups, table, loss_scaler)
 
 
 class DeepSpeedEngine:
     """An initialised `deepspeed.DeepSpeedEngine` as our Engine."""
 
-    def __init__(self, engine: Any, shapes: Mapping[str, torch.Size], groups: Groups, table: Table | None = None,
-                 loss_scaler: LossScaler | None = None) -> None:
+    def __init__(self, engine: Any, shapes: Mapping[str, torch.Size], frozen: frozenset[str], groups: Groups,
+                 table: Table | None = None, loss_scaler: LossScaler | None = None) -> None:
         self._engine = engine
         self._stage = int(engine.zero_optimization_stage())
         self._shapes = dict(shapes)
         self._parameters = dict(engine.module.named_parameters())
-        self._frozen = frozen_names(self._parameters)
+        self._frozen = frozen
         self._data, self._tensor = groups.data_context, groups.tensor
         self._table = table
         self._micro_batch = 0
@@ -299,13 +300,12 @@ def prebuilt_cpu_adam() -> type[DeepSpeedCPUAdam] | None:
     return DeepSpeedCPUAdam if built else None
 
 
-def _check_arguments(model: nn.Module, ds_config: Mapping[str, Any], groups: Groups, table: Table | None,
+def _check_arguments(ds_config: Mapping[str, Any], groups: Groups, table: Table | None,
                      optimizer: torch.optim.Optimizer | None) -> None:
     if not dist.is_initialized():
         raise RuntimeError("call hyena_dist.runtime.launch.init_distributed() before prepare_deepspeed()")
     if groups.tensor.size > 1 and table is None:
         raise ValueError(f"with {groups.tensor.size} tensor ranks the placement table of the model is needed")
-    frozen_names(dict(model.named_parameters()))
     if optimizer is not None:
         require_adam(optimizer)
     elif "optimizer" not in ds_config:

@@ -16,7 +16,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, 
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from hyena_dist.engine.adam import create_state, guard, require_adam, set_step_count, step_count
-from hyena_dist.engine.frozen import drop_frozen, frozen_names, refuse_change
+from hyena_dist.engine.frozen import forget_frozen, frozen_names, refuse_change
 from hyena_dist.engine.grad_norm import clip_gradients, global_grad_norm
 from hyena_dist.engine.loss_scale import LossScaler
 from hyena_dist.engine.protocol import MOMENTS, StepResult, Table
@@ -70,7 +70,7 @@ def clip_grad_norm(parameters: Iterable[tuple[str, nn.Parameter]], table: Table 
     gradients: dict[str, torch.Tensor] = {}
     device = "cpu"
     for name, parameter in parameters:
-        if isinstance(parameter.grad, DTensor):
+        if parameter.requires_grad and isinstance(parameter.grad, DTensor):  # one of before it was frozen counts not
             gradients[name] = parameter.grad.to_local()
             device = parameter.grad.device_mesh.device_type  # offloaded gradients are on the host, the groups are not
     norm = global_grad_norm(gradients, table, groups.tensor, groups.data_context,
@@ -90,14 +90,16 @@ class FsdpEngine:
         loss_scaler: for a model that computes in fp16.
 
     Raises:
-        ValueError: tensor ranks without a table, nothing that is trained, a model or an optimizer that is not sharded.
+        ValueError: tensor ranks without a table, a model or an optimizer that is not sharded; nothing is trained, or
+            the ranks froze different weights.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, groups: Groups, table: Table | None = None,
                  *, grad_clip: float = 0.0, accumulation_steps: int = 1, loss_scaler: LossScaler | None = None) -> None:
         self._parameters = dict(model.named_parameters())
-        self._frozen = frozen_names(self._parameters)
         _check_arguments(self._parameters, optimizer, groups, table)
+        self._frozen = frozen_names(self._parameters, groups)
+        forget_frozen(self._parameters.values(), optimizer)
         assert isinstance(model, FSDPModule)
         # The engine changes no output in place, which is what FSDP2 warns of at every model that returns a view.
         warnings.filterwarnings("ignore", category=UserWarning, message=r"FSDP2-wrapped module .* returned a view")
@@ -109,7 +111,6 @@ class FsdpEngine:
         self._accumulation_steps = accumulation_steps
         self._micro_batch = 0
         self.loss_scaler = loss_scaler
-        drop_frozen(optimizer)
         create_state(optimizer, self._trained())
 
     @property

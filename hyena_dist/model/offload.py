@@ -42,7 +42,8 @@ class HostStore:
         self._known: dict[tuple[int, int], tuple[StorageWeakRef, int]] = {}
 
     def pack(self, tensor: Tensor) -> Tensor | _Saved:
-        if tensor.is_leaf and tensor.requires_grad:
+        # A frozen weight takes no gradient, by which alone it could not be told from an activation.
+        if isinstance(tensor, torch.nn.Parameter) or (tensor.is_leaf and tensor.requires_grad):
             return tensor
         return _Saved(self._copy_of(tensor), tensor.dtype, tensor.shape, tensor.stride(),
                       int(tensor.storage_offset()))

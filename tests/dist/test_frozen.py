@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.utils import get_total_norm
 
-from hyena_dist.checkpoint.format import load_checkpoint, save_checkpoint
+from hyena_dist.checkpoint.format import load_checkpoint, load_model_weights, save_checkpoint
 from hyena_dist.checkpoint.reader import CheckpointError, TensorReader
 from hyena_dist.engine.deepspeed import prepare_deepspeed
 from hyena_dist.engine.fsdp import FsdpEngine, apply_fsdp2
@@ -24,6 +25,8 @@ ENGINES: tuple[tuple[int | str, str], ...] = (
     (0, "none"), (1, "none"), (2, "none"), (3, "none"), ("fsdp", "none"),
     (2, "optimizer"), (3, "parameters"), ("fsdp", "parameters"))
 STEPS = (0, 1, 2)
+GATHERED = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
+"""Of itself DeepSpeed keeps weights as small as these whole, at stage 3 too."""
 FROZEN = {
     "all but the head": ("gates.weight", "gates.bias", "filter", "scale"),
     "a weight in front": ("gates.weight",),
@@ -86,6 +89,11 @@ def _refusals(groups: Groups) -> None:
             module.get_parameter(name).requires_grad_(words == "trainable")
             with pytest.raises(ValueError, match=f"parameter {name} was made {words} after the engine was built"):
                 engine.backward(loss)
+    apart = Toy(frozen=["out.bias"] if groups.world.rank else ["scale"])
+    for build in (lambda: prepare_deepspeed(apart, {}, groups, optimizer=torch.optim.AdamW(apart.parameters())),
+                  lambda: FsdpEngine(apply_fsdp2(apart, groups), torch.optim.AdamW(apart.parameters()), groups)):
+        with pytest.raises(ValueError, match="parameter out.bias is frozen on one of the ranks 0 and 1 and trainable"):
+            build()
     nothing = Toy(frozen=TABLE)
     optimizer = torch.optim.AdamW(nothing.parameters())
     with pytest.raises(ValueError, match="the model has no trainable parameter"):
@@ -117,8 +125,8 @@ def _own_optimizer(stage: int | str, groups: Groups) -> dict[str, Any]:
         engine = prepare_deepspeed(model, config, groups, optimizer=optimizer)
     before = state_of(engine)
     engine.backward(engine.module(torch.ones(2, 3)).sum())
-    engine.step(0.1)
-    return {"before": before, "after": state_of(engine)}
+    norm = engine.step(0.1).grad_norm
+    return {"before": before, "after": state_of(engine), "norm": float(norm)}
 
 
 def _on_each_rank(directory: str) -> dict[str, Any]:
@@ -126,7 +134,8 @@ def _on_each_rank(directory: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for stage, offload in ENGINES:
         for what, frozen in FROZEN.items():
-            engine = make_engine(stage, groups, frozen=frozen, offload=offload)
+            engine = make_engine(stage, groups, frozen=frozen, offload=offload,
+                                 deepspeed=GATHERED if stage == 3 else {})
             assert engine.frozen == frozenset(frozen)
             records = train(engine, groups, STEPS)
             found[f"{what} {stage} {offload}"] = records, state_of(engine)
@@ -197,6 +206,16 @@ def test_an_optimizer_of_all_weights_spares_the_frozen_ones(ranks: list[dict[str
             frozen = name.startswith("gates")
             assert torch.equal(after[f"{name}/weight"], before[f"{name}/weight"]) == frozen
             assert (f"{name}/exp_avg" in after) != frozen
+        model = Toy()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(before[f"{name}/weight"])
+        model(torch.ones(2, 3)).sum().backward()
+        norms = [float(get_total_norm([parameter.grad for name, parameter in model.named_parameters()
+                                       if parameter.grad is not None and (of_gates or not name.startswith("gates"))]))
+                 for of_gates in (False, True)]
+        assert rank[f"own optimizer {stage}"]["norm"] == pytest.approx(norms[0], rel=TOLERANCE)
+        assert norms[1] > 1.01 * norms[0], "control: gradients of before would be seen"
 
 
 def test_a_run_goes_from_engine_to_engine(ranks: list[dict[str, Any]], directory: Path) -> None:
@@ -207,6 +226,9 @@ def test_a_run_goes_from_engine_to_engine(ranks: list[dict[str, Any]], directory
         assert state["steps"] == 5
         assert all(torch.equal(state[f"{name}/weight"], initial) for name, initial in Toy().named_parameters()
                    if name in PROBE)
+    model = Toy(seed=9)
+    load_model_weights(directory / "step-00000005", model, TABLE)
+    assert all(torch.equal(state[f"{name}/weight"], parameter) for name, parameter in model.named_parameters())
     keys = TensorReader(directory / "step-00000005").shapes.keys()
     assert {key for key in keys if key.startswith("optim/")} == {
         f"optim/{moment}/out.{name}" for moment in ("exp_avg", "exp_avg_sq") for name in ("weight", "bias")}

@@ -139,13 +139,17 @@ def test_recomputation_saves_the_memory_that_it_promises(monkeypatch):
     assert shares["full"] < shares["block"] < 1
 
 
-def test_offloaded_tensors_leave_the_device():
-    """What autograd holds is a copy; weights stay."""
-    weight, x = torch.ones(3, requires_grad=True), torch.ones(3, requires_grad=True)
+@pytest.mark.parametrize("frozen", [False, True])
+def test_offloaded_tensors_leave_the_device(frozen):
+    """What autograd holds is a copy; weights stay, frozen ones too."""
+    weight, x = torch.nn.Parameter(torch.ones(3), requires_grad=not frozen), torch.ones(3, requires_grad=True)
     hidden = x.exp()
     with on_host():
         y = hidden * weight
     assert y.grad_fn._saved_other.data_ptr() == weight.data_ptr()
+    if frozen:
+        assert y.grad_fn._saved_self is None, "nothing of it would be used"
+        return
     saved = y.grad_fn._saved_self
     assert torch.equal(saved, hidden)
     assert saved.data_ptr() != hidden.data_ptr()
