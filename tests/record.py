@@ -3,7 +3,7 @@
     python -m tests.record --out FILE                  record this tree
     python -m tests.record --compare BEFORE AFTER      two records of one machine: equal bit for bit, digests included
 
-Those in float32 and bf16 go through the trainer, from the shards to the metrics and the checkpoint. Those in float64 run
+Those in float32 and bf16 go through the trainer, from shards to the metrics and the checkpoint. Those in float64 run
 a loop of their own, because a run's metrics are float32. All read the shard set of `tests/golden/before`, written by
 the tree of which `tests/golden/before.json` is the record. That tree also wrote the checkpoint beside it, of
 `RESUMED` after step 10.

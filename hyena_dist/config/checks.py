@@ -189,7 +189,8 @@ def _warmup_stages(config: Config, world_size: int) -> list[tuple[str, Stage]]:
 
 def _warmup(config: Config, world_size: int) -> list["str | _Misfit"]:
     """Lengths grow up to data.seq_len, which is left a step; every micro-batch divides its stage's batch."""
-    problems, train, length = [], config.train, 0
+    problems: list[str | _Misfit] = []
+    train, length = config.train, 0
     named = _warmup_stages(config, world_size)
     for name, stage in named:
         if stage.seq_len > config.data.seq_len:

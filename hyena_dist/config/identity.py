@@ -4,6 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from hyena_dist.config.schema import Config
+from hyena_dist.config.sections.model import BEFORE_THE_KEY
 from hyena_dist.config.warmup import warmup_entries
 
 FREE_KEYS = frozenset({
@@ -31,5 +32,6 @@ def identity(config: Config) -> dict[str, Any]:
 
 def differences(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
     """One phrase per key that differs."""
+    saved = {f"model.{key}": value for key, value in BEFORE_THE_KEY.items()} | saved
     return [f"{key}: saved {saved.get(key)!r}, now {current.get(key)!r}"
             for key in sorted(saved.keys() | current.keys()) if saved.get(key) != current.get(key)]

@@ -1,45 +1,39 @@
-"""Models in directories: what is there is recognised, what is written is whole or not there.
-
-Nothing of a stranger's file is run: tensors are read by safetensors, by torch's weights-only reader or by the
-restricted readers of this package.
-"""
+"""Models in directories: what is there is recognised, what is written is whole or not there."""
 
 import io
 import json
+import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from hyena_dist.checkpoint.directory import Checkpoint, choose_checkpoint, open_checkpoint, step_of
 from hyena_dist.checkpoint.format import check_model_weights, load_model_weights, save_checkpoint, weight_shapes
-from hyena_dist.config.errors import first_sentence, write_remedy
+from hyena_dist.config.errors import write_remedy
 from hyena_dist.config.formats import FORMATS
-from hyena_dist.config.plain import open_regular, read_object
-from hyena_dist.config.sections.model import ModelSection
+from hyena_dist.config.sections.model import BEFORE_THE_KEY, ModelSection
 from hyena_dist.config.versions import own_version
 from hyena_dist.config.whole import new_directory
+from hyena_dist.convert.files import CONFIG, PUBLISHED_WEIGHTS, WEIGHTS, read_config, read_weights, weight_files
 from hyena_dist.convert.huggingface import HUGGINGFACE_KEYS, from_huggingface, to_huggingface
-from hyena_dist.convert.lightning import check_archive, load_lightning
 from hyena_dist.convert.published import (
     PUBLISHED_KEYS,
     from_published,
     model_section,
     to_published,
-    without_counters,
 )
 from hyena_dist.convert.section import ConversionError, checked_section
-from hyena_dist.convert.weights import check_finite, in_float32, without_memory
+from hyena_dist.convert.weights import check_finite, in_float32, unwrapped, without_memory
 from hyena_dist.model.config import hyena_config
 from hyena_dist.model.model import HyenaModel
 from hyena_dist.parallel.groups import Groups
 
-CONFIG, WEIGHTS, PUBLISHED_WEIGHTS, BINARY_WEIGHTS = ("config.json", "model.safetensors", "weights.ckpt",
-                                                      "pytorch_model.bin")
+logger = logging.getLogger(__name__)
 
 
 def read_model(source: str | Path, checkpoint: str | None = None) -> tuple[ModelSection, HyenaModel, Path]:
@@ -47,7 +41,8 @@ def read_model(source: str | Path, checkpoint: str | None = None) -> tuple[Model
     the one that stands in for a damaged one (`open_checkpoint`), or `source`.
 
     Args:
-        source: a run, a checkpoint, or a directory in one of the other FORMATS; which, is seen from its files.
+        source: a run, a checkpoint, or a directory in one of the other FORMATS; which, is seen from its files. Or a
+            file of weights with its config.json beside it.
         checkpoint: of a run: latest (None is the same) or best.
 
     Raises:
@@ -58,19 +53,24 @@ def read_model(source: str | Path, checkpoint: str | None = None) -> tuple[Model
         return _read_checkpoint(choose_checkpoint(source, checkpoint or "latest"))
     if checkpoint is not None:
         raise ConversionError(f"{source} is no run directory, so there is no {checkpoint} checkpoint to choose")
-    if not source.is_dir():
-        raise ConversionError(f"{source}: no such directory")
-    if not (source / CONFIG).is_file():
-        return _read_checkpoint(open_checkpoint(source))
-    config = _read_json(source / CONFIG)
+    if not source.exists():
+        raise ConversionError(f"{source}: no such file or directory")
+    path = (source if source.is_dir() else source.parent) / CONFIG
+    if not path.is_file():
+        files = [source] if not source.is_dir() else weight_files(source)
+        if not files:
+            return _read_checkpoint(open_checkpoint(source))
+        raise ConversionError(f"{files[0]}: without a {CONFIG} beside it nothing says of which model: put it there, "
+                              'the published one, Hugging Face\'s, or {"model": {...}} with keys of the model section')
+    config = read_config(path)
     if "layer" in config:
-        return *_from_published(config, load_lightning(source / PUBLISHED_WEIGHTS), PUBLISHED_KEYS), source
+        return *_from_published(config, read_weights(source), PUBLISHED_KEYS), source
     if config.get("model_type") == "hyenadna":
-        published, weights = from_huggingface(config, _read_huggingface(source))
+        published, weights = from_huggingface(config, read_weights(source))
         return *_from_published(published, weights, HUGGINGFACE_KEYS), source
     if isinstance(config.get("model"), dict):
-        return *_from_own(checked_section(config["model"]), _read_safetensors(source / WEIGHTS)), source
-    raise ConversionError(f"{source / CONFIG} is neither of a published HyenaDNA model (key layer), nor Hugging Face's "
+        return *_from_own(checked_section(config["model"]), read_weights(source)), source
+    raise ConversionError(f"{path} is neither of a published HyenaDNA model (key layer), nor Hugging Face's "
                           "(model_type hyenadna), nor written by hyena_dist (key model)")
 
 
@@ -105,7 +105,7 @@ def resized(section: ModelSection, model: HyenaModel) -> HyenaModel:
 
 def _read_checkpoint(checkpoint: Checkpoint) -> tuple[ModelSection, HyenaModel, Path]:
     identity = checkpoint.metadata.get("identity", {})
-    keys = [f"model.{key.name}" for key in fields(ModelSection)]
+    keys = [f"model.{key.name}" for key in fields(ModelSection) if key.name not in BEFORE_THE_KEY]
     if missing := [key for key in keys if key not in identity]:
         raise ConversionError(f"{checkpoint.path}: its metadata.json lacks {', '.join(missing)} in identity, and a "
                               "default need not be what these weights were trained with: convert it with the version "
@@ -121,17 +121,19 @@ def _read_checkpoint(checkpoint: Checkpoint) -> tuple[ModelSection, HyenaModel, 
 
 def _from_published(config: Mapping[str, Any], state_dict: dict[str, Tensor],
                     names: Mapping[str, str]) -> tuple[ModelSection, HyenaModel]:
-    return model_section(config, names), from_published(config, in_float32(without_counters(state_dict)))
+    section, model = model_section(config, names), from_published(config, in_float32(unwrapped(state_dict)), names)
+    return replace(section, tie_embeddings=model.config.tie_embeddings), model
 
 
 def _from_own(section: ModelSection, weights: dict[str, Tensor]) -> tuple[ModelSection, HyenaModel]:
-    weights = in_float32(weights)
+    weights = in_float32(unwrapped(weights))
     model = without_memory(section, {name: weight.shape for name, weight in weights.items()}, torch.float32)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     for name in sorted(shapes.keys() | weights.keys()):
         wanted, found = shapes.get(name), weights[name].shape if name in weights else None
         if wanted != found:
-            raise ConversionError(f"{name} has shape {_shape(found)} in {WEIGHTS} and {_shape(wanted)} in {CONFIG}")
+            raise ConversionError(f"{name} has shape {_shape(found)} in the weights and {_shape(wanted)} in {CONFIG}: "
+                                  "use the one that belongs to them")
     check_finite(weights)
     model.to_empty(device="cpu")
     with torch.no_grad():
@@ -144,37 +146,6 @@ def _shape(shape: torch.Size | None) -> str:
     return "none" if shape is None else str(list(shape))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return read_object(path)
-    except (OSError, ValueError) as error:
-        raise ConversionError(f"{path}: cannot be read ({error})") from error
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        open_regular(path).close()
-        return load_file(path)
-    except Exception as error:  # noqa: BLE001 - a damaged file raises anything
-        raise ConversionError(f"{path}: no readable safetensors file ({error})") from error
-
-
-def _read_huggingface(source: Path) -> dict[str, Tensor]:
-    if (source / WEIGHTS).exists():
-        return _read_safetensors(source / WEIGHTS)
-    path = source / BINARY_WEIGHTS
-    try:
-        with open_regular(path) as file:
-            check_archive(file)
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - a damaged file raises anything
-        raise ConversionError(f"{path}: no readable file of weights ({first_sentence(error)}): a Hugging Face "
-                              f"directory has {WEIGHTS} or {BINARY_WEIGHTS}") from error
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ConversionError(f"{path}: holds something else than tensors by name")
-    return content
-
-
 def _write_own(dest: Path, section: ModelSection, model: HyenaModel, _source: str) -> None:
     weights = {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
     _write(dest, {"format": "hyena_dist", "version": own_version(),
@@ -183,6 +154,9 @@ def _write_own(dest: Path, section: ModelSection, model: HyenaModel, _source: st
 
 def _write_published(dest: Path, section: ModelSection, model: HyenaModel, _source: str) -> None:
     config, state_dict = to_published(model)
+    if not section.tie_embeddings:
+        logger.warning("the head is not tied, and the published training code ties it: there lm_head.weight would take "
+                       "the embedding's place; convert.py and the published inference code do not mix them")
     file = io.BytesIO()
     torch.save({"state_dict": {f"model.{key}": value for key, value in state_dict.items()}}, file)
     _write(dest, config | {"vocab_size": section.vocab_size}, {PUBLISHED_WEIGHTS: file.getvalue()})

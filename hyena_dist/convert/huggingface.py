@@ -1,9 +1,11 @@
 """Hugging Face's port of HyenaDNA (LongSafari/hyenadna-*-hf), to and from the published layout.
 
-Its config.json is flat. Its keys have the prefix `hyena.`, the sine frequency is stored once, and the head is not tied
-but a copy of the embedding. Its code fixes the filter's shift; order and kernel are keys that work at one value only.
+Its config.json is flat. Its keys have the prefix `hyena.`, the sine frequency is stored once, and the head is not tied:
+of a tied model it is a copy of the embedding. Its code fixes the filter's shift; order and kernel are keys that work at
+one value only.
 """
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from hyena_dist.convert.published import PUBLISHED_KEYS
 from hyena_dist.convert.section import ConversionError, refuse_missing
+from hyena_dist.convert.weights import HEAD, unwrapped
 
 _SHIFT = 0.05
 _CODE = "LongSafari/hyenadna-tiny-1k-seqlen-hf"
@@ -26,6 +29,8 @@ _LAYER_KEYS = {"max_seq_len": "l_max", "emb_dim": "emb_dim", "filter_order": "fi
 HUGGINGFACE_KEYS = PUBLISHED_KEYS | {own: theirs for own, published in PUBLISHED_KEYS.items()
                                      for theirs, key in _LAYER_KEYS.items() if published == f"layer.{key}"}
 """Keys of the `model` section to those of their config.json."""
+
+logger = logging.getLogger(__name__)
 
 Model = tuple[dict[str, Any], dict[str, Tensor]]
 """config.json, state dict."""
@@ -49,7 +54,7 @@ def to_huggingface(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) 
               "hyena_dropout": 0.0, "hyena_filter_dropout": 0.0,
               **{key: config[key] for key in _KEYS if key in config},
               **{key: layer[theirs] for key, theirs in _LAYER_KEYS.items() if theirs in layer}}
-    weights = {key if key == "lm_head.weight" else f"hyena.{key}": value.clone() for key, value in state_dict.items()
+    weights = {key if key == HEAD else f"hyena.{key}": value.clone() for key, value in state_dict.items()
                if not key.endswith(".freq") or key.endswith(".1.freq")}
     return ported, weights
 
@@ -67,7 +72,10 @@ def from_huggingface(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]
     published["layer"] = {"shift": _SHIFT} | {theirs: config[key] for key, theirs in _LAYER_KEYS.items()
                                               if config.get(key) is not None}
     _check_working(published["layer"])
-    return published, {key.removeprefix("hyena."): value for key, value in state_dict.items()}
+    weights = unwrapped(state_dict)
+    if HEAD not in weights and config.get("tie_word_embeddings") is not True:
+        logger.warning("the file has no %s: the embedding is taken for it, and the two are tied", HEAD)
+    return published, weights
 
 
 def _check_working(layer: Mapping[str, Any]) -> None:

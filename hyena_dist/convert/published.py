@@ -1,13 +1,15 @@
 """Published HyenaDNA checkpoints, to and from a HyenaModel.
 
-`config` is the published config.json as a dict; `state_dict` has the published keys. Accepted on the way in: a `model.`
-prefix (Lightning), `.layer` keys (models trained with the published checkpointing), a tied or absent `lm_head.weight`,
-the one sine frequency stored three times, stored or absent position buffers, torchmetrics' counters.
+`config` is the published config.json as a dict; `state_dict` has the published keys. Accepted on the way in: prefixes
+of wrappers (`convert.weights`), `.layer` keys (models trained with the published checkpointing), a `lm_head.weight`
+that is absent, the embedding, or a weight of its own, which makes an untied model, the one sine frequency stored three
+times, stored or absent position buffers, torchmetrics' counters, and the head of another task, which is left out aloud.
 """
 
 import logging
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import reduce
 from typing import Any
 
@@ -17,7 +19,15 @@ from torch import Tensor
 from hyena_dist.config.sections.model import VOCAB_MULTIPLE, ModelSection
 from hyena_dist.convert.keys import check_keys
 from hyena_dist.convert.section import ConversionError, checked_section, refuse_missing
-from hyena_dist.convert.weights import DERIVED, check_finite, check_kinds, without_memory
+from hyena_dist.convert.weights import (
+    DERIVED,
+    HEAD,
+    TABLE,
+    check_finite,
+    same,
+    unwrapped,
+    without_memory,
+)
 from hyena_dist.model.config import hyena_config
 from hyena_dist.model.model import HyenaModel
 from hyena_dist.ops.implicit_filter import FilterShape, decay_rates, positional_features, time
@@ -36,34 +46,38 @@ PUBLISHED_KEYS = {
 logger = logging.getLogger(__name__)
 
 
-def from_published(config: Mapping[str, Any], state_dict: Mapping[str, Tensor] | None) -> HyenaModel:
+def from_published(config: Mapping[str, Any], state_dict: Mapping[str, Tensor] | None,
+                   names: Mapping[str, str] = PUBLISHED_KEYS) -> HyenaModel:
     """Build the model of a published configuration, in eval mode, on the CPU, in the weights' own dtype.
 
     Args:
         config: the published config.json. `layer.shift` (0.05 if absent, as in the published inference code) is the
             constant of the decay window, `layer.order` the order of the operator (2 if absent).
         state_dict: weights by published name, on any device; None: initial values in float32.
+        names: as of `model_section`.
 
     Raises:
         ConversionError: an option of another function (`convert.keys`), a missing or unknown key, a shape that does
             not fit, weights that are no finite floating-point numbers, positions or decay rates that were trained.
     """
-    section = model_section(config)
+    section = model_section(config, names)
     if state_dict is None:
         return HyenaModel(hyena_config(section)).eval()
-    state_dict = without_counters(state_dict)
-    check_kinds(state_dict)
-    state_dict = {key: value.cpu() for key, value in state_dict.items()}
+    state_dict = {key: value.cpu() for key, value in unwrapped(state_dict).items()}
     weights = _canonical(state_dict)
+    section = replace(section, tie_embeddings=HEAD not in weights)
+    if config.get("tie_word_embeddings") is True and not section.tie_embeddings:
+        raise ConversionError(f"tie_word_embeddings is true in the config.json, and {HEAD} is another weight than the "
+                              f"embedding: set it to false if the head was trained by itself, else remove {HEAD}")
     dtype = reduce(torch.promote_types, (weight.dtype for weight in weights.values()))
-    model = without_memory(section, {key: weight.shape for key, weight in weights.items()}, dtype)
-    names = _published_names(model)
-    expected = {published for published, _ in names.values()}
+    model = without_memory(section, {key: weight.shape for key, weight in weights.items()}, dtype, names)
+    published_names = _published_names(model)
+    expected = {published for published, _ in published_names.values()}
     for key, kind in ((expected - weights.keys(), "lacks"), (weights.keys() - expected, "has the unknown")):
         if key:
             raise ConversionError(f"the state dict {kind} key {sorted(key)[0]} ({len(key)} in all): "
                                   "is it of a HyenaDNA model of this config?")
-    for published, shape in names.values():
+    for published, shape in published_names.values():
         if weights[published].shape != shape:
             raise ConversionError(f"{published} has shape {list(weights[published].shape)}, the config asks for "
                                   f"{list(shape)}: use the config.json that belongs to these weights")
@@ -72,7 +86,7 @@ def from_published(config: Mapping[str, Any], state_dict: Mapping[str, Tensor] |
     model.to_empty(device="cpu")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(weights[names[name][0]].reshape(parameter.shape))
+            parameter.copy_(weights[published_names[name][0]].reshape(parameter.shape))
     return model.eval()
 
 
@@ -112,7 +126,7 @@ def to_published(model: HyenaModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
     for i in range(c.num_layers):
         state |= _derived(f"backbone.layers.{i}.mixer.filter_fn.", state, c.filter_shape, c.filter_num_inner_mlps,
                           c.hidden_size * c.num_filters)
-    state["lm_head.weight"] = state["backbone.embeddings.word_embeddings.weight"]
+    state.setdefault(HEAD, state[TABLE])
     return config, state
 
 
@@ -148,27 +162,22 @@ def model_section(config: Mapping[str, Any], names: Mapping[str, str] = PUBLISHE
     return checked_section(values, names)
 
 
-def without_counters(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict without torchmetrics' counters, which are no part of the model."""
-    return {key: value for key, value in state_dict.items() if "torchmetrics" not in key}
-
-
 def _canonical(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Published keys without prefixes, aliases and buffers."""
+    """Published keys without aliases and buffers, and without a head that is the embedding."""
     weights: dict[str, Tensor] = {}
     for key, value in state_dict.items():
-        key = key.removeprefix("model.").replace(".mixer.layer.", ".mixer.").replace(".mlp.layer.", ".mlp.")
+        key = key.replace(".mixer.layer.", ".mixer.").replace(".mlp.layer.", ".mlp.")
         if key.endswith(DERIVED):
             continue
-        if key == "lm_head.weight":
-            key = "backbone.embeddings.word_embeddings.weight"
-        elif "implicit_filter." in key and key.endswith(".freq"):
+        if "implicit_filter." in key and key.endswith(".freq"):
             key = key[: key.rindex("implicit_filter.")] + "implicit_filter.1.freq"
-        if key in weights and not torch.equal(value, weights[key]):
+        if key in weights and not same(value, weights[key]):
             raise ConversionError(f"two tensors of the state dict that are one weight of HyenaDNA differ: {key}")
         weights[key] = value
     if not weights:
         raise ConversionError("the state dict is empty")
+    if HEAD in weights and TABLE in weights and same(weights[HEAD], weights[TABLE]):
+        del weights[HEAD]
     return weights
 
 
@@ -203,7 +212,7 @@ def _published_names(model: HyenaModel) -> dict[str, tuple[str, torch.Size]]:
     """Our parameter name -> (published key, published shape)."""
     names = {}
     for name, parameter in model.named_parameters():
-        key, shape = "backbone." + name, parameter.shape
+        key, shape = HEAD if name == "head.weight" else "backbone." + name, parameter.shape
         for ours, theirs in (("embedding.word", "embeddings.word"), ("input_norm", "norm1"), ("mlp_norm", "norm2"),
                              ("final_norm", "ln_f"), ("short_conv", "short_filter"), ("conv_bias", "filter_fn.bias")):
             key = key.replace(ours, theirs)

@@ -34,10 +34,12 @@ def checked_section(values: Mapping[str, Any], names: Mapping[str, str] = Mappin
     """
     for key, value in values.items():
         name = names.get(key, key)
-        wanted = "a word" if hint_of(ModelSection, [key]) is str else "a number"
-        if isinstance(value, str) and wanted == "a word":
+        # OmegaConf takes True and '1' for 1, so that kinds are compared here.
+        hint = hint_of(ModelSection, [key])
+        if hint is str and isinstance(value, str):
             plain_string(value, name)
-        elif isinstance(value, bool) or not isinstance(value, int | float | None):  # OmegaConf takes True and '1' for 1
+        elif not (isinstance(value, bool) if hint is bool else _is_number(value)):
+            wanted = "a word" if hint is str else "true or false" if hint is bool else "a number"
             raise ConversionError(f"not the configuration of a HyenaDNA model: {name} is {value!r:.40}, not {wanted}")
     try:
         section = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelSection), dict(values)))
@@ -48,3 +50,8 @@ def checked_section(values: Mapping[str, Any], names: Mapping[str, str] = Mappin
                               f"{names.get(key, key)}{key and ': '}{reason}") from error
     assert isinstance(section, ModelSection)
     return section
+
+
+def _is_number(value: Any) -> bool:
+    """Also null, which the section may take for one."""
+    return isinstance(value, int | float | None) and not isinstance(value, bool)

@@ -70,7 +70,7 @@ class _Block(NamedTuple):
 
 
 def parameters(section: ModelSection) -> int:
-    """Number of the model's weights; embedding and head share theirs."""
+    """Number of the model's weights; embedding and head share theirs where they are tied."""
     D, N, F, inner = section.hidden_size, section.hyena_order, section.filter_order, section.inner_size
     trunk = F * (section.filter_emb_dim + 1) + section.filter_num_inner_mlps * F * (F + 1)
     hyena = ((N + 1) * D * (D + 1 + section.short_conv_kernel + 1) + D * (D + 1)  # products and short convolution
@@ -78,7 +78,7 @@ def parameters(section: ModelSection) -> int:
     mixers = {"H": hyena, "A": 4 * D * (D + 1)}
     mlp = inner * (D + 1) + D * (inner + 1)
     return (sum(mixers[kind] + mlp + 4 * D for kind in layer_kinds(section))
-            + 2 * D + section.padded_vocab_size * D)
+            + 2 * D + (1 if section.tie_embeddings else 2) * section.padded_vocab_size * D)
 
 
 def training_memory(section: ModelSection, seq_len: int, micro_batch_size: int = 1, *, precision: str = "fp32",

@@ -1,6 +1,6 @@
 """Initial values, as published, from a generator per weight: a function of (seed, name) at the weight's global shape.
 
-    embedding, every linear and the filter's linears    N(0, 0.02); biases 0
+    embedding, head, every linear and the filter's      N(0, 0.02); biases 0
     out_proj and fc2                                    N(0, 0.02 / sqrt(2 num_layers)); biases 0
     short convolution                                   torch's Conv1d default: U(-1/sqrt(K), 1/sqrt(K)), bias too
     conv_bias (the direct term)                         N(0, 1)

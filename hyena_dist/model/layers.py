@@ -165,8 +165,8 @@ class RowLinear(_PlainState, RowParallelLinear):
 
 
 class Embedding(nn.Module):
-    """Token embedding [B, l] -> [l or l / T, B, D]; rows of its weight are split over the tensor ranks. The head's
-    weight is the same.
+    """Token embedding [B, l] -> [l or l / T, B, D]; rows of its weight are split over the tensor ranks. It is the
+    head's weight too, unless they are untied.
 
     Args:
         seed: as the mixers'.

@@ -1,4 +1,4 @@
-"""HyenaModel: token ids [B, L] -> logits [B, L, V], a causal language model with a tied head."""
+"""HyenaModel: token ids [B, L] -> logits [B, L, V], a causal language model."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -17,13 +17,29 @@ from hyena_dist.model.offload import on_host
 from hyena_dist.model.placement import Placement, placement_table
 from hyena_dist.ops.dropout import DropoutKey, dropout
 from hyena_dist.ops.linear import linear
+from hyena_dist.ops.norm import NormWeights
 from hyena_dist.ops.precision import autocast_kind
-from hyena_dist.parallel.groups import Groups
+from hyena_dist.parallel.groups import Axis, Groups
 from hyena_dist.parallel.tokens import padded_length, token_multiple
 
 
+class Head(nn.Module):
+    """A head with a weight of its own, [..., D] -> [..., V / T]; its rows are split over the tensor ranks as those of
+    the embedding are."""
+
+    def __init__(self, config: HyenaConfig, tensor: Axis) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.padded_vocab_size // tensor.size, config.hidden_size,
+                                               dtype=config.params_dtype))
+
+    def forward(self, x: Tensor, norm: NormWeights) -> Tensor:
+        """The product of the normalised x."""
+        return linear(x, self.weight, norm=norm)
+
+
 class HyenaModel(nn.Module):
-    """Embedding, blocks, final norm and tied head, as published (HyenaDNA, Nguyen et al. 2023).
+    """Embedding, blocks, final norm and head, as published (HyenaDNA, Nguyen et al. 2023). The head's weight is the
+    embedding's, unless the configuration unties them.
 
     The same model in plain python and under every engine: autocast is entered inside `forward`, parameters keep their
     own dtype.
@@ -41,6 +57,7 @@ class HyenaModel(nn.Module):
         self.layers = nn.ModuleList(Block(config, MIXER_SPECS[kind], i + 1, pg_collection, seed=None)
                                     for i, kind in enumerate(config.layer_kinds))
         self.final_norm = Norm(config, pg_collection)
+        self.head = None if config.tie_embeddings else Head(config, self.tensor)
         initialize(self, config, self.placement(), self.tensor, seed)
 
     def forward(self, input_ids: Tensor, dropout_key: DropoutKey | None = None) -> Tensor:
@@ -57,8 +74,10 @@ class HyenaModel(nn.Module):
         """
         with self._autocast(input_ids):
             x = enter_tensor_region(self._run_blocks(input_ids, dropout_key), self.config, self.tensor)
-            head = self.embedding.word_embeddings.weight
-            return linear(x, head, norm=self.final_norm.in_tensor_region()).transpose(0, 1)
+            norm = self.final_norm.in_tensor_region()
+            logits = (linear(x, self.embedding.word_embeddings.weight, norm=norm) if self.head is None
+                      else self.head(x, norm))
+            return logits.transpose(0, 1)
 
     def hidden_states(self, input_ids: Tensor, dropout_key: DropoutKey | None = None) -> Tensor:
         """int64 [B, l] -> the final norm's output in Megatron's layout, [l or l / T, B, D]."""
@@ -97,7 +116,7 @@ class HyenaModel(nn.Module):
     def placement(self) -> dict[str, Placement]:
         """The placement table of this model's parameters, by name."""
         return placement_table((name for name, _ in self.named_parameters()), self.config.hyena_order,
-                               kinds=set(self.config.layer_kinds))
+                               kinds=set(self.config.layer_kinds), tied=self.config.tie_embeddings)
 
     def _active_key(self, key: DropoutKey | None, length: int) -> DropoutKey | None:
         if not self.training or self.config.embed_dropout == self.config.resid_dropout == 0:

@@ -55,9 +55,10 @@ def _mixer_patterns(order: int, kinds: Set[str]) -> dict[str, Placement]:
     return both | (hyena if "H" in kinds else {}) | (attention if "A" in kinds else {})
 
 
-def _patterns(order: int, kinds: Set[str]) -> dict[str, Placement]:
+def _patterns(order: int, kinds: Set[str], *, tied: bool) -> dict[str, Placement]:
     layer = r"layers\.\d+\."
-    return {
+    head = {} if tied else {r"head\.weight": Placement(tp_dim=0)}
+    return head | {
         r"embedding\.word_embeddings\.weight": Placement(tp_dim=0),
         layer + r"(input_norm|mlp_norm)\.(weight|bias)": Placement(),
         **{layer + r"mixer\." + pattern: placement for pattern, placement in _mixer_patterns(order, kinds).items()},
@@ -74,7 +75,7 @@ def placements(names: Iterable[str], order: int) -> dict[str, Placement]:
     Raises:
         ValueError: a name matches no pattern or more than one.
     """
-    patterns = _patterns(order, {"H", "A"})
+    patterns = _patterns(order, {"H", "A"}, tied=False)
     table: dict[str, Placement] = {}
     for name in names:
         matches = [pattern for pattern in patterns if re.fullmatch(pattern, name)]
@@ -84,14 +85,19 @@ def placements(names: Iterable[str], order: int) -> dict[str, Placement]:
     return table
 
 
-def placement_table(names: Iterable[str], order: int, kinds: Set[str] = frozenset("H")) -> dict[str, Placement]:
+def placement_table(names: Iterable[str], order: int, kinds: Set[str] = frozenset("H"), *,
+                    tied: bool = True) -> dict[str, Placement]:
     """Map every parameter name of a HyenaModel of this order and these kinds of layers to its Placement.
+
+    Args:
+        tied: whether the head is the embedding; else it has a weight of its own.
 
     Raises:
         ValueError: a name matches no pattern or more than one, or a pattern matches no name.
     """
     table = placements(names, order)
-    unused = [pattern for pattern in _patterns(order, kinds) if not any(re.fullmatch(pattern, name) for name in table)]
+    unused = [pattern for pattern in _patterns(order, kinds, tied=tied)
+              if not any(re.fullmatch(pattern, name) for name in table)]
     if unused:
         raise ValueError(f"patterns of the placement table without a parameter: {sorted(unused)}")
     return table

@@ -50,6 +50,7 @@ class Case:
     recompute: str = "none"
     precision: str = "fp64"
     pattern: str = "H"
+    tied: bool = True
 
     @property
     def ranks(self) -> int:
@@ -63,7 +64,7 @@ class Case:
 
 OPTIONS: dict[str, tuple] = {"sequence": (False, True), "method": ("all_to_all", "distributed_fft"),
            "overlap": (1, 2), "order": (2, 3), "recompute": ("none", "selective", "block", "full"),
-           "precision": ("fp64", "fp32", "bf16"), "pattern": ("H", "HA")}
+           "precision": ("fp64", "fp32", "bf16"), "pattern": ("H", "HA"), "tied": (True, False)}
 
 
 def topologies(*sizes: int) -> list[tuple[int, int, int]]:
@@ -77,10 +78,10 @@ def every_case(*sizes: int) -> list[Case]:
 
 
 def matrix(*sizes: int) -> list[Case]:
-    """Every combination, but of overlap and layer pattern one is taken, in turn."""
+    """Every combination, but of overlap, layer pattern and head one is taken, in turn."""
     groups: dict[Case, list[Case]] = {}
     for case in every_case(*sizes):
-        groups.setdefault(replace(case, overlap=1, pattern="H"), []).append(case)
+        groups.setdefault(replace(case, overlap=1, pattern="H", tied=True), []).append(case)
     return [cases[number % len(cases)] for number, cases in enumerate(groups.values())]
 
 
@@ -102,7 +103,8 @@ def covering(cases: list[Case]) -> list[Case]:
 
 def build(case: Case, groups: Groups, parallel: ParallelSection | None) -> HyenaModel:
     section = ModelSection(num_layers=2, hidden_size=32, max_seq_len=LENGTH, filter_order=8, hyena_order=case.order,
-                           embed_dropout=0.2, resid_dropout=0.1, num_attention_heads=8, layer_pattern=case.pattern)
+                           embed_dropout=0.2, resid_dropout=0.1, num_attention_heads=8, layer_pattern=case.pattern,
+                           tie_embeddings=case.tied)
     config = hyena_config(section, precision="bf16" if case.precision == "bf16" else "fp32",
                           activation_checkpointing=case.recompute, parallel=parallel,
                           params_dtype=torch.float64 if case.precision == "fp64" else torch.float32)
@@ -135,7 +137,7 @@ def compare(case: Case, groups: Groups, *, local_mean: bool = False,
     ids, targets, rows = ids.to(device), targets.to(device), torch.arange(BATCH * case.data, device=device)
     mine = slice(groups.data.rank * BATCH, (groups.data.rank + 1) * BATCH)
     one = Groups.single()
-    reference = build(Case(1, 1, 1, order=case.order, pattern=case.pattern,
+    reference = build(Case(1, 1, 1, order=case.order, pattern=case.pattern, tied=case.tied,
                            precision="fp32" if case.precision == "bf16" else case.precision), one, None).to(device)
     count = int((targets != -100).sum())
     exact_logits, exact_dx = forward_backward(reference, one, ids[:, :-1], targets, rows, count)

@@ -116,7 +116,9 @@ def test_accepts_what_published_checkpoints_hold():
     (lambda c, w: c.update(d_model=48), "has shape"),
     (lambda c, w: c["layer"].update(bidirectional=True), "layer.bidirectional"),
     (lambda c, w: c.pop("layer"), "config.json"),
-    (lambda c, w: w.update({"lm_head.weight": torch.ones(16, 32)}), "differ"),
+    (lambda c, w: w.update({"backbone.layers.0.mixer.filter_fn.implicit_filter.3.freq": torch.ones(1, 8)}), "differ"),
+    (lambda c, w: w.update({"module." + key: value + 1 for key, value in w.items()}), "differ"),
+    (lambda c, w: w.update({"lm_head.weight": torch.ones(8, 32)}), r"lm_head.weight has shape \[8, 32\]"),
 ])
 def test_refuses_other_checkpoints(change, message):
     config, weights, _ = golden("tiny", torch.float32)

@@ -309,6 +309,7 @@ def test_a_size_that_the_file_does_not_have_is_not_built(tmp_path: Path, capsys:
         assert status == 2
         assert error.count("\n") == 1
         assert str(huge) in error
+        assert key == "max_seq_len" or f"{published_key if format == 'published' else key} is {huge}, " in error
 
 
 # Files

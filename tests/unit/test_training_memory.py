@@ -51,9 +51,10 @@ def test_formula_gives_the_measured_peak(model, seq_len, batch, precision):
     assert without.saved + without.working > (1 + TOLERANCE) * found, "the control: recomputation is not forgotten"
 
 
-@pytest.mark.parametrize("pattern", ["H", "HA"])
-def test_states_are_those_of_every_weight(pattern):
-    model = section(hyena_order=3, filter_num_inner_mlps=1, filter_emb_dim=7, layer_pattern=pattern)
+@pytest.mark.parametrize(("pattern", "tied"), [("H", True), ("HA", True), ("H", False)])
+def test_states_are_those_of_every_weight(pattern, tied):
+    model = section(hyena_order=3, filter_num_inner_mlps=1, filter_emb_dim=7, layer_pattern=pattern,
+                    tie_embeddings=tied)
     weights = sum(weight.numel() for weight in new_model(model, CPU).parameters())
     assert parameters(model) == weights
     assert training_memory(model, 1024).states == 16 * weights

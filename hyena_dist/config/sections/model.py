@@ -11,6 +11,9 @@ NUM_TOKENS = 12
 VOCAB_MULTIPLE = 8
 """The published models pad the vocabulary to a multiple of this."""
 
+BEFORE_THE_KEY = {"tie_embeddings": True}
+"""Keys of the section that are younger than the checkpoint format, and what every model was that was saved before."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSection:
@@ -43,6 +46,9 @@ class ModelSection:
     """Taps of the depthwise causal convolution."""
     vocab_size: int = 12
     """Token ids; the embedding is padded to the next multiple of 8, as published."""
+    tie_embeddings: bool = True
+    """Whether the head's weight is the embedding's, as published. false: the head has a weight of its own, as in models
+    that Hugging Face's port has trained."""
     embed_dropout: float = 0.1
     """Dropout on the embedding's output."""
     resid_dropout: float = 0.0
