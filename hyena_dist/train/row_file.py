@@ -55,9 +55,9 @@ class RowFile:
         self._path = path
         self._waiting: list[tuple[int, bytes]] = []
         """Step and text of the rows that are not on the disk yet."""
-        self.open(last_step)
+        self._reopen(last_step)
 
-    def open(self, last_step: int) -> None:
+    def _reopen(self, last_step: int) -> None:
         """Open the file, without the rows past `last_step`."""
         self.kept = [line for line in read_lines(self._path) if not _is_past(line, last_step)]
         """The lines that were in the file when it was opened."""
@@ -70,7 +70,7 @@ class RowFile:
         """Drop the rows past `last_step`, those that wait too."""
         self._file.close()
         self._waiting = [(step, text) for step, text in self._waiting if step <= last_step]
-        self.open(last_step)
+        self._reopen(last_step)
 
     def write(self, step: int, row: dict[str, Any]) -> None:
         """Append a row."""
