@@ -12,7 +12,7 @@ import hyena_dist
 
 ROOT = Path(hyena_dist.__file__).parent
 LAYERS = [{"config"}, {"ops", "parallel", "data"}, {"runtime"}, {"engine", "model"}, {"checkpoint", "costs"}, {"train"},
-          {"tasks", "convert"}, {"cli"}]
+          {"tasks", "convert"}, {"cli", "api"}]
 DOORS = {"deepspeed": ("engine/",), "webdataset": ("data/",), "tensorboard": ("train/board.py",),
          "torch.utils.tensorboard": (), "wandb": ("train/weights_and_biases.py",),
          "megatron": ("model/", "parallel/groups.py"), "triton": ("ops/",)}
