@@ -22,8 +22,7 @@ if TYPE_CHECKING:  # numpy and webdataset take a second: --help should not
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="shards/build.py", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("fasta", nargs="+", metavar="[NAME=]FASTA", help="FASTA file, and a name for its species")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="new directory to write")
     splits = parser.add_mutually_exclusive_group()

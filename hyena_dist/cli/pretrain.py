@@ -1,6 +1,8 @@
 """Pretrain a HyenaDNA model on shards.
 
-example: deepspeed --num_gpus 8 launchers/pretrain.py --config configs/quickstart.yaml train.run_dir=runs/first
+examples: deepspeed --num_gpus 8 launchers/pretrain.py --config configs/hyenadna-32k.yaml data.shards=shards/mine
+          torchrun --nproc_per_node 2 launchers/pretrain.py --config configs/quickstart.yaml train.run_dir=runs/first
+          WORLD_SIZE=8 python launchers/pretrain.py --config configs/hyenadna-32k.yaml --dry-run
 """
 
 import argparse
@@ -13,8 +15,9 @@ from functools import partial
 from pathlib import Path
 
 from hyena_dist.config.checks import check
-from hyena_dist.config.errors import TrainingError, UserError, agreed, is_agreed, one_line
+from hyena_dist.config.errors import TrainingError, UserError, agreed, first_sentence, is_agreed, one_line
 from hyena_dist.config.load import dump_config, load_config
+from hyena_dist.config.presets import find, names
 from hyena_dist.runtime.signals import EXIT_REQUEUE, PROCESS
 
 logger = logging.getLogger("pretrain")
@@ -25,10 +28,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="Runs under deepspeed, torchrun, srun, or plain python as one process. A run directory that holds a "
                "checkpoint is resumed.")
-    parser.add_argument("--config", required=True, metavar="YAML", help="the run's configuration, e.g. "
-                                                                       "configs/quickstart.yaml")
+    parser.add_argument("--config", required=True, metavar="YAML",
+                        help=f"the run's configuration: a file, or the name of a preset ({', '.join(names())})")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="keys that replace the file's")
-    parser.add_argument("--dry-run", action="store_true", help="check and print the configuration; train nothing")
+    parser.add_argument("--dry-run", action="store_true",
+                        help="check configuration, shards, checkpoints and memory, and print the configuration; train "
+                             "nothing. WORLD_SIZE says for how many ranks")
     parser.add_argument("--local_rank", type=int, help="set by the deepspeed launcher; not needed otherwise")
     return parser.parse_intermixed_args(argv)
 
@@ -53,13 +58,51 @@ def main(argv: Sequence[str] | None = None) -> int:
         if first or not is_agreed(error):  # what all ranks raise the first one says
             print(f"error: {one_line(error)}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
-    except Exception:  # noqa: BLE001 - a defect: its traceback is wanted, and the end of this process
+    except Exception as error:  # noqa: BLE001 - a defect: its traceback is wanted, and the end of this process
         PROCESS.end_alone()
+        if is_out_of_memory(error):
+            print(f"error: out of memory ({first_sentence(error)}): lower train.micro_batch_size, set "
+                  "train.activation_checkpointing=full, or split sequences over more ranks with parallel.context",
+                  file=sys.stderr)
+            return 1
         logger.exception("this rank failed")
         return 1
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the device, or the host, had no memory left; torch is not imported to ask."""
+    return (isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+            or (isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)))
+
+
+_OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED",
+                  "CUFFT_ALLOC_FAILED")
+"""In errors of torch's that have no type of their own."""
+
+
+def _dry_run(args: argparse.Namespace) -> int:
+    """Check all that can be checked here, and print the configuration."""
+    # Imported here: some of it needs torch, a mistyped key should not.
+    from hyena_dist.cli.dry_run import check_ranks, look
+    from hyena_dist.engine.deepspeed_config import check_raw_section
+    from hyena_dist.runtime.launcher import collective_timeout, dry_run_ranks
+
+    asked = dry_run_ranks()
+    collective_timeout()
+    config = load_config(find(args.config), args.overrides)
+    ranks, notes = check_ranks(config, asked)
+    check_raw_section(config.engine.deepspeed)
+    warnings = list(look(config, ranks))
+    print(dump_config(config), end="")
+    for kind, lines in (("warning", warnings), ("note", notes)):
+        for line in lines:
+            print(f"{kind}: {one_line(line)}", file=sys.stderr)
+    return 0
+
+
 def _run(args: argparse.Namespace) -> int:
+    if args.dry_run:
+        return _dry_run(args)
     # Imported here: torch, megatron-core and DeepSpeed take seconds, --help and a mistyped key should not.
     from hyena_dist.engine.deepspeed_config import check_raw_section
     from hyena_dist.runtime.launcher import launcher_processes, rank_environment
@@ -69,14 +112,11 @@ def _run(args: argparse.Namespace) -> int:
 
     environment = rank_environment(os.environ)  # a mistake in it may be of this rank alone
     try:
-        config = load_config(args.config, args.overrides)
+        config = load_config(find(args.config), args.overrides)
         check(config, world_size=int(environment["WORLD_SIZE"]))
         check_raw_section(config.engine.deepspeed)
     except UserError as error:
         raise agreed(error) from None  # every rank has read the same
-    if args.dry_run:
-        print(dump_config(config), end="")
-        return 0
     first = environment["RANK"] == "0"
     PROCESS.until_first_step(partial(end_alone, Path(config.train.run_dir), first), first=first)
     import torch.distributed as dist

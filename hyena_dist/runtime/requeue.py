@@ -54,7 +54,7 @@ def end_alone(run_dir: Path, first: bool, reason: str) -> NoReturn:
     """End a process whose run had no step yet, with the marker: a rank that cannot agree with the others in time."""
     status, what = EXIT_REQUEUE, f"{reason} before the first step: ended, to be started again"
     try:
-        if first and not _in_use(run_dir):
+        if first and not in_use(run_dir):
             run_dir.mkdir(parents=True, exist_ok=True)
             write_requeue(run_dir, reason, None)
     except (OSError, TrainingError) as error:
@@ -63,7 +63,7 @@ def end_alone(run_dir: Path, first: bool, reason: str) -> NoReturn:
     leave(status)
 
 
-def _in_use(run_dir: Path) -> bool:
+def in_use(run_dir: Path) -> bool:
     """Whether another process has the run directory; drops this process's own lock, so for its end only."""
     try:
         with (run_dir / "lock").open("r+", encoding="utf-8") as file:

@@ -262,7 +262,7 @@ def _process(pid: int, started: int) -> psutil.Process | None:
 
 def _started(pid: int) -> int:
     """When a process was started, in ticks since the boot: no clock that is set while the ranks start changes it."""
-    with open(f"/proc/{pid}/stat", encoding="utf-8") as stat:
+    with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
         return int(stat.read().rpartition(")")[2].split()[19])
 
 

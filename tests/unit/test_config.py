@@ -16,7 +16,7 @@ from hyena_dist.config.sections.data import DataSection
 from hyena_dist.config.sections.parallel import ParallelSection
 from hyena_dist.config.sections.train import TrainSection
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
 MINIMAL = "data: {shards: s}\ntrain: {run_dir: r}\n"
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.start import COMMANDS, ROOT
+from hyena_dist.cli.main import COMMANDS as CALLED
 
 HEAVY = {"torch", "numpy", "scipy", "deepspeed", "megatron", "triton", "webdataset", "tensorboard", "matplotlib",
          "safetensors", "transformers"}
@@ -31,6 +32,11 @@ def imported(*command: str) -> set[str]:
 @pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.name)
 def test_help_imports_nothing_heavy(path: Path) -> None:
     assert imported(str(path), "--help") & HEAVY == set()
+
+
+@pytest.mark.parametrize("command", ["", *CALLED])
+def test_help_of_the_installed_command_imports_nothing_heavy(command: str) -> None:
+    assert imported(str(ROOT / "hyena_dist/cli/main.py"), *filter(None, [command]), "--help") & HEAVY == set()
 
 
 def test_what_is_heavy_is_seen() -> None:

@@ -1,0 +1,131 @@
+"""What `pretrain.py --dry-run` looks at besides the configuration: shards, checkpoints, the run directory and memory.
+
+What is wrong on every machine is a UserError. What is only missing on this one, which may be a login node, is a warning
+with its remedy: shards that are not built yet, a checkpoint that lies elsewhere, a GPU, its memory.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hyena_dist.config.checks import check
+from hyena_dist.config.errors import ConfigError
+from hyena_dist.config.schema import Config
+from hyena_dist.config.warmup import stages
+
+if TYPE_CHECKING:
+    from hyena_dist.data.manifest import Manifest
+
+
+
+def check_ranks(config: Config, ranks: int | None) -> tuple[int, list[str]]:
+    """Check the configuration for a number of ranks. Nobody has said how many there are (None): the fewest that it can
+    have, with a note that says how to ask for others.
+
+    Returns:
+        The number of ranks, and notes.
+
+    Raises:
+        ConfigError: the configuration cannot run on them.
+    """
+    if ranks is not None:
+        check(config, world_size=ranks)
+        return ranks, []
+    fewest = config.parallel.tensor * config.parallel.context
+    check(config, world_size=fewest)
+    return fewest, [f"checked for {fewest} rank{'s' if fewest > 1 else ''}, the fewest that it can have: put "
+                    "WORLD_SIZE=N before the command to check it for N"]
+
+
+def look(config: Config, ranks: int) -> Iterator[str]:
+    """Warnings of what is missing on this machine.
+
+    Raises:
+        UserError: something is wrong, wherever the run starts.
+    """
+    yield from _run_directory(config)
+    yield from _shards(config, ranks)
+    yield from _checkpoints(config)
+    yield from _memory(config)
+
+
+def _run_directory(config: Config) -> Iterator[str]:
+    path = Path(config.train.run_dir).absolute()
+    there = next(each for each in (path, *path.parents) if os.path.lexists(each))
+    if not there.is_dir():
+        raise ConfigError(f"train.run_dir={config.train.run_dir}: {there} is no directory: choose another")
+    if not os.access(there, os.W_OK | os.X_OK):
+        where = f"train.run_dir={config.train.run_dir}: {there} may not be written to"
+        if there in (path, path.parent):
+            raise ConfigError(f"{where}: get permission to write there, or choose another")
+        yield f"{where} on this machine, and the directories below it are not there"
+
+
+def _shards(config: Config, ranks: int) -> Iterator[str]:
+    path = Path(config.data.shards)
+    if not path.exists():
+        yield (f"data.shards={path} is not on this machine: build it with `python shards/build.py FASTA --out {path}`, "
+               "or give another")
+        return
+    from hyena_dist.data.manifest import Manifest
+    from hyena_dist.train.curriculum import Curriculum
+    manifest = Manifest.load(path)
+    Curriculum(manifest, config, dp_size=ranks // (config.parallel.tensor * config.parallel.context)).close()
+    yield from _lengths(config, manifest)
+
+
+def _lengths(config: Config, manifest: "Manifest") -> Iterator[str]:
+    lengths = {"train": config.data.seq_len, "val": config.data.val_seq_len or config.data.seq_len}
+    for split, seq_len in lengths.items():
+        longest = max((interval.bases for interval in manifest.intervals(split)), default=0)
+        key = "data.val_seq_len" if split == "val" and config.data.val_seq_len else "data.seq_len"
+        if longest < 2:
+            yield (f"data.shards={config.data.shards} has no bases of split {split}: every validation loss will be "
+                   "nan: build shards with --val-contigs, --val-fraction or --bed")
+        elif longest - 1 < seq_len:
+            yield (f"{key} ({seq_len}) is more than the longest stretch of split {split} has ({longest:,} bases): "
+                   f"every window is padded: use {longest - 1} or less, or build shards of longer contigs")
+
+
+def _checkpoints(config: Config) -> Iterator[str]:
+    """What the run would go on from, asked as the run asks it."""
+    from hyena_dist.parallel.groups import Groups
+    from hyena_dist.runtime.requeue import in_use
+    from hyena_dist.train.run_directory import RunDirectory
+    run_dir, choice = Path(config.train.run_dir), config.train.resume
+    if choice not in ("auto", "none") and not Path(choice.removeprefix("weights:")).exists():
+        yield f"train.resume={choice} is not on this machine: copy it there, or correct the path"
+        config = replace(config, train=replace(config.train, resume="auto"))
+    run, groups = RunDirectory(config, first=True), Groups.single()
+    run.start_from(run.newest(groups), groups)
+    if in_use(run_dir):
+        yield f"train.run_dir={run_dir} is in use by another run: wait for it to end, stop it, or choose another"
+
+
+def _memory(config: Config) -> Iterator[str]:
+    """What a GPU needs by formula against what one here has."""
+    import torch
+
+    from hyena_dist.costs.memory import training_memory
+    parallel, train = config.parallel, config.train
+    split = parallel.tensor * parallel.context
+    needed = 0.0
+    for stage in stages(config, data_ranks=1):
+        cost = training_memory(config.model, stage.seq_len, stage.micro_batch_size, precision=train.precision,
+                               activation_checkpointing=train.activation_checkpointing, engine=config.engine)
+        needed = max(needed, cost.states + (cost.saved + cost.working) / split)
+    if not torch.cuda.is_available():
+        yield (f"no GPU on this machine: by formula each rank needs about {_size(needed)} of one, and here a run is on "
+               "the CPU")
+        return
+    memory = torch.cuda.get_device_properties(0).total_memory
+    if needed > memory:
+        yield (f"by formula each rank needs about {_size(needed)}, and the GPU here has {_size(memory)}: lower "
+               "train.micro_batch_size, set train.activation_checkpointing=full, or split sequences with "
+               "parallel.context")
+
+
+def _size(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

@@ -1,0 +1,52 @@
+"""Every command of the project under one name, for where it is installed: `hyena-dist pretrain --config quickstart` is
+`python launchers/pretrain.py --config configs/quickstart.yaml`.
+
+commands: pretrain   train a model on shards
+          evaluate   score a run on held-out bases
+          convert    a run, checkpoint or published weights, to any of their formats
+          build      shards of FASTA files
+          verify     shards, against their index and the FASTA files
+
+examples: hyena-dist pretrain --config quickstart --dry-run
+          torchrun --nproc_per_node 2 -m hyena_dist.cli.main pretrain --config quickstart
+
+Each command has a --help of its own.
+"""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from hyena_dist.runtime.signals import PROCESS
+
+COMMANDS = ("pretrain", "evaluate", "convert", "build", "verify")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: that of the command, or 2 where there is none of that name."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    before = arguments[:1] if arguments[:1] and arguments[0].startswith("--local_rank") else []  # deepspeed's own
+    name, *rest = arguments[len(before):] or ["--help"]
+    if name in ("-h", "--help"):
+        print(__doc__.strip())
+        return 0
+    if name not in COMMANDS:
+        print(f"error: there is no command {name!r}: use one of {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    if name == "pretrain":
+        PROCESS.install()  # before the other imports, which take seconds
+    sys.argv[0] = f"hyena-dist {name}"  # what --help and mistakes call it
+    return import_module(f"hyena_dist.cli.{name}").main([*before, *rest])
+
+
+def run() -> None:
+    """End the process with the command's status; a run that failed does not wait for its peers."""
+    from hyena_dist.runtime.launcher import leave
+
+    status = main()
+    if status:
+        leave(status)
+
+
+if __name__ == "__main__":
+    run()
