@@ -90,6 +90,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
+    except MemoryError:
+        print("error: out of memory: a contig is held whole, and so are the tables of all contigs: build on a machine "
+              "with more memory", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
     except OSError as error:

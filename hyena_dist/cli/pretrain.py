@@ -15,7 +15,15 @@ from functools import partial
 from pathlib import Path
 
 from hyena_dist.config.checks import check
-from hyena_dist.config.errors import TrainingError, UserError, agreed, first_sentence, is_agreed, one_line
+from hyena_dist.config.errors import (
+    TrainingError,
+    UserError,
+    agreed,
+    first_sentence,
+    is_agreed,
+    is_out_of_memory,
+    one_line,
+)
 from hyena_dist.config.load import dump_config, load_config
 from hyena_dist.config.presets import find, names
 from hyena_dist.runtime.signals import EXIT_REQUEUE, PROCESS
@@ -67,17 +75,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 1
         logger.exception("this rank failed")
         return 1
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the device, or the host, had no memory left; torch is not imported to ask."""
-    return (isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-            or (isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)))
-
-
-_OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED",
-                  "CUFFT_ALLOC_FAILED")
-"""In errors of torch's that have no type of their own."""
 
 
 def _dry_run(args: argparse.Namespace) -> int:

@@ -45,6 +45,7 @@ _TRIED = 64
 
 
 def _problems(config: Config, world_size: int) -> list["str | _Misfit"]:
+    """Every violation."""
     return [*_engine(config), *_lengths(config), *_batch(config, world_size), *_schedule(config),
             *_warmup(config, world_size), *_tensor(config), *_attention(config), *_context(config, world_size)]
 
@@ -187,9 +188,9 @@ def _warmup_stages(config: Config, world_size: int) -> list[tuple[str, Stage]]:
              stage) for stage in stages(config, data_ranks=data_ranks)[:-1]]
 
 
-def _warmup(config: Config, world_size: int) -> list["str | _Misfit"]:
+def _warmup(config: Config, world_size: int) -> list[str]:
     """Lengths grow up to data.seq_len, which is left a step; every micro-batch divides its stage's batch."""
-    problems: list[str | _Misfit] = []
+    problems: list[str] = []
     train, length = config.train, 0
     named = _warmup_stages(config, world_size)
     for name, stage in named:

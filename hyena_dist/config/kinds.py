@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 START_BYTES = 512
 """Of a file, to know its kind by."""
+UTF8_MARK = b"\xef\xbb\xbf"
+"""With which some editors begin a file; YAML allows it."""
 
 
 class Kind(NamedTuple):
@@ -23,7 +25,7 @@ _SIGNS: tuple[tuple[bytes, Kind], ...] = (
     (b"\x00\x00\xfe\xff", Kind("text in UTF-32", "iconv -f UTF-32 -t UTF-8 FILE > TEXT")),
     (b"\xff\xfe", Kind("text in UTF-16", "iconv -f UTF-16 -t UTF-8 FILE > TEXT")),
     (b"\xfe\xff", Kind("text in UTF-16", "iconv -f UTF-16 -t UTF-8 FILE > TEXT")),
-    (b"\xef\xbb\xbf", Kind("text behind a byte order mark (BOM)", "tail -c +4 FILE > TEXT")),
+    (UTF8_MARK, Kind("text behind a byte order mark (BOM)", "tail -c +4 FILE > TEXT")),
     (b"PK\x03\x04", Kind("a zip archive", "unzip -p FILE > TEXT")),
     (b"PK\x05\x06", Kind("an empty zip archive", "unzip -l FILE")),
     (b"\xfd7zXZ\x00", Kind("compressed by xz", "xz -dc FILE > TEXT")),

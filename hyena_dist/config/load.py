@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from hyena_dist.config.errors import ConfigError, one_line
+from hyena_dist.config.kinds import START_BYTES, UTF8_MARK, kind_of_text, not_as_it_is
 from hyena_dist.config.plain import open_regular
 from hyena_dist.config.schema import Config
 from hyena_dist.config.values import hint_of, parse_argument, parse_yaml, plain_string
@@ -45,21 +46,18 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: as `load_config`.
     """
-    source = str(path)
+    source, content = str(path), _read(path)
     try:
-        with open_regular(path) as stream:
-            file = parse_yaml(stream.read().decode(), Config)
+        file = parse_yaml(content.decode("utf-8"), Config)
         merged = OmegaConf.merge(OmegaConf.structured(Config), {} if file is None else file)
         for override in overrides:
             source = f"argument {override!r}"
             merged = OmegaConf.merge(merged, _argument(override))
         source = str(path)
         config = OmegaConf.to_object(merged)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot read the configuration: {error.strerror or error}") from error
     except (YAMLError, UnicodeDecodeError) as error:
-        kind = "YAML file" if source == str(path) else "value of YAML: write it in quotes"
-        raise ConfigError(f"{source}: not a valid {kind}: {one_line(error)}") from error
+        what = "YAML file" if source == str(path) else "value of YAML: write it in quotes"
+        raise ConfigError(f"{source}: not a valid {what}: {one_line(error)}") from error
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         why = _explain(error)
         if source == str(path) and overrides:
@@ -67,6 +65,18 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{source}: {why}") from error
     assert isinstance(config, Config)
     return config
+
+
+def _read(path: str | Path) -> bytes:
+    """Raises ConfigError: the file cannot be read, or is of a known kind that is no text of UTF-8."""
+    try:
+        with open_regular(path) as stream:
+            content = stream.read()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the configuration: {error.strerror or error}") from error
+    if not content.isascii() and (kind := kind_of_text(content[:START_BYTES].removeprefix(UTF8_MARK))):
+        raise ConfigError(not_as_it_is(kind, path, "converted.yaml"))
+    return content
 
 
 def _to_blame(path: str | Path, overrides: Sequence[str], why: str) -> str:

@@ -8,7 +8,7 @@ import torch
 
 from hyena_dist.checkpoint.directory import choose_checkpoint
 from hyena_dist.checkpoint.format import load_model_weights
-from hyena_dist.config.errors import ConfigError
+from hyena_dist.config.errors import ConfigError, is_out_of_memory
 from hyena_dist.config.identity import differences, identity
 from hyena_dist.config.load import read_config
 from hyena_dist.config.schema import Config
@@ -94,4 +94,9 @@ def evaluate(run_dir: str | Path, *, checkpoint: str = "latest", shards: str | N
     except torch.OutOfMemoryError as error:
         raise ConfigError(f"windows of data.val_seq_len={seq_len} do not fit into the GPU's free memory: free some, or "
                           "evaluate on the CPU with CUDA_VISIBLE_DEVICES= before the command") from error
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ConfigError(f"windows of data.val_seq_len={seq_len} do not fit into this machine's free memory: free "
+                          "some, or evaluate on a larger one") from error
     return Evaluation(path, found, markov_perplexity(manifest, split))

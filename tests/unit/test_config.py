@@ -109,6 +109,11 @@ def test_refuses_unreadable_files(tmp_path):
     (tmp_path / "binary.yaml").write_bytes(b"\x00\xff\xfe")
     with pytest.raises(ConfigError, match=r"binary.yaml: not a valid YAML"):
         load_config(tmp_path / "binary.yaml")
+    (tmp_path / "wide.yaml").write_text(MINIMAL, encoding="utf-16")
+    with pytest.raises(ConfigError, match=rf"^{tmp_path}/wide.yaml: is text in UTF-16: convert it with `iconv"):
+        load_config(tmp_path / "wide.yaml")
+    (tmp_path / "marked.yaml").write_text(MINIMAL, encoding="utf-8-sig")
+    assert load_config(tmp_path / "marked.yaml").data.shards == "s", "YAML allows a byte order mark"
 
 
 BASE = Config(data=DataSection(shards="s"), train=TrainSection(run_dir="r", global_batch_size=8, micro_batch_size=2))

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from hyena_dist.cli import dry_run
-from hyena_dist.cli.pretrain import is_out_of_memory, main
+from hyena_dist.cli.pretrain import main
+from hyena_dist.config.errors import is_out_of_memory
 
 ROOT = Path(__file__).parents[2]
 

@@ -147,3 +147,17 @@ def test_windows_that_the_gpu_cannot_hold_are_a_line(run_dir: Path, shards: Path
     said = capsys.readouterr().err
     assert "do not fit into the GPU's free memory: free some, or evaluate on the CPU with CUDA_VISIBLE_DEVICES=" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_windows_that_the_host_cannot_hold_are_a_line(run_dir: Path, shards: Path, monkeypatch: pytest.MonkeyPatch,
+                                                      capsys: pytest.CaptureFixture, error: Exception) -> None:
+    def fail(*_: object, **__: object) -> float:
+        raise error
+
+    monkeypatch.setattr(evaluate, "model_perplexity", fail)
+    assert main([str(run_dir), "--shards", str(shards)]) == 2
+    assert "do not fit into this machine's free memory" in capsys.readouterr().err
+    monkeypatch.setattr(evaluate, "is_out_of_memory", lambda _: False)  # the control: a defect is none
+    with pytest.raises(type(error)):
+        main([str(run_dir), "--shards", str(shards)])
