@@ -39,11 +39,11 @@ TOPOLOGIES = {"alone": ParallelSection(), "data": ParallelSection(), "tensor": P
 
 
 def run_config(engine: int | str, parallel: ParallelSection, *, precision: str = "fp32", recompute: bool = False,
-               offload: str = "none") -> Config:
+               offload: str = "none", tied: bool = False) -> Config:
     return Config(
-        # The head is tied in the other tests of engines.
+        # The head is tied in most other tests of engines.
         model=ModelSection(num_layers=2, hidden_size=16, max_seq_len=64, filter_order=8, embed_dropout=0.1,
-                           tie_embeddings=False),
+                           tie_embeddings=tied),
         train=TrainSection(run_dir="unused", precision=precision, micro_batch_size=1, global_batch_size=WINDOWS,
                            activation_checkpointing="full" if recompute else "none"),
         optim=OPTIM, parallel=parallel, engine=engine_section(engine, offload))
@@ -93,9 +93,10 @@ def train(model: HyenaModel, engine: Engine, groups: Groups, steps: tuple[int, .
     return records
 
 
-def train_plain(frozen: Callable[[str], bool] = of_no_name) -> tuple[list[Record], dict[str, torch.Tensor]]:
+def train_plain(frozen: Callable[[str], bool] = of_no_name, *,
+                tied: bool = False) -> tuple[list[Record], dict[str, torch.Tensor]]:
     """One process, torch only."""
-    config = run_config(0, ParallelSection())
+    config = run_config(0, ParallelSection(), tied=tied)
     model = build_frozen(config, Groups.single(), frozen)
     optimizer = torch.optim.AdamW(parameter_groups(model.named_parameters(), model.placement(), OPTIM.weight_decay),
                                   betas=OPTIM.betas, eps=OPTIM.eps)

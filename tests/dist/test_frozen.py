@@ -34,6 +34,8 @@ FROZEN = {
     "all but one number": ("gates.weight", "gates.bias", "filter", "out.weight", "out.bias"),
 }
 PROBE = FROZEN["all but the head"]
+CASES = [(stage, offload, what) for stage, offload in ENGINES for what in FROZEN
+         if offload == "none" or what == "all but the head"]
 # Rounding of float32 sums in another order. One weight that is thawed moves the losses by more than 1e-2.
 TOLERANCE = 1e-5
 
@@ -132,13 +134,12 @@ def _own_optimizer(stage: int | str, groups: Groups) -> dict[str, Any]:
 def _on_each_rank(directory: str) -> dict[str, Any]:
     groups = data_groups()
     found: dict[str, Any] = {}
+    for stage, offload, what in CASES:
+        engine = make_engine(stage, groups, frozen=FROZEN[what], offload=offload,
+                             deepspeed=GATHERED if stage == 3 else {})
+        assert engine.frozen == frozenset(FROZEN[what])
+        found[f"{what} {stage} {offload}"] = train(engine, groups, STEPS), state_of(engine)
     for stage, offload in ENGINES:
-        for what, frozen in FROZEN.items():
-            engine = make_engine(stage, groups, frozen=frozen, offload=offload,
-                                 deepspeed=GATHERED if stage == 3 else {})
-            assert engine.frozen == frozenset(frozen)
-            records = train(engine, groups, STEPS)
-            found[f"{what} {stage} {offload}"] = records, state_of(engine)
         engine = make_engine(stage, groups, frozen=PROBE, offload=offload, precision="fp16")
         scaled = train(engine, groups, STEPS[:1])
         before = state_of(engine)
@@ -171,8 +172,7 @@ def _error(records: list[Record], state: dict[str, Any], expected: list[Record],
                                                        for name, weight in weights.items())
 
 
-@pytest.mark.parametrize("what", FROZEN)
-@pytest.mark.parametrize(("stage", "offload"), ENGINES)
+@pytest.mark.parametrize(("stage", "offload", "what"), CASES)
 def test_what_is_trained_equals_one_process(ranks: list[dict[str, Any]], stage: int | str, offload: str,
                                             what: str) -> None:
     frozen = FROZEN[what]
