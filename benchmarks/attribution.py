@@ -32,7 +32,8 @@ ROOT = Path(hyena_dist.__file__).parent
 
 OWNERS = {
     "ops/norm": NORMS, "ops/short_conv": SHORT_CONV, "ops/implicit_filter": FILTER, "ops/long_conv": LONG_CONV,
-    "ops/hyena": GATES, "ops/gates": GATES, "ops/folded": PROJECTIONS, "ops/mlp": MLP, "ops/dropout": DROPOUT,
+    "ops/hyena": GATES, "ops/chunked": GATES, "ops/across": GATES, "ops/folded": PROJECTIONS,
+    "ops/mlp": MLP, "ops/dropout": DROPOUT,
     "ops/embedding": EMBEDDING, "model/attention": ATTENTION, "model/layers": EMBEDDING, "model/loss": LOSS,
     "model/mixer": FILTER, "model/context": LONG_CONV, "parallel/distributed_fft": LONG_CONV, "model/model": HEAD,
     "model/block": PROJECTIONS, "train/optim": OPTIMIZER, "torch/optim": OPTIMIZER, "engine": ENGINE,

@@ -1,4 +1,4 @@
-"""The long convolutions of a mixer over context ranks: what crosses them, and who generates which part of the filter.
+"""How the Hyena operator crosses context ranks (`ops.across.Exchange`), and which part of the filters a rank generates.
 
 Legend: B batch, C this tensor rank's channels, P context ranks, l tokens of a slice, L = P l, N order. Only u and its
 convolution cross ranks, in their own dtype; for N > 2 the inner gates go along once, and the result stays in channels
@@ -6,24 +6,26 @@ until the last convolution.
 """
 
 import logging
-from typing import Protocol
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from hyena_dist.config.schema import Config
-from hyena_dist.ops.long_conv import causal_conv
-from hyena_dist.parallel.collectives import Exchange
-from hyena_dist.parallel.distributed_fft import distributed_causal_conv, strided_lags
+from hyena_dist.ops import long_conv
+from hyena_dist.parallel import distributed_fft
+from hyena_dist.parallel.collectives import Exchange, shift_left, shift_right
 from hyena_dist.parallel.groups import Axis, Groups
 
 logger = logging.getLogger(__name__)
 
 
 class Filter(Protocol):
-    """The filters of a mixer: [N - 1, C, n] at ranges of lags, for some channels or all."""
+    """The filters of a mixer: [N - 1, C, n] at ranges of lags, for some channels, one range after the other, or all."""
 
-    def __call__(self, lags: list[slice], channels: slice | None = None) -> Tensor: ...
+    def __call__(self, lags: list[slice], channels: Sequence[slice] | None = None) -> Tensor: ...
 
 
 def choose_method(method: str, *, rows: int, context: int) -> str:
@@ -43,46 +45,150 @@ def log_context_method(config: Config, groups: Groups) -> None:
         logger.info("parallel.context_method=%s: %s", config.parallel.context_method, method)
 
 
-def all_to_all_convs(inputs: Tensor, mixer_filter: Filter, bias: Tensor, axis: Axis, groups: int) -> Tensor:
-    """inputs [N - 1, B, C, l], u and the gates between two convolutions -> the last convolution, [B, C, l]. bias
-    [N - 1, C].
+class _Neighbours:
+    """The halo of the short convolution."""
 
-    Tokens are exchanged for channels and back, in groups of channels, so that a group's exchange runs while the group
-    before it is transformed. Each rank generates its own rows of the filters only."""
-    _, batch, _, length = inputs.shape
-    pieces = inputs.chunk(groups, dim=2)
-    started = [Exchange(_rows_to_ranks(piece, axis.size), axis) for piece in pieces]
-    returning: list[Exchange] = []
-    first_channel = 0
-    for piece, exchange in zip(pieces, started, strict=True):
-        owned = _owned_rows(piece.shape[2] * batch, axis)
-        channels = slice(owned.start // batch, (owned.stop - 1) // batch + 1)  # of this piece: theirs are the rows
-        of_all = slice(first_channel + channels.start, first_channel + channels.stop)
-        filters = mixer_filter([slice(0, axis.size * length)], of_all)
-        rows, *inner_rows = _tokens_in_order(exchange.wait())
-        row = None
-        if len(owned) < batch * (channels.stop - channels.start):
-            row = torch.arange(owned.start, owned.stop, device=inputs.device) // batch - channels.start
-        for o, h in enumerate(filters):
-            gate = inner_rows[o] if o < len(inner_rows) else None
-            rows = _conv_rows(rows, h, bias[o][of_all], gate, batch, row)
-        first_channel += piece.shape[2]
-        returning.append(Exchange(rows.unflatten(1, (axis.size, length)).movedim(1, 0), axis))
-    back = [_channels_in_order(exchange.wait(), batch) for exchange in returning]
-    return torch.cat(back, dim=1) if len(back) > 1 else back[0]
+    def __init__(self, axis: Axis) -> None:
+        self.axis = axis
+
+    def from_left(self, x: Tensor) -> Tensor:
+        return shift_right(x, self.axis)
+
+    def from_right(self, x: Tensor) -> Tensor:
+        return shift_left(x, self.axis)
 
 
-def distributed_fft_convs(inputs: Tensor, mixer_filter: Filter, bias: Tensor, axis: Axis) -> Tensor:
-    """The same, but tokens stay and the transform is spread over the ranks; each generates all rows of the filters at
-    the lags that it needs."""
-    length = inputs.shape[-1]
-    lags = strided_lags(length * axis.size, axis.rank, axis.size)
-    filters = mixer_filter(lags).unflatten(-1, (axis.size, length // axis.size))
-    u, *gates = inputs
-    for o, (h, b) in enumerate(zip(filters, bias, strict=True)):
-        u = distributed_causal_conv(u, h, b, axis)
-        u = gates[o] * u if o < len(gates) else u
-    return u
+class _Rows(NamedTuple):
+    """Some of the rows that a rank has of an overlap group: the same number of every one of these channels."""
+
+    rows: slice
+    """Of the rank's rows of the group."""
+    own: slice
+    """The channels among those of which the rank generates filters."""
+    channels: slice
+    """The channels among all."""
+
+    def of(self, x: Tensor) -> Tensor:
+        """[R, L] of the group -> [B', c, L], the same memory."""
+        return x[self.rows].unflatten(0, (self.own.stop - self.own.start, -1)).transpose(0, 1)
+
+
+class AllToAll(_Neighbours):
+    """Tokens are exchanged for channels and back, in groups of channels, so that a group's exchange runs while the
+    group before it is transformed. Each rank generates its own channels of the filters only.
+
+    A row is a channel of one window. They are numbered channel by channel, so that a rank's are of few channels; where
+    the ranks do not divide the channels, two ranks share one.
+    """
+
+    def __init__(self, axis: Axis, *, batch: int, channels: int, groups: int) -> None:
+        super().__init__(axis)
+        self._batch = batch
+        size = -(-channels // groups)
+        self._groups = [slice(start, min(start + size, channels)) for start in range(0, channels, size)]
+        self.channels: list[slice] = []
+        """Those of which this rank has rows, one range for each group."""
+        self._rows: list[list[_Rows]] = []
+        generated = 0
+        for group in self._groups:
+            owned = _owned_rows((group.stop - group.start) * batch, axis)
+            first, stop = owned.start // batch, (owned.stop - 1) // batch + 1
+            self.channels.append(slice(group.start + first, group.start + stop))
+            self._rows.append(_by_channels(owned, batch, own=generated - first, channels=group.start))
+            generated += stop - first
+
+    def filters(self, mixer_filter: Filter, length: int) -> Tensor:
+        """[N - 1, this rank's channels, L], by one call of the filter; l is `length`."""
+        return mixer_filter([slice(0, self.axis.size * length)], self.channels)
+
+    def convolve(self, inputs: Tensor, filters: Tensor, bias: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Keeps of every group the rows of u and of the inner gates [N - 1, R, L], and the inputs [R, L] of the second
+        convolution and those after it."""
+        started = [self._send_rows(inputs[:, :, group]) for group in self._groups]
+        returning: list[Exchange] = []
+        kept: list[Tensor] = []
+        for blocks in self._rows:
+            received = _tokens_in_order(started.pop(0).wait())  # whose buffer is free now
+            u, *gates = received
+            kept.append(received)
+            for o, h in enumerate(filters):
+                y = torch.empty_like(u)
+                for block in blocks:
+                    gate = block.of(gates[o]) if o < len(gates) else None
+                    long_conv.convolve(block.of(u), h[block.own], bias[o, block.channels], gate, out=block.of(y))
+                kept += [y] if o < len(gates) else []
+                u = y
+            returning.append(self._send_tokens(u[None]))
+        return self._receive_channels(returning)[0], kept
+
+    def convolve_backward(self, dconv: Tensor, filters: Tensor, bias: Tensor,
+                          kept: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Writes gradients over what was kept."""
+        started = [self._send_rows(dconv[None, :, group]) for group in self._groups]
+        returning: list[Exchange] = []
+        dfilters, dbias = torch.empty_like(filters), torch.zeros_like(bias)
+        for number, blocks in enumerate(self._rows):
+            received, *later = kept[number * len(filters) : (number + 1) * len(filters)]
+            (dy,), (first, *gates) = _tokens_in_order(started.pop(0).wait()), received
+            for o, u in reversed(list(enumerate([first, *later]))):
+                for block in blocks:
+                    gate = block.of(gates[o]) if o < len(gates) else None
+                    _, dh, db, _ = long_conv.convolve_backward(
+                        block.of(dy), block.of(u), filters[o, block.own], bias[o, block.channels], gate, over=True)
+                    dfilters[o, block.own], dbias[o, block.channels] = dh, db
+                dy = u  # it is the gradient now
+            returning.append(self._send_tokens(received))
+        return self._receive_channels(returning), dfilters, dbias
+
+    def _send_rows(self, x: Tensor) -> Exchange:
+        """[S, B, c, l] -> [P, S, R, l], to the ranks that own the R = c B / P rows."""
+        return Exchange(x.transpose(1, 2).flatten(1, 2).unflatten(1, (self.axis.size, -1)).movedim(1, 0), self.axis)
+
+    def _send_tokens(self, x: Tensor) -> Exchange:
+        """[S, R, L] -> [P, S, R, l], to the ranks that own the tokens."""
+        return Exchange(x.unflatten(2, (self.axis.size, -1)).movedim(2, 0), self.axis)
+
+    def _receive_channels(self, returning: list[Exchange]) -> Tensor:
+        """[P, S, R, l] of every group -> [S, B, C, l]."""
+        back = [exchange.wait().movedim(0, 1).flatten(1, 2).unflatten(1, (-1, self._batch)).transpose(1, 2)
+                for exchange in returning]
+        return torch.cat(back, dim=2) if len(back) > 1 else back[0]
+
+
+class DistributedFft(_Neighbours):
+    """Tokens stay and the transform is spread over the ranks; each generates all channels of the filters, at the lags
+    that it needs."""
+
+    def filters(self, mixer_filter: Filter, length: int) -> Tensor:
+        """[N - 1, C, P, l / P]; l is `length`."""
+        lags = distributed_fft.strided_lags(length * self.axis.size, self.axis.rank, self.axis.size)
+        return mixer_filter(lags).unflatten(-1, (self.axis.size, -1))
+
+    def convolve(self, inputs: Tensor, filters: Tensor, bias: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Keeps the inputs and every convolution but the last."""
+        u, *gates = inputs
+        kept = [inputs]
+        for o, (h, b) in enumerate(zip(filters, bias, strict=True)):
+            conv = distributed_fft.convolve(u, h, b, self.axis)
+            if o < len(gates):
+                kept.append(conv)
+                u = gates[o] * conv
+        return conv, kept
+
+    def convolve_backward(self, dconv: Tensor, filters: Tensor, bias: Tensor,
+                          kept: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Writes gradients over the inputs."""
+        inputs, *convs = kept
+        dfilters, dbias = torch.empty_like(filters), torch.empty_like(bias)
+        for o in reversed(range(len(filters))):
+            u = inputs[o] * convs[o - 1] if o else inputs[0]
+            du, dfilters[o], dbias[o] = distributed_fft.convolve_backward(dconv, u, filters[o], bias[o], self.axis)
+            if o:
+                dconv = du * inputs[o]
+                torch.mul(du, convs[o - 1], out=inputs[o])
+            else:
+                inputs[0] = du
+        return inputs, dfilters, dbias
 
 
 def _owned_rows(rows: int, axis: Axis) -> range:
@@ -90,26 +196,20 @@ def _owned_rows(rows: int, axis: Axis) -> range:
     return range(axis.rank * share, (axis.rank + 1) * share)
 
 
-def _rows_to_ranks(x: Tensor, ranks: int) -> Tensor:
-    """[S, B, C, l] -> [P, S, C B / P, l]: rows are numbered channel by channel, so a rank's are of few channels."""
-    return x.transpose(1, 2).flatten(1, 2).unflatten(1, (ranks, -1)).movedim(1, 0)
+def _by_channels(owned: range, batch: int, *, own: int, channels: int) -> list[_Rows]:
+    """Cut a rank's rows of an overlap group into a part of a channel, whole channels, and a part of a channel.
+
+    Args:
+        own, channels: place of the group's channel 0 among those of the rank, and among all.
+    """
+    whole = range(-(-owned.start // batch) * batch, owned.stop // batch * batch)
+    inner = [whole.start, whole.stop] if whole else [edge for edge in (whole.start,) if edge < owned.stop]
+    edges = [owned.start, *inner, owned.stop]
+    return [_Rows(slice(start - owned.start, stop - owned.start), *(
+        slice(base + start // batch, base + (stop - 1) // batch + 1) for base in (own, channels)))
+        for start, stop in pairwise(edges) if start < stop]
 
 
 def _tokens_in_order(x: Tensor) -> Tensor:
     """[P, S, R, l] -> [S, R, P l]."""
     return x.movedim(0, 2).flatten(2, 3)
-
-
-def _channels_in_order(x: Tensor, batch: int) -> Tensor:
-    """[P, R, l] -> [B, C, l]."""
-    return x.flatten(0, 1).unflatten(0, (-1, batch)).transpose(0, 1)
-
-
-def _conv_rows(rows: Tensor, h: Tensor, bias: Tensor, gate: Tensor | None, batch: int,
-               row: Tensor | None) -> Tensor:
-    """[R, L] -> [R, L], row i by filter row[i]; None: each channel has its whole batch, whose rows share a filter."""
-    if row is not None:
-        return causal_conv(rows[None], h[row], bias[row], None if gate is None else gate[None])[0]
-    u = rows.unflatten(0, (-1, batch)).transpose(0, 1)
-    gates = None if gate is None else gate.unflatten(0, (-1, batch)).transpose(0, 1)
-    return causal_conv(u, h, bias, gates).transpose(0, 1).flatten(0, 1)

@@ -4,6 +4,7 @@ Legend: l tokens of a context slice (all of them on one rank), T tensor ranks, B
 this tensor rank, N order. Megatron's layout [l, B, D] outside, [B, C, l] inside.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor, nn
 
 from hyena_dist.model.config import HyenaConfig
-from hyena_dist.model.context import all_to_all_convs, choose_method, distributed_fft_convs
+from hyena_dist.model.context import AllToAll, DistributedFft, choose_method
 from hyena_dist.model.initial import initialize_part, layer_name
 from hyena_dist.model.layers import (
     ColumnLinear,
@@ -26,13 +27,10 @@ from hyena_dist.model.layers import (
     tensor_axis,
 )
 from hyena_dist.ops.backends import check_backend, say_once
-from hyena_dist.ops.gates import gated_inputs, gated_output, split_projection
 from hyena_dist.ops.hyena import HyenaWeights, hyena
 from hyena_dist.ops.implicit_filter import decay_rates, implicit_filter, keeps_trunk
-from hyena_dist.ops.linear import to_channels
-from hyena_dist.ops.norm import NormWeights
 from hyena_dist.ops.precision import without_autocast
-from hyena_dist.parallel.collectives import copy_to, halo_from_left
+from hyena_dist.parallel.collectives import copy_to
 
 
 class ImplicitFilter(nn.Module):
@@ -56,17 +54,18 @@ class ImplicitFilter(nn.Module):
             self.register_parameter(f"trunk_bias_{i}", nn.Parameter(torch.empty(width, dtype=dtype)))
         self.last_weight = nn.Parameter(torch.empty(config.num_filters * self.channels, width, dtype=dtype))
 
-    def forward(self, lags: list[slice], channels: slice | None = None, *, recompute: bool = True) -> Tensor:
-        """[N - 1, C, n]: some channels (None: all) at ranges of lags, one after the other. Lags past the
-        model's longest input, which only padding reaches, are 0. With `recompute`, the backward pass recomputes the
-        trunk, of which only the weights are kept."""
+    def forward(self, lags: list[slice], channels: Sequence[slice] | None = None, *,
+                recompute: bool = True) -> Tensor:
+        """[N - 1, C, n]: ranges of channels (None: all) at ranges of lags, one after the other. Lags past the model's
+        longest input, which only padding reaches, are 0. With `recompute`, the backward pass recomputes the trunk, of
+        which only the weights are kept."""
         config, filters = self.config, self.config.num_filters
         freq, trunk = copy_to(self.freq, self.axis), self._trunk()
         decay = decay_rates(filters * config.hidden_size, freq.dtype, freq.device)
         decay = decay.view(filters, self.axis.size, self.channels)[:, self.axis.rank]
         last = self.last_weight.view(filters, self.channels, -1)
         if channels is not None:
-            decay, last = decay[:, channels], last[:, channels]
+            decay, last = (torch.cat([x[:, part] for part in channels], dim=1) for x in (decay, last))
         with without_autocast(freq):
             pieces = []
             for part in lags:
@@ -140,36 +139,27 @@ class HyenaMixer(nn.Module):
         refuse_arguments("HyenaMixer is a causal convolution and", attention_mask=attention_mask, **attention_arguments)
         refuse_shape("HyenaMixer", hidden_states, self.config, self.axis, self.in_proj.axis)
         x = enter_tensor_region(hidden_states, self.config, self.in_proj.axis)
-        weights = in_tensor_region(norm)
-        inside = residual and self.axis.size == self.in_proj.axis.size == 1
-        out = self._over_context(x, weights) if self.axis.size > 1 else self._on_one_rank(x, weights, inside)
-        out = self.out_proj.finish(out)
+        inside = residual and self.in_proj.axis.size == 1
+        exchange, recompute = self._exchange(batch=x.shape[1]), self.config.recompute_inner
+        if exchange is None:
+            filters = self.filter([slice(0, len(x))], recompute=recompute or not keeps_trunk(len(x)))
+        else:
+            filters = exchange.filters(self.filter, len(x))
+        in_proj, short, out_proj = self.in_proj, self.short_conv, self.out_proj
+        weights = HyenaWeights(in_proj.weight, in_proj.bias, short.weight, short.bias, filters,
+                               self.conv_bias.view(self.config.num_filters, self.channels), out_proj.weight,
+                               out_proj.local_bias)
+        out = hyena(x, weights, in_tensor_region(norm), residual=inside, recompute=recompute,
+                    backend=self.config.ops_backend, exchange=exchange)
+        out = out_proj.finish(out)
         return hidden_states + out if residual and not inside else out, None
 
-    @property
-    def _bias(self) -> Tensor:
-        return self.conv_bias.view(self.config.num_filters, self.channels)
-
-    def _on_one_rank(self, x: Tensor, norm: NormWeights | None, residual: bool) -> Tensor:
-        """x [l, B, D] -> what out_proj gives, [l, B, D]; with `residual`, x is added."""
-        in_proj, short, out_proj, recompute = self.in_proj, self.short_conv, self.out_proj, self.config.recompute_inner
-        filters = self.filter([slice(0, len(x))], recompute=recompute or not keeps_trunk(len(x)))
-        weights = HyenaWeights(in_proj.weight, in_proj.bias, short.weight, short.bias, filters, self._bias,
-                               out_proj.weight, out_proj.local_bias)
-        return hyena(x, weights, norm, residual=residual, recompute=recompute, backend=self.config.ops_backend)
-
-    def _over_context(self, x: Tensor, norm: NormWeights | None) -> Tensor:
-        """The same, of a slice: only the convolutions' inputs and results, and halos, cross the context ranks."""
-        config, channels, short = self.config, self.channels, self.short_conv
-        p, rest, tail = split_projection(to_channels(x, self.in_proj.weight, self.in_proj.bias, norm), channels,
-                                         config.short_conv_kernel - 1)
-        halo = halo_from_left(tail, self.axis) if tail.shape[2] else tail
-        inputs = gated_inputs(rest, halo[:, channels:], short.weight[channels:], short.bias[channels:], channels)
-        method = choose_method(config.context_method, rows=x.shape[1] * channels // config.overlap_groups,
-                               context=self.axis.size)
-        if method == "all_to_all":
-            conv = all_to_all_convs(inputs, self.filter, self._bias, self.axis, config.overlap_groups)
-        else:
-            conv = distributed_fft_convs(inputs, self.filter, self._bias, self.axis)
-        return gated_output(p, halo[:, :channels], conv, short.weight[:channels], short.bias[:channels],
-                            self.out_proj.weight, self.out_proj.local_bias)
+    def _exchange(self, batch: int) -> AllToAll | DistributedFft | None:
+        """How the convolutions cross the context ranks; None where there is one."""
+        config, channels, ranks = self.config, self.channels, self.axis.size
+        if ranks == 1:
+            return None
+        rows = batch * channels // config.overlap_groups
+        if choose_method(config.context_method, rows=rows, context=ranks) == "all_to_all":
+            return AllToAll(self.axis, batch=batch, channels=channels, groups=config.overlap_groups)
+        return DistributedFft(self.axis)

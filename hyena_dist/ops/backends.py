@@ -5,10 +5,12 @@ import importlib.util
 import logging
 from functools import lru_cache
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from hyena_dist.ops.mix import Asked, Backend
 from hyena_dist.ops.triton.plans import measured
 
 BACKENDS = ("auto", "torch", "triton")
@@ -24,7 +26,6 @@ _MEASURED: dict[str, frozenset[tuple[tuple[int, int], torch.dtype]]] = {
     "filter": frozenset({(_HOPPER, torch.float32)}),
 }
 
-MOST_TAPS = 8
 MOST_CHANNELS = 4096
 MOST_FILTER_WIDTH = 128
 LEAST_CAPABILITY = (8, 0)
@@ -46,25 +47,20 @@ def check_backend(backend: str) -> None:
                          "or take ops.backend=torch")
 
 
-def kernels_for(backend: str, device: torch.device, dtype: torch.dtype, filters: Tensor,
-                taps: int) -> ModuleType | None:
-    """`ops.triton.operator`, if it is to compute the operator of a projection of this dtype, filters [N - 1, C, L] and
-    a short convolution of `taps`; None: torch does. Where Triton was asked for and cannot, the log says why, once for
-    each reason.
+def mix_kernels(backend: str, asked: Asked) -> Backend | None:
+    """`ops.triton.operator`, if it is to compute `mix`; None: torch does. Where Triton was asked for and cannot, the
+    log says why, once for each reason.
 
     Raises:
         ValueError: as `check_backend`.
     """
-    reason = None
-    if len(filters) != 1:
-        reason = f"the kernels are of order 2, the model is of order {len(filters) + 1}"
-    elif taps > MOST_TAPS:
-        reason = f"the kernels take short convolutions of at most {MOST_TAPS} taps, got {taps}"
-    elif filters.dtype == torch.float64:
-        reason = NO_FLOAT64
-    elif backend == "auto" and not measured(filters.shape[-1]):
+    if backend == "auto" and not measured(asked.length):
         return None
-    return _chosen("operator", backend, device, dtype, reason)
+    kernels: Backend | None = _chosen("operator", backend, asked.device, asked.dtype, None)
+    reason = kernels and kernels.refusal(asked)
+    if reason and backend == "triton":
+        say_once(reason)
+    return None if reason else kernels
 
 
 def norm_kernels(backend: str, device: torch.device, dtype: torch.dtype, channels: int) -> ModuleType | None:
@@ -91,8 +87,7 @@ def filter_kernels(backend: str, weight: Tensor, last_weight: Tensor) -> ModuleT
     return _chosen("filter", backend, weight.device, dtype, reason)
 
 
-def _chosen(module: str, backend: str, device: torch.device, dtype: torch.dtype,
-            reason: str | None) -> ModuleType | None:
+def _chosen(module: str, backend: str, device: torch.device, dtype: torch.dtype, reason: str | None) -> Any:
     """A module of `ops.triton`, or None: torch was asked for, `auto` does not take it on this device, or it cannot, of
     which `reason` may name a cause."""
     check_backend(backend)

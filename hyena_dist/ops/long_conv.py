@@ -146,45 +146,58 @@ def _twists(size: int, length: int, dtype: torch.dtype, device: torch.device) ->
     return twist, twist.conj().resolve_conj() / size
 
 
+def convolve(u: Tensor, h: Tensor, bias: Tensor, gate: Tensor | None = None, method: str = "auto", *,
+             out: Tensor | None = None) -> Tensor:
+    """`causal_conv`, outside autograd; `out` [B, C, L] is where the result is written."""
+    dtype = compute_dtype(u, h)
+    batch, channels, length = u.shape
+    y = torch.empty(u.shape, dtype=u.dtype, device=u.device) if out is None else out
+    with without_autocast(u):
+        fft = transform(resolve(method, u.device), length, dtype, u.device)
+        for part in chunks(channels, batch * length, u.device):
+            x = u[:, part].to(dtype)
+            conv = fft.inverse(fft.forward(x).mul_(fft.forward(h[part].to(dtype))))
+            conv = torch.addcmul(conv, x, bias[part, None].to(dtype))
+            y[:, part] = conv if gate is None else conv.mul_(gate[:, part])
+    return y
+
+
+def convolve_backward(dy: Tensor, u: Tensor, h: Tensor, bias: Tensor, gate: Tensor | None = None, method: str = "auto",
+                      *, over: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Gradients of `convolve` at u, h, bias and gate from that at its result. With `over`, those at u and at the gate
+    are written over them."""
+    dtype = compute_dtype(u, h)
+    batch, channels, length = u.shape
+    du = u if over else torch.empty(u.shape, dtype=u.dtype, device=u.device)
+    dh, dbias = torch.empty_like(h), torch.empty_like(bias)
+    dgate = gate if gate is None or over else torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
+    with without_autocast(u):
+        fft = transform(resolve(method, u.device), length, dtype, u.device)
+        for part in chunks(channels, batch * length, u.device):
+            x, g, b = u[:, part].to(dtype), dy[:, part].to(dtype), bias[part, None].to(dtype)
+            spectrum_u, spectrum_h = fft.forward(x), fft.forward(h[part].to(dtype))
+            if gate is not None and dgate is not None:
+                conv = torch.addcmul(fft.inverse(spectrum_u * spectrum_h), x, b).mul_(g)
+                g = g * gate[:, part]
+                dgate[:, part] = conv
+            dx = correlate(fft, g, spectrum_u, spectrum_h, dh[part])
+            dbias[part] = (g * x).sum((0, 2))
+            du[:, part] = torch.addcmul(dx, g, b)
+    return du, dh, dbias, dgate
+
+
 class _CausalConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx, u: Tensor, h: Tensor, bias: Tensor, gate: Tensor | None, method: str) -> Tensor:
         ctx.save_for_backward(u, h, bias, gate)
         ctx.method = method
-        dtype = compute_dtype(u, h)
-        batch, channels, length = u.shape
-        y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
-        with without_autocast(u):
-            fft = transform(method, length, dtype, u.device)
-            for part in chunks(channels, batch * length, u.device):
-                x = u[:, part].to(dtype)
-                conv = fft.inverse(fft.forward(x).mul_(fft.forward(h[part].to(dtype))))
-                conv = torch.addcmul(conv, x, bias[part, None].to(dtype))
-                y[:, part] = conv if gate is None else conv.mul_(gate[:, part])
-        return y
+        return convolve(u, h, bias, gate, method)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
         u, h, bias, gate = ctx.saved_tensors
-        dtype = compute_dtype(u, h)
-        batch, channels, length = u.shape
-        du = torch.empty(u.shape, dtype=u.dtype, device=u.device)
-        dh, dbias = torch.empty_like(h), torch.empty_like(bias)
-        dgate = None if gate is None else torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
-        with without_autocast(u):
-            fft = transform(ctx.method, length, dtype, u.device)
-            for part in chunks(channels, batch * length, u.device):
-                x, g, b = u[:, part].to(dtype), dy[:, part].to(dtype), bias[part, None].to(dtype)
-                spectrum_u, spectrum_h = fft.forward(x), fft.forward(h[part].to(dtype))
-                if gate is not None and dgate is not None:
-                    conv = fft.inverse(spectrum_u * spectrum_h)
-                    dgate[:, part] = torch.addcmul(conv, x, b).mul_(g)
-                    g = g * gate[:, part]
-                dx = correlate(fft, g, spectrum_u, spectrum_h, dh[part])
-                dbias[part] = (g * x).sum((0, 2))
-                du[:, part] = torch.addcmul(dx, g, b)
-        return du, dh, dbias, dgate, None
+        return *convolve_backward(dy, u, h, bias, gate, ctx.method), None
 
 
 def correlate(fft: Transform, g: Tensor, spectrum_u: Tensor, spectrum_h: Tensor, dh: Tensor) -> Tensor:

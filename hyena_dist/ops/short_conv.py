@@ -11,7 +11,7 @@ from torch import Tensor
 from hyena_dist.ops.precision import compute_dtype, without_autocast
 from hyena_dist.ops.workspace import Workspace
 
-Rows = slice | tuple[slice, ...]
+Rows = slice | tuple[int | slice, ...]
 
 
 def short_conv_reference(x: Tensor, weight: Tensor, bias: Tensor, halo: Tensor | None = None) -> Tensor:
@@ -31,6 +31,7 @@ class ShortConvTape:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype, work: Workspace | None = None) -> None:
+        self.dtype = dtype
         self._taps = weight.to(dtype).flip(-1)  # [..., j] multiplies the token j back
         self._bias, self._results_in_work = bias.to(dtype)[..., None], work is not None
         self._work = work or Workspace(dtype, weight.device)

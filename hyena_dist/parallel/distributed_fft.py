@@ -77,69 +77,79 @@ def _check_length(length: int, axis_size: int) -> None:
 
 
 class _DistributedConv(torch.autograd.Function):
-    """The right-angle convolution, y = Re( t^-n IFFT( FFT(t^n u) FFT(t^n h) ) ) with t = exp(i pi / 2L), whose
-    transforms are spread over the ranks. Gradients are the same pipeline with conjugate spectra:
-
-        du = Re( t^-n IFFT( conj(H) G ) )    dh = Re( t^-n IFFT( sum_b conj(U_b) G_b ) )    G = FFT(t^n dy)
-
-    Only the inputs are saved. The rows of u, dy and h go through a transform together, so that a chunk costs four
-    exchanges each way: real, complex, complex, real. The real ones overlap with the work on the neighbouring chunks.
-    """
-
     @staticmethod
     def forward(ctx, u: Tensor, h: Tensor, bias: Tensor, axis: Axis) -> Tensor:
         ctx.save_for_backward(u, h, bias)
         ctx.axis = axis
-        batch, channels, tokens = u.shape
-        transform = _FourStep(tokens, _compute_dtype(u, h), u.device, axis)
-        y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
-
-        def conv(part: slice, incoming: Exchange) -> Exchange:
-            rows = torch.cat([incoming.wait(), _filter_rows(h[part], bias[part], axis)], 1)
-            spectra = transform.forward(rows)
-            product = spectra[:batch].mul_(spectra[batch:])
-            return Exchange(transform.inverse(product).to(u.dtype), axis)
-
-        parts = _channel_parts(channels, (batch + 1) * tokens, u.device.type)
-        with torch.autocast(u.device.type, enabled=False):
-            incoming = _one_behind((part, Exchange(_to_strided(u[:, part], axis), axis)) for part in parts)
-            outgoing = _one_behind((part, conv(part, exchange)) for part, exchange in incoming)
-            for part, exchange in outgoing:
-                y[:, part] = _to_slice(exchange.wait())
-        return y
+        return convolve(u, h, bias, axis)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
         u, h, bias = ctx.saved_tensors
-        axis, dtype = ctx.axis, _compute_dtype(u, h)
-        batch, channels, tokens = u.shape
-        transform = _FourStep(tokens, dtype, u.device, axis)
-        du = torch.empty(u.shape, dtype=u.dtype, device=u.device)
-        dh, dbias = torch.empty_like(h), torch.empty_like(bias)
+        return *convolve_backward(dy, u, h, bias, ctx.axis), None
 
-        def start(part: slice) -> Exchange:
-            dbias[part] = (u[:, part].to(dtype) * dy[:, part]).sum((0, 2))
-            return Exchange(_to_strided(torch.cat([u[:, part], dy[:, part]]), axis), axis)
 
-        def correlate(part: slice, incoming: Exchange) -> Exchange:
-            rows = torch.cat([incoming.wait(), _filter_rows(h[part], bias[part], axis)], 1)
-            spectra = transform.forward(rows)
-            of_u, of_dy, of_h = spectra[:batch], spectra[batch:-1], spectra[-1:]
-            product = torch.empty_like(spectra[: batch + 1])
-            torch.mul(of_dy, of_h.conj_physical_(), out=product[:batch])
-            torch.sum(of_u.conj_physical_().mul_(of_dy), 0, out=product[batch])
-            gradient = transform.inverse(product)
-            dh[part] = gradient[:, batch].movedim(0, 1)
-            return Exchange(gradient[:, :batch].to(u.dtype), axis)
+# The right-angle convolution, y = Re( t^-n IFFT( FFT(t^n u) FFT(t^n h) ) ) with t = exp(i pi / 2L), whose transforms
+# are spread over the ranks. Gradients are the same pipeline with conjugate spectra:
+#
+#     du = Re( t^-n IFFT( conj(H) G ) )    dh = Re( t^-n IFFT( sum_b conj(U_b) G_b ) )    G = FFT(t^n dy)
+#
+# The rows of u, dy and h go through a transform together, so that a chunk costs four exchanges each way: real, complex,
+# complex, real. The real ones overlap with the work on the neighbouring chunks.
 
-        parts = _channel_parts(channels, (2 * batch + 1) * tokens, u.device.type)
-        with torch.autocast(u.device.type, enabled=False):
-            incoming = _one_behind((part, start(part)) for part in parts)
-            outgoing = _one_behind((part, correlate(part, exchange)) for part, exchange in incoming)
-            for part, exchange in outgoing:
-                du[:, part] = _to_slice(exchange.wait())
-        return du, dh, dbias, None
+
+def convolve(u: Tensor, h: Tensor, bias: Tensor, axis: Axis) -> Tensor:
+    """`distributed_causal_conv`, outside autograd and unchecked."""
+    batch, channels, tokens = u.shape
+    transform = _FourStep(tokens, _compute_dtype(u, h), u.device, axis)
+    y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
+
+    def conv(part: slice, incoming: Exchange) -> Exchange:
+        rows = torch.cat([incoming.wait(), _filter_rows(h[part], bias[part], axis)], 1)
+        spectra = transform.forward(rows)
+        product = spectra[:batch].mul_(spectra[batch:])
+        return Exchange(transform.inverse(product).to(u.dtype), axis)
+
+    parts = _channel_parts(channels, (batch + 1) * tokens, u.device.type)
+    with torch.autocast(u.device.type, enabled=False):
+        incoming = _one_behind((part, Exchange(_to_strided(u[:, part], axis), axis)) for part in parts)
+        outgoing = _one_behind((part, conv(part, exchange)) for part, exchange in incoming)
+        for part, exchange in outgoing:
+            y[:, part] = _to_slice(exchange.wait())
+    return y
+
+
+def convolve_backward(dy: Tensor, u: Tensor, h: Tensor, bias: Tensor, axis: Axis) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `convolve` at u, h and bias from that at its result."""
+    dtype = _compute_dtype(u, h)
+    batch, channels, tokens = u.shape
+    transform = _FourStep(tokens, dtype, u.device, axis)
+    du = torch.empty(u.shape, dtype=u.dtype, device=u.device)
+    dh, dbias = torch.empty_like(h), torch.empty_like(bias)
+
+    def start(part: slice) -> Exchange:
+        dbias[part] = (u[:, part].to(dtype) * dy[:, part]).sum((0, 2))
+        return Exchange(_to_strided(torch.cat([u[:, part], dy[:, part]]), axis), axis)
+
+    def correlate(part: slice, incoming: Exchange) -> Exchange:
+        rows = torch.cat([incoming.wait(), _filter_rows(h[part], bias[part], axis)], 1)
+        spectra = transform.forward(rows)
+        of_u, of_dy, of_h = spectra[:batch], spectra[batch:-1], spectra[-1:]
+        product = torch.empty_like(spectra[: batch + 1])
+        torch.mul(of_dy, of_h.conj_physical_(), out=product[:batch])
+        torch.sum(of_u.conj_physical_().mul_(of_dy), 0, out=product[batch])
+        gradient = transform.inverse(product)
+        dh[part] = gradient[:, batch].movedim(0, 1)
+        return Exchange(gradient[:, :batch].to(u.dtype), axis)
+
+    parts = _channel_parts(channels, (2 * batch + 1) * tokens, u.device.type)
+    with torch.autocast(u.device.type, enabled=False):
+        incoming = _one_behind((part, start(part)) for part in parts)
+        outgoing = _one_behind((part, correlate(part, exchange)) for part, exchange in incoming)
+        for part, exchange in outgoing:
+            du[:, part] = _to_slice(exchange.wait())
+    return du, dh, dbias
 
 
 class _FourStep:

@@ -258,7 +258,7 @@ def bug(name: str) -> Iterator[None]:
     """The package with one mistake in it."""
     own = context._owned_rows
     patches = {
-        "no halo": (mixer, "halo_from_left", lambda x, _axis: torch.zeros_like(x)),
+        "no halo": (context, "shift_right", lambda x, _axis: torch.zeros_like(x)),
         "another rank's rows of the filter": (context, "_owned_rows", lambda rows, axis: own(
             rows, type(axis)(axis.group, (axis.rank + 1) % axis.size, axis.size))),
         "no sum of the trunk over tensor ranks": (mixer, "copy_to", lambda x, _axis: x),

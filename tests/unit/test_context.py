@@ -1,5 +1,7 @@
 """The convolutions over context ranks: what a rank does on the way."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 
@@ -24,21 +26,28 @@ class _NoExchange:
 @pytest.mark.parametrize("groups", [1, 2])
 def test_which_rows_a_rank_owns_is_not_asked_of_the_device(monkeypatch: pytest.MonkeyPatch, batch: int, channels: int,
                                                            groups: int) -> None:
+    """Nor what its filters' channels are, which are asked for at once."""
     monkeypatch.setattr(context, "Exchange", _NoExchange)
-    asked: list[tuple[int, int]] = []
+    asked: list[list[slice]] = []
 
-    def filters(_lags: list[slice], part: slice | None = None) -> torch.Tensor:
-        assert part is not None
-        asked.append((part.start, part.stop))
-        return torch.empty(2, part.stop - part.start, 4 * 8, device=META)
+    def mixer_filter(_lags: list[slice], parts: Sequence[slice] | None = None) -> torch.Tensor:
+        assert parts is not None
+        asked.append(list(parts))
+        return torch.empty(2, sum(part.stop - part.start for part in parts), 4 * 8, device=META)
 
-    inputs, bias = torch.empty(2, batch, channels, 8, device=META), torch.empty(2, channels, device=META)
+    bias = torch.empty(2, channels, device=META)
     for rank in range(4):
+        inputs = torch.empty(2, batch, channels, 8, device=META)
         with CallCounter(META) as counter:
-            y = context.all_to_all_convs(inputs, filters, bias, Axis(None, rank, 4), groups)
+            exchange = context.AllToAll(Axis(None, rank, 4), batch=batch, channels=channels, groups=groups)
+            filters = exchange.filters(mixer_filter, 8)
+            y, kept = exchange.convolve(inputs, filters, bias)
+            gradients = exchange.convolve_backward(y, filters, bias, kept)
+        assert len(asked) == rank + 1
         assert y.shape == (batch, channels, 8)
+        assert [gradient.shape for gradient in gradients] == [inputs.shape, filters.shape, bias.shape]
         assert counter.waits == {}
-    covered = {channel for start, stop in asked for channel in range(start, stop)}
+    covered = {channel for parts in asked for part in parts for channel in range(part.start, part.stop)}
     assert covered == set(range(channels))
     with CallCounter(META) as counter:  # the control
         torch.arange(4).to(META)

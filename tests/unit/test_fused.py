@@ -8,12 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from hyena_dist.ops import chunking, gates, mlp, norm
+from hyena_dist.ops import chunking, long_conv, mlp, norm
 from hyena_dist.ops import hyena as hyena_module
 from hyena_dist.ops import linear as lin
+from hyena_dist.ops.across import Across
 from hyena_dist.ops.hyena import HyenaWeights, hyena, hyena_reference
+from hyena_dist.ops.long_conv import causal_conv_reference
+from hyena_dist.ops.mix import MixWeights
 from hyena_dist.ops.mlp import MLPWeights
 from hyena_dist.ops.norm import NormWeights
+from hyena_dist.ops.short_conv import short_conv_reference
 from tests.compare import rel
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5}
@@ -47,6 +51,70 @@ def hyena_pair(order: int, batch: int, length: int, with_norm: bool, with_bias: 
                 [(length, batch, D), *shapes, *[(D,)] * (2 * with_norm)], (length, batch, D))
 
 
+class OneSlice:
+    """In place of the context ranks: one slice, with these tokens on its left, and nothing on its right."""
+
+    def __init__(self, halo: Tensor | None = None) -> None:
+        self.halo, self.dhalo = halo, torch.zeros(0)
+
+    def from_left(self, tail: Tensor) -> Tensor:
+        return torch.zeros_like(tail) if self.halo is None else self.halo.view(tail.shape)
+
+    def from_right(self, dhalo: Tensor) -> Tensor:
+        self.dhalo = dhalo
+        return torch.zeros_like(dhalo)
+
+    def convolve(self, inputs: Tensor, filters: Tensor, bias: Tensor) -> tuple[Tensor, list[Tensor]]:
+        u, *gates = inputs
+        steps = []
+        for h, b, gate in zip(filters, bias, [*gates, None], strict=True):
+            steps.append(u)
+            u = long_conv.convolve(u, h, b, gate)
+        return u, [*steps, *gates]
+
+    def convolve_backward(self, dconv: Tensor, filters: Tensor, bias: Tensor,
+                          kept: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        steps, gates = kept[: len(filters)], [*kept[len(filters) :], None]
+        found = []
+        for u, h, b, gate in reversed(list(zip(steps, filters, bias, gates, strict=True))):
+            dconv, *rest = long_conv.convolve_backward(dconv, u, h, b, gate)
+            found.insert(0, rest)
+        dinner = [dgate for *_, dgate in found if dgate is not None]
+        return torch.stack([dconv, *dinner]), *(torch.stack([rest[i] for rest in found]) for i in range(2))
+
+
+class MixOfASlice(torch.autograd.Function):
+    """`mix` of the backend of slices, with the gradient at the halo besides."""
+
+    @staticmethod
+    def forward(ctx, p: Tensor, halo: Tensor, *weights: Tensor) -> Tensor:
+        u, kept = Across(OneSlice(halo)).mix(p, MixWeights(*weights), None)
+        ctx.save_for_backward(p, halo, *weights, *kept)
+        return u
+
+    @staticmethod
+    def backward(ctx, dy: Tensor) -> tuple[Tensor, ...]:
+        p, halo, *rest = ctx.saved_tensors
+        dp, exchange = p.clone(), OneSlice(halo)
+        gradients = Across(exchange).mix_backward(dp, dy.clone(), MixWeights(*rest[:4]), None, rest[4:])
+        return dp, exchange.dhalo.flatten(1, 2), *gradients
+
+
+def mix_of_a_slice(p: Tensor, halo: Tensor, weight: Tensor, bias: Tensor, filters: Tensor, direct: Tensor) -> Tensor:
+    """The same through autograd."""
+    *gates, u = short_conv_reference(p, weight, bias, halo).chunk(len(filters) + 2, dim=1)
+    u = u * gates.pop()
+    for h, b in zip(filters, direct, strict=True):
+        u = causal_conv_reference(u, h, b, gates.pop())
+    return u
+
+
+def slice_pair(order: int) -> Pair:
+    shapes = [(2, (order + 1) * C, 50), (2, (order + 1) * C, TAPS - 1), ((order + 1) * C, TAPS), ((order + 1) * C,),
+              (order - 1, C, 50), (order - 1, C)]
+    return Pair(MixOfASlice.apply, mix_of_a_slice, shapes, (2, C, 50))
+
+
 def mlp_pair(with_norm: bool, with_bias: bool = True, **options) -> Pair:
     shapes = [(4 * D, D), (4 * D,), (D, 4 * D)] + [(D,)] * with_bias
 
@@ -75,6 +143,8 @@ PAIRS = {
     "hyena by rfft": hyena_pair(3, 2, 50, True, method="rfft"),
     "hyena and residual": hyena_pair(2, 2, 50, True, residual=True),
     "hyena, recomputed": hyena_pair(2, 2, 50, True, recompute=True),
+    "slice": hyena_pair(2, 2, 50, True, exchange=OneSlice()),
+    "slice, recomputed, and residual": hyena_pair(3, 2, 50, True, exchange=OneSlice(), recompute=True, residual=True),
     "mlp": mlp_pair(True),
     "mlp, no norm": mlp_pair(False),
     "mlp, no last bias": mlp_pair(True, with_bias=False),
@@ -85,10 +155,8 @@ PAIRS = {
     "to channels, one row": linear_pair(lin.to_channels, 1, lambda y: y.permute(1, 2, 0)),
     "norm": Pair(lambda x, *n: norm.layer_norm(x, normed(n)), lambda x, *n: norm.layer_norm_reference(x, normed(n)),
                  [(37, 2, D), (D,), (D,)], (37, 2, D)),
-    "gated inputs": Pair(lambda *t: gates.gated_inputs(*t, C), lambda *t: gates.gated_inputs_reference(*t, C),
-                         [(2, 3 * C, 50), (2, 3 * C, TAPS - 1), (3 * C, TAPS), (3 * C,)], (2, 2, C, 50)),
-    "gated output": Pair(gates.gated_output, gates.gated_output_reference,
-                         [(2, C, 50), (2, C, TAPS - 1), (2, C, 50), (C, TAPS), (C,), (D, C), (D,)], (50, 2, D)),
+    "mix of a slice": slice_pair(2),
+    "mix of a slice, order 4": slice_pair(4),
 }
 
 

@@ -15,6 +15,7 @@ from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.config.sections.ops import OpsSection
 from hyena_dist.model.model import build_model
 from hyena_dist.ops import backends
+from hyena_dist.ops.mix import Asked
 from hyena_dist.parallel.groups import Groups
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs the extra `kernels`")
@@ -120,6 +121,6 @@ def test_what_the_kernels_cannot_is_left_to_torch(caplog, monkeypatch, order, ta
     monkeypatch.setattr(backends, "_interpreted", lambda: True)
     backends.say_once.cache_clear()
     device = torch.device("cpu")
-    assert backends.kernels_for("triton", device, dtype, torch.zeros(order - 1, 4, 8), taps) is None
+    assert backends.mix_kernels("triton", Asked(device, dtype, order, taps, length=8)) is None
     assert message in caplog.text
-    assert backends.kernels_for("triton", device, torch.float32, torch.zeros(1, 4, 8), 3) is not None  # the control
+    assert backends.mix_kernels("triton", Asked(device, torch.float32, 2, 3, length=8)) is not None  # the control

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from hyena_dist.ops import backends
+from hyena_dist.ops.mix import Asked
 
 pytest.importorskip("triton", reason="needs the extra `kernels`")
 
@@ -72,7 +73,7 @@ def test_what_the_kernels_cannot_is_left_to_torch(caplog, monkeypatch, choose, m
 
 def test_auto_takes_each_where_it_was_measured(monkeypatch):
     """The control: nowhere else."""
-    choices = {"operator": lambda: backends.kernels_for("auto", CPU, torch.bfloat16, torch.zeros(1, 4, 1024), 3),
+    choices = {"operator": lambda: backends.mix_kernels("auto", Asked(CPU, torch.bfloat16, 2, 3, length=1024)),
                "norm": lambda: backends.norm_kernels("auto", CPU, torch.bfloat16, 4096),
                "gelu": lambda: backends.gelu_kernels("auto", CPU, torch.bfloat16),
                "filter": lambda: backends.filter_kernels("auto", torch.zeros(128, 5), torch.zeros(8, 128))}

@@ -1,31 +1,44 @@
-"""What `ops.hyena` calls: the operator between its two products, and its gradients, by kernels, as custom operators of
-torch whose results' shapes and costs are known without running them."""
+"""The backend of Triton's kernels (`ops.mix.Backend`): `mix` and its gradients as custom operators of torch, whose
+results' shapes and costs are known without running them."""
 
 import torch
 from torch import Tensor
 
 from hyena_dist.ops.costs import declare_cost
-from hyena_dist.ops.hyena import HyenaWeights
+from hyena_dist.ops.mix import Asked, MixWeights, Segments
 from hyena_dist.ops.triton.fft import ByCufft
 from hyena_dist.ops.triton.groups import ByGroups
 from hyena_dist.ops.triton.long_row import LongRow
 from hyena_dist.ops.triton.one_row import OneRow
 from hyena_dist.ops.triton.plans import WIDE_MEMORY, SmallPlan, plan_for
 
+MOST_TAPS = 8
 
-def mix(p: Tensor, weights: HyenaWeights) -> Tensor:
+
+def refusal(asked: Asked) -> str | None:
+    """Why the kernels cannot compute this, besides what device and dtype refuse to all kernels."""
+    if asked.order != 2:
+        return f"the kernels are of order 2, the model is of order {asked.order}"
+    if asked.taps > MOST_TAPS:
+        return f"the kernels take short convolutions of at most {MOST_TAPS} taps, got {asked.taps}"
+    return "the kernels do not know segments" if asked.segmented else None
+
+
+def mix(p: Tensor, weights: MixWeights, _segments: Segments) -> tuple[Tensor, list[Tensor]]:
     """From the projection [B, 3 C, L] to what the last product reads, [B, C, L]."""
-    return _mix(p, *_tensors(weights))
+    return _mix(p, *_tensors(weights)), []
 
 
-def mix_backward(p: Tensor, dy: Tensor, weights: HyenaWeights) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of `mix` at the short convolution's weight and bias, the filters and their bias. That at p takes p's
-    place, and `mix(p)` takes dy's; both must be contiguous."""
+def mix_backward(p: Tensor, dy: Tensor, weights: MixWeights, _segments: Segments, _kept: list[Tensor]) -> MixWeights:
+    """Gradients of `mix` at the weights. The gradient at p is written over p, and `mix(p)` over dy; both must be
+    contiguous."""
     dweight, dbias, dh, ddirect = _mix_backward(p, dy, *_tensors(weights))
-    return dweight, dbias, dh[None], ddirect[None]
+    return MixWeights(dweight, dbias, dh[None], ddirect[None])
 
 
-def _tensors(weights: HyenaWeights) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _tensors(weights: MixWeights) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    assert weights.short_weight is not None
+    assert weights.short_bias is not None
     return (weights.short_weight.contiguous(), weights.short_bias.contiguous(), weights.filters[0].contiguous(),
             weights.bias[0].contiguous())
 

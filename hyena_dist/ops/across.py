@@ -1,0 +1,150 @@
+"""`mix` of a slice of the tokens, where the convolutions cross context ranks (`ops.mix` says what `mix` is).
+
+The short convolution takes the K - 1 tokens on the left of the slice, a halo, from the rank on the left. What the long
+convolutions read, u and the gates between two of them, goes through an `Exchange`, which gives the last convolution of
+this slice; everything else is local, in chunks of channels.
+
+What the buffers hold in the backward pass, one thing after the other:
+
+    buffer    before            during                                              after
+    p         projection        blocks become their gradients, x0's first           its gradient
+    dy        gradient at u     chunk by chunk u takes its place                    u
+    conv      last convolution  chunk by chunk its gradient takes its place         its gradient
+
+Legend: l tokens of the slice, B batch, C channels, K taps, N order.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from hyena_dist.ops.chunking import chunks
+from hyena_dist.ops.mix import Asked, MixWeights, Segments
+from hyena_dist.ops.precision import compute_dtype
+from hyena_dist.ops.short_conv import ShortConvTape
+
+
+class Exchange(Protocol):
+    """What crosses the context ranks, outside autograd. Every method is collective."""
+
+    def from_left(self, x: Tensor) -> Tensor:
+        """x of the rank on the left, of the same shape; zeros on the first rank."""
+
+    def from_right(self, x: Tensor) -> Tensor:
+        """The same of the rank on the right; zeros on the last rank."""
+
+    def convolve(self, inputs: Tensor, filters: Tensor, bias: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """inputs [N - 1, B, C, l]: u and the gates between two convolutions, in the order of their use -> the last
+        convolution [B, C, l], which is the caller's to write over, and what the gradients need. The filters have the
+        channels and lags that this rank needs of them, bias is [N - 1, C]."""
+
+    def convolve_backward(self, dconv: Tensor, filters: Tensor, bias: Tensor,
+                          kept: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients at inputs, filters and bias from that at the last convolution; this rank's part of them."""
+
+
+class Across:
+    """The backend (`ops.mix.Backend`) of a slice."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+
+    def refusal(self, asked: Asked) -> str | None:
+        if asked.segmented:
+            return "segments are not cut over context ranks yet: take parallel.context=1"
+        if asked.length < asked.taps - 1:
+            return (f"a context rank has {asked.length} tokens, and the short convolution reaches {asked.taps - 1} "
+                    "back, into one neighbour only: use fewer context ranks or longer sequences")
+        return None
+
+    def mix(self, p: Tensor, weights: MixWeights, _segments: Segments) -> tuple[Tensor, list[Tensor]]:
+        blocks, short = _blocks(p, weights), _short_conv(p, weights)
+        reach = _reach(weights)
+        tail = blocks[..., blocks.shape[-1] - reach :].contiguous()
+        halo = self._exchange.from_left(tail) if reach else tail
+        conv, kept = self._exchange.convolve(_gated_inputs(blocks, halo, short), weights.filters, weights.bias)
+        return _gated(blocks, halo, conv, short), [halo, conv, *kept]
+
+    def mix_backward(self, p: Tensor, dy: Tensor, weights: MixWeights, _segments: Segments,
+                     kept: list[Tensor]) -> MixWeights:
+        blocks, short = _blocks(p, weights), _short_conv(p, weights)
+        halo, conv, *kept = kept
+        dhalo = torch.empty_like(halo)
+        _gated_backward(blocks, halo, conv, dy, dhalo, short)
+        dinputs, dfilters, dbias = self._exchange.convolve_backward(conv, weights.filters, weights.bias, kept)
+        _gated_inputs_backward(blocks, halo, dinputs, dhalo, short)
+        reach = _reach(weights)
+        if reach:  # the rank on the right has used the last tokens too
+            blocks[..., blocks.shape[-1] - reach :] += self._exchange.from_right(dhalo)
+        return MixWeights(short.dweight.flatten(0, 1), short.dbias.flatten(), dfilters, dbias)
+
+
+def _blocks(p: Tensor, weights: MixWeights) -> Tensor:
+    """[B, (N + 1) C, l] -> [B, N + 1, C, l]"""
+    return p.unflatten(1, (len(weights.filters) + 2, -1))
+
+
+def _reach(weights: MixWeights) -> int:
+    assert weights.short_weight is not None
+    return weights.short_weight.shape[1] - 1
+
+
+def _short_conv(p: Tensor, weights: MixWeights) -> ShortConvTape:
+    """Of blocks of channels; one for the whole of a pass, because it collects the gradients."""
+    assert weights.short_weight is not None
+    assert weights.short_bias is not None
+    blocks = len(weights.filters) + 2, weights.bias.shape[1]
+    return ShortConvTape(weights.short_weight.unflatten(0, blocks), weights.short_bias.unflatten(0, blocks),
+                         compute_dtype(p, weights.short_weight))
+
+
+def _gated_inputs(blocks: Tensor, halo: Tensor, short: ShortConvTape) -> Tensor:
+    """What the long convolutions read: [N - 1, B, C, l], first u = x_{N-1} * v, then the gates between two
+    convolutions in the order of their use, x_{N-2}, ..., x_1."""
+    batch, count, channels, length = blocks.shape
+    packed = torch.empty(count - 2, batch, channels, length, dtype=blocks.dtype, device=blocks.device)
+    for part in chunks(channels, batch * length, blocks.device):
+        *gates, v = (short.forward(blocks[:, i, part].to(short.dtype), (i, part), halo[:, i, part].to(short.dtype))
+                     for i in range(1, count))
+        packed[0, :, part] = gates.pop().mul_(v)
+        for place, gate in enumerate(reversed(gates), start=1):
+            packed[place, :, part] = gate
+    return packed
+
+
+def _gated_inputs_backward(blocks: Tensor, halo: Tensor, dinputs: Tensor, dhalo: Tensor, short: ShortConvTape) -> None:
+    """Writes the gradients at the blocks over them, and those at the halo to dhalo."""
+    batch, count, channels, length = blocks.shape
+    for part in chunks(channels, batch * length, blocks.device):
+        pieces = [(blocks[:, i, part].to(short.dtype), halo[:, i, part].to(short.dtype)) for i in range(1, count)]
+        du, *inner = (d[:, part].to(short.dtype) for d in dinputs)
+        gate, v = (short.forward(x, (i, part), left) for i, (x, left) in enumerate(pieces[-2:], start=count - 2))
+        grads = [*inner[::-1], v.mul_(du), gate.mul_(du)]
+        for i, ((x, left), grad) in enumerate(zip(pieces, grads, strict=True), start=1):
+            dhalo[:, i, part] = short.backward(grad, x, (i, part), blocks[:, i, part], left)
+
+
+def _gated(blocks: Tensor, halo: Tensor, conv: Tensor, short: ShortConvTape) -> Tensor:
+    """x0 * conv: [B, C, l]."""
+    batch, _, channels, length = blocks.shape
+    y = torch.empty(batch, channels, length, dtype=blocks.dtype, device=blocks.device)
+    for part in chunks(channels, batch * length, blocks.device):
+        gate = short.forward(blocks[:, 0, part].to(short.dtype), (0, part), halo[:, 0, part].to(short.dtype))
+        y[:, part] = gate.mul_(conv[:, part])
+    return y
+
+
+def _gated_backward(blocks: Tensor, halo: Tensor, conv: Tensor, dy: Tensor, dhalo: Tensor,
+                    short: ShortConvTape) -> None:
+    """Writes the gradient at x0's block over it, that at conv over it, that at the halo to dhalo, and x0 * conv over
+    dy."""
+    batch, _, channels, length = blocks.shape
+    for part in chunks(channels, batch * length, blocks.device):
+        x, left = blocks[:, 0, part].to(short.dtype), halo[:, 0, part].to(short.dtype)
+        grad, c = dy[:, part].to(short.dtype), conv[:, part].to(short.dtype)
+        gate = short.forward(x, (0, part), left)
+        dconv, dgate = gate * grad, grad * c
+        dy[:, part] = gate.mul_(c)
+        conv[:, part] = dconv
+        dhalo[:, 0, part] = short.backward(dgate, x, (0, part), blocks[:, 0, part], left)
