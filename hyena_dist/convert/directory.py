@@ -28,6 +28,7 @@ from hyena_dist.convert.published import (
     to_published,
 )
 from hyena_dist.convert.section import ConversionError, checked_section
+from hyena_dist.convert.tokenizer import tokenizer_files
 from hyena_dist.convert.weights import check_finite, in_float32, unwrapped, without_memory
 from hyena_dist.model.config import hyena_config
 from hyena_dist.model.model import HyenaModel
@@ -164,7 +165,8 @@ def _write_published(dest: Path, section: ModelSection, model: HyenaModel, _sour
 
 def _write_huggingface(dest: Path, section: ModelSection, model: HyenaModel, _source: str) -> None:
     config, state_dict = to_huggingface(*to_published(model))
-    _write(dest, config | {"vocab_size": section.vocab_size}, {WEIGHTS: _safetensors(state_dict)})
+    _write(dest, config | {"vocab_size": section.vocab_size},
+           {WEIGHTS: _safetensors(state_dict), **tokenizer_files(section.max_seq_len)})
 
 
 def _write(dest: Path, config: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
