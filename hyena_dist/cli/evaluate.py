@@ -1,5 +1,6 @@
 """Perplexity of a trained run on held-out bases, on a GPU if there is one, beside Markov chains fitted on the same
-training bases.
+training bases. What is found on the run's own validation bases is left in RUN/evaluation.json, and RUN/report.png is
+drawn again with the Markov chains in it.
 
 example: python launchers/evaluate.py runs/quickstart
          python launchers/evaluate.py runs/quickstart --checkpoint best
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     warnings.filterwarnings("ignore", module=r"megatron\.")
     # Imported here: torch and megatron-core take seconds, --help should not.
-    from hyena_dist.tasks.evaluate import evaluate
+    from hyena_dist.tasks.evaluate import evaluate, keep
     try:
         result = evaluate(args.run_dir, checkpoint=args.checkpoint, shards=args.shards, split=args.split)
     except (UserError, OSError) as error:
@@ -50,6 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         table.add_row(f"Markov chain, order {order}", f"{perplexity:.4f}")
     table.add_row("HyenaDNA", f"{result.model:.4f}", style="bold")
     Console().print(table)
+    if args.shards is None and args.split == "val":
+        try:
+            print(f"written: {', '.join(map(str, keep(args.run_dir, result)))}")
+        except OSError as error:  # another's run, or a full disk: the answer stands above
+            print(f"note: not kept: {one_line(error)}", file=sys.stderr)
     if args.must_beat_order is not None and not result.model < result.markov[args.must_beat_order]:
         print(f"the model does not beat the Markov chain of order {args.must_beat_order}", file=sys.stderr)
         return 1

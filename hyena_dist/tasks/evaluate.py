@@ -1,7 +1,8 @@
 """A trained run on held-out bases, beside Markov chains fitted on the same training bases."""
 
 import json
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -18,7 +19,9 @@ from hyena_dist.model.evaluate import evaluate_split
 from hyena_dist.model.loss import perplexity
 from hyena_dist.model.model import HyenaModel, build_model
 from hyena_dist.parallel.groups import Groups
+from hyena_dist.runtime.files import write_whole
 from hyena_dist.tasks.markov import markov_perplexity
+from hyena_dist.train.report import EVALUATION, write_report
 
 ROWS_PER_BATCH_TOKENS = 2**15
 """Tokens of a forward pass: enough to fill two cores, little enough for any machine."""
@@ -29,6 +32,7 @@ class Evaluation:
     """Perplexities on one split of one shard set, over exactly the same scored bases."""
 
     checkpoint: Path
+    split: str
     model: float
     markov: list[float]
     """By order, 0 upwards."""
@@ -94,4 +98,19 @@ def evaluate(run_dir: str | Path, *, checkpoint: str = "latest", shards: str | N
     except torch.OutOfMemoryError as error:
         raise ConfigError(f"windows of data.val_seq_len={seq_len} do not fit into the GPU's free memory: free some, or "
                           "evaluate on the CPU with CUDA_VISIBLE_DEVICES= before the command") from error
-    return Evaluation(path, found, markov_perplexity(manifest, split))
+    return Evaluation(path, split, found, markov_perplexity(manifest, split))
+
+
+def keep(run_dir: str | Path, evaluation: Evaluation) -> list[Path]:
+    """Leave an evaluation on the run's own validation bases in its directory, and draw its report again, with the
+    Markov chains; returns the files that were written.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    path = Path(run_dir) / EVALUATION
+    model = evaluation.model if math.isfinite(evaluation.model) else None  # JSON has no other numbers
+    content = {**asdict(evaluation), "checkpoint": evaluation.checkpoint.name, "model": model}
+    write_whole(path, lambda aside: aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8"))
+    report = write_report(Path(run_dir))
+    return [path, *([report] if report else [])]

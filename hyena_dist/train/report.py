@@ -10,7 +10,7 @@ from typing import Any
 from hyena_dist.config.plain import read_object
 from hyena_dist.runtime.files import write_whole
 from hyena_dist.train.metrics import METRICS, Row, elapsed, metric_of, read_rows
-from hyena_dist.train.wording import amount, duration, scale_of
+from hyena_dist.train.wording import amount, duration, scale_of, score
 
 logger = logging.getLogger(__name__)
 
@@ -40,9 +40,9 @@ def write_report(run_dir: Path) -> Path | None:
     rows = read_rows(run_dir / "metrics.jsonl")
     if not rows:
         return None
-    unit, name = scale_of(max(row.tokens for row in rows))
+    unit, unit_name = scale_of(max(row.tokens for row in rows))
     series = _series(rows, unit)
-    panels = [panel for panel in series if panel not in MAIN]
+    panels = [panel for panel in series if panel not in MAIN and not metric_of(panel).beside]
     lines = -(-len(panels) // 2)
     figure = plt.figure(figsize=(10, 4.5 + 1.9 * lines), layout="constrained")
     grid = figure.add_gridspec(lines + 1, 2, height_ratios=[2.2] + [1] * lines)
@@ -53,13 +53,17 @@ def write_report(run_dir: Path) -> Path | None:
     for number, panel in enumerate(panels):
         axes = figure.add_subplot(grid[1 + number // 2, number % 2])
         _draw_panel(axes, panel, series[panel])
+        for name in series:
+            if metric_of(name).beside == panel and (of_training := series[name].get("train")):
+                axes.plot(*of_training, color="black", linewidth=1.0, label=metric_of(name).label)
+                axes.legend(fontsize=7)
         all_axes.append(axes)
     last = max(row.tokens for row in rows) / unit
     for axes in all_axes:
-        axes.set_xlim(0, last * 1.01)
+        axes.set_xlim(0, last * 1.01 or 1)
         axes.grid(alpha=0.3)
     for axes in all_axes[-2:] if panels else all_axes:
-        axes.set_xlabel(f"training tokens{name and f' [{name}s]'}")
+        axes.set_xlabel(f"training tokens{unit_name and f' [{unit_name}s]'}")
     if _validation_is_below(series["perplexity"]):
         figure.supxlabel(EASIER, fontsize=8)
     path = run_dir / "report.png"
@@ -94,8 +98,8 @@ def _draw_perplexity(axes: Any, points: Points, floors: Sequence[float]) -> None
     if values:
         lowest, highest = min(values), max(values)
         if lowest < 4:  # as of four equally likely bases: what lies far above is the first steps only
-            lowest = min([lowest, *floors])
-            axes.set_ylim(lowest - 0.05, max(min(4.3, highest + 0.05), lowest + 0.1))
+            lowest, cut = min([lowest, *floors]), max(4.3, sorted(values)[3 * len(values) // 4])
+            axes.set_ylim(lowest - 0.05, max(min(cut, highest + 0.05), lowest + 0.1))
         elif highest > 100 * lowest:
             axes.set_yscale("log")
     for order, floor in enumerate(floors):
@@ -145,7 +149,7 @@ def _draw_points(axes: Any, points: Points, *, smooth: bool, legend: bool = True
     if "val" in points:
         tokens, values = points["val"]
         axes.plot(tokens, values, "o-", color=COLORS["val"], markersize=4, linewidth=1.0,
-                  label=f"validation (last {values[-1]:.4f})" if legend and values else None)
+                  label=f"validation (last {score(values[-1])})" if legend and values else None)
 
 
 def _reach(steps: int) -> int:
