@@ -108,9 +108,10 @@ def _draw_perplexity(axes: Any, points: Points, floors: Sequence[float]) -> None
     bottom, top = axes.get_ylim()
     labelled = math.inf
     for order, floor in reversed(list(enumerate(floors))):  # the hardest to beat is labelled in any case
-        if bottom < floor < top and abs(floor - labelled) > 0.03 * (top - bottom):
+        if bottom < floor < top and abs(floor - labelled) > 0.045 * (top - bottom):
             axes.annotate(f"order {order}: {floor:.4f}", (0.99, floor), xycoords=("axes fraction", "data"), ha="right",
-                          va="bottom", fontsize=7, color="dimgray")
+                          va="center", fontsize=7, color="dimgray",
+                          bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.0})
             labelled = floor
     right = axes.secondary_yaxis("right", functions=(lambda value: np.log(np.maximum(value, 1e-9)),
                                                      lambda loss: np.exp(np.minimum(loss, 700))))
@@ -157,11 +158,10 @@ def _reach(steps: int) -> int:
 
 
 def running_median(values: list[float]) -> list[float]:
-    """The median over as many values to each side as a run of this length has; fewer at both ends, the same to each
-    side, so that a slope is not bent there."""
-    reach, last = _reach(len(values)), len(values) - 1
-    reaches = [min(reach, i, last - i) for i in range(len(values))]
-    return [statistics.median(values[i - r : i + r + 1]) for i, r in enumerate(reaches)]
+    """The median over as many values to each side as a run of this length has. At the start, where curves are steep, it
+    is over fewer, the same number to each side; at the end, where they are flat, over those that there are."""
+    reach = _reach(len(values))
+    return [statistics.median(values[max(0, i - reach) : i + min(reach, i) + 1]) for i in range(len(values))]
 
 
 def _validation_is_below(points: Points) -> bool:
@@ -170,7 +170,8 @@ def _validation_is_below(points: Points) -> bool:
         return False
     (train_tokens, train), (val_tokens, val) = points["train"], points["val"]
     before = sum(tokens <= val_tokens[-1] for tokens in train_tokens)
-    return before > 0 and val[-1] < running_median(train)[before - 1]
+    around = train[max(0, before - 1 - 2 * _reach(len(train))) : before]
+    return bool(around) and val[-1] < statistics.median(around)
 
 
 def _floors(path: Path) -> list[float]:

@@ -55,11 +55,12 @@ def test_a_median_is_as_short_as_the_run(tmp_path: Path, figures: list[Figure], 
     assert legend(figure) == [label]
 
 
-def test_a_median_does_not_bend_a_slope_at_its_ends() -> None:
-    slope = [float(step) for step in range(480)]
-    assert running_median(slope) == slope
-    assert running_median([1.0, 9.0, 2.0]) == [1.0, 9.0, 2.0]
-    assert running_median([1.0] * 10 + [9.0] + [1.0] * 9) == [1.0] * 20
+def test_a_median_is_none_of_the_jumps_and_follows_a_steep_start() -> None:
+    slope = [float(-step) for step in range(480)]
+    assert running_median(slope)[:-15] == slope[:-15]
+    assert running_median([1.0, 9.0, 2.0]) == [1.0, 9.0, 2.0], "too short for one"
+    for jump in (1, 10, 39):
+        assert running_median([1.0 if step != jump else 9.0 for step in range(40)]) == [1.0] * 40
 
 
 def test_every_metric_has_a_panel_and_so_has_one_that_nobody_declared(tmp_path: Path, figures: list[Figure]) -> None:
@@ -74,11 +75,14 @@ def test_every_metric_has_a_panel_and_so_has_one_that_nobody_declared(tmp_path: 
 
 
 def test_validation_below_training_is_explained_where_it_is_seen(tmp_path: Path, figures: list[Figure]) -> None:
-    rows = [line(step, 3.8) for step in range(1, 41)]
+    rows = [line(step, 3.8 if step < 40 else 3.0) for step in range(1, 41)]  # the last step alone says nothing
     for perplexity, explained in ((3.7, True), (3.9, False)):
         figure = draw(tmp_path, figures, *rows, line(40, perplexity, "val"))
         texts = [text.get_text() for text in figure.texts] + [figure.get_supxlabel()]
         assert (EASIER in texts) == explained
+    falling = [line(step, 4 + 9 / step) for step in range(1, 21)]
+    figure = draw(tmp_path, figures, *falling, line(20, 4.6, "val"))
+    assert figure.get_supxlabel() != EASIER, "it lies above the end of a training that was higher before"
 
 
 def test_floors_are_drawn_where_they_are_known(tmp_path: Path, figures: list[Figure],
