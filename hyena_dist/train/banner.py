@@ -72,7 +72,10 @@ def _start(config: Config) -> str:
     steps = [int(number) for name in names if (number := name.removeprefix("step-")).isdecimal()]
     if steps and resume != "none":
         return f"which goes on from step {max(steps):,} of {config.train.steps:,}"
-    return "a fresh start" if resume in ("auto", "none") else f"starting from {resume}"
+    if resume in ("auto", "none"):
+        return "a fresh start"
+    path = resume.removeprefix("weights:")
+    return f"a branch of {path}" if path == resume else f"a fresh start with the weights of {path}"
 
 
 def _device(local_rank: int) -> tuple[str, int]:

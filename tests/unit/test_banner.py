@@ -1,6 +1,7 @@
 """The first and the last thing that a run says."""
 
 import math
+import os
 import re
 import subprocess
 import sys
@@ -59,8 +60,9 @@ def test_ranks_and_stages_and_shards_that_are_not_there_yet(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("resume", "saved", "said"), [
-    ("auto", [], "a fresh start"), ("none", [], "a fresh start"), ("/old/step-00000007", [], "starting from "
+    ("auto", [], "a fresh start"), ("none", [], "a fresh start"), ("/old/step-00000007", [], "a branch of "
                                                                    "/old/step-00000007"),
+    ("weights:/old", [], "a fresh start with the weights of /old"),
     ("auto", [5, 40], "which goes on from step 40 of 480"), ("/old", [5], "which goes on from step 5 of 480"),
     ("none", [5], "a fresh start")])
 def test_how_it_starts(tmp_path: Path, resume: str, saved: list[int], said: str) -> None:
@@ -96,3 +98,31 @@ def test_numbers_as_people_read_them() -> None:
     assert [amount(n) for n in (7, 8192, 99_999, 163_840, 3.93e6, 3.1e9, 2e12)] == [
         "7", "8,192", "99,999", "164 thousand", "3.93 million", "3.1 billion", "2 trillion"]
     assert [binary(size) for size in (2**20, 2**29, 2**30, 80 * 2**30)] == ["1 MiB", "512 MiB", "1.0 GiB", "80.0 GiB"]
+
+
+def test_the_quickstart_keeps_an_earlier_run_and_shards_that_are_there(tmp_path: Path) -> None:
+    """What make would run, with the commands that take long answered by the shell alone."""
+    def quickstart() -> str:
+        environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+        made = subprocess.run(["make", "-s", "-o", "setup", f"BIN={tmp_path / 'bin'}", f"RUN={tmp_path / 'run'}",
+                               f"SHARDS={tmp_path / 'shards'}", "CURDIR=", "quickstart"], cwd=ROOT, text=True,
+                              env=environment, capture_output=True, check=True)
+        return made.stdout
+
+    (tmp_path / "bin").mkdir()
+    for name in ("python", "deepspeed"):
+        command = tmp_path / "bin" / name
+        command.write_text(f'#!/bin/sh\necho "{name} $*"\n')
+        command.chmod(0o755)
+    first = quickstart()
+    assert "python shards/build.py" in first
+    assert "is kept" not in first
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine").touch()
+    second = quickstart()
+    assert f"{tmp_path / 'run'} is kept, and goes on from its newest checkpoint" in second
+    assert "python shards/build.py" not in second
+    assert "python shards/verify.py" in second
+    assert "deepspeed" in second
+    assert (tmp_path / "run" / "mine").exists()
