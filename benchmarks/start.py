@@ -53,7 +53,7 @@ def _to_the_banner() -> tuple[float, float]:
         started, said, seconds = time.monotonic(), "", 0.0
         process = subprocess.Popen([sys.executable, "launchers/pretrain.py", "--config", "configs/quickstart.yaml",
                                     f"train.run_dir={directory}/run", f"data.shards={directory}/none"], cwd=ROOT,
-                                   stderr=subprocess.PIPE, text=True)
+                                   stderr=subprocess.PIPE, encoding="utf-8")
         assert process.stderr is not None
         with process.stderr:
             for line in process.stderr:
