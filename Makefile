@@ -27,9 +27,9 @@ setup: .venv/ready
 	@touch $@
 
 quickstart: setup
-	rm -rf $(RUN) $(SHARDS)
-	python shards/build.py shards/sample/*.fa.gz --bed shards/sample/splits.bed --out $(SHARDS)
-	python shards/verify.py $(SHARDS)
+	@test ! -e $(RUN) || echo "$(RUN) is kept, and goes on from its newest checkpoint; 'rm -r $(RUN)' for a new run"
+	test -e $(SHARDS) || python shards/build.py shards/sample/*.fa.gz --bed shards/sample/splits.bed --out $(SHARDS)
+	python shards/verify.py $(SHARDS) --fasta shards/sample/*.fa.gz
 	deepspeed --num_gpus $$(python -c '$(RANKS)') launchers/pretrain.py --config configs/quickstart.yaml
 	python launchers/evaluate.py $(RUN) --must-beat-order 5
 	@echo "loss curve: $(RUN)/report.png"

@@ -1,19 +1,28 @@
 """Perplexity of a trained run on held-out bases, on a GPU if there is one, beside Markov chains fitted on the same
-training bases.
+training bases. What is found on the run's own validation bases is left in RUN/evaluation.json, and RUN/report.png is
+drawn again with the Markov chains in it.
 
 example: python launchers/evaluate.py runs/quickstart
          python launchers/evaluate.py runs/quickstart --checkpoint best
 """
 
 import argparse
+import json
+import math
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from hyena_dist.config.errors import UserError, one_line
+
+if TYPE_CHECKING:
+    from hyena_dist.tasks.evaluate import Evaluation
 
 ORDERS = range(7)
 """Of the Markov chains."""
@@ -50,7 +59,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         table.add_row(f"Markov chain, order {order}", f"{perplexity:.4f}")
     table.add_row("HyenaDNA", f"{result.model:.4f}", style="bold")
     Console().print(table)
+    if args.shards is None and args.split == "val":
+        try:
+            print(f"written: {', '.join(map(str, _keep(Path(args.run_dir), result)))}")
+        except OSError as error:  # another's run, or a full disk: the answer stands above
+            print(f"note: not kept: {one_line(error)}", file=sys.stderr)
     if args.must_beat_order is not None and not result.model < result.markov[args.must_beat_order]:
         print(f"the model does not beat the Markov chain of order {args.must_beat_order}", file=sys.stderr)
         return 1
     return 0
+
+
+def _keep(run_dir: Path, evaluation: "Evaluation") -> list[Path]:
+    """Leave an evaluation on the run's own validation bases in its directory, and draw its report again, with the
+    Markov chains; returns the files that were written.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    from hyena_dist.runtime.files import write_whole
+    from hyena_dist.train.report import EVALUATION, write_report
+
+    path = run_dir / EVALUATION
+    model = evaluation.model if math.isfinite(evaluation.model) else None  # JSON has no other numbers
+    content = {**asdict(evaluation), "checkpoint": evaluation.checkpoint.name, "model": model}
+    write_whole(path, lambda aside: aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8"))
+    report = write_report(run_dir)
+    return [path, *([report] if report else [])]

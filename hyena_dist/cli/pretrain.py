@@ -104,6 +104,7 @@ def _run(args: argparse.Namespace) -> int:
     from hyena_dist.engine.deepspeed_config import check_raw_section
     from hyena_dist.runtime.launcher import launcher_processes, rank_environment
     from hyena_dist.runtime.requeue import end_alone
+    from hyena_dist.train.weights_and_biases import check_installed
 
     launchers = launcher_processes()
 
@@ -112,10 +113,16 @@ def _run(args: argparse.Namespace) -> int:
         config = load_config(find(args.config), args.overrides)
         check(config, world_size=int(environment["WORLD_SIZE"]))
         check_raw_section(config.engine.deepspeed)
+        check_installed(config.train.wandb)
     except UserError as error:
         raise agreed(error) from None  # every rank has read the same
     first = environment["RANK"] == "0"
     PROCESS.until_first_step(partial(end_alone, Path(config.train.run_dir), first), first=first)
+    if first:
+        from hyena_dist.train.banner import banner
+
+        for line in banner(config, environment):
+            logger.info(line)
     import torch.distributed as dist
 
     from hyena_dist.parallel.groups import Axis, init_groups

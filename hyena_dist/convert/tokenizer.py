@@ -6,6 +6,7 @@ as everywhere in this package.
 """
 
 import json
+from typing import Any
 
 from hyena_dist.data.tokenizer import TOKENS
 
@@ -22,7 +23,7 @@ def tokenizer_files(max_seq_len: int) -> dict[str, bytes]:
               "normalized": False, "special": True} for token in special]
     sep = {"SpecialToken": {"id": "[SEP]", "type_id": 0}}
     first, second = ({"Sequence": {"id": which, "type_id": 0}} for which in "AB")
-    tokenizer = {
+    tokenizer: dict[str, Any] = {
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
         "normalizer": {"type": "Sequence", "normalizers": [
             {"type": "Replace", "pattern": {"String": base.lower()}, "content": base} for base in _BASES]},

@@ -11,8 +11,10 @@ from typing import NamedTuple
 
 import torch
 
+from hyena_dist.config.schema import Config
 from hyena_dist.config.sections.engine import EngineSection
 from hyena_dist.config.sections.model import ModelSection
+from hyena_dist.config.warmup import stages
 from hyena_dist.costs.flops import layer_kinds
 from hyena_dist.ops.chunking import product_elements, transform_elements
 from hyena_dist.ops.implicit_filter import keeps_trunk
@@ -104,6 +106,16 @@ def training_memory(section: ModelSection, seq_len: int, micro_batch_size: int =
     head = 2 * stream + 2 * E * tokens * section.padded_vocab_size  # the norm's input and logits, and their gradients
     held = 0.0 if engine is None else ENGINE_BYTES["fsdp" if engine.name == "fsdp" else f"zero{engine.zero_stage}"]
     return TrainingMemory((STATE_BYTES + held) * parameters(section), saved, max(working, head))
+
+
+def run_memory(config: Config, *, device: str, data_ranks: int) -> TrainingMemory:
+    """Of one rank at the stage of a run that needs the most, of a context rank for its share of the tokens. Tensor
+    ranks hold less, and so do the data ranks of an engine that shards what it holds."""
+    train = config.train
+    found = [training_memory(config.model, -(-stage.seq_len // config.parallel.context), stage.micro_batch_size,
+                             precision=train.precision, activation_checkpointing=train.activation_checkpointing,
+                             device=device, engine=config.engine) for stage in stages(config, data_ranks=data_ranks)]
+    return max(found, key=lambda memory: memory.total)
 
 
 def _hyena(section: ModelSection, seq_len: int, batch: int, E: int, wide: bool,

@@ -29,6 +29,7 @@ class Evaluation:
     """Perplexities on one split of one shard set, over exactly the same scored bases."""
 
     checkpoint: Path
+    split: str
     model: float
     markov: list[float]
     """By order, 0 upwards."""
@@ -99,4 +100,4 @@ def evaluate(run_dir: str | Path, *, checkpoint: str = "latest", shards: str | N
             raise
         raise ConfigError(f"windows of data.val_seq_len={seq_len} do not fit into this machine's free memory: free "
                           "some, or evaluate on a larger one") from error
-    return Evaluation(path, found, markov_perplexity(manifest, split))
+    return Evaluation(path, split, found, markov_perplexity(manifest, split))

@@ -49,6 +49,8 @@ class SteadyRate:
         self._stage: int | None = None
         self._steps: deque[tuple[int, float]] = deque(maxlen=STEADY_STEPS)
         self._warm = 0
+        self.latest: float | None = None
+        """The last rate that was known."""
 
     def add(self, *, stage: int, tokens: int, seconds: float) -> float | None:
         """The rate after one step more; None while the stage warms up.
@@ -64,4 +66,5 @@ class SteadyRate:
         if self._warm <= WARM_STEPS:
             return None
         self._steps.append((tokens, seconds))
-        return sum(tokens for tokens, _ in self._steps) / sum(seconds for _, seconds in self._steps)
+        self.latest = sum(tokens for tokens, _ in self._steps) / sum(seconds for _, seconds in self._steps)
+        return self.latest

@@ -62,6 +62,11 @@ class Ledger:
         self._steady = SteadyRate()
         self._pending: deque[_Pending] = deque()
 
+    @property
+    def steady_rate(self) -> float | None:
+        """Tokens per second of the latest steps; None: there were none since the start, or too few."""
+        return self._steady.latest
+
     def add(self, step: int, work: Step, *, lr: float, scored: Tensor, loss: Tensor, result: StepResult, loading: float,
             laps: Laps) -> None:
         """Note a step that the device was given.

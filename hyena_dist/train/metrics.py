@@ -36,6 +36,8 @@ class Metric:
     """Draw a running median over its values, which jump from step to step."""
     unit: float = 1.0
     """Values are divided by this where they are drawn in the report."""
+    beside: str = ""
+    """The metric in whose panel of the report it is drawn; empty: its own."""
 
 
 METRICS = (
@@ -44,7 +46,7 @@ METRICS = (
     Metric("grad_norm", "gradient norm before clipping", log=True, smooth=True),
     Metric("lr", "learning rate"),
     Metric("tokens_per_second", "tokens/s of a step, all ranks [thousands]", smooth=True, unit=1e3),
-    Metric("steady_tokens_per_second", "tokens/s, steady, all ranks [thousands]", unit=1e3),
+    Metric("steady_tokens_per_second", "steady", unit=1e3, beside="tokens_per_second"),
     Metric("mfu", "model FLOPs utilisation", smooth=True),
     Metric("bandwidth", "share of the memory bandwidth", smooth=True),
     Metric("peak_memory_bytes", "peak memory of rank 0 [GiB]", unit=2.0**30),

@@ -9,6 +9,8 @@ from typing import Protocol, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from hyena_dist.train.wording import score
+
 T = TypeVar("T", covariant=True)
 
 
@@ -50,9 +52,9 @@ class RunProgress:
 
     def val(self, step: int, *, perplexity: float) -> None:
         """A validation was measured."""
-        self._val = f"  val perplexity {perplexity:.4f}"
+        self._val = f"  val perplexity {score(perplexity)}"
         if self._bar.disable:
-            logger.info("step %d/%d  val perplexity %.4f", step, self._total, perplexity)
+            logger.info("step %d/%d  val perplexity %s", step, self._total, score(perplexity))
 
     def validating(self, batches: Countable[T]) -> Iterator[T]:
         """The batches of a validation, with its own bar, or lines, while they are taken."""

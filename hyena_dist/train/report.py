@@ -10,7 +10,7 @@ from typing import Any
 from hyena_dist.config.plain import read_object
 from hyena_dist.runtime.files import write_whole
 from hyena_dist.train.metrics import METRICS, Row, elapsed, metric_of, read_rows
-from hyena_dist.train.wording import amount, duration, scale_of
+from hyena_dist.train.wording import amount, duration, scale_of, score
 
 logger = logging.getLogger(__name__)
 
@@ -40,9 +40,9 @@ def write_report(run_dir: Path) -> Path | None:
     rows = read_rows(run_dir / "metrics.jsonl")
     if not rows:
         return None
-    unit, name = scale_of(max(row.tokens for row in rows))
+    unit, unit_name = scale_of(max(row.tokens for row in rows))
     series = _series(rows, unit)
-    panels = [panel for panel in series if panel not in MAIN]
+    panels = [panel for panel in series if panel not in MAIN and not metric_of(panel).beside]
     lines = -(-len(panels) // 2)
     figure = plt.figure(figsize=(10, 4.5 + 1.9 * lines), layout="constrained")
     grid = figure.add_gridspec(lines + 1, 2, height_ratios=[2.2] + [1] * lines)
@@ -53,13 +53,17 @@ def write_report(run_dir: Path) -> Path | None:
     for number, panel in enumerate(panels):
         axes = figure.add_subplot(grid[1 + number // 2, number % 2])
         _draw_panel(axes, panel, series[panel])
+        for name in series:
+            if metric_of(name).beside == panel and (of_training := series[name].get("train")):
+                axes.plot(*of_training, color="black", linewidth=1.0, label=metric_of(name).label)
+                axes.legend(fontsize=7)
         all_axes.append(axes)
     last = max(row.tokens for row in rows) / unit
     for axes in all_axes:
-        axes.set_xlim(0, last * 1.01)
+        axes.set_xlim(0, last * 1.01 or 1)
         axes.grid(alpha=0.3)
     for axes in all_axes[-2:] if panels else all_axes:
-        axes.set_xlabel(f"training tokens{name and f' [{name}s]'}")
+        axes.set_xlabel(f"training tokens{unit_name and f' [{unit_name}s]'}")
     if _validation_is_below(series["perplexity"]):
         figure.supxlabel(EASIER, fontsize=8)
     path = run_dir / "report.png"
@@ -94,8 +98,8 @@ def _draw_perplexity(axes: Any, points: Points, floors: Sequence[float]) -> None
     if values:
         lowest, highest = min(values), max(values)
         if lowest < 4:  # as of four equally likely bases: what lies far above is the first steps only
-            lowest = min([lowest, *floors])
-            axes.set_ylim(lowest - 0.05, max(min(4.3, highest + 0.05), lowest + 0.1))
+            lowest, cut = min([lowest, *floors]), max(4.3, sorted(values)[3 * len(values) // 4])
+            axes.set_ylim(lowest - 0.05, max(min(cut, highest + 0.05), lowest + 0.1))
         elif highest > 100 * lowest:
             axes.set_yscale("log")
     for order, floor in enumerate(floors):
@@ -104,9 +108,10 @@ def _draw_perplexity(axes: Any, points: Points, floors: Sequence[float]) -> None
     bottom, top = axes.get_ylim()
     labelled = math.inf
     for order, floor in reversed(list(enumerate(floors))):  # the hardest to beat is labelled in any case
-        if bottom < floor < top and abs(floor - labelled) > 0.03 * (top - bottom):
+        if bottom < floor < top and abs(floor - labelled) > 0.045 * (top - bottom):
             axes.annotate(f"order {order}: {floor:.4f}", (0.99, floor), xycoords=("axes fraction", "data"), ha="right",
-                          va="bottom", fontsize=7, color="dimgray")
+                          va="center", fontsize=7, color="dimgray",
+                          bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.0})
             labelled = floor
     right = axes.secondary_yaxis("right", functions=(lambda value: np.log(np.maximum(value, 1e-9)),
                                                      lambda loss: np.exp(np.minimum(loss, 700))))
@@ -145,7 +150,7 @@ def _draw_points(axes: Any, points: Points, *, smooth: bool, legend: bool = True
     if "val" in points:
         tokens, values = points["val"]
         axes.plot(tokens, values, "o-", color=COLORS["val"], markersize=4, linewidth=1.0,
-                  label=f"validation (last {values[-1]:.4f})" if legend and values else None)
+                  label=f"validation (last {score(values[-1])})" if legend and values else None)
 
 
 def _reach(steps: int) -> int:
@@ -153,11 +158,10 @@ def _reach(steps: int) -> int:
 
 
 def running_median(values: list[float]) -> list[float]:
-    """The median over as many values to each side as a run of this length has; fewer at both ends, the same to each
-    side, so that a slope is not bent there."""
-    reach, last = _reach(len(values)), len(values) - 1
-    reaches = [min(reach, i, last - i) for i in range(len(values))]
-    return [statistics.median(values[i - r : i + r + 1]) for i, r in enumerate(reaches)]
+    """The median over as many values to each side as a run of this length has. At the start, where curves are steep, it
+    is over fewer, the same number to each side; at the end, where they are flat, over those that there are."""
+    reach = _reach(len(values))
+    return [statistics.median(values[max(0, i - reach) : i + min(reach, i) + 1]) for i in range(len(values))]
 
 
 def _validation_is_below(points: Points) -> bool:
@@ -166,7 +170,8 @@ def _validation_is_below(points: Points) -> bool:
         return False
     (train_tokens, train), (val_tokens, val) = points["train"], points["val"]
     before = sum(tokens <= val_tokens[-1] for tokens in train_tokens)
-    return before > 0 and val[-1] < running_median(train)[before - 1]
+    around = train[max(0, before - 1 - 2 * _reach(len(train))) : before]
+    return bool(around) and val[-1] < statistics.median(around)
 
 
 def _floors(path: Path) -> list[float]:

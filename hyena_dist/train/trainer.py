@@ -22,6 +22,7 @@ from hyena_dist.runtime.agree import agree
 from hyena_dist.runtime.requeue import clear_requeue, write_requeue
 from hyena_dist.runtime.stop import StopSignal
 from hyena_dist.runtime.watchdog import Watchdog
+from hyena_dist.train.banner import last_line
 from hyena_dist.train.laps import Laps
 from hyena_dist.train.ledger import Ledger
 from hyena_dist.train.lost_steps import LostSteps, RollBack
@@ -240,6 +241,7 @@ class Trainer:
         status = self.status
         if reason is not None:
             write_requeue(self._run.path, reason, status.step)
+            logger.info("stopped by %s after step %d, which is saved: the same command goes on", reason, status.step)
             return
         self._run.write_summary(
             self.groups, final_val_perplexity=finite(perplexity(status.val_loss)),
@@ -247,7 +249,9 @@ class Trainer:
             tokens=self.objective.tokens(status.step), seconds=round(status.seconds, 3),
             parameters=sum(shape.numel() for shape in self.engine.parameter_shapes.values()))
         clear_requeue(self._run.path)
-        write_report(self._run.path)
+        logger.info(last_line(self._run.path, steps=status.step, seconds=status.seconds, rate=self._ledger.steady_rate,
+                              final=perplexity(status.val_loss), best=perplexity(status.best_val_loss),
+                              report=write_report(self._run.path)))
 
     @property
     def _is_first(self) -> bool:

@@ -26,6 +26,11 @@ def amount(number: float) -> str:
     return f"{number / unit:.3g} {name}" if name and number >= 1e5 else f"{number:,.0f}"
 
 
-def gib(size: float) -> str:
-    """Bytes as GiB."""
-    return f"{size / 2**30:,.2f} GiB"
+def score(value: float) -> str:
+    """A perplexity, to four decimals where there is room for them."""
+    return f"{value:.4f}" if abs(value) < 1e5 else f"{value:.3g}"
+
+
+def binary(size: float) -> str:
+    """Bytes as MiB, or from 1 GiB on as GiB."""
+    return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.0f} MiB"

@@ -99,6 +99,12 @@ def test_torchrun_and_python_run_the_same_file(whole, shards, tmp_path):
         result = run(command(launcher, shards, tmp_path / launcher, "train.steps=40", "train.eval_every=0",
                              "train.save_every=0"))
         assert result.returncode == 0, result.stderr
+        lines = [line[9:] for line in result.stderr.splitlines()]  # without the time
+        banner = [line.split()[0] for line in lines[:8]]
+        assert banner == ["hyena_dist", "run", "device", "ranks", "model", "step", "length", "memory"], result.stderr
+        assert lines[-1].startswith("done: 40 steps in "), result.stderr
+        assert lines[-1].endswith(f"in {tmp_path / launcher}: report.png, metrics.jsonl, tensorboard/, summary.json, "
+                                  "checkpoints/")
     assert losses(tmp_path / "torchrun") == losses(whole)
     alone = losses(tmp_path / "python")
     assert max(abs(alone[step] - loss) for step, loss in losses(whole).items()) < 1e-4

@@ -1,8 +1,10 @@
 """Which checkpoint of a run is evaluated."""
 
+import json
 import math
 import os
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from hyena_dist.model.model import build_model
 from hyena_dist.parallel.groups import Groups
 from hyena_dist.tasks import evaluate
 from hyena_dist.tasks.evaluate import load_run
+from hyena_dist.train.report import EVALUATION
 from tests.checkpoints import edit_metadata
 from tests.dist.test_checkpoint import DictEngine
 
@@ -161,3 +164,26 @@ def test_windows_that_the_host_cannot_hold_are_a_line(run_dir: Path, shards: Pat
     monkeypatch.setattr(evaluate, "is_out_of_memory", lambda _: False)  # the control: a defect is none
     with pytest.raises(type(error)):
         main([str(run_dir), "--shards", str(shards)])
+
+
+def test_what_is_found_on_the_run_s_own_bases_is_kept_and_drawn(run_dir: Path, shards: Path, tmp_path: Path,
+                                                               capsys: pytest.CaptureFixture) -> None:
+    """And nothing of other shards or another split, nor where nobody may write."""
+    own = tmp_path / "run"
+    shutil.copytree(run_dir, own)
+    text = (own / "config.yaml").read_text().replace("shards: none", f"shards: {shards}")
+    (own / "config.yaml").write_text(text)
+    (own / "metrics.jsonl").write_text('{"step": 1, "split": "train", "loss": 1.0, "perplexity": 2.7, "tokens": 16, '
+                                       '"seq_len": 16, "lr": 0.1, "grad_norm": 1.0, "tokens_per_second": 1.0, '
+                                       '"peak_memory_bytes": 1}\n')
+    assert main([str(own), "--shards", str(shards)]) == 0
+    assert not (own / EVALUATION).exists()
+    assert main([str(own)]) == 0
+    assert f"written: {own / EVALUATION}, {own / 'report.png'}" in capsys.readouterr().out.replace("\n", " ")
+    kept = json.loads((own / EVALUATION).read_text())
+    assert (kept["split"], kept["checkpoint"], len(kept["markov"])) == ("val", "step-00000020", 7)
+    assert kept["markov"][0] > kept["markov"][1] > 3
+    (own / EVALUATION).unlink()
+    (own / EVALUATION).mkdir()
+    assert main([str(own)]) == 0
+    assert "note: not kept: " in capsys.readouterr().err

@@ -265,6 +265,24 @@ def test_parts_are_the_slices_of_whole_windows(manifest, ranks, source):
     assert counts == [int((split_window(batch.ids)[1] >= 0).sum()) for batch in whole]
 
 
+@pytest.mark.parametrize(("tokens", "windows"), [(1, 1), (64 * 5, 5), (64 * 6 - 1, 5), (10**9, None), (None, None)])
+def test_a_cap_takes_whole_windows_spread_over_the_split_the_same_for_every_rank_and_batch(manifest, tokens, windows):
+    def rows(batch_size, dp_size, tokens):
+        ranks = [ValidationBatches(manifest, seq_len=64, batch_size=batch_size, dp_rank=rank, dp_size=dp_size,
+                                   tokens=tokens) for rank in range(dp_size)]
+        assert all(len(list(batches)) == len(batches) for batches in ranks)
+        ids = torch.cat([batch.ids for turn in zip(*ranks, strict=True) for batch in turn])
+        return [tuple(row) for row in ids.tolist() if any(token != PAD for token in row)]
+
+    every, chosen = rows(1, 1, None), rows(1, 1, tokens)
+    assert len(chosen) == (windows or len(every))
+    assert all(rows(batch_size, dp_size, tokens) == chosen for batch_size, dp_size in ((4, 1), (1, 3), (3, 2)))
+    places = [every.index(row) for row in chosen]
+    gaps = [after - before for before, after in itertools.pairwise([*places, len(every)])]
+    assert places[0] == 0
+    assert max(gaps) - min(gaps) <= 1, "at even distances"
+
+
 def test_a_manifest_may_be_pickled_after_use(manifest):
     manifest.read("chr1", 0, 100)
     assert np.array_equal(pickle.loads(pickle.dumps(manifest)).read("chr1", 0, 9000), encode(CONTIGS["chr1"]))
