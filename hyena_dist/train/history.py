@@ -1,7 +1,8 @@
 """RUN/history.jsonl: every start of a run, what it went on from, and the keys that were changed on the way.
 
-One object a line. The first says how the run began: `"from": null` afresh, else the checkpoint of another run that it
-is a branch of, with `"takes"`: state or weights. A line that cannot be read says nothing, and stays.
+One object a line. That of a beginning has `"begins": true` and is the first: `"from": null` says that the run began
+afresh, else it is a branch of the run of that checkpoint, of which it `"takes"` state or weights. A run of a version
+before this file has no such line. A line that cannot be read says nothing, and stays.
 """
 
 import json
@@ -36,28 +37,29 @@ class Start:
 
 
 def read_beginning(run_dir: Path) -> dict[str, Any] | None:
-    """The first line of a run's history; None: it has none, or none that can be read."""
+    """The line of a run's beginning; None: it has none, or none that can be read."""
     try:
         first = json.loads(_lines(run_dir)[0])
     except (OSError, ValueError, IndexError, RecursionError):
         return None
-    return first if isinstance(first, dict) and {"from", "takes", "named", "step"} <= first.keys() else None
+    known = isinstance(first, dict) and {"from", "takes", "resume", "step"} <= first.keys()
+    return first if known and first.get("begins") is True else None
 
 
-def note_start(run_dir: Path, start: Start | None, named: str | None) -> None:
+def note_start(run_dir: Path, start: Start | None, resume: str) -> None:
     """Add a line; that of a beginning replaces all before it.
 
     Args:
         start: None: afresh.
-        named: the path in train.resume, if there is one, without `..` and links: how a branch knows its origin again.
+        resume: train.resume, a path in it without `..` and links: how a branch knows its origin again.
 
     Raises:
         OSError: it could not be written.
     """
     began = start is None or not start.own
-    line = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "step": start.step if start else 0,
-            "from": str(start.checkpoint.path) if start else None, "takes": start.takes if start else None,
-            "named": named, "changed": {key: [old, new] for key, old, new in start.changed} if start else {}}
+    line = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "begins": began, "step": start.step if start else 0,
+            "from": str(start.checkpoint.path.resolve()) if start else None, "takes": start.takes if start else None,
+            "resume": resume, "changed": {key: [old, new] for key, old, new in start.changed} if start else {}}
     lines = [*([] if began else _lines(run_dir)), json.dumps(line).encode()]
     write_whole(run_dir / HISTORY, lambda path: path.write_bytes(b"\n".join(lines) + b"\n"))
 

@@ -13,6 +13,7 @@ from hyena_dist.config.identity import changes, differences, identity
 from hyena_dist.config.load import dump_config
 from hyena_dist.config.plain import open_regular
 from hyena_dist.config.schema import Config
+from hyena_dist.config.sections.train import WEIGHTS, TrainSection
 from hyena_dist.parallel.groups import Groups
 from hyena_dist.runtime.agree import agree
 from hyena_dist.runtime.files import write_whole
@@ -139,7 +140,8 @@ class RunDirectory:
         if began is None:  # of a version that did not write it down
             logger.info("train.run_dir=%s has a checkpoint of its own: going on from it, not from train.resume=%s",
                         self.path, train.resume)
-        elif began["named"] != _plain(train.origin) or train.weights_only > (began["takes"] == "weights"):
+        elif (str(began["resume"]).removeprefix(WEIGHTS) != _plain(train).removeprefix(WEIGHTS)
+              or (train.weights_only and began["takes"] != "weights")):
             how = "afresh" if began["from"] is None else f"with the {began['takes']} of {began['from']}"
             raise ConfigError(f"train.run_dir={self.path} holds a run that began {how}, not at train.resume="
                               f"{train.resume}: choose another train.run_dir, or go on with this run by "
@@ -201,8 +203,7 @@ class RunDirectory:
             (self.path / SUMMARY).unlink(missing_ok=True)
         text = dump_config(self._config)
         write_whole(self.path / "config.yaml", lambda path: path.write_text(text, encoding="utf-8"))
-        origin = self._config.train.origin
-        note_start(self.path, start, None if origin is None else _plain(origin))
+        note_start(self.path, start, _plain(self._config.train))
         take_requeue(self.path)
         if start is not None and start.changed:
             logger.info("changed since %s: %s", start.checkpoint.path,
@@ -229,8 +230,11 @@ class RunDirectory:
         write_whole(self.path / SUMMARY, lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def _plain(path: str) -> str:
-    return str(Path(path).resolve())
+def _plain(train: TrainSection) -> str:
+    """train.resume, the path in it without `..` and links."""
+    if train.origin is None:
+        return train.resume
+    return WEIGHTS * train.weights_only + str(Path(train.origin).resolve())
 
 
 def _has_no_run(metadata: dict[str, Any]) -> bool:

@@ -205,8 +205,10 @@ def test_a_cool_down_is_branched_off_a_wsd_run(runs, step):
     assert found[step + 2].loss != of_origin[step + 2].loss, "control: then it cools down"
     assert [row.tokens for row in found.values()] == [of_origin[n].tokens for n in found]
     began = history(run_dir)[0]
-    assert (began["step"], began["takes"], began["from"]) == (step, "state", str(step_directory(whole / "checkpoints",
-                                                                                                step)))
+    named = str(step_directory(whole / "checkpoints", step))
+    assert began == {"begins": True, "step": step, "takes": "state", "from": named, "resume": named,
+                     "time": began["time"], "changed": {"train.steps": [16, step + 4], "train.save_every": [4, 2],
+                                                        "train.keep_every": [4, 0]}}
     assert json.loads((run_dir / "summary.json").read_text())["branch"] == {
         key: began[key] for key in ("from", "step", "takes")}
     assert json.loads((whole / "summary.json").read_text())["branch"] is None
@@ -259,7 +261,7 @@ def test_the_same_command_again_resumes_the_branch_itself(runs):
         assert rank["again"].windows == {step: rank["cooled at 4"].windows[step] for step in (7, 8)}
         assert (rank["weights again"].began, rank["weights again"].count) == (6, 6)
     assert list(losses(directory / "cooled at 4")) == [5, 6, 7, 8]
-    assert [line["step"] for line in history(directory / "cooled at 4")] == [4, 6]
+    assert [(line["step"], line["begins"]) for line in history(directory / "cooled at 4")] == [(4, True), (6, False)]
 
 
 REFUSED = {

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from hyena_dist.checkpoint import directory as checkpoint_directory
-from hyena_dist.checkpoint.directory import find_latest, open_checkpoint, step_directory
+from hyena_dist.checkpoint.directory import Checkpoint, find_latest, open_checkpoint, step_directory
 from hyena_dist.checkpoint.saver import CheckpointSaver
 from hyena_dist.config.errors import ConfigError, UserError
 from hyena_dist.config.schema import Config
@@ -20,6 +20,7 @@ from hyena_dist.convert import write_model
 from hyena_dist.model.config import hyena_config
 from hyena_dist.model.model import HyenaModel
 from hyena_dist.parallel.groups import Groups, init_groups
+from hyena_dist.train.history import Start, note_start, read_beginning
 from hyena_dist.train.metrics import read_rows
 from hyena_dist.train.run_directory import RunDirectory
 from hyena_dist.train.session import open_trainer
@@ -262,3 +263,19 @@ def test_weights_that_do_not_say_of_which_model_they_are_start_no_run(tmp_path: 
     edit_metadata(tmp_path / "start", identity=saved)
     with pytest.raises(ConfigError, match=r"another configuration: model.filter_shift: saved None, now 0.05: set"):
         run.start_from(None, Groups.single())
+
+
+def test_a_run_of_a_version_without_history_does_not_seem_to_begin_where_it_is_resumed(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path / "step-00000007", {"step": 7})
+    note_start(tmp_path, Start(checkpoint), "auto")
+    assert read_beginning(tmp_path) is None
+    note_start(tmp_path, Start(checkpoint, own=False), "/elsewhere")
+    note_start(tmp_path, Start(checkpoint), "auto")
+    began = read_beginning(tmp_path)
+    assert began is not None
+    assert (began["step"], began["resume"]) == (7, "/elsewhere"), "control: a beginning replaces what was before it"
+    for strange in (b"", b"{", b"[1]", b"\xff", b"[" * 100_000, b'{"begins": true}'):
+        (tmp_path / "history.jsonl").write_bytes(strange + b"\n")
+        assert read_beginning(tmp_path) is None
+        note_start(tmp_path, Start(checkpoint), "auto")
+        assert (tmp_path / "history.jsonl").read_bytes().startswith(strange), "what is not understood stays"
