@@ -37,8 +37,16 @@ class Checkpoint:
     path: Path
     metadata: dict[str, Any]
 
+    @property
+    def has_no_run(self) -> bool:
+        """Whether it holds weights that no run of this program trained, with no place in any data."""
+        return self.metadata.get("data", {}) is None
+
     def check_resumable(self) -> None:
         """Raises CheckpointError: its metadata lacks what a resume takes from it."""
+        if self.has_no_run:
+            raise CheckpointError(f"{self.path}: it has weights alone, and no run that could go on: start one from "
+                                  "them with train.resume=weights:PATH in a new train.run_dir")
         data = self.metadata.get("data")
         missing = [key for key in RESUMED if key not in self.metadata]
         if missing := missing + [f"data.{key}" for key in PLACE if data is not None and key not in data]:

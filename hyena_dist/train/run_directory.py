@@ -5,7 +5,6 @@ import logging
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from hyena_dist.checkpoint.directory import Checkpoint, find_latest, open_checkpoint
 from hyena_dist.config.errors import ConfigError
@@ -89,9 +88,10 @@ class RunDirectory:
             agree(self._check_beginning, groups)
             start = Start(latest)
         else:
-            chosen = open_checkpoint(train.origin, groups)
-            start = Start(chosen, takes="weights" if train.weights_only or _has_no_run(chosen.metadata) else "state",
-                          own=latest is not None)
+            start = Start(open_checkpoint(train.origin, groups), own=latest is not None,
+                          takes="weights" if train.weights_only else "state")
+        if start.checkpoint.has_no_run:
+            start = replace(start, takes="weights")
         return agree(lambda: self._checked(start, latest), groups)
 
     def _holds(self, path: Path) -> bool:
@@ -235,8 +235,3 @@ def _plain(train: TrainSection) -> str:
     if train.origin is None:
         return train.resume
     return WEIGHTS * train.weights_only + str(Path(train.origin).resolve())
-
-
-def _has_no_run(metadata: dict[str, Any]) -> bool:
-    """Whether a checkpoint holds weights that no run of this program trained: it has no place in any data."""
-    return metadata.get("data", {}) is None

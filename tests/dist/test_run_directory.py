@@ -13,6 +13,7 @@ import torch
 
 from hyena_dist.checkpoint import directory as checkpoint_directory
 from hyena_dist.checkpoint.directory import Checkpoint, find_latest, open_checkpoint, step_directory
+from hyena_dist.checkpoint.reader import CheckpointError
 from hyena_dist.checkpoint.saver import CheckpointSaver
 from hyena_dist.config.errors import ConfigError, UserError
 from hyena_dist.config.schema import Config
@@ -259,10 +260,17 @@ def test_weights_that_do_not_say_of_which_model_they_are_start_no_run(tmp_path: 
     assert chosen is not None
     assert chosen.checkpoint.path == tmp_path / "start", "control"
     assert (chosen.takes, chosen.own, chosen.step) == ("weights", False, 0)
+    with pytest.raises(CheckpointError, match="start: it has weights alone, and no run that could go on"):
+        chosen.checkpoint.check_resumable()
     saved = {key: value for key, value in chosen.checkpoint.metadata["identity"].items() if key != "model.filter_shift"}
     edit_metadata(tmp_path / "start", identity=saved)
     with pytest.raises(ConfigError, match=r"another configuration: model.filter_shift: saved None, now 0.05: set"):
         run.start_from(None, Groups.single())
+    write_model(run.checkpoints / "step-00000000", "checkpoint", config.model, model)
+    auto = RunDirectory(replace(config, train=replace(config.train, resume="auto")), first=True)
+    own = auto.start_from(auto.newest(Groups.single()), Groups.single())
+    assert own is not None
+    assert (own.takes, own.own, own.step) == ("weights", True, 0), "put there by hand"
 
 
 def test_a_run_of_a_version_without_history_does_not_seem_to_begin_where_it_is_resumed(tmp_path: Path) -> None:
