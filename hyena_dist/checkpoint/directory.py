@@ -18,11 +18,14 @@ from typing import Any
 from hyena_dist.checkpoint.files import MARKER, Listed, changed_file, missing_file, read_marker
 from hyena_dist.checkpoint.metadata import FORMAT, METADATA, PLACE, RESUMED, read_sealed, seal
 from hyena_dist.checkpoint.reader import INDEX, CheckpointError, DamagedError, TensorReader, unread
+from hyena_dist.config.identity import measured_alike
 from hyena_dist.parallel.groups import Groups
 from hyena_dist.runtime.agree import agree, broadcast
 from hyena_dist.runtime.files import write_whole
 
 _NAME = re.compile(r"step-(\d{8,})")
+_NAMED = 8
+"""Checkpoints that a message lists."""
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +37,16 @@ class Checkpoint:
     path: Path
     metadata: dict[str, Any]
 
+    @property
+    def has_no_run(self) -> bool:
+        """Whether it holds weights that no run of this program trained, with no place in any data."""
+        return self.metadata.get("data", {}) is None
+
     def check_resumable(self) -> None:
         """Raises CheckpointError: its metadata lacks what a resume takes from it."""
+        if self.has_no_run:
+            raise CheckpointError(f"{self.path}: it has weights alone, and no run that could go on: start one from "
+                                  "them with train.resume=weights:PATH in a new train.run_dir")
         data = self.metadata.get("data")
         missing = [key for key in RESUMED if key not in self.metadata]
         if missing := missing + [f"data.{key}" for key in PLACE if data is not None and key not in data]:
@@ -77,16 +88,16 @@ def is_whole(path: str | Path) -> bool:
 
 
 def open_checkpoint(path: str | Path, groups: Groups | None = None) -> Checkpoint:
-    """The checkpoint at `path` or, where it is damaged, the newest sound one before it beside it. Every rank reads all
-    of it, as a load does, and all take the same; collective.
+    """The checkpoint at `path`, or the newest one of the run there. Where it is damaged, the newest sound one before it
+    beside it. Every rank reads all of it, as a load does, and all take the same; collective.
 
     Raises:
         CheckpointError: on every rank. There is none, it may not be read, or another version wrote it; DamagedError:
             it is damaged, and so is all before it.
     """
-    path, groups = Path(path), groups or Groups.single()
-    before = broadcast(agree(partial(_before, path), groups), groups)
-    found, damage = _first_sound([path, *before], groups)
+    groups = groups or Groups.single()
+    candidates = broadcast(agree(partial(_meant, Path(path)), groups), groups)
+    found, damage = _first_sound(candidates, groups)
     if found is None:
         raise damage[0]
     return found
@@ -116,10 +127,12 @@ def find_latest(checkpoints_dir: str | Path, groups: Groups | None = None, *,
 def find_best(checkpoints_dir: str | Path) -> Checkpoint | None:
     """The sound checkpoint whose metadata has the lowest `val_loss`, the newest of equals; None if none has any.
 
+    Only losses that were measured as the newest checkpoint's would be are compared (`identity.MEASURE`).
+
     Raises:
         CheckpointError: as `find_latest`.
     """
-    return _first_sound(_best_first(_newest_first(checkpoints_dir)), Groups.single())[0]
+    return _first_sound(next(iter(_best_first(_newest_first(checkpoints_dir))), []), Groups.single())[0]
 
 
 def choose_checkpoint(run_dir: str | Path, choice: str) -> Checkpoint:
@@ -163,18 +176,22 @@ def amend_metadata(path: str | Path, **values: Any) -> None:
     write_whole(Path(path) / METADATA, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 
-def prune(checkpoints_dir: str | Path, *, keep: int = 2, passed_over: Collection[Path] = ()) -> None:
-    """Delete all but the newest `keep` whole checkpoints and the best, and what killed runs left.
+def prune(checkpoints_dir: str | Path, *, keep: int = 2, keep_every: int = 0,
+          passed_over: Collection[Path] = ()) -> None:
+    """Delete all but the newest `keep` whole checkpoints, the best, and those that are kept for good; and what killed
+    runs left.
 
     For one rank, while none saves. What cannot be deleted is logged.
 
     Args:
+        keep_every: those of its multiples are kept for good, as are those that say so themselves: a run that was
+            resumed with another `train.keep_every` deletes none that it had promised to keep. 0: none.
         passed_over: checkpoints known to be damaged, which do not count and are left to their owner.
     """
     whole = [path for path in _newest_first(checkpoints_dir) if path not in passed_over and is_whole(path)]
-    best = next(iter(_best_first(whole)), None)
+    best = {group[0] for group in _best_first(whole) if group}
     for path in whole[keep:]:
-        if path != best:
+        if path not in best and not _for_good(path, keep_every):
             # Under a name of the leftovers first: cut short, a delete must not leave what looks like a torn checkpoint.
             try:
                 path.rename(path.with_name(f"{path.name}.tmp-{secrets.token_hex(4)}"))
@@ -196,20 +213,44 @@ def _newest_first(checkpoints_dir: str | Path) -> list[Path]:
     return [Path(checkpoints_dir, name) for _, name in sorted(found, reverse=True)]
 
 
-def _before(path: Path) -> list[Path]:
-    """The checkpoints of earlier steps beside one that the user names, newest first.
+def _meant(path: Path) -> list[Path]:
+    """The checkpoints that a path of the user's stands for, in the order in which they are tried: the named one and
+    those of earlier steps beside it, or all of a run, newest first.
 
     Raises:
-        CheckpointError: there is none of this name.
+        CheckpointError: there is none.
     """
     try:
-        there = path.is_dir()
+        there, is_checkpoint = path.is_dir(), (path / MARKER).exists()
+        of_run = there and not is_checkpoint and (path / "checkpoints").is_dir()
     except OSError as error:
         raise unread(path, error) from error
     if not there:
-        raise CheckpointError(f"{path}: no such checkpoint: choose another checkpoint")
+        raise CheckpointError(f"{path}: no such checkpoint: {_choice_beside(path)}")
+    found = [] if is_checkpoint else _newest_first(path / "checkpoints" if of_run else path)
+    if of_run and not found:
+        raise CheckpointError(f"{path}: this run has no checkpoint: let it save one first, or choose another")
+    if found:
+        return found
     step = step_of(path)
-    return [] if step is None else [other for other in _newest_first(path.parent) if (step_of(other) or 0) < step]
+    before = [] if step is None else [other for other in _newest_first(path.parent) if (step_of(other) or 0) < step]
+    return [path, *before]
+
+
+def _choice_beside(gone: Path) -> str:
+    """What to choose instead of a checkpoint that is not there: those that its run still has."""
+    kept = [path.name for path in _newest_first(gone.parent)]
+    if not kept:
+        return "choose another checkpoint"
+    more = f" and {len(kept) - _NAMED} older ones" if len(kept) > _NAMED else ""
+    return (f"choose one that is kept there ({', '.join(kept[:_NAMED])}{more}); train.keep_every=N lets a run keep "
+            "every N-th step")
+
+
+def _for_good(path: Path, keep_every: int) -> bool:
+    """Whether a whole checkpoint is of a step that is never deleted, by its own run's keys or those of now."""
+    step, own = step_of(path) or 0, _inspect(path)[0].get("identity", {}).get("train.keep_every")
+    return step > 0 and any(type(every) is int and every > 0 and step % every == 0 for every in (keep_every, own))
 
 
 def _first_sound(candidates: Iterable[Path], groups: Groups) -> tuple[Checkpoint | None, list[DamagedError]]:
@@ -225,16 +266,22 @@ def _first_sound(candidates: Iterable[Path], groups: Groups) -> tuple[Checkpoint
     return None, damage
 
 
-def _best_first(paths: Iterable[Path]) -> list[Path]:
-    losses = {path: loss for path in paths if (loss := _val_loss(path)) is not None}
-    return sorted(losses, key=losses.__getitem__)  # stable: the newest of equals first
-
-
-def _val_loss(path: Path) -> float | None:
-    try:
-        return _inspect(path)[0].get("val_loss")
-    except DamagedError:
-        return None
+def _best_first(newest_first: Iterable[Path]) -> list[list[Path]]:
+    """The whole checkpoints that have a validation loss, best first, in groups of those that were measured alike; the
+    first group is that of the newest checkpoint, with a loss or without."""
+    groups: list[tuple[dict[str, Any], dict[Path, float]]] = []
+    for path in newest_first:
+        try:
+            metadata = _inspect(path)[0]
+        except DamagedError:
+            continue
+        own = metadata.get("identity", {})
+        losses = next((losses for other, losses in groups if measured_alike(own, other)), None)
+        if losses is None:
+            groups.append((own, losses := {}))
+        if metadata.get("val_loss") is not None:
+            losses[path] = metadata["val_loss"]
+    return [sorted(losses, key=losses.__getitem__) for _, losses in groups]  # stable: the newest of equals first
 
 
 def _check(path: Path) -> dict[str, Any]:

@@ -178,7 +178,7 @@ def _open(path: Path, shapes: Mapping[str, Mapping[str, torch.Size]], without: f
         names = ", ".join(sorted(lacking)[:3]) + (", ..." if len(lacking) > 3 else "")
         raise CheckpointError(f"{path} has no moments of {len(lacking)} weights that were frozen when it was written "
                               f"and are trained here ({names}): freeze them again, or start Adam anew from its "
-                              "weights, by `launchers/convert.py RUN DEST --to checkpoint` or, in a program, by "
+                              "weights, by train.resume=weights:PATH in a new train.run_dir or, in a program, by "
                               "load_checkpoint(new_optimizer=True)")
     reader.check({f"{kind}/{name}{suffix}": shape for name, parts in shapes.items() for suffix, shape in parts.items()
                   for field, kind in _KINDS.items() if field == "weight" or name in saved or name not in without},

@@ -32,18 +32,19 @@ class CheckpointSaver:
         checkpoints_dir: made by the first save; the same directory on every rank.
         groups: of the run. Making a saver makes a process group.
         keep: whole checkpoints kept besides the best, at least 2: the newest may be of a run that is about to break.
+        keep_every: the steps whose checkpoints are kept for good are its multiples; 0: none.
         passed_over: checkpoints that the run finds damaged: they do not count as kept.
         saved: called by the first rank's thread with each checkpoint that is written.
     """
 
-    def __init__(self, checkpoints_dir: str | Path, groups: Groups, *, keep: int = 2,
+    def __init__(self, checkpoints_dir: str | Path, groups: Groups, *, keep: int = 2, keep_every: int = 0,
                  passed_over: set[Path] | None = None, saved: Callable[[Path], None] | None = None) -> None:
         if keep < 2:
             raise ValueError(f"keep must be at least 2, got {keep}")
         self.failure: OSError | None = None
         """Why the last save wrote nothing; None if it did, or is still writing. After `wait` the same on all ranks."""
         self._directory = Path(checkpoints_dir)
-        self._keep = keep
+        self._keep, self._keep_every = keep, keep_every
         self._groups = groups
         self._own = replace(groups, world=gloo_copy(groups.world))
         device = torch.cuda.current_device() if torch.cuda.is_available() else None
@@ -118,7 +119,7 @@ class CheckpointSaver:
                 if failure is None:
                     self._passed_over.discard(path)
                 # After a failure too: what a killed run left takes room.
-                prune(self._directory, keep=self._keep, passed_over=self._passed_over)
+                prune(self._directory, keep=self._keep, keep_every=self._keep_every, passed_over=self._passed_over)
             except (UserError, OSError) as error:
                 logger.warning("old checkpoints may not be deleted: %s", error)
         return failure

@@ -6,10 +6,14 @@ example: python launchers/convert.py runs/mine exported/mine --to huggingface --
 """
 
 import argparse
+import json
+import shlex
 import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 from hyena_dist.config.errors import ConfigError, UserError, one_line
 from hyena_dist.config.extend import extended
@@ -59,11 +63,15 @@ def _run(args: argparse.Namespace) -> None:
     print(f"{args.dest}: {args.to} of {parameters:,} parameters, max_seq_len {section.max_seq_len}, from {found}: "
           f"{', '.join(files)}")
     if args.to == "checkpoint":
-        print(f"train from it with train.resume={args.dest} {' '.join(_overrides(section))}")
+        print("train from it, with this configuration or another: python launchers/pretrain.py --config "
+              f"configs/quickstart.yaml {shlex.join(_overrides(section, args.dest))}")
 
 
-def _overrides(section: ModelSection) -> list[str]:
-    """The arguments of pretrain.py that give this model."""
-    defaults = asdict(ModelSection())
-    return [f"model.{key}={'null' if value is None else value}" for key, value in asdict(section).items()
-            if value != defaults[key]]
+def _overrides(section: ModelSection, dest: str) -> list[str]:
+    """The arguments of pretrain.py that start a run from this checkpoint, whatever the model and the lengths of the
+    configuration are: every key of the model, and windows as long as it takes."""
+    values: dict[str, Any] = {"train.run_dir": f"runs/{Path(dest).name}", "train.resume": f"weights:{dest}",
+                              "train.seq_len_warmup": "none", "train.seq_len_warmup_steps": None,
+                              "data.seq_len": section.max_seq_len, "data.val_seq_len": None}
+    values |= {f"model.{key}": value for key, value in asdict(section).items()}
+    return [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items()]

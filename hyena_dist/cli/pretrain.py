@@ -35,7 +35,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="Runs under deepspeed, torchrun, srun, or plain python as one process. A run directory that holds a "
-               "checkpoint is resumed.")
+               "checkpoint is resumed, also with other steps, learning rates or engines; train.resume=PATH in a new "
+               "one branches another run, train.resume=weights:PATH takes its weights (docs/training.md).")
     parser.add_argument("--config", required=True, metavar="YAML",
                         help=f"the run's configuration: a file, or the name of a preset ({', '.join(names())})")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="keys that replace the file's")

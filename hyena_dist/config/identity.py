@@ -1,5 +1,10 @@
-"""What makes two configurations the same run: everything but topology, cadence and places on disk."""
+"""What a resume may change: every key of a run is in exactly one of three classes.
 
+A new key of `config/sections/` belongs into one of them; a test fails until it does.
+"""
+
+import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -7,31 +12,69 @@ from hyena_dist.config.schema import Config
 from hyena_dist.config.sections.model import BEFORE_THE_KEY
 from hyena_dist.config.warmup import warmup_entries
 
-FREE_KEYS = frozenset({
-    # Topology and its engine: a checkpoint does not depend on them. Its weights are float32 at any precision.
-    "train.micro_batch_size", "train.activation_checkpointing", "train.activation_offload", "train.precision",
-    "data.num_workers",
-    # Cadence and places. The shards are compared by their content, not by their path.
-    "train.run_dir", "train.resume", "train.eval_every", "train.save_every", "train.on_nonfinite",
-    "train.profile_steps", "data.shards", "data.val_tokens", "train.wandb",
+FIXED = frozenset({
+    # The architecture: other weights, or another function of the same ones.
+    *(f"model.{key}" for key in (
+        "num_layers", "hidden_size", "ffn_hidden_size", "max_seq_len", "hyena_order", "filter_order", "filter_emb_dim",
+        "filter_sine_freq", "filter_num_inner_mlps", "filter_shift", "filter_seq_len", "short_conv_kernel",
+        "vocab_size", "num_attention_heads", "layer_pattern", "tie_embeddings")),
+    # Which windows come, and in which order: the place in the data is a number of windows of this length and batch.
+    "data.seq_len", "data.rc_augment", "data.seed", "train.global_batch_size",
+    "train.seq_len_warmup", "train.seq_len_warmup_steps", "train.seq_len_warmup_batch",
+    # The initial weights, which are history.
+    "train.seed",
 })
-FREE_SECTIONS = frozenset({"parallel", "engine", "ops"})
+"""A resume may not change them."""
+
+CHANGEABLE = frozenset({
+    # How training goes on. Weights, Adam's moments and the place in the data mean the same under any of these.
+    "train.steps", "train.on_nonfinite", "model.embed_dropout", "model.resid_dropout",
+    *(f"optim.{key}" for key in ("lr", "schedule", "cooldown", "min_lr", "warmup_steps", "weight_decay", "betas", "eps",
+                                 "grad_clip")),
+    # What is measured, and when it is measured and saved.
+    "data.val_seq_len", "data.val_tokens", "train.eval_every", "train.save_every", "train.keep_last",
+    "train.keep_every", "train.profile_steps", "train.wandb",
+    # On what it runs. A checkpoint does not depend on it; its weights are float32 at any precision.
+    "train.precision", "train.micro_batch_size", "train.activation_checkpointing", "train.activation_offload",
+    "data.num_workers", "ops.backend",
+    *(f"parallel.{key}" for key in ("tensor", "context", "sequence", "context_method", "overlap_groups")),
+    *(f"engine.{key}" for key in ("name", "zero_stage", "offload", "deepspeed")),
+})
+"""A resume may change them; it says so, with the old and the new value."""
+
+PLACES = frozenset({"train.run_dir", "train.resume", "data.shards"})
+"""Where things lie, which no checkpoint keeps. The shards are compared by their content, not by their path."""
+
+MEASURE = ("data.val_seq_len", "data.val_tokens")
+"""Keys that decide over what a validation loss is taken: losses under different values are not compared."""
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """The keys of a run that a resume may not change, as {"section.key": value}; plain JSON."""
-    kept = {f"{section}.{key}": list(value) if isinstance(value, tuple) else value
-            for section, keys in asdict(config).items() if section not in FREE_SECTIONS
-            for key, value in keys.items() if f"{section}.{key}" not in FREE_KEYS}
-    # The stages as they are meant: a micro-batch is as free here as train.micro_batch_size is, null is no value.
+    """Every key but PLACES as {"section.key": value}, plain JSON: what a checkpoint keeps of its run."""
+    kept = {f"{section}.{key}": value for section, keys in asdict(config).items() for key, value in keys.items()
+            if f"{section}.{key}" not in PLACES}
+    # The stages as they are meant. Their micro-batches are as changeable as train.micro_batch_size; null is no value.
     kept["train.seq_len_warmup"] = [{key: value for key, value in asdict(stage).items()
                                      if key != "micro_batch_size" and value is not None}
                                     for stage in warmup_entries(config)]
+    kept = json.loads(json.dumps(kept))
+    assert isinstance(kept, dict)
     return kept
 
 
-def differences(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
-    """One phrase per key that differs."""
-    saved = {f"model.{key}": value for key, value in BEFORE_THE_KEY.items()} | saved
+def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """One phrase per FIXED key that differs."""
+    saved = {f"model.{key}": value for key, value in BEFORE_THE_KEY.items()} | dict(saved)
     return [f"{key}: saved {saved.get(key)!r}, now {current.get(key)!r}"
-            for key in sorted(saved.keys() | current.keys()) if saved.get(key) != current.get(key)]
+            for key in sorted(FIXED & (saved.keys() | current.keys())) if saved.get(key) != current.get(key)]
+
+
+def changes(saved: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The old and the new value of each CHANGEABLE key that both know and that differs."""
+    return {key: (saved[key], current[key])
+            for key in sorted(CHANGEABLE & saved.keys() & current.keys()) if saved[key] != current[key]}
+
+
+def measured_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether the validation losses of two identities can be compared."""
+    return all(one.get(key) == other.get(key) for key in MEASURE)

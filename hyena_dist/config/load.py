@@ -15,6 +15,7 @@ from hyena_dist.config.errors import ConfigError, one_line
 from hyena_dist.config.kinds import START_BYTES, UTF8_MARK, kind_of_text, not_as_it_is
 from hyena_dist.config.plain import open_regular
 from hyena_dist.config.schema import Config
+from hyena_dist.config.sections.train import WEIGHTS
 from hyena_dist.config.values import hint_of, parse_argument, parse_yaml, plain_string
 
 _VARIABLE = re.compile(r"\$([A-Za-z_][A-Za-z0-9_]*)")
@@ -30,7 +31,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), *, env: Mapping
     """
     config = read_config(path, overrides)
     train, data = config.train, config.data
-    resume = train.resume if train.resume in ("auto", "none") else _expanded("train.resume", train.resume, env)
+    resume = train.resume
+    if train.origin is not None:
+        resume = WEIGHTS * train.weights_only + _expanded("train.resume", train.origin, env)
     try:
         return replace(config, data=replace(data, shards=_expanded("data.shards", data.shards, env)),
                        train=replace(train, run_dir=_expanded("train.run_dir", train.run_dir, env), resume=resume))

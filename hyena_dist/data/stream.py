@@ -184,8 +184,7 @@ class TrainStream:
         if saved.get("version") != STATE_VERSION:
             raise DataError(f"cannot resume the data stream: the saved order of windows has version "
                             f"{saved.get('version')!r}, this code's has {STATE_VERSION}; resume with the code that "
-                            "saved it, or keep its weights: launchers/convert.py RUN DEST --to checkpoint, then "
-                            "train.resume=DEST in a new train.run_dir")
+                            "saved it, or take its weights alone: train.resume=weights:PATH in a new train.run_dir")
         for key, own in {**self._facts(), "stage": self.stage}.items():
             if saved.get(key) != own:
                 raise DataError(f"cannot resume the data stream: the saved {key} is {saved.get(key)!r}, this run's is "

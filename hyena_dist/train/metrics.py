@@ -162,6 +162,7 @@ class Metrics:
         now: the time at which the run goes on, as rows have it.
         settings: the run's configuration, for the tables of runs.
         wandb: the project at W&B; empty: none.
+        anew: the run begins at `last_step`, as a branch of another one does: rows of the steps before are not its own.
 
     Raises:
         ConfigError: W&B is wanted and does not start.
@@ -169,13 +170,13 @@ class Metrics:
     """
 
     def __init__(self, run_dir: Path, *, last_step: int, total_steps: int, now: float,
-                 settings: Mapping[str, Any] | None = None, wandb: str = "") -> None:
+                 settings: Mapping[str, Any] | None = None, wandb: str = "", anew: bool = False) -> None:
         self._board_path = run_dir / "tensorboard"
         self._settings = flat(settings or {})
         self._wandb = WandbRun(wandb, run_dir, self._settings) if wandb else None
-        self._rows = RowFile(run_dir / "metrics.jsonl", last_step=last_step)
+        self._rows = RowFile(run_dir / "metrics.jsonl", last_step=-1 if anew else last_step)
         self._board: Board | None = None
-        self._open_board(last_step, now)
+        self._open_board(-1 if anew else last_step, now)
         self._progress = RunProgress(last_step, total_steps)
 
     def _open_board(self, last_step: int, now: float) -> None:

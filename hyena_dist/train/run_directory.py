@@ -3,20 +3,22 @@
 import json
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from hyena_dist.checkpoint.directory import Checkpoint, find_latest, open_checkpoint
 from hyena_dist.config.errors import ConfigError
-from hyena_dist.config.identity import differences, identity
+from hyena_dist.config.identity import changes, differences, identity
 from hyena_dist.config.load import dump_config
 from hyena_dist.config.plain import open_regular
 from hyena_dist.config.schema import Config
+from hyena_dist.config.sections.train import WEIGHTS, TrainSection
 from hyena_dist.parallel.groups import Groups
 from hyena_dist.runtime.agree import agree
 from hyena_dist.runtime.files import write_whole
 from hyena_dist.runtime.requeue import take_requeue
 from hyena_dist.runtime.run_lock import RunLock
+from hyena_dist.train.history import Start, note_start, read_beginning
 
 SAVED = "last_checkpoint"
 """Name of the file that names the newest checkpoint that was ever written here."""
@@ -61,51 +63,89 @@ class RunDirectory:
         if self._lock is not None:
             self._lock.release()
 
-    def start_from(self, latest: Checkpoint | None, groups: Groups) -> Checkpoint | None:
-        """The checkpoint to go on from, by `train.resume`; None for a fresh start. Collective.
+    def start_from(self, latest: Checkpoint | None, groups: Groups) -> Start | None:
+        """What to begin with or to go on from, by `train.resume`; None for a fresh start. Collective.
+
+        Where the directory holds a run already, that run goes on, also where `train.resume` names the checkpoint of
+        another one from which it once was branched: the same command, started again, resumes the branch.
 
         Args:
             latest: the newest sound checkpoint in here.
 
         Raises:
             UserError: on every rank. It was saved with another configuration, is not sound, or would lose newer ones;
-                or the run had checkpoints and has none any more.
+                the run had checkpoints and has none any more, or it began somewhere else than `train.resume` says.
         """
-        choice = self._config.train.resume
-        if latest is None and choice != "none":
+        train = self._config.train
+        if latest is None and train.resume != "none":
             agree(self._refuse_lost, groups)
-        if choice not in ("auto", "none"):
-            path = Path(choice)
-            if latest is None or path.resolve().parent == latest.path.resolve().parent:
-                chosen = open_checkpoint(path, groups)
-                agree(lambda: self._check(chosen, latest), groups)
-                return chosen
-            logger.info("train.run_dir=%s has a checkpoint of its own: going on from %s, not from train.resume=%s",
-                        self.path, latest.path.name, choice)
-        if latest is None:
-            return None
-        if choice == "none":
-            raise ConfigError(f"train.run_dir={self.path} holds a run already ({latest.path.name}): choose another "
-                              "directory, or resume it with train.resume=auto")
-        agree(lambda: self._check(latest, latest), groups)
-        return latest
+        if train.origin is None or (latest is not None and not self._holds(Path(train.origin))):
+            if latest is None:
+                return None
+            if train.resume == "none":
+                raise ConfigError(f"train.run_dir={self.path} holds a run already ({latest.path.name}): choose another "
+                                  "directory, or resume it with train.resume=auto")
+            agree(self._check_beginning, groups)
+            start = Start(latest)
+        else:
+            start = Start(open_checkpoint(train.origin, groups), own=latest is not None,
+                          takes="weights" if train.weights_only else "state")
+        if start.checkpoint.has_no_run:
+            start = replace(start, takes="weights")
+        return agree(lambda: self._checked(start, latest), groups)
 
-    def _check(self, chosen: Checkpoint, latest: Checkpoint | None) -> None:
-        """Raises UserError: the run cannot go on from the chosen checkpoint."""
-        chosen.check_resumable()
-        path, metadata = chosen.path, chosen.metadata
-        saved, current = metadata["identity"], json.loads(json.dumps(identity(self._config)))
-        if is_import(metadata):  # weights without a run: only the model must be the same
-            current = {key: value for key, value in current.items() if key in saved or key.startswith("model.")}
-        if changed := differences(saved, current):
-            raise ConfigError(f"{path} cannot be resumed with another configuration: {'; '.join(changed)}: set "
-                              "these keys as saved, or start afresh in another train.run_dir")
-        if latest is not None and latest.path != path:
+    def _holds(self, path: Path) -> bool:
+        """Whether a path in train.resume is this run, or one of its checkpoints."""
+        own = self.checkpoints.resolve()
+        return path.resolve() in (self.path.resolve(), own) or path.resolve().parent == own
+
+    def _checked(self, start: Start, latest: Checkpoint | None) -> Start:
+        """The start with the keys that it changes.
+
+        Raises:
+            UserError: the run cannot start so.
+        """
+        path, metadata = start.checkpoint.path, start.checkpoint.metadata
+        whole = start.takes == "state"
+        if whole:
+            start.checkpoint.check_resumable()
+        elif start.own and self._config.train.weights_only:
+            raise ConfigError(f"train.resume={self._config.train.resume} is of the run in train.run_dir={self.path} "
+                              "itself, and weights start a run of their own: choose another train.run_dir")
+        saved, current = metadata.get("identity", {}), identity(self._config)
+        if not whole:  # only the model must be the same
+            current = {key: value for key, value in current.items() if key.startswith("model.")}
+            saved = {key: value for key, value in saved.items() if key.startswith("model.")}
+        if refused := differences(saved, current):
+            otherwise = ("" if not whole or any(key.startswith("model.") for key in refused) else
+                         f", or take the weights alone with train.resume=weights:{path} in another train.run_dir")
+            raise ConfigError(f"{path} cannot be resumed with another configuration: {'; '.join(refused)}: set these "
+                              f"keys as saved{otherwise}")
+        if start.step > self._config.train.steps:
+            raise ConfigError(f"train.steps={self._config.train.steps} is less than the {start.step} steps that {path} "
+                              "has had: set it to more, or take an earlier checkpoint in another train.run_dir")
+        if start.own and latest is not None and latest.path.name != path.name:
             latest.check_resumable()
             if latest.metadata["step"] > metadata["step"]:
                 # Its next checkpoints would be older than those, which the run would resume from and keep instead.
-                raise ConfigError(f"train.resume={path} is older than {latest.path}: delete the newer ones, resume "
-                                  "that one with train.resume=auto, or choose another train.run_dir")
+                raise ConfigError(f"train.resume={path} is older than {latest.path}: resume that one with "
+                                  "train.resume=auto, or branch from the older one in another train.run_dir")
+        return replace(start, changed=tuple((key, *values) for key, values in changes(saved, current).items()))
+
+    def _check_beginning(self) -> None:
+        """Raises ConfigError: the run in here did not begin at what train.resume names; it is another one."""
+        train, began = self._config.train, read_beginning(self.path)
+        if not self._first or train.origin is None:
+            return
+        if began is None:  # of a version that did not write it down
+            logger.info("train.run_dir=%s has a checkpoint of its own: going on from it, not from train.resume=%s",
+                        self.path, train.resume)
+        elif (str(began["resume"]).removeprefix(WEIGHTS) != _plain(train).removeprefix(WEIGHTS)
+              or (train.weights_only and began["takes"] != "weights")):
+            how = "afresh" if began["from"] is None else f"with the {began['takes']} of {began['from']}"
+            raise ConfigError(f"train.run_dir={self.path} holds a run that began {how}, not at train.resume="
+                              f"{train.resume}: choose another train.run_dir, or go on with this run by "
+                              "train.resume=auto")
 
     def _refuse_lost(self) -> None:
         """Raises ConfigError: checkpoints were saved here, and none is left to go on from."""
@@ -143,19 +183,31 @@ class RunDirectory:
             raise FileNotFoundError(f"train.run_dir={self.path} was deleted or moved under the run, or is another "
                                     "run's now: nothing more can be saved there")
 
-    def begin(self, *, afresh: bool) -> None:
-        """Write config.yaml, and forget that an earlier start was to be requeued, or with `afresh` ended; on the first
-        rank.
+    def begin(self, start: Start | None) -> None:
+        """Write config.yaml and a line of history, and forget that an earlier start was to be requeued, or had ended
+        where this one has steps to go; on the first rank.
+
+        Args:
+            start: as `start_from` gave it.
 
         Raises:
             OSError: they could not be written.
         """
-        if self._first:
-            for name in (SAVED, SUMMARY) if afresh else ():
-                (self.path / name).unlink(missing_ok=True)
-            text = dump_config(self._config)
-            write_whole(self.path / "config.yaml", lambda path: path.write_text(text, encoding="utf-8"))
-            take_requeue(self.path)
+        if not self._first:
+            return
+        if start is None or not start.own:
+            (self.path / SAVED).unlink(missing_ok=True)
+            (self.path / SUMMARY).unlink(missing_ok=True)
+        elif start.step < self._config.train.steps:
+            self.note_saved(start.checkpoint.path)  # what the summary alone says of a run of older versions
+            (self.path / SUMMARY).unlink(missing_ok=True)
+        text = dump_config(self._config)
+        write_whole(self.path / "config.yaml", lambda path: path.write_text(text, encoding="utf-8"))
+        note_start(self.path, start, _plain(self._config.train))
+        take_requeue(self.path)
+        if start is not None and start.changed:
+            logger.info("changed since %s: %s", start.checkpoint.path,
+                        "; ".join(f"{key}: was {old!r}, is {new!r}" for key, old, new in start.changed))
 
     def newest(self, groups: Groups) -> Checkpoint | None:
         """The newest sound checkpoint; collective."""
@@ -171,10 +223,15 @@ class RunDirectory:
         layout = {"data": groups.data.size, "tensor": groups.tensor.size, "context": groups.context.size,
                   "engine": engine.name, "zero_stage": engine.zero_stage if engine.name == "deepspeed" else None,
                   "precision": self._config.train.precision}
-        text = json.dumps({**numbers, "world_size": groups.world.size, "layout": layout}, indent=1) + "\n"
+        began = read_beginning(self.path) or {}
+        origin = {key: began[key] for key in ("from", "step", "takes")} if began.get("from") else None
+        text = json.dumps({**numbers, "world_size": groups.world.size, "layout": layout, "branch": origin},
+                          indent=1) + "\n"
         write_whole(self.path / SUMMARY, lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def is_import(metadata: dict[str, Any]) -> bool:
-    """Whether a checkpoint holds weights that no run of this program trained: it has no place in any data."""
-    return metadata["data"] is None
+def _plain(train: TrainSection) -> str:
+    """train.resume, the path in it without `..` and links."""
+    if train.origin is None:
+        return train.resume
+    return WEIGHTS * train.weights_only + str(Path(train.origin).resolve())

@@ -54,19 +54,25 @@ def open_trainer(config: Config, groups: Groups, device: torch.device, *,
         stack.callback(run.release)
         agree(lambda: stack.enter_context(RankLog(run.path, groups.world.rank)), groups)
         task = stack.enter_context(closing(objective(config, groups, device)))
-        resume = run.start_from(run.newest(groups), groups)
+        start = run.start_from(run.newest(groups), groups)
         engine = build_engine(config, task.module, task.table, groups)
-        saver = stack.enter_context(closing(CheckpointSaver(run.checkpoints, groups, passed_over=run.passed_over,
-                                                            saved=run.note_saved)))
+        saver = stack.enter_context(closing(CheckpointSaver(
+            run.checkpoints, groups, keep=config.train.keep_last, keep_every=config.train.keep_every,
+            passed_over=run.passed_over, saved=run.note_saved)))
         saver.probe()
         state = RunState(config, groups, engine, task)
-        if resume is not None:
-            state.restore(resume)
-        agree(lambda: run.begin(afresh=resume is None), groups)  # not before all that could refuse
+        if start is not None:
+            state.restore(start)
+        agree(lambda: run.begin(start), groups)  # not before all that could refuse
+        if start is not None and not start.own:
+            # A branch begins by saving what it begins with: from here on it needs its origin no more.
+            saver.save(engine, task.table, state.status.step, state.metadata())
+            saver.wait()
         watchdog = stack.enter_context(Watchdog(control, stop, launchers=launchers))
         times = StepTimes(control)
         metrics = agree(lambda: Metrics(run.path, last_step=state.status.step, total_steps=config.train.steps,
-                                        now=time.time(), settings=asdict(config), wandb=config.train.wandb)
+                                        now=time.time(), settings=asdict(config), wandb=config.train.wandb,
+                                        anew=start is None or not start.own)
                         if first else None, groups)
         if metrics is not None:
             stack.callback(metrics.close)

@@ -3,17 +3,16 @@
 import logging
 from typing import Any
 
-from hyena_dist.checkpoint.directory import Checkpoint
 from hyena_dist.checkpoint.format import load_checkpoint
-from hyena_dist.config.identity import identity
+from hyena_dist.config.identity import identity, measured_alike
 from hyena_dist.config.load import dump_config
 from hyena_dist.config.schema import Config
 from hyena_dist.config.versions import own_version
 from hyena_dist.engine.loss_scale import LossScaler
 from hyena_dist.engine.protocol import Engine
 from hyena_dist.parallel.groups import Groups
+from hyena_dist.train.history import Start
 from hyena_dist.train.objective import Objective
-from hyena_dist.train.run_directory import is_import
 from hyena_dist.train.status import Status
 
 logger = logging.getLogger(__name__)
@@ -34,18 +33,23 @@ class RunState:
                 "loss_scale": None if scaler is None else scaler.state_dict(), "seconds": self.status.seconds,
                 "version": own_version()}
 
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint; from one that has weights alone, at the start. Collective.
+    def restore(self, start: Start) -> None:
+        """Go on from a checkpoint; with its weights alone, at the start. Collective.
 
         Raises:
             UserError: it is damaged, or of another model or other data.
         """
-        metadata = load_checkpoint(checkpoint, self.engine, self.objective.table, self._groups)
-        if is_import(metadata):
-            logger.info("starting from the weights of %s", checkpoint.path)
+        weights = start.takes == "weights"
+        metadata = load_checkpoint(start.checkpoint, self.engine, self.objective.table, self._groups,
+                                   new_optimizer=weights)
+        logger.info("going on from the %s of %s, at step %d", start.takes, start.checkpoint.path, start.step)
+        if weights:
             return
-        self.status.restore(metadata)
+        # A loss over other windows is not this run's, nor a best one whose checkpoint is in another run's directory.
+        alike = measured_alike(metadata["identity"], identity(self._config))
+        val_loss = metadata["val_loss"] if alike else None
+        best = metadata["best_val_loss"] if alike and start.own else val_loss
+        self.status.restore({**metadata, "val_loss": val_loss, "best_val_loss": best})
         self.objective.load_state_dict(metadata["data"])
         if self.engine.loss_scaler is not None:
             self.engine.loss_scaler.load_state_dict(metadata["loss_scale"] or LossScaler().state_dict())
-        logger.info("resumed %s at step %d", checkpoint.path, self.status.step)

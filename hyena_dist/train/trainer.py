@@ -23,6 +23,7 @@ from hyena_dist.runtime.requeue import clear_requeue, write_requeue
 from hyena_dist.runtime.stop import StopSignal
 from hyena_dist.runtime.watchdog import Watchdog
 from hyena_dist.train.banner import last_line
+from hyena_dist.train.history import Start
 from hyena_dist.train.laps import Laps
 from hyena_dist.train.ledger import Ledger
 from hyena_dist.train.lost_steps import LostSteps, RollBack
@@ -207,10 +208,10 @@ class Trainer:
         self._watchdog.beat()
 
     def _note_validation(self) -> None:
-        """Write a validation that was made up for into the checkpoint of this step."""
+        """Write a validation that was made up for into the checkpoint of this step, with the keys it was made with."""
         path = step_directory(self._run.checkpoints, self.status.step)
         if self._is_first and is_whole(path):
-            amend_metadata(path, **self.status.val_losses)
+            amend_metadata(path, **self.state.metadata())
 
     def _roll_back(self, lost: int) -> None:
         """To the last checkpoint, but on with the batches after those of step `lost`."""
@@ -222,7 +223,7 @@ class Trainer:
                                 "train.save_every, or train.on_nonfinite=skip")
         skipped = self.objective.skipped  # by earlier ways back: those batches must not come again either
         agree(latest.check_resumable, self.groups)
-        self.state.restore(latest)
+        self.state.restore(Start(latest))
         self.objective.skip(skipped - self.objective.skipped + lost - self.status.step)
         agree(partial(self._ledger.go_back, self.status.step), self.groups)
         self._watchdog.beat()

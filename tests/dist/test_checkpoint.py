@@ -293,9 +293,14 @@ def test_metadata_that_a_resume_cannot_go_on_from(checkpoint: Path) -> None:
                   data={"step": 5})
     with pytest.raises(CheckpointError, match=r"lacks data.passed, data.stage, data.epoch, data.index, so no run can"):
         open_checkpoint(checkpoint).check_resumable()
-    edit_metadata(checkpoint, **dict.fromkeys(("data", "val_loss", "best_val_loss", "loss_scale")), seconds=1.0)
+    edit_metadata(checkpoint, data=None)
+    assert open_checkpoint(checkpoint).has_no_run
+    with pytest.raises(CheckpointError, match=r"weights alone, .*: start one from them with train.resume=weights:PATH"):
+        open_checkpoint(checkpoint).check_resumable()
+    edit_metadata(checkpoint, data={"step": 5, "passed": 0, "stage": 0, "epoch": 0, "index": 40})
     opened = open_checkpoint(checkpoint)
     opened.check_resumable()
+    assert not opened.has_no_run
     assert opened.metadata["step"] == 5
     assert "sha256" not in opened.metadata
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from hyena_dist.checkpoint import directory as checkpoint_directory
-from hyena_dist.checkpoint.directory import find_latest, open_checkpoint, step_directory
+from hyena_dist.checkpoint.directory import Checkpoint, find_latest, open_checkpoint, step_directory
+from hyena_dist.checkpoint.reader import CheckpointError
 from hyena_dist.checkpoint.saver import CheckpointSaver
 from hyena_dist.config.errors import ConfigError, UserError
 from hyena_dist.config.schema import Config
@@ -20,9 +21,10 @@ from hyena_dist.convert import write_model
 from hyena_dist.model.config import hyena_config
 from hyena_dist.model.model import HyenaModel
 from hyena_dist.parallel.groups import Groups, init_groups
+from hyena_dist.train.history import Start, note_start, read_beginning
 from hyena_dist.train.metrics import read_rows
 from hyena_dist.train.run_directory import RunDirectory
-from hyena_dist.train.trainer import Trainer
+from hyena_dist.train.session import open_trainer
 from tests.checkpoints import edit_metadata, flip, latest
 from tests.dist.harness import run_distributed
 from tests.dist.test_lost_steps import config_of
@@ -33,7 +35,8 @@ SETTINGS = {"steps": 9, "save_every": 3}
 def _fit(config: Config, groups: Groups) -> str | None:
     """A run from its start to its end; the refusal, if it was refused."""
     try:
-        Trainer(config, groups, torch.device("cpu")).fit()
+        with open_trainer(config, groups, torch.device("cpu")) as trainer:
+            trainer.fit()
     except (UserError, OSError) as error:
         return str(error)
     return None
@@ -120,17 +123,18 @@ def _one_rank_sees_damage(checkpoints: Path, groups: Groups) -> list[str]:
 
 
 def _deleted(config: Config, groups: Groups) -> str | None:
-    trainer = Trainer(config, groups, torch.device("cpu"))
-    take = trainer.curriculum.take
-
-    def deleting() -> Any:
-        if trainer.step == 1 and groups.world.rank == 0:  # before the first save, which could write into it meanwhile
-            shutil.rmtree(config.train.run_dir)
-        return take()
-
-    trainer.curriculum.take = deleting  # type: ignore[method-assign]
     try:
-        trainer.fit()
+        with open_trainer(config, groups, torch.device("cpu")) as trainer:
+            take = trainer.objective.curriculum.take
+
+            def deleting() -> Any:
+                # Before the first save, which could write into it meanwhile.
+                if trainer.status.step == 1 and groups.world.rank == 0:
+                    shutil.rmtree(config.train.run_dir)
+                return take()
+
+            trainer.objective.curriculum.take = deleting  # type: ignore[method-assign]
+            trainer.fit()
     except OSError as error:
         return str(error)
     return None
@@ -188,7 +192,7 @@ def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before(runs: 
     whole = _losses(directory / "whole")
     assert _losses(directory / name) == {step: whole[step] for step in steps}
     names = {path.name for path in (directory / name / "checkpoints").iterdir()}
-    assert names == ({"step-00000006", "step-00000009"} if name == "rotten" else {"step-00000009"})
+    assert names == {"step-00000006", "step-00000009"}, "a branch has what it began with as its own first checkpoint"
     if name == "branch":
         assert latest(directory / name / "checkpoints") == step_directory(directory / name / "checkpoints", 9)
 
@@ -254,8 +258,32 @@ def test_weights_that_do_not_say_of_which_model_they_are_start_no_run(tmp_path: 
     run = RunDirectory(config, first=True)
     chosen = run.start_from(None, Groups.single())
     assert chosen is not None
-    assert chosen.path == tmp_path / "start", "control"
-    saved = {key: value for key, value in chosen.metadata["identity"].items() if key != "model.filter_shift"}
+    assert chosen.checkpoint.path == tmp_path / "start", "control"
+    assert (chosen.takes, chosen.own, chosen.step) == ("weights", False, 0)
+    with pytest.raises(CheckpointError, match="start: it has weights alone, and no run that could go on"):
+        chosen.checkpoint.check_resumable()
+    saved = {key: value for key, value in chosen.checkpoint.metadata["identity"].items() if key != "model.filter_shift"}
     edit_metadata(tmp_path / "start", identity=saved)
     with pytest.raises(ConfigError, match=r"another configuration: model.filter_shift: saved None, now 0.05: set"):
         run.start_from(None, Groups.single())
+    write_model(run.checkpoints / "step-00000000", "checkpoint", config.model, model)
+    auto = RunDirectory(replace(config, train=replace(config.train, resume="auto")), first=True)
+    own = auto.start_from(auto.newest(Groups.single()), Groups.single())
+    assert own is not None
+    assert (own.takes, own.own, own.step) == ("weights", True, 0), "put there by hand"
+
+
+def test_a_run_of_a_version_without_history_does_not_seem_to_begin_where_it_is_resumed(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path / "step-00000007", {"step": 7})
+    note_start(tmp_path, Start(checkpoint), "auto")
+    assert read_beginning(tmp_path) is None
+    note_start(tmp_path, Start(checkpoint, own=False), "/elsewhere")
+    note_start(tmp_path, Start(checkpoint), "auto")
+    began = read_beginning(tmp_path)
+    assert began is not None
+    assert (began["step"], began["resume"]) == (7, "/elsewhere"), "control: a beginning replaces what was before it"
+    for strange in (b"", b"{", b"[1]", b"\xff", b"[" * 100_000, b'{"begins": true}'):
+        (tmp_path / "history.jsonl").write_bytes(strange + b"\n")
+        assert read_beginning(tmp_path) is None
+        note_start(tmp_path, Start(checkpoint), "auto")
+        assert (tmp_path / "history.jsonl").read_bytes().startswith(strange), "what is not understood stays"

@@ -20,6 +20,7 @@ from hyena_dist.checkpoint.directory import (
     find_best,
     find_latest,
     is_whole,
+    open_checkpoint,
     prune,
     read_metadata,
     step_directory,
@@ -30,7 +31,7 @@ from hyena_dist.checkpoint.reader import CheckpointError
 from hyena_dist.checkpoint.saver import CheckpointSaver
 from hyena_dist.model.placement import Placement
 from hyena_dist.parallel.groups import Groups
-from tests.checkpoints import latest, write_metadata
+from tests.checkpoints import flip, latest, write_metadata
 from tests.dist.harness import fork_server, run_distributed
 from tests.dist.test_checkpoint import DictEngine
 from tests.dist.toy import data_groups
@@ -244,6 +245,44 @@ def test_the_best_stays_and_no_loss_is_none(tmp_path: Path) -> None:
         shutil.rmtree(step_directory(tmp_path, step))
     assert find_best(tmp_path) is None
     assert find_best(tmp_path / "nowhere") is None
+
+
+def test_every_n_th_is_kept_for_good_also_by_a_run_that_keeps_others(tmp_path: Path) -> None:
+    for step in range(0, 8):
+        identity = {"train.keep_every": 3} if step < 5 else {}
+        save_checkpoint(step_directory(tmp_path, step), filled(step), TABLE, Groups.single(), {"identity": identity})
+    prune(tmp_path, keep=2, keep_every=4)
+    assert names(tmp_path) == [f"step-0000000{step}" for step in (3, 4, 6, 7)], "3 was promised, 6 is of the newest"
+    save_checkpoint(step_directory(tmp_path, 9), filled(9), TABLE, Groups.single(), {})
+    prune(tmp_path, keep=2)
+    assert names(tmp_path) == [f"step-0000000{step}" for step in (3, 7, 9)], "4 was promised by none, once none asks"
+
+
+def test_the_best_of_each_way_to_measure_is_kept_and_only_alike_are_compared(tmp_path: Path) -> None:
+    for step, (length, loss) in enumerate([(64, 1.0), (64, 1.5), (128, 3.0), (128, 2.5), (128, None), (128, 2.7)]):
+        save_checkpoint(step_directory(tmp_path, step), filled(step), TABLE, Groups.single(),
+                        {"val_loss": loss, "identity": {"data.val_seq_len": length}})
+    assert best_path(tmp_path) == step_directory(tmp_path, 3), "the lowest of all is of other windows"
+    prune(tmp_path, keep=2)
+    assert names(tmp_path) == [f"step-0000000{step}" for step in (0, 3, 4, 5)]
+
+
+def test_a_run_stands_for_its_newest_and_what_is_gone_names_what_is_kept(tmp_path: Path) -> None:
+    checkpoints = tmp_path / "checkpoints"
+    (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
+    for step in range(1, 12):
+        save_checkpoint(step_directory(checkpoints, step), filled(step), TABLE, Groups.single(), {"step": step})
+    for path in (tmp_path, checkpoints):
+        assert open_checkpoint(path).metadata["step"] == 11
+    flip(step_directory(checkpoints, 11) / ".metadata", 100)
+    assert open_checkpoint(tmp_path).metadata["step"] == 10
+    with pytest.raises(CheckpointError, match="step-00000099: no such checkpoint: choose one that is kept there "
+                       r"\(step-00000011, step-00000010, .*, step-00000004 and 3 older ones\); train.keep_every=N"):
+        open_checkpoint(step_directory(checkpoints, 99))
+    with pytest.raises(CheckpointError, match="nowhere: no such checkpoint: choose another checkpoint$"):
+        open_checkpoint(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match="empty: this run has no checkpoint: let it save one first"):
+        open_checkpoint(tmp_path / "empty")
 
 
 def test_two_are_kept_at_least(tmp_path: Path) -> None:

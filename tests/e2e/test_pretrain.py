@@ -170,7 +170,7 @@ def test_a_mistake_is_one_line_and_status_2(shards, tmp_path, overrides, message
 
 
 def test_a_resume_refuses_another_run(whole, shards):
-    for overrides, message in ((["optim.lr=1e-3"], "optim.lr: saved 0.002, now 0.001"),
+    for overrides, message in ((["data.rc_augment=true"], "data.rc_augment: saved False, now True"),
                                (["model.hidden_size=32"], "model.hidden_size: saved 16, now 32"),
                                (["train.resume=none"], "holds a run already")):
         result = run(command("python", shards, whole, "train.steps=40", *overrides))

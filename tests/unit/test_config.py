@@ -2,14 +2,14 @@
 
 import itertools
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from hyena_dist.config.checks import accumulation_steps, check
 from hyena_dist.config.errors import ConfigError
-from hyena_dist.config.identity import differences, identity
+from hyena_dist.config.identity import CHANGEABLE, FIXED, MEASURE, PLACES, changes, differences, identity
 from hyena_dist.config.load import dump_config, load_config
 from hyena_dist.config.schema import Config
 from hyena_dist.config.sections.data import DataSection
@@ -205,8 +205,48 @@ def test_every_violation_is_named_at_once():
         check(config, world_size=1)
 
 
-def test_identity_is_all_but_topology():
-    assert differences(identity(BASE), identity(replace(BASE, train=replace(BASE.train, micro_batch_size=4)))) == []
-    changed = replace(BASE, optim=replace(BASE.optim, lr=1.0), model=replace(BASE.model, hidden_size=64))
-    assert differences(identity(BASE), identity(changed)) == ["model.hidden_size: saved 128, now 64",
-                                                            "optim.lr: saved 0.0006, now 1.0"]
+def test_every_key_says_whether_a_resume_may_change_it():
+    """A key that is in none of the classes would be changed in silence: give it a class in config/identity.py."""
+    keys = {f"{section}.{key}" for section, content in asdict(BASE).items() for key in content}
+    classes = (FIXED, CHANGEABLE, PLACES)
+    assert keys - frozenset().union(*classes) == set(), "without a class"
+    assert frozenset().union(*classes) - keys == set(), "no such keys"
+    assert sum(len(keys_of_class) for keys_of_class in classes) == len(keys), "in two classes"
+    assert set(MEASURE) <= CHANGEABLE
+    assert identity(BASE).keys() == FIXED | CHANGEABLE
+
+
+def test_what_is_fixed_is_refused_and_what_is_changeable_is_said():
+    changed = replace(BASE, optim=replace(BASE.optim, lr=1.0, betas=(0.8, 0.9)),
+                      model=replace(BASE.model, hidden_size=64, embed_dropout=0.2),
+                      train=replace(BASE.train, run_dir="elsewhere"), data=replace(BASE.data, shards="elsewhere"))
+    saved, current = identity(BASE), identity(changed)
+    assert differences(saved, current) == ["model.hidden_size: saved 128, now 64"]
+    assert changes(saved, current) == {"optim.lr": (6e-4, 1.0), "optim.betas": ([0.9, 0.999], [0.8, 0.9]),
+                                       "model.embed_dropout": (0.1, 0.2)}
+    assert differences(saved, saved) == []
+    assert changes(saved, saved) == {}
+    older = {key: value for key, value in saved.items() if key not in ("optim.lr", "model.num_layers")}
+    assert "optim.lr" not in changes(older, current), "of a key that the older version did not know nothing is known"
+    assert "model.num_layers: saved None, now 2" in differences(older, current), "but what is fixed must be known"
+
+
+@pytest.mark.parametrize(("overrides", "message"), [
+    (["train.keep_last=1"], "train.keep_last must be at least 2, got 1"),
+    (["train.keep_every=150", "train.save_every=100"], r"\(150\) is not a multiple of train.save_every \(100\).* 200$"),
+    (["train.keep_every=100", "train.save_every=0"], "keeps nothing with train.save_every=0"),
+    (["train.keep_every=-1"], "train.keep_every must be 0 or greater"),
+    (["train.resume=weights:"], "train.resume must be a path, got ''"),
+])
+def test_what_is_kept_and_taken(tmp_path, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        load(tmp_path, MINIMAL, *overrides)
+
+
+def test_a_path_behind_weights_is_expanded_as_any_other(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(MINIMAL)
+    for prefix in ("", "weights:"):
+        train = load_config(path, [f"train.resume={prefix}$OLD/x"], env={"OLD": "/runs"}).train
+        assert (train.resume, train.origin, train.weights_only) == (f"{prefix}/runs/x", "/runs/x", bool(prefix))
+    assert load_config(path).train.origin is None

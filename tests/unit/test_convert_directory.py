@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pickle
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from safetensors.torch import load_file, save_file
 from hyena_dist.checkpoint.directory import read_metadata, step_directory
 from hyena_dist.checkpoint.format import load_checkpoint, save_checkpoint
 from hyena_dist.cli.convert import main
+from hyena_dist.cli.pretrain import main as pretrain
+from hyena_dist.config.load import load_config
 from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.convert import FORMATS, from_published, read_model, to_published, write_model
 from hyena_dist.convert.huggingface import from_huggingface
@@ -229,7 +232,7 @@ def test_the_checkpoint_that_was_taken_is_the_one_that_is_named(run_dir: Path, t
 def test_a_checkpoint_to_start_from(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Weights of the source, moments and steps of none."""
     assert main([str(run_dir), str(tmp_path / "start"), "--to", "checkpoint"]) == 0
-    assert f"train.resume={tmp_path / 'start'} model.hidden_size=8 " in capsys.readouterr().out
+    assert f" train.resume=weights:{tmp_path / 'start'} " in capsys.readouterr().out
     section, model = small()
     engine = _Weights(model)
     metadata = load_checkpoint(tmp_path / "start", engine, model.placement(), Groups.single())  # type: ignore[arg-type]
@@ -238,6 +241,31 @@ def test_a_checkpoint_to_start_from(run_dir: Path, tmp_path: Path, capsys: pytes
     assert torch.equal(engine.state["final_norm.bias"]["weight"], torch.full((8,), 20.0))
     assert not any(fields[moment].any() for fields in engine.state.values() for moment in ("exp_avg", "exp_avg_sq"))
     assert read_metadata(step_directory(run_dir / "checkpoints", 20))["optimizer_step_count"] == 7, "control"
+
+
+@pytest.mark.parametrize("changes", [
+    {}, {"max_seq_len": 40_000, "filter_seq_len": 20, "embed_dropout": 1e-05, "resid_dropout": 0.25},
+    {"layer_pattern": "HA", "num_attention_heads": 2, "ffn_hidden_size": 24, "vocab_size": 14}])
+@pytest.mark.parametrize("config", ["quickstart", "hyenadna-32k"])
+def test_the_command_that_it_prints_trains_that_model(tmp_path: Path, changes: dict[str, Any], config: str,
+                                                      capsys: pytest.CaptureFixture) -> None:
+    """Whatever the configuration says of model and lengths; its own data and batches stay."""
+    section, model = small(**changes)
+    write_model(tmp_path / "a model", "safetensors", section, model)
+    dest = tmp_path / "to start" / "small"
+    assert main([str(tmp_path / "a model"), str(dest), "--to", "checkpoint"]) == 0
+    command = shlex.split(capsys.readouterr().out.splitlines()[-1].partition("python launchers/pretrain.py ")[2])
+    assert command[:2] == ["--config", "configs/quickstart.yaml"]
+    command[1] = str(ROOT / "configs" / f"{config}.yaml")
+    assert pretrain([*command, "--dry-run"]) == 0
+    dumped = tmp_path / "run.yaml"
+    dumped.write_text(capsys.readouterr().out)
+    read = load_config(dumped)
+    assert read.model == section
+    assert (read.data.seq_len, read.train.resume) == (section.max_seq_len, f"weights:{dest}")
+    if section.max_seq_len == 20:
+        without = [argument for argument in command if not argument.startswith("data.seq_len")]
+        assert pretrain([*without, "--dry-run"]) == 2, "control"
 
 
 def test_a_checkpoint_to_start_from_can_be_read_under_its_name(run_dir: Path, tmp_path: Path) -> None:

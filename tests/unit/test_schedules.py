@@ -1,9 +1,11 @@
 """The learning rate at the steps that matter, against values worked out by hand."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.schedules import curves, draw
 from hyena_dist.config.sections.optim import OptimSection
 from hyena_dist.train.schedules import learning_rate
 
@@ -97,3 +99,18 @@ def test_constant_is_constant() -> None:
 def test_keys_of_another_schedule_are_refused(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         OptimSection(**keys)
+
+
+def test_the_picture_shows_what_the_docs_say(tmp_path: Path) -> None:
+    found = curves()
+    assert {name: (min(rates), max(rates)) for name, rates in found.items()} == {
+        "cosine": (0, 9999), "constant": (0, 9999), "wsd": (0, 9999), "wsd, branched at 4,000": (4000, 4999),
+        "wsd, branched at 7,000": (7000, 7999)}
+    assert {name: rates[max(rates)] for name, rates in found.items()} == {
+        "cosine": pytest.approx(6e-5), "constant": 6e-4, "wsd": 0.0, "wsd, branched at 4,000": 0.0,
+        "wsd, branched at 7,000": 0.0}
+    assert all(found[name][499] == 6e-4 for name in ("cosine", "constant", "wsd"))
+    assert (found["wsd"][7999], found["wsd"][8499]) == (6e-4, pytest.approx(3e-4)), "a quarter of 2000 steps: half"
+    assert found["wsd, branched at 4,000"][4249] == pytest.approx(3e-4)
+    draw(tmp_path / "schedules.png")
+    assert (tmp_path / "schedules.png").read_bytes().startswith(b"\x89PNG")

@@ -135,8 +135,8 @@ def test_eight_windows_in_a_row_come_from_eight_eighths():
 
 def test_a_state_of_the_order_before_is_refused(manifest):
     saved = {**stream(manifest).state_dict(StreamState(0, 1, 2)), "version": 1}
-    with pytest.raises(DataError, match="order of windows has version 1, this code's has 2; .* or keep its weights: "
-                       "launchers/convert.py RUN DEST --to checkpoint, then train.resume=DEST in a new train.run_dir"):
+    with pytest.raises(DataError, match="order of windows has version 1, this code's has 2; .* or take its weights "
+                       "alone: train.resume=weights:PATH in a new train.run_dir"):
         stream(manifest).load_state_dict(saved)
 
 

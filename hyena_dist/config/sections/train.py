@@ -5,6 +5,9 @@ from typing import Any
 
 from hyena_dist.config.sections.ranges import MOST, not_negative, one_of, path, positive, seed_in_range
 
+WEIGHTS = "weights:"
+"""Before a path in train.resume: its weights alone."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class WarmupStage:
@@ -77,6 +80,12 @@ class TrainSection:
     """Steps between validations; 0: only after the last step."""
     save_every: int = 200
     """Steps between checkpoints; 0: only after the last step."""
+    keep_last: int = 2
+    """Newest checkpoints that are kept, besides the best by validation loss and those of keep_every; at least 2, since
+    the newest may be damaged, or of a run that is about to diverge."""
+    keep_every: int = 0
+    """Checkpoints at its multiples are never deleted, so that runs can be branched from them; a multiple of save_every.
+    0: none is kept for that."""
     on_nonfinite: str = "stop"
     """What to do when loss or gradients are not finite; such a step never changes the weights. stop: end the run; skip:
     go on with the next windows; rollback: go back to the last checkpoint, and pass over the windows since. An overflow
@@ -87,21 +96,46 @@ class TrainSection:
     """Weights & Biases: the project that the rows are sent to as well, by its library (`pip install
     'hyena-dist[wandb]'`); empty: none."""
     resume: str = "auto"
-    """auto: the newest sound checkpoint of run_dir, or a fresh start where none was saved yet; none: a fresh start;
-    else a checkpoint's path. One that is damaged is passed over for the one before it."""
+    """auto: the newest sound checkpoint of run_dir, or a fresh start where none was saved yet; none: a fresh start. The
+    path of a checkpoint, or of a run for its newest one: in a new run_dir a branch, which goes on with all of its state
+    (weights, moments, place in the data); weights:PATH takes its weights alone and starts at step 0. The same command
+    again goes on with the branch. A checkpoint that is damaged is passed over for the one before it."""
+
+    @property
+    def origin(self) -> str | None:
+        """The path in `resume`, if there is one."""
+        return None if self.resume in ("auto", "none") else self.resume.removeprefix(WEIGHTS)
+
+    @property
+    def weights_only(self) -> bool:
+        """Whether only the weights are taken from `origin`."""
+        return self.resume.startswith(WEIGHTS)
 
     def __post_init__(self) -> None:
-        path("train", run_dir=self.run_dir, resume=self.resume)
+        path("train", run_dir=self.run_dir, resume=self.resume.removeprefix(WEIGHTS))
         positive("train", steps=self.steps, micro_batch_size=self.micro_batch_size,
                   global_batch_size=self.global_batch_size)
         not_negative("train", eval_every=self.eval_every, save_every=self.save_every,
                       profile_steps=self.profile_steps)
+        self._check_kept()
         one_of("train", "on_nonfinite", self.on_nonfinite, ("stop", "skip", "rollback"))
         seed_in_range("train", self.seed)
         one_of("train", "precision", self.precision, ("fp32", "bf16", "fp16"))
         one_of("train", "activation_checkpointing", self.activation_checkpointing,
                 ("none", "selective", "block", "full"))
         self._check_warmup()
+
+    def _check_kept(self) -> None:
+        if self.keep_last < 2:
+            raise ValueError(f"train.keep_last must be at least 2, got {self.keep_last}: where the newest checkpoint "
+                             "is damaged a run goes on from the one before")
+        not_negative("train", keep_last=self.keep_last, keep_every=self.keep_every)
+        if self.keep_every and not self.save_every:
+            raise ValueError(f"train.keep_every ({self.keep_every}) keeps nothing with train.save_every=0: set it, too")
+        if self.keep_every and self.keep_every % self.save_every:
+            raise ValueError(f"train.keep_every ({self.keep_every}) is not a multiple of train.save_every "
+                             f"({self.save_every}), so most of its steps are not saved: use "
+                             f"{-(-self.keep_every // self.save_every) * self.save_every}")
 
     def _check_warmup(self) -> None:
         one_of("train", "seq_len_warmup_batch", self.seq_len_warmup_batch, ("sequences", "tokens"))
