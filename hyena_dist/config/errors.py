@@ -48,13 +48,21 @@ def is_out_of_memory(error: BaseException) -> bool:
             or (isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)))
 
 
+_REMEDIES = {
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit on open files (`ulimit -n`)"),
+    **dict.fromkeys((errno.EIO, errno.ESTALE, errno.ENODEV, errno.ETIMEDOUT, errno.EREMOTEIO),
+                    "have its disk or file server looked at"),
+}
+_READ_REMEDIES = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "get permission to read it"),
+    **_REMEDIES,
+}
+"""What mends a failed read, by its number."""
 _WRITE_REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room there"),
     **dict.fromkeys((errno.EACCES, errno.EPERM), "get permission to write there"),
-    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
-    errno.EMFILE: "raise the limit on open files (ulimit -n)",
-    **dict.fromkeys((errno.EIO, errno.ESTALE, errno.ENODEV, errno.ETIMEDOUT, errno.EREMOTEIO),
-                    "have its disk or file server looked at"),
+    errno.EFBIG: "raise the limit on the size of files (`ulimit -f`)",
+    **_REMEDIES,
 }
 """What mends a failed write, by its number; for all others, as a read-only file system, only another place does."""
 
@@ -67,6 +75,11 @@ def write_remedy(error: BaseException, elsewhere: str) -> str:
         number = int(found[1])
     mend = _WRITE_REMEDIES.get(number or 0)
     return f"{mend} or {elsewhere}" if mend else elsewhere
+
+
+def read_remedy(error: BaseException, otherwise: str) -> str:
+    """What to do about a file that could not be opened or read: what the error's kind asks for, else `otherwise`."""
+    return _READ_REMEDIES.get(getattr(error, "errno", None) or 0, otherwise)
 
 
 def first_sentence(error: BaseException) -> str:

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from hyena_dist.config.errors import ConfigError, one_line
+from hyena_dist.config.errors import ConfigError, one_line, read_remedy
 from hyena_dist.config.kinds import START_BYTES, UTF8_MARK, kind_of_text, not_as_it_is
 from hyena_dist.config.plain import open_regular
 from hyena_dist.config.schema import Config
@@ -76,7 +76,8 @@ def _read(path: str | Path) -> bytes:
         with open_regular(path) as stream:
             content = stream.read()
     except OSError as error:
-        raise ConfigError(f"{path}: cannot read the configuration: {error.strerror or error}") from error
+        raise ConfigError(f"{path}: cannot read the configuration: {error.strerror or error}: "
+                          f"{read_remedy(error, 'give the path of a YAML file or the name of a preset')}") from error
     if not content.isascii() and (kind := kind_of_text(content[:START_BYTES].removeprefix(UTF8_MARK))):
         raise ConfigError(not_as_it_is(kind, path, "converted.yaml"))
     return content

@@ -13,6 +13,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from hyena_dist.config.errors import read_remedy
 from hyena_dist.config.kinds import START_BYTES, inside_gzip, kind_of, not_as_it_is
 from hyena_dist.config.plain import open_regular
 from hyena_dist.data.errors import DataError
@@ -175,7 +176,7 @@ def _cannot_be_read(path: Path, error: OSError) -> str:
     elif "but a directory" in str(error):
         remedy = "give the FASTA files in it"
     else:
-        remedy = "give the path of a FASTA file"
+        remedy = read_remedy(error, "give the path of a FASTA file")
     return f"{path}: cannot be read ({error.strerror or error}); {remedy}"
 
 

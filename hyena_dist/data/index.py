@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hyena_dist.config.digests import json_sha256
+from hyena_dist.config.errors import read_remedy
 from hyena_dist.config.plain import open_regular, regular_descriptor
 from hyena_dist.data.errors import DataError
 from hyena_dist.data.splits import SPLITS
@@ -155,7 +156,8 @@ def _read_text(path: Path) -> bytes:
         with open_regular(path) as file:
             return file.read()
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); write shards with shards/build.py") from None
+        raise DataError(f"{path}: cannot be read ({error.strerror}); "
+                        f"{read_remedy(error, 'write shards with shards/build.py')}") from None
 
 
 class _DamagedError(Exception):
@@ -298,8 +300,8 @@ def open_shard(directory: Path, shard: Shard) -> int:
     try:
         file = regular_descriptor(path)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); where too many files are open raise "
-                        f"`ulimit -n`, else copy the shards again, whole") from None
+        raise DataError(f"{path}: cannot be read ({error.strerror}); "
+                        f"{read_remedy(error, 'copy the shards again, whole')}") from None
     size = os.fstat(file).st_size
     if size != shard.filesize:
         os.close(file)

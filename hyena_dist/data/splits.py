@@ -10,6 +10,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
+from hyena_dist.config.errors import read_remedy
 from hyena_dist.config.kinds import START_BYTES, kind_of_text, not_as_it_is
 from hyena_dist.config.plain import open_regular
 from hyena_dist.data.errors import DataError
@@ -103,7 +104,8 @@ def _text_lines(path: Path) -> list[str]:
             raise DataError(not_as_it_is(kind, path, "converted.bed"))
         return content.decode("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); give a BED file as plain text of UTF-8") from None
+        raise DataError(f"{path}: cannot be read ({error}); "
+                        f"{read_remedy(error, 'give a BED file as plain text of UTF-8')}") from None
 
 
 def _is_of_a_browser(fields: list[str]) -> bool:

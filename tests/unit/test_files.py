@@ -1,10 +1,15 @@
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from hyena_dist.config.errors import first_sentence, one_line, write_remedy
+from hyena_dist.config.errors import UserError, first_sentence, one_line, read_remedy, write_remedy
+from hyena_dist.config.load import read_config
+from hyena_dist.data.fasta import check_kind
+from hyena_dist.data.index import read_index
+from hyena_dist.data.splits import BedSplits
 from hyena_dist.runtime.files import write_whole, writing
 
 
@@ -43,6 +48,33 @@ def test_the_remedy_of_a_failed_write_is_that_of_its_kind(number: int, remedy: s
     with pytest.raises(OSError, match=f"^x: could not be written .{os.strerror(number)}.: {remedy}$"), \
             writing(Path("x")):
         raise OSError(number, os.strerror(number))
+
+
+@pytest.mark.parametrize(("number", "remedy"), [
+    (errno.EACCES, "get permission to read it"), (errno.EIO, "have its disk or file server looked at"),
+    (errno.EMFILE, "raise the limit on open files (`ulimit -n`)"), (errno.ENOENT, "give another"),
+])
+def test_the_remedy_of_a_failed_read_is_that_of_its_kind(number: int, remedy: str) -> None:
+    assert read_remedy(OSError(number, os.strerror(number)), "give another") == remedy
+    assert read_remedy(ValueError("no such number"), "give another") == "give another"
+
+
+@pytest.mark.parametrize("read", [
+    lambda path: read_index(path), lambda path: BedSplits(path), lambda path: check_kind(path),
+    lambda path: read_config(path),
+], ids=["shards.json", "BED", "FASTA", "YAML"])
+def test_a_file_that_may_not_be_read_says_so(read: Callable[[Path], object], tmp_path: Path,
+                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also as root, who may: by what the system answers."""
+    def refuse(path: object, *_: object) -> int:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    with pytest.raises(UserError) as absent:
+        read(tmp_path / "file")
+    assert "permission" not in str(absent.value)
+    monkeypatch.setattr("hyena_dist.config.plain.os.open", refuse)
+    with pytest.raises(UserError, match="Permission denied.*get permission to read it$"):
+        read(tmp_path / "file")
 
 
 def test_the_kind_of_a_wrapped_error_is_found_in_its_text() -> None:
