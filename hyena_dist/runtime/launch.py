@@ -102,6 +102,10 @@ def _joining(rank: int, ranks: int) -> Iterator[None]:
 def _select_device(environment: dict[str, str]) -> torch.device:
     """Select the CUDA device of this rank. Where the launcher shows each rank only its own one, that is device 0."""
     if not torch.cuda.is_available():
+        shown = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        if shown not in ("", "-1", "NoDevFiles"):  # these ask for the CPU
+            logger.warning("CUDA_VISIBLE_DEVICES=%s names no GPU that torch can use on this machine: the run is on the "
+                           "CPU; correct or unset it where there is one", shown)
         return torch.device("cpu")
     local_rank, count = int(environment["LOCAL_RANK"]), torch.cuda.device_count()
     if count == 1:

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from hyena_dist.config.errors import ConfigError
-from hyena_dist.runtime.launch import Place, _flight_recorder, gather_places, shared_device
+from hyena_dist.runtime.launch import Place, _flight_recorder, _select_device, gather_places, shared_device
 from hyena_dist.runtime.launcher import (
     alone_in_a_job,
     collective_timeout,
@@ -155,6 +155,18 @@ def test_the_job_is_slurms() -> None:
     assert job_id(SRUN) == "123456"
     assert job_id({**SRUN, "SLURM_ARRAY_JOB_ID": "123400", "SLURM_ARRAY_TASK_ID": "7"}) == "123400_7"
     assert job_id(TORCHRUN) is None
+
+
+@pytest.mark.parametrize(("shown", "said"), [("9", True), ("GPU-12", True), ("", False), ("-1", False), (None, False)])
+def test_a_run_that_lands_on_the_cpu_because_of_a_variable_is_told_so(shown: str | None, said: bool,
+                                                                      monkeypatch: pytest.MonkeyPatch,
+                                                                      caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if shown is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+    assert _select_device({"LOCAL_RANK": "0", "RANK": "0"}) == torch.device("cpu")
+    assert (f"CUDA_VISIBLE_DEVICES={shown} names no GPU" in caplog.text) is said
 
 
 def test_nccl_says_in_the_run_directory_what_hung(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
