@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hyena_dist.config.sections.ops import BACKENDS
 from hyena_dist.ops.mix import Asked, Backend
 from hyena_dist.ops.triton.plans import measured
-
-BACKENDS = ("auto", "torch", "triton")
 
 _HOPPER = (9, 0)
 

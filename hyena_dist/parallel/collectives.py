@@ -139,11 +139,6 @@ def reduce_scatter_to(x: Tensor, axis: Axis, dim: int) -> Tensor:
     return x if axis.size == 1 else _ReduceScatterTo.apply(x, axis, dim)
 
 
-def halo_from_left(x: Tensor, axis: Axis) -> Tensor:
-    """[...] -> [...]: the left neighbour's tensor, zeros on the first rank; backward: gradients go back to the left."""
-    return torch.zeros_like(x) if axis.size == 1 else _HaloFromLeft.apply(x, axis)
-
-
 class Exchange:
     """One all-to-all in flight: `Exchange(x, axis)` starts it and `wait()` gives the result, so that work can be put
     between the two. The gradient is exchanged the same way: its all-to-all starts where `wait` was called and is
@@ -202,17 +197,6 @@ class _ReduceScatterTo(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         return all_gather(grad, ctx.axis, ctx.dim), None, None
-
-
-class _HaloFromLeft(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, axis: Axis) -> Tensor:
-        ctx.axis = axis
-        return shift_right(x, axis)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return shift_left(grad, ctx.axis), None
 
 
 class _ExchangeStart(torch.autograd.Function):

@@ -6,7 +6,12 @@ import pytest
 import torch
 
 from benchmarks.counting import CallCounter
+from hyena_dist.config.sections.model import ModelSection
+from hyena_dist.config.sections.parallel import ParallelSection
 from hyena_dist.model import context
+from hyena_dist.model.config import hyena_config
+from hyena_dist.model.mixer import HyenaMixer
+from hyena_dist.ops import implicit_filter
 from hyena_dist.parallel.groups import Axis
 
 META = torch.device("meta")
@@ -52,3 +57,26 @@ def test_which_rows_a_rank_owns_is_not_asked_of_the_device(monkeypatch: pytest.M
     with CallCounter(META) as counter:  # the control
         torch.arange(4).to(META)
     assert counter.waits
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_the_trunk_is_computed_once_in_each_pass(monkeypatch: pytest.MonkeyPatch, groups: int) -> None:
+    """Whatever the number of overlap groups is. The control: a call of the filter for each group is counted."""
+    config = hyena_config(ModelSection(num_layers=1, hidden_size=16, max_seq_len=64, filter_order=8),
+                          parallel=ParallelSection(context=4, context_method="all_to_all", overlap_groups=groups))
+    mixer = HyenaMixer(config, 1)
+    mixer.axis = Axis(None, 1, 4)
+    monkeypatch.setattr(context, "Exchange", _NoExchange)
+    for shift in ("shift_left", "shift_right"):
+        monkeypatch.setattr(context, shift, lambda x, _axis: torch.zeros_like(x))
+    computed = []
+    forward = implicit_filter._Trunk.forward
+    monkeypatch.setattr(implicit_filter._Trunk, "forward",
+                        lambda trunk, features: computed.append(len(features)) or forward(trunk, features))
+    y, _ = mixer(torch.randn(16, 1, 16))
+    assert computed == [64]
+    y.sum().backward()
+    assert computed == [64, 64]
+    for part in context.AllToAll(mixer.axis, batch=1, channels=16, groups=groups).channels:
+        mixer.filter([slice(0, 64)], [part])
+    assert computed == [64] * (2 + groups)

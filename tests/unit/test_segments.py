@@ -9,10 +9,8 @@ from torch import Tensor
 
 from hyena_dist.ops import chunking
 from hyena_dist.ops import hyena as hyena_module
-from hyena_dist.ops.across import Across
-from hyena_dist.ops.backends import mix_kernels, say_once
 from hyena_dist.ops.hyena import HyenaWeights, hyena, hyena_reference
-from hyena_dist.ops.mix import Asked, MixWeights, spans
+from hyena_dist.ops.mix import spans
 from hyena_dist.ops.norm import NormWeights
 from tests.compare import rel
 
@@ -97,26 +95,3 @@ def test_filters_that_are_too_short_are_refused():
     tensors = leaves(2, 37)
     with pytest.raises(ValueError, match=r"the longest segment has 38 tokens, the filters have only 37 lags"):
         values_and_gradients(lambda *a: hyena(*a, segments=SEGMENTS["two"]), tensors)
-
-
-def test_backends_say_what_they_cannot(monkeypatch):
-    """Kernels leave segments to torch and the log says so; a slice of the tokens refuses them, and one that is shorter
-    than the short convolution's reach."""
-    kernels = pytest.importorskip("hyena_dist.ops.triton.operator", reason="needs the extra `kernels`")
-    asked = Asked(torch.device("cpu"), torch.float32, order=2, taps=3, length=8, segmented=True)
-    monkeypatch.setattr("hyena_dist.ops.backends._interpreted", lambda: True)
-    say_once.cache_clear()
-    assert "segments" in kernels.refusal(asked)
-    assert mix_kernels("triton", asked) is None
-    assert mix_kernels("triton", asked._replace(segmented=False)) is kernels
-    across = Across(None)
-    assert "segments" in across.refusal(asked)
-    assert "has 1 tokens" in across.refusal(asked._replace(segmented=False, length=1))
-    assert across.refusal(asked._replace(segmented=False, length=2)) is None
-    x, *weights = leaves(2, LENGTH)
-    with pytest.raises(ValueError, match="segments are not cut over context ranks yet"):
-        hyena(x, HyenaWeights(*weights[:8]), segments=SEGMENTS["two"], exchange=object())
-
-
-def test_a_backend_returns_the_gradients_in_the_order_of_the_weights():
-    assert MixWeights._fields == HyenaWeights._fields[2:6]

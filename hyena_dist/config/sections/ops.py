@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 from hyena_dist.config.sections.ranges import one_of
 
+BACKENDS = ("auto", "torch", "triton")
+"""The values of ops.backend; `ops/backends.py` chooses by them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class OpsSection:
@@ -15,4 +18,4 @@ class OpsSection:
     triton where it was measured and checked, nowhere yet."""
 
     def __post_init__(self) -> None:
-        one_of("ops", "backend", self.backend, ("auto", "torch", "triton"))
+        one_of("ops", "backend", self.backend, BACKENDS)

@@ -1,0 +1,86 @@
+"""What a backend of the operator is: anything that computes `mix` and its gradients, and says what it cannot."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from hyena_dist.ops import hyena as hyena_module
+from hyena_dist.ops.across import Across
+from hyena_dist.ops.backends import mix_kernels, say_once
+from hyena_dist.ops.hyena import HyenaWeights, hyena, hyena_reference
+from hyena_dist.ops.mix import Asked, MixWeights, Segments, mix_reference
+from tests.compare import rel
+
+D, C, LENGTH = 6, 4, 30
+
+
+class Plain:
+    """A backend of the slow reference, of its own gradient by autograd; it keeps u, to use what it keeps."""
+
+    def __init__(self, sign: int = 1) -> None:
+        self.sign, self.calls = sign, []
+
+    def refusal(self, _asked: Asked) -> str | None:
+        return None
+
+    def mix(self, p: Tensor, weights: MixWeights, segments: Segments) -> tuple[Tensor, list[Tensor]]:
+        self.calls.append("forward")
+        u = mix_reference(p, weights, segments)
+        return u, [u]
+
+    def mix_backward(self, p: Tensor, dy: Tensor, weights: MixWeights, segments: Segments,
+                     kept: list[Tensor]) -> MixWeights:
+        self.calls.append("backward")
+        with torch.enable_grad():
+            leaves = [t.detach().requires_grad_() for t in (p, *weights)]
+            u = mix_reference(leaves[0], MixWeights(*leaves[1:]), segments)
+        dp, *gradients = torch.autograd.grad(u, leaves, self.sign * dy)
+        p.copy_(dp)
+        dy.copy_(kept[0])
+        return MixWeights(*gradients)
+
+
+def leaves() -> list[Tensor]:
+    shapes = [(LENGTH, 2, D), (3 * C, D), (3 * C,), (3 * C, 3), (3 * C,), (1, C, LENGTH), (1, C), (D, C), (D,)]
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, dtype=torch.float64, generator=generator).requires_grad_() for shape in shapes]
+
+
+def values_and_gradients(function, **options) -> list[Tensor]:
+    tensors = leaves()
+    y = function(tensors[0], HyenaWeights(*tensors[1:]), **options)
+    dy = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(1))
+    return [y, *torch.autograd.grad(y, tensors, dy)]
+
+
+@pytest.mark.parametrize("segments", [None, (0, 11, LENGTH)])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_operator_takes_another_backend(monkeypatch, segments, recompute):
+    """The control: one whose gradients have another sign is another function."""
+    expected, errors = values_and_gradients(hyena_reference, segments=segments), {}
+    for sign in (1, -1):
+        backend = Plain(sign)
+        monkeypatch.setattr(hyena_module, "mix_kernels", lambda _name, _asked, taken=backend: taken)
+        found = values_and_gradients(hyena, segments=segments, recompute=recompute)
+        errors[sign] = max(rel(a.detach(), b.detach()) for a, b in zip(found, expected, strict=True))
+        assert backend.calls == ["forward", "backward"]
+    assert errors[1] < 1e-12 < 1 < errors[-1]
+
+
+def test_kernels_leave_segments_to_torch(monkeypatch):
+    kernels = pytest.importorskip("hyena_dist.ops.triton.operator", reason="needs the extra `kernels`")
+    asked = Asked(torch.device("cpu"), torch.float32, order=2, taps=3, length=8, segmented=True)
+    monkeypatch.setattr("hyena_dist.ops.backends._interpreted", lambda: True)
+    say_once.cache_clear()
+    assert "segments" in kernels.refusal(asked)
+    assert mix_kernels("triton", asked) is None
+    assert mix_kernels("triton", asked._replace(segmented=False)) is kernels
+
+
+def test_a_slice_refuses_segments_and_fewer_tokens_than_the_short_convolution_reaches():
+    across, asked = Across(None), Asked(torch.device("cpu"), torch.float32, order=2, taps=3, length=1)
+    assert "has 1 tokens" in across.refusal(asked)
+    assert across.refusal(asked._replace(length=2)) is None
+    tensors = leaves()
+    with pytest.raises(ValueError, match="segments are not cut over context ranks yet"):
+        hyena(tensors[0], HyenaWeights(*tensors[1:]), segments=(0, 11, LENGTH), exchange=object())
