@@ -25,7 +25,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="formats:\n" + "\n".join(f"  {name:12} {text}" for name, text in FORMATS.items()))
-    parser.add_argument("source", metavar="SOURCE", help="a directory: a run, a checkpoint, or a format listed below")
+    parser.add_argument("source", metavar="SOURCE", help="a directory: a run, a checkpoint, or a format listed below; "
+                        "or a file of weights with its config.json beside it")
     parser.add_argument("dest", metavar="DEST", help="the directory to write; it must not exist")
     parser.add_argument("--to", default="safetensors", choices=FORMATS, help="format to write (safetensors)")
     parser.add_argument("--checkpoint", choices=("latest", "best"), help="which checkpoint of a run (latest)")

@@ -35,11 +35,11 @@ from deepspeed.utils import (
 
 from hyena_dist.config.errors import ConfigError, first_sentence
 from hyena_dist.engine.adam import create_state, guard, require_adam, set_step_count, step_count
-from hyena_dist.engine.deepspeed_config import with_buckets
+from hyena_dist.engine.deepspeed_config import refuse_lower_precision, with_buckets
 from hyena_dist.engine.frozen import forget_frozen, frozen_names, refuse_change
 from hyena_dist.engine.grad_norm import clip_gradients, global_grad_norm
 from hyena_dist.engine.loss_scale import LossScaler
-from hyena_dist.engine.protocol import MOMENTS, StepResult, Table
+from hyena_dist.engine.protocol import MOMENTS, StepResult, Table, refuse_more, step_is_due
 from hyena_dist.parallel.groups import Axis, Groups
 
 
@@ -89,7 +89,7 @@ def prepare_deepspeed(model: nn.Module, ds_config: Mapping[str, Any], groups: Gr
 
     Raises:
         RuntimeError: torch.distributed is not initialised.
-        ConfigError: DeepSpeed refuses a key of `ds_config`.
+        ConfigError: DeepSpeed refuses a key of `ds_config`, or one would lower the precision of the weights.
         ValueError: tensor ranks without a table, no optimizer or one that is no Adam; nothing is trained, or the ranks
             froze different weights.
     """
@@ -170,7 +170,7 @@ class DeepSpeedEngine:
         self._engine.set_train_batch_size(steps * self._engine.train_micro_batch_size_per_gpu() * self._data.size)
 
     def backward(self, loss: torch.Tensor) -> None:
-        assert self._micro_batch < self.accumulation_steps, "step() is due"
+        refuse_more(self._micro_batch, self.accumulation_steps)
         refuse_change(self._parameters, self._frozen)
         if self.loss_scaler is not None:
             if self._stage == 0:
@@ -183,7 +183,8 @@ class DeepSpeedEngine:
 
     def step(self, lr: float | None = None) -> StepResult:
         """As the protocol; without `lr` the learning rate stays as the optimizer or DeepSpeed's scheduler has it."""
-        assert self._micro_batch == self.accumulation_steps, "a step needs every micro-batch"
+        if not step_is_due(self._micro_batch, self.accumulation_steps):
+            return StepResult(torch.tensor(math.nan), known=False, pending=True)
         self._micro_batch = 0
         if lr is not None:
             for group in self._optimizer.param_groups:
@@ -302,6 +303,7 @@ def prebuilt_cpu_adam() -> type[DeepSpeedCPUAdam] | None:
 
 def _check_arguments(ds_config: Mapping[str, Any], groups: Groups, table: Table | None,
                      optimizer: torch.optim.Optimizer | None) -> None:
+    refuse_lower_precision(ds_config)
     if not dist.is_initialized():
         raise RuntimeError("call hyena_dist.runtime.launch.init_distributed() before prepare_deepspeed()")
     if groups.tensor.size > 1 and table is None:

@@ -31,6 +31,38 @@ def check_raw_section(raw: Mapping[str, Any]) -> None:
         raise ConfigError("; ".join(problems))
 
 
+_LOWERED = {
+    "bf16": "it would round the weights to bfloat16",
+    "bfloat16": "it would round the weights to bfloat16",
+    "fp16": "it would round the weights to float16",
+    "amp": "it would round the weights to float16",
+    "torch_autocast": "it would send weights and gradients between the ranks in half precision",
+}
+
+
+def refuse_lower_precision(ds_config: Mapping[str, Any]) -> None:
+    """Refuse a configuration of DeepSpeed by which weights, or their gradients, would not stay in float32, which the
+    implicit filter needs: in bfloat16 its values are wrong by some 20 %.
+
+    Raises:
+        ConfigError: naming the key, and what to set instead.
+    """
+    zero, types = ds_config.get("zero_optimization") or {}, ds_config.get("data_types") or {}
+    reasons = {name: reason for name, reason in _LOWERED.items() if _is_on(ds_config.get(name))}
+    reasons |= {name: "it would round the gradients" for name, value in (
+        ("communication_data_type", ds_config.get("communication_data_type")),
+        ("data_types.grad_accum_dtype", types.get("grad_accum_dtype"))) if value not in (None, "fp32")}
+    reasons |= {f"zero_optimization.{key}": "it would round what the ranks send each other" for key in (
+        "zero_quantized_weights", "zero_quantized_nontrainable_weights", "zero_quantized_gradients") if zero.get(key)}
+    for name, reason in reasons.items():
+        raise ConfigError(f"ds_config: {name} is set: {reason}, and the implicit filter needs float32: leave it out, "
+                          'and build the model with TrainSection(precision="bf16"), which lowers the products alone')
+
+
+def _is_on(section: Any) -> bool:
+    return bool(section.get("enabled", False)) if isinstance(section, Mapping) else bool(section)
+
+
 def deepspeed_config(engine: EngineSection, groups: "Groups", *, micro_batch_size: int, global_batch_size: int,
                      grad_clip: float) -> dict[str, Any]:
     """The dictionary for `prepare_deepspeed`: our keys, with the raw `engine.deepspeed` section merged over the rest.

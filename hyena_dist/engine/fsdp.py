@@ -19,7 +19,7 @@ from hyena_dist.engine.adam import create_state, guard, require_adam, set_step_c
 from hyena_dist.engine.frozen import forget_frozen, frozen_names, refuse_change
 from hyena_dist.engine.grad_norm import clip_gradients, global_grad_norm
 from hyena_dist.engine.loss_scale import LossScaler
-from hyena_dist.engine.protocol import MOMENTS, StepResult, Table
+from hyena_dist.engine.protocol import MOMENTS, StepResult, Table, refuse_more, step_is_due
 from hyena_dist.parallel.groups import Groups
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -33,7 +33,8 @@ def apply_fsdp2(model: Model, groups: Groups, *, blocks: Iterable[nn.Module] | N
     nothing of the tensor ranks: take `clip_grad_norm`.
 
     Args:
-        model: on the rank's device, every parameter float32.
+        model: on the rank's device, or on the meta device until `to_empty` and `reset_parameters` fill it; every
+            parameter float32.
         blocks: the modules whose weights are gathered together; None: the elements of the model's ModuleLists.
         offload: keep weights, gradients and so the optimizer's state in the host's memory.
 
@@ -42,9 +43,11 @@ def apply_fsdp2(model: Model, groups: Groups, *, blocks: Iterable[nn.Module] | N
     """
     if not dist.is_initialized():
         raise RuntimeError("call hyena_dist.runtime.launch.init_distributed() before apply_fsdp2()")
-    device = next(model.parameters()).device.type
     group = groups.data_context.group or dist.group.WORLD
     assert group is not None
+    device = next(model.parameters()).device.type
+    if device == "meta":
+        device = "cuda" if dist.get_backend(group) == "nccl" else "cpu"
     mesh = DeviceMesh.from_group(group, device)
     policy = CPUOffloadPolicy(pin_memory=device == "cuda") if offload else OffloadPolicy()
     for block in _blocks(model) if blocks is None else blocks:
@@ -135,7 +138,7 @@ class FsdpEngine:
         self._accumulation_steps = steps
 
     def backward(self, loss: torch.Tensor) -> None:
-        assert self._micro_batch < self._accumulation_steps, "step() is due"
+        refuse_more(self._micro_batch, self._accumulation_steps)
         refuse_change(self._parameters, self._frozen)
         self._micro_batch += 1
         self._model.set_requires_gradient_sync(self._micro_batch == self._accumulation_steps)
@@ -143,7 +146,8 @@ class FsdpEngine:
 
     def step(self, lr: float | None = None) -> StepResult:
         """As the protocol; without `lr` the learning rate stays as the optimizer has it."""
-        assert self._micro_batch == self._accumulation_steps, "a step needs every micro-batch"
+        if not step_is_due(self._micro_batch, self._accumulation_steps):
+            return StepResult(torch.tensor(math.nan), known=False, pending=True)
         self._micro_batch = 0
         norm = clip_grad_norm(self._parameters.items(), self._table, self._groups, self._max_norm,
                               loss_scale=self._loss_scale)

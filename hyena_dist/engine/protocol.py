@@ -46,6 +46,8 @@ class StepResult:
     overflow: bool = False
     """Not applied, and the loss scale was lowered: an expected event of fp16. A step that is not applied without it is
     a failure, be it that there is no loss scale or that it is at its lowest."""
+    pending: bool = False
+    """Micro-batches of the step are still to come: nothing was done, and there is no norm yet (nan)."""
 
     @property
     def applied(self) -> bool:
@@ -54,8 +56,26 @@ class StepResult:
         return bool(torch.isfinite(self.grad_norm)) if self.known is None else self.known
 
 
+def step_is_due(micro_batch: int, accumulation_steps: int) -> bool:
+    """Whether a step has all its micro-batches; False: it is pending.
+
+    Raises:
+        RuntimeError: it has none.
+    """
+    if micro_batch == 0:
+        raise RuntimeError("step() without a backward() since the last one: call backward() first")
+    return micro_batch == accumulation_steps
+
+
+def refuse_more(micro_batch: int, accumulation_steps: int) -> None:
+    """Raises RuntimeError: a step has all its micro-batches."""
+    if micro_batch == accumulation_steps:
+        raise RuntimeError(f"backward() after the {accumulation_steps} micro-batches of a step: call step() first")
+
+
 class Engine(Protocol):
-    """One optimizer step is `accumulation_steps` times `backward`, then `step` once. Every method is collective.
+    """One optimizer step is `accumulation_steps` times `backward`, then `step` once; `step` may be called after each
+    `backward`, as with DeepSpeed, and does nothing before the last. Every method is collective.
 
     Parameters go by the names of the bare module's `named_parameters()`. A weight's full value is the value without the
     sharding over the data ranks; over the tensor ranks it stays as the model splits it.

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from hyena_dist.model.attention import AttentionMixer
 from hyena_dist.model.config import HyenaConfig
 from hyena_dist.model.initial import initialize_part, layer_name
-from hyena_dist.model.layers import MLP, Norm, tensor_axis
+from hyena_dist.model.layers import MLP, Norm, active_key, context_axis, tensor_axis
 from hyena_dist.model.mixer import HyenaMixer
 from hyena_dist.ops.dropout import DropoutKey, dropout
 
@@ -29,18 +29,26 @@ class Block(nn.Module):
         super().__init__()
         self.config = config
         self.layer_number = layer_number
+        self.tensor, self.context = tensor_axis(pg_collection), context_axis(pg_collection)
         self.input_norm = Norm(config, pg_collection)
         self.mixer = build_module(mixer, config=config, layer_number=layer_number, pg_collection=pg_collection)
         self.mlp_norm = Norm(config, pg_collection)
         self.mlp = MLP(config, pg_collection, seed=None)
-        initialize_part(self, layer_name(layer_number), config, tensor_axis(pg_collection), seed)
+        initialize_part(self, layer_name(layer_number), config, self.tensor, seed)
 
-    def forward(self, x: Tensor, key: DropoutKey | None) -> Tensor:
+    def forward(self, x: Tensor, key: DropoutKey | None = None) -> Tensor:
+        """[l or l / T, B, D] -> the same.
+
+        Args:
+            key: as HyenaModel's `dropout_key`.
+        """
         p = self.config.resid_dropout
-        if key is None or p == 0:
+        if not self.training or p == 0:
             # The branches add x themselves, which spares a tensor each.
             x, _ = self.mixer(x, norm=self.input_norm, residual=True)
             return self.mlp(x, self.mlp_norm, residual=True)
+        if key is None:
+            key = active_key(None, x.shape[1], len(x), self.config, self.tensor, self.context, x.device)
         mixed, _ = self.mixer(x, norm=self.input_norm)
         x = x + dropout(mixed, p, key, 2 * self.layer_number)
         return x + dropout(self.mlp(x, self.mlp_norm), p, key, 2 * self.layer_number + 1)

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from hyena_dist.model.config import HyenaConfig
 from hyena_dist.model.placement import Placement, placements, tensor_share
@@ -70,12 +71,16 @@ def initialize(model: nn.Module, config: HyenaConfig, table: Mapping[str, Placem
                 continue
             name = prefix + own
             fill = next(rule for pattern, rule in rules if re.fullmatch(pattern, name))
-            shape = list(parameter.shape)
+            shape = list(parameter.shape)  # of one that FSDP2 has sharded, that without the sharding
             split = table[name].tp_dim
             if split is not None:
                 shape[split] *= tensor.size
             value: Tensor = fill(torch.empty(shape, dtype=torch.float32, device="cpu"), _generator(seed, name))
-            parameter.copy_(tensor_share(value, table[name], tensor.rank, tensor.size))
+            share = tensor_share(value, table[name], tensor.rank, tensor.size)
+            if isinstance(parameter, DTensor):  # every rank has the whole share, and takes its own part of it
+                share = distribute_tensor(share.to(parameter.device_mesh.device_type), parameter.device_mesh,
+                                          parameter.placements, src_data_rank=None)
+            parameter.copy_(share)
 
 
 def _generator(seed: int, name: str) -> torch.Generator:

@@ -9,8 +9,11 @@ the norms see l / T tokens of the slice, and products see all l.
 """
 
 import math
+from dataclasses import replace
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
 from torch import Tensor, nn
@@ -18,6 +21,7 @@ from torch import Tensor, nn
 from hyena_dist.model.config import HyenaConfig
 from hyena_dist.model.initial import initialize_part, layer_name
 from hyena_dist.model.vocabulary import outside_vocabulary, refuse_outside
+from hyena_dist.ops.dropout import DropoutKey
 from hyena_dist.ops.embedding import embedding
 from hyena_dist.ops.linear import linear
 from hyena_dist.ops.mlp import MLPWeights, mlp
@@ -72,10 +76,37 @@ def refuse_shape(who: str, x: Tensor, config: HyenaConfig, context: Axis, tensor
                          "of [B, L, D], shorten it, or use a longer max_seq_len")
 
 
+def active_key(key: DropoutKey | None, rows: int, tokens: int, config: HyenaConfig, tensor: Axis, context: Axis,
+               device: torch.device) -> DropoutKey:
+    """The key of a forward pass at this rank's place in the sequence.
+
+    Args:
+        key: None: one is drawn from torch's generator of this device, as torch's own dropout draws, once for the pass;
+            the first tensor and context rank's is taken by the others, who hold other parts of the same rows.
+        rows, tokens: how many sequences, and tokens of each, this rank holds.
+    """
+    if key is None:
+        windows = torch.randint(2**63 - 1, (rows,), device=device)
+        for axis in (tensor, context):
+            if axis.size > 1:
+                dist.broadcast(windows, group=axis.group, group_src=0)
+        key = DropoutKey(seed=0, step=0, windows=windows)
+    place = context.rank * tensor.size + tensor.rank if config.sequence_parallel else context.rank
+    return replace(key, first_token=place * tokens)
+
+
 class _PlainState:
     """Weights only in the state dict: Megatron's linears add an empty `_extra_state` for Transformer Engine."""
 
     get_extra_state = nn.Module.get_extra_state
+    set_extra_state = nn.Module.set_extra_state
+
+
+def _forget_megatron(module: Any) -> None:
+    """Drop from a module of Megatron what only its own forward and state dict use, and what stands in the way of copies
+    and pickles: the group, and a hook without a name."""
+    module.tp_group = None
+    module._load_state_dict_pre_hooks.clear()
 
 
 def enter_tensor_region(x: Tensor, config: HyenaConfig, axis: Axis) -> Tensor:
@@ -128,6 +159,7 @@ class ColumnLinear(_PlainState, ColumnParallelLinear):
         axis = tensor_axis(pg_collection)
         super().__init__(input_size, output_size, config=config, init_method=_no_initial_values, tp_group=axis.group)
         self.axis = axis
+        _forget_megatron(self)
         if self.weight.shape[0] * axis.size != output_size:
             # Megatron falls back on its global groups where none is given.
             raise ValueError("Megatron's global tensor group is in the way of a module that was given another: pass a "
@@ -147,6 +179,7 @@ class RowLinear(_PlainState, RowParallelLinear):
         super().__init__(input_size, output_size, config=config, init_method=_no_initial_values, bias=True,
                          input_is_parallel=True, skip_bias_add=False, tp_group=axis.group)
         self.axis = axis
+        _forget_megatron(self)
 
     def forward(self, input_: Tensor) -> Tensor:
         return self.finish(linear(input_, self.weight, self.local_bias))
@@ -180,6 +213,7 @@ class Embedding(nn.Module):
         self.word_embeddings = VocabParallelEmbedding(config.padded_vocab_size, config.hidden_size,
                                                       init_method=_no_initial_values, config=config,
                                                       tp_group=self.axis.group)
+        _forget_megatron(self.word_embeddings)
         initialize_part(self, "embedding", config, self.axis, seed)
 
     def forward(self, input_ids: Tensor) -> Tensor:

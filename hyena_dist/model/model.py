@@ -12,7 +12,7 @@ from hyena_dist.config.schema import Config
 from hyena_dist.model.block import MIXER_SPECS, Block
 from hyena_dist.model.config import HyenaConfig, hyena_config
 from hyena_dist.model.initial import initialize
-from hyena_dist.model.layers import Embedding, Norm, context_axis, enter_tensor_region, tensor_axis
+from hyena_dist.model.layers import Embedding, Norm, active_key, context_axis, enter_tensor_region, tensor_axis
 from hyena_dist.model.offload import on_host
 from hyena_dist.model.placement import Placement, placement_table
 from hyena_dist.ops.dropout import DropoutKey, dropout
@@ -51,14 +51,19 @@ class HyenaModel(nn.Module):
     def __init__(self, config: HyenaConfig, pg_collection: ProcessGroupCollection | None = None, *,
                  seed: int = 0) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.seed = config, seed
         self.tensor, self.context = tensor_axis(pg_collection), context_axis(pg_collection)
         self.embedding = Embedding(config, pg_collection, seed=None)
         self.layers = nn.ModuleList(Block(config, MIXER_SPECS[kind], i + 1, pg_collection, seed=None)
                                     for i, kind in enumerate(config.layer_kinds))
         self.final_norm = Norm(config, pg_collection)
         self.head = None if config.tie_embeddings else Head(config, self.tensor)
-        initialize(self, config, self.placement(), self.tensor, seed)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The initial values again, a function of the seed: also of weights that were on the meta device, after
+        `to_empty`, and of those that FSDP2 has sharded."""
+        initialize(self, self.config, self.placement(), self.tensor, self.seed)
 
     def forward(self, input_ids: Tensor, dropout_key: DropoutKey | None = None) -> Tensor:
         """int64 [B, l] -> [B, l, V / T], V padded as published; l is all tokens of the sequence on one context rank.
@@ -67,11 +72,16 @@ class HyenaModel(nn.Module):
         are those of its part of the vocabulary (`model.loss.token_loss` takes them).
 
         Args:
-            dropout_key: what the dropout masks depend on; needed in training mode when a dropout probability is not 0.
+            dropout_key: what the dropout masks depend on, so that they are the same after a resume and at every
+                layout; None: drawn from torch's generator. Not looked at in eval mode or without dropout.
+
+        An empty batch, [0, l], gives [0, l, V / T]: of its loss, which is 0, every weight has a gradient of 0.
 
         Raises:
-            ValueError: another shape or type, no token, L exceeds max_seq_len, or the key is missing.
+            ValueError: another shape or type, no token, or L exceeds max_seq_len.
         """
+        if _is_empty(input_ids):
+            return self.forward(*_one_row(input_ids))[:0]
         with self._autocast(input_ids):
             x = enter_tensor_region(self._run_blocks(input_ids, dropout_key), self.config, self.tensor)
             norm = self.final_norm.in_tensor_region()
@@ -81,6 +91,8 @@ class HyenaModel(nn.Module):
 
     def hidden_states(self, input_ids: Tensor, dropout_key: DropoutKey | None = None) -> Tensor:
         """int64 [B, l] -> the final norm's output in Megatron's layout, [l or l / T, B, D]."""
+        if _is_empty(input_ids):
+            return self.hidden_states(*_one_row(input_ids))[:, :0]
         with self._autocast(input_ids):
             return self.final_norm(self._run_blocks(input_ids, dropout_key))
 
@@ -88,14 +100,14 @@ class HyenaModel(nn.Module):
         """int64 [B, l] -> what the final norm reads, [l or l / T, B, D]."""
         config = self.config
         if input_ids.dim() != 2 or input_ids.dtype not in (torch.int64, torch.int32) or input_ids.numel() == 0:
-            raise ValueError("HyenaModel takes int64 token ids of [B, L], at least one, got "
+            raise ValueError("HyenaModel takes int64 token ids of [B, L], L at least 1, got "
                              f"{str(input_ids.dtype).removeprefix('torch.')} {list(input_ids.shape)}: a single "
                              "sequence is input_ids[None]")
         length = input_ids.shape[1] * self.context.size
         if length > padded_length(config.max_seq_len, self.token_multiple):
             raise ValueError(f"the input has {length} tokens, but this model takes at most max_seq_len = "
                              f"{config.max_seq_len}: shorten the input or use a model of a longer context")
-        key = self._active_key(dropout_key, input_ids.shape[1])
+        key = self._active_key(dropout_key, input_ids)
         x = self.embedding(input_ids)
         if key is not None:
             x = dropout(x, config.embed_dropout, key, site=0)
@@ -118,20 +130,28 @@ class HyenaModel(nn.Module):
         return placement_table((name for name, _ in self.named_parameters()), self.config.hyena_order,
                                kinds=set(self.config.layer_kinds), tied=self.config.tie_embeddings)
 
-    def _active_key(self, key: DropoutKey | None, length: int) -> DropoutKey | None:
+    def _active_key(self, key: DropoutKey | None, input_ids: Tensor) -> DropoutKey | None:
         if not self.training or self.config.embed_dropout == self.config.resid_dropout == 0:
             return None
-        if key is None:
-            raise ValueError("training with dropout needs a dropout_key (seed, step and the windows' numbers); "
-                             "call model.eval() for inference")
-        first = self.context.rank * length
+        rows, tokens = input_ids.shape
         if self.config.sequence_parallel:
-            first += self.tensor.rank * (length // self.tensor.size)
-        return replace(key, first_token=first)
+            tokens //= self.tensor.size
+        return active_key(key, rows, tokens, self.config, self.tensor, self.context, input_ids.device)
 
     def _autocast(self, tensor: Tensor) -> AbstractContextManager:
         dtype = self.config.compute_dtype
         return nullcontext() if dtype is None else torch.autocast(autocast_kind(tensor.device), dtype=dtype)
+
+
+def _is_empty(input_ids: Tensor) -> bool:
+    return input_ids.dim() == 2 and input_ids.shape[0] == 0 < input_ids.shape[1]
+
+
+def _one_row(input_ids: Tensor) -> tuple[Tensor, DropoutKey]:
+    """What is computed instead of an empty batch, and cut off again: so every weight takes part, and every collective
+    that other ranks wait for. Nothing is drawn for it."""
+    return (input_ids.new_zeros(1, input_ids.shape[1]),
+            DropoutKey(seed=0, step=0, windows=torch.zeros(1, dtype=torch.int64, device=input_ids.device)))
 
 
 def build_model(config: Config, groups: Groups) -> HyenaModel:

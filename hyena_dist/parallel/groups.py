@@ -28,6 +28,20 @@ class Axis:
         """The axis of a process group that this rank is in; None is one rank."""
         return cls() if group is None else cls(group, dist.get_rank(group), dist.get_world_size(group))
 
+    def __deepcopy__(self, _memo: object) -> "Axis":
+        """Itself: a copy of a module runs over the same ranks."""
+        return self
+
+    def __reduce__(self) -> tuple[type["Axis"], tuple[None, int, int]]:
+        """Pickled it has no group, which one rank does not need.
+
+        Raises:
+            TypeError: several ranks, whose group is of this process alone.
+        """
+        if self.group is not None and self.size > 1:
+            raise TypeError(f"what is split over {self.size} ranks cannot be pickled: save the module's state_dict()")
+        return Axis, (None, self.rank, self.size)
+
 
 @dataclass(frozen=True)
 class Groups:

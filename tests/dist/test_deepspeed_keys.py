@@ -108,7 +108,6 @@ REFUSALS: dict[str, dict[str, Any]] = {
     "Sparse compression": {"sparse_gradients": True},
     "has to be greater than 0": {"train_batch_size": 3},
     "stage of DeepSpeedZeroConfig": {"zero_optimization": {"stage": 9}},
-    "bfloat16 and fp16": {"fp16": {"enabled": True}, "bf16": {"enabled": True}},
 }
 """DeepSpeed's own words, from each of its ways of refusing, and what brings them."""
 

@@ -17,7 +17,7 @@ from hyena_dist.config.sections.train import TrainSection
 from hyena_dist.convert import read_model
 from hyena_dist.data.tokenizer import encode
 from hyena_dist.parallel.groups import init_groups
-from hyena_dist.train.trainer import Trainer
+from hyena_dist.train.session import open_trainer
 from tests.compare import rel
 from tests.dist.harness import run_distributed
 from tests.port import Port, trained_port
@@ -32,7 +32,8 @@ TOLERANCE = 1e-6
 def _train(configs: list[Config]) -> None:
     for config in configs:
         groups = init_groups(tensor=config.parallel.tensor)
-        Trainer(config, groups, torch.device("cpu")).fit()
+        with open_trainer(config, groups, torch.device("cpu")) as trainer:
+            trainer.fit()
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def directories(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
         assert not section.tie_embeddings
         configs.append(Config(
             model=section, data=DataSection(shards=str(shards), seq_len=250, num_workers=0),
-            train=TrainSection(run_dir=str(directory / "run"), resume=str(directory / "start"), steps=3,
+            train=TrainSection(run_dir=str(directory / "run"), resume=f"weights:{directory}/start", steps=3,
                                micro_batch_size=2, global_batch_size=2, eval_every=0, save_every=3),
             optim=OptimSection(lr=1e-3, warmup_steps=0), parallel=ParallelSection(tensor=2)))
     run_distributed(_train, 2, configs, timeout=300)

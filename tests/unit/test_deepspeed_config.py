@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,12 @@ from hyena_dist.config.errors import ConfigError
 from hyena_dist.config.schema import Config
 from hyena_dist.config.sections.engine import EngineSection
 from hyena_dist.config.sections.train import TrainSection
-from hyena_dist.engine.deepspeed_config import check_raw_section, deepspeed_config, with_buckets
+from hyena_dist.engine.deepspeed_config import (
+    check_raw_section,
+    deepspeed_config,
+    refuse_lower_precision,
+    with_buckets,
+)
 from hyena_dist.engine.deepspeed_keys import REFUSED_KEYS
 from hyena_dist.parallel.groups import Axis, Groups
 
@@ -108,3 +114,22 @@ def test_checking_imports_no_framework() -> None:
             "print(*{'torch', 'deepspeed', 'megatron'} & sys.modules.keys())")
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert found == []
+
+
+@pytest.mark.parametrize(("key", "ds_config"), [
+    ("bf16", {"bf16": {"enabled": True}}), ("fp16", {"fp16": {"enabled": True, "loss_scale": 0}}),
+    ("bfloat16", {"bfloat16": {"enabled": True}}), ("amp", {"amp": {"enabled": True, "opt_level": "O1"}}),
+    ("torch_autocast", {"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}), ("bf16", {"bf16": True}),
+    ("communication_data_type", {"communication_data_type": "bf16"}),
+    ("data_types.grad_accum_dtype", {"data_types": {"grad_accum_dtype": "bf16"}}),
+    ("zero_optimization.zero_quantized_weights", {"zero_optimization": {"stage": 3, "zero_quantized_weights": True}}),
+])
+def test_what_would_lower_the_weights_is_refused_in_a_loop_of_one_s_own(key: str, ds_config: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=rf"^ds_config: {key} is set: .* the implicit filter needs float32: leave it"):
+        refuse_lower_precision(ds_config)
+
+
+def test_what_lowers_nothing_is_not() -> None:
+    refuse_lower_precision({"bf16": {"enabled": False}, "fp16": {}, "torch_autocast": {"dtype": "bfloat16"},
+                            "communication_data_type": "fp32", "data_types": {"grad_accum_dtype": "fp32"},
+                            "zero_optimization": {"stage": 3, "zero_quantized_weights": False}})

@@ -101,7 +101,7 @@ def test_a_mixer_s_input_without_tokens_or_of_whole_numbers(mixer: nn.Module) ->
 
 
 @pytest.mark.parametrize("ids", [
-    torch.full((5,), 7), torch.tensor(7), torch.full((2, 0), 7), torch.full((0, 5), 7), torch.full((2, 3, 4), 7),
+    torch.full((5,), 7), torch.tensor(7), torch.full((2, 0), 7), torch.full((0, 0), 7), torch.full((2, 3, 4), 7),
     torch.full((2, 5), 7.0), torch.full((2, 5), True)])
 def test_what_a_model_takes_for_token_ids(ids: torch.Tensor) -> None:
     model = HyenaModel(config()).eval()
