@@ -113,7 +113,6 @@ def _length(config: Config, data_ranks: int) -> str:
 
 def _memory(config: Config, cpu: bool, data_ranks: int, room: int) -> str:
     memory = run_memory(config, device="cpu" if cpu else "cuda", data_ranks=data_ranks)
-    less = data_ranks > 1 or config.parallel.tensor > 1 or config.engine.offload != "none"
-    return (f"{'at most ' if less else ''}about {binary(memory.total)} a rank by formula ({binary(memory.states)} of "
+    return (f"about {binary(memory.total)} a rank by formula ({binary(memory.states)} of "
             f"states, {binary(memory.saved)} kept for the backward pass, {binary(memory.working)} in it), of "
             f"{binary(room)}")
