@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from hyena_dist.config.checks import check
 from hyena_dist.config.errors import ConfigError
 from hyena_dist.config.schema import Config
-from hyena_dist.config.warmup import stages
+from hyena_dist.train.weights_and_biases import check_installed
+from hyena_dist.train.wording import binary
 
 if TYPE_CHECKING:
     from hyena_dist.data.manifest import Manifest
@@ -49,6 +50,10 @@ def look(config: Config, ranks: int) -> Iterator[str]:
     yield from _shards(config, ranks)
     yield from _checkpoints(config)
     yield from _memory(config)
+    try:
+        check_installed(config.train.wandb)
+    except ConfigError as error:
+        yield str(error)
 
 
 def _run_directory(config: Config) -> Iterator[str]:
@@ -108,24 +113,14 @@ def _memory(config: Config) -> Iterator[str]:
     """What a GPU needs by formula against what one here has."""
     import torch
 
-    from hyena_dist.costs.memory import training_memory
-    parallel, train = config.parallel, config.train
-    split = parallel.tensor * parallel.context
-    needed = 0.0
-    for stage in stages(config, data_ranks=1):
-        cost = training_memory(config.model, stage.seq_len, stage.micro_batch_size, precision=train.precision,
-                               activation_checkpointing=train.activation_checkpointing, engine=config.engine)
-        needed = max(needed, cost.states + (cost.saved + cost.working) / split)
+    from hyena_dist.costs.memory import run_memory
+    needed = run_memory(config).total
     if not torch.cuda.is_available():
-        yield (f"no GPU on this machine: by formula each rank needs about {_size(needed)} of one, and here a run is on "
-               "the CPU")
+        yield (f"no GPU on this machine: by formula each rank needs about {binary(needed)} of one, and here a run is "
+               "on the CPU")
         return
     memory = torch.cuda.get_device_properties(0).total_memory
     if needed > memory:
-        yield (f"by formula each rank needs about {_size(needed)}, and the GPU here has {_size(memory)}: lower "
+        yield (f"by formula each rank needs about {binary(needed)}, and the GPU here has {binary(memory)}: lower "
                "train.micro_batch_size, set train.activation_checkpointing=full, or split sequences with "
                "parallel.context")
-
-
-def _size(count: float) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

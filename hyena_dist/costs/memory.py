@@ -108,14 +108,15 @@ def training_memory(section: ModelSection, seq_len: int, micro_batch_size: int =
     return TrainingMemory((STATE_BYTES + held) * parameters(section), saved, max(working, head))
 
 
-def run_memory(config: Config, *, device: str, data_ranks: int) -> TrainingMemory:
-    """Of one rank at the stage of a run that needs the most, of a context rank for its share of the tokens. Tensor
-    ranks hold less, and so do the data ranks of an engine that shards what it holds."""
-    train = config.train
-    found = [training_memory(config.model, -(-stage.seq_len // config.parallel.context), stage.micro_batch_size,
-                             precision=train.precision, activation_checkpointing=train.activation_checkpointing,
-                             device=device, engine=config.engine) for stage in stages(config, data_ranks=data_ranks)]
-    return max(found, key=lambda memory: memory.total)
+def run_memory(config: Config, *, device: str = "cuda", data_ranks: int = 1) -> TrainingMemory:
+    """About what one rank of a run needs at the stage that needs the most. What tokens and channels take is split over
+    context and tensor ranks; states are counted whole, though an engine may shard or move them."""
+    train, split = config.train, config.parallel.tensor * config.parallel.context
+    found = [training_memory(config.model, stage.seq_len, stage.micro_batch_size, precision=train.precision,
+                             activation_checkpointing=train.activation_checkpointing, device=device,
+                             engine=config.engine) for stage in stages(config, data_ranks=data_ranks)]
+    most = max(found, key=lambda memory: memory.total)
+    return TrainingMemory(most.states, most.saved / split, most.working / split)
 
 
 def _hyena(section: ModelSection, seq_len: int, batch: int, E: int, wide: bool,

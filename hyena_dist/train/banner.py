@@ -67,15 +67,14 @@ def last_line(run_dir: Path, *, steps: int, seconds: float, rate: float | None, 
 
 def _start(config: Config) -> str:
     """How it will start, by the names in the run directory: whether a checkpoint is sound, its reader says later."""
-    resume = config.train.resume
+    train = config.train
     names = [path.parent.name for path in (Path(config.train.run_dir) / "checkpoints").glob(f"step-*/{MARKER}")]
     steps = [int(number) for name in names if (number := name.removeprefix("step-")).isdecimal()]
-    if steps and resume != "none":
-        return f"which goes on from step {max(steps):,} of {config.train.steps:,}"
-    if resume in ("auto", "none"):
+    if steps and train.resume != "none":
+        return f"which goes on from step {max(steps):,} of {train.steps:,}"
+    if train.origin is None:
         return "a fresh start"
-    path = resume.removeprefix("weights:")
-    return f"a branch of {path}" if path == resume else f"a fresh start with the weights of {path}"
+    return f"a fresh start with the weights of {train.origin}" if train.weights_only else f"a branch of {train.origin}"
 
 
 def _device(local_rank: int) -> tuple[str, int]:
@@ -113,7 +112,6 @@ def _length(config: Config, data_ranks: int) -> str:
 
 def _memory(config: Config, cpu: bool, data_ranks: int, room: int) -> str:
     memory = run_memory(config, device="cpu" if cpu else "cuda", data_ranks=data_ranks)
-    less = data_ranks > 1 or config.parallel.tensor > 1 or config.engine.offload != "none"
-    return (f"{'at most ' if less else ''}about {binary(memory.total)} a rank by formula ({binary(memory.states)} of "
+    return (f"about {binary(memory.total)} a rank by formula ({binary(memory.states)} of "
             f"states, {binary(memory.saved)} kept for the backward pass, {binary(memory.working)} in it), of "
             f"{binary(room)}")

@@ -48,6 +48,14 @@ def test_what_is_missing_here_is_a_warning_with_its_remedy(dry, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_library_that_is_missing_here_is_a_warning(dry, monkeypatch):
+    monkeypatch.setattr("hyena_dist.train.weights_and_biases.find_spec", lambda _: None)
+    status, _, lines = dry("train.wandb=mine")
+    assert status == 0
+    assert sum("train.wandb=mine: wandb is missing: install it with pip install" in line for line in lines) == 1
+    assert not any("wandb" in line for line in dry()[2])
+
+
 def test_ranks_are_those_that_are_asked_for_or_the_fewest(dry):
     assert "context = 3 does not divide the 8 ranks: start 6" in refusal(dry("parallel.context=3", WORLD_SIZE="8"))
     assert "global_batch_size (8) is not a multiple of train.micro_batch_size 4 x 8" in refusal(dry(WORLD_SIZE="8"))

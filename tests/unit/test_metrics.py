@@ -15,6 +15,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
+from hyena_dist.cli.pretrain import main as pretrain
 from hyena_dist.config.errors import ConfigError
 from hyena_dist.train.laps import WARM_STEPS, SteadyRate
 from hyena_dist.train.metrics import METRICS, Metrics, Row, elapsed, read_rows
@@ -199,6 +200,16 @@ def test_wandb_that_is_missing_is_one_line(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(ConfigError, match=r"train.wandb=mine: wandb is missing: .* pip install 'hyena-dist\[wandb\]'"):
         Metrics(tmp_path, last_step=0, total_steps=10, now=0.0, wandb="mine")
     check_installed("")
+
+
+def test_wandb_that_is_missing_ends_the_command_before_anything_is_made(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr("hyena_dist.train.weights_and_biases.find_spec", lambda _: None)
+    assert pretrain(["--config", "configs/quickstart.yaml", f"train.run_dir={tmp_path / 'run'}",
+                     "train.wandb=mine"]) == 2
+    [error] = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: train.wandb=mine: wandb is missing: install it with pip install")
+    assert not (tmp_path / "run").exists()
 
 
 def test_wandb_gets_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
