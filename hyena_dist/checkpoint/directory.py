@@ -239,12 +239,12 @@ def _meant(path: Path) -> list[Path]:
 
 def _choice_beside(gone: Path) -> str:
     """What to choose instead of a checkpoint that is not there: those that its run still has."""
-    kept = [path.name for path in _newest_first(gone.parent)]
-    if not kept:
-        return "choose another checkpoint"
-    more = f" and {len(kept) - _NAMED} older ones" if len(kept) > _NAMED else ""
-    return (f"choose one that is kept there ({', '.join(kept[:_NAMED])}{more}); train.keep_every=N lets a run keep "
-            "every N-th step")
+    for place in (gone.parent, gone.parent / "checkpoints"):  # where it was named without its run's `checkpoints`
+        if place.is_dir() and (kept := [path.name for path in _newest_first(place)]):
+            more = f" and {len(kept) - _NAMED} older ones" if len(kept) > _NAMED else ""
+            return (f"choose one that is kept in {place} ({', '.join(kept[:_NAMED])}{more}); train.keep_every=N lets a "
+                    "run keep every N-th step")
+    return "choose another checkpoint"
 
 
 def _for_good(path: Path, keep_every: int) -> bool:

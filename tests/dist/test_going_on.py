@@ -13,7 +13,7 @@ import torch
 from hyena_dist.checkpoint.directory import step_directory
 from hyena_dist.checkpoint.format import take_snapshot
 from hyena_dist.checkpoint.reader import TensorReader
-from hyena_dist.config.errors import UserError
+from hyena_dist.config.errors import TrainingError, UserError
 from hyena_dist.config.schema import Config
 from hyena_dist.config.sections.engine import EngineSection
 from hyena_dist.config.sections.parallel import ParallelSection
@@ -22,7 +22,7 @@ from hyena_dist.train.metrics import read_rows
 from hyena_dist.train.schedules import learning_rate
 from hyena_dist.train.session import open_trainer
 from tests.dist.harness import run_distributed
-from tests.dist.test_lost_steps import _record_windows, config_of
+from tests.dist.test_lost_steps import _poison, _record_windows, config_of
 
 SAVE, LOSS = 4, 1e-5
 WSD = {"schedule": "wsd", "cooldown": 4.0, "warmup_steps": 2}
@@ -50,7 +50,7 @@ class Seen:
     windows: dict[int, list[int]] = field(default_factory=dict)
 
 
-def _start(config: Config, prepare: Callable[[], Any] = lambda: None) -> Seen:
+def _start(config: Config, prepare: Callable[[], Any], lost: set[int]) -> Seen:
     groups = init_groups(tensor=config.parallel.tensor)
     torch.distributed.barrier()
     if groups.world.rank == 0:
@@ -61,8 +61,9 @@ def _start(config: Config, prepare: Callable[[], Any] = lambda: None) -> Seen:
             seen = Seen(began=trainer.status.step, count=trainer.engine.optimizer_step_count,
                         state=take_snapshot(trainer.engine, trainer.objective.table, groups, {}).tensors,
                         windows=_record_windows(trainer))
+            _poison(trainer, lost)
             trainer.fit()
-    except UserError as error:
+    except (UserError, TrainingError) as error:
         return Seen(refused=str(error))
     return seen
 
@@ -72,9 +73,9 @@ def _run_all(shards: str, directory: Path) -> dict[str, Seen]:
     found: dict[str, Seen] = {}
 
     def start(name: str, optim: dict[str, Any], *, run: str = "", changes: dict[str, Any] | None = None,
-              prepare: Callable[[], Any] = lambda: None, **keys: Any) -> None:
+              prepare: Callable[[], Any] = lambda: None, lost: set[int] = frozenset(), **keys: Any) -> None:
         config = _config(shards, directory / (run or name), optim, **keys)
-        found[name] = _start(replace(config, **(changes or {})), prepare)
+        found[name] = _start(replace(config, **(changes or {})), prepare, lost)
 
     def at(run: str, step: int) -> str:
         return str(step_directory(directory / run / "checkpoints", step))
@@ -93,6 +94,11 @@ def _run_all(shards: str, directory: Path) -> dict[str, Seen]:
     start("other engine", WSD, steps=16, resume=at("wsd", 8), changes=FSDP)
     start("newest", WSD, steps=20, resume=str(directory / "wsd"))
     start("weights", WSD, steps=6, resume=f"weights:{at('wsd', 8)}", data={"seed": 5}, seed=3)
+
+    back = {"on_nonfinite": "rollback", "save_every": 0, "keep_every": 0}
+    start("rolled back", WSD, steps=16, resume=at("wsd", 8), lost={10}, **back)
+    start("weights rolled back", WSD, steps=6, resume=f"weights:{at('wsd', 8)}", lost={2}, **back)
+    start("nothing to roll back to", WSD, steps=6, lost={2}, **back)
 
     # The branch goes on by itself where its command is given again, also without its origin.
     start("again", WSD, run="cooled at 4", steps=8, resume=at("wsd", 4), save_every=2, keep_every=0,
@@ -264,9 +270,20 @@ def test_the_same_command_again_resumes_the_branch_itself(runs):
     assert [(line["step"], line["begins"]) for line in history(directory / "cooled at 4")] == [(4, True), (6, False)]
 
 
+def test_a_branch_rolls_back_to_what_it_began_with(runs):
+    for rank in runs[1]:
+        assert rank["rolled back"].refused is None
+        assert rank["rolled back"].windows[9] == rank["wsd"].windows[11], "past the windows of the lost steps"
+        assert rank["weights rolled back"].refused is None
+        assert rank["weights rolled back"].windows[1] == rank["wsd"].windows[3]
+        assert "no checkpoint to go back to" in rank["nothing to roll back to"].refused, "control"
+    found = losses(runs[0] / "rolled back")
+    assert list(found) == list(range(9, 17))
+
+
 REFUSED = {
-    "gone": "/step-00000006: no such checkpoint: choose one that is kept there (step-00000016, step-00000012, "
-            "step-00000008); train.keep_every=N lets a run keep every N-th step",
+    "gone": "/step-00000006: no such checkpoint: choose one that is kept in {wsd} (step-00000016, "
+            "step-00000012, step-00000008); train.keep_every=N lets a run keep every N-th step",
     "another origin": "cooled at 4 holds a run that began with the state of ",
     "not its origin": "straight holds a run that began afresh, not at train.resume=",
     "weights, not state": "cooled at 8 holds a run that began with the state of ",
@@ -285,5 +302,5 @@ def test_what_cannot_go_on_is_refused_in_one_line_on_every_rank(runs, name):
         message = rank[name].refused
         print(message)
         assert message is not None
-        assert REFUSED[name] in message
+        assert REFUSED[name].replace("{wsd}", str(runs[0] / "wsd" / "checkpoints")) in message
         assert "\n" not in message

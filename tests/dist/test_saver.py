@@ -276,11 +276,15 @@ def test_a_run_stands_for_its_newest_and_what_is_gone_names_what_is_kept(tmp_pat
         assert open_checkpoint(path).metadata["step"] == 11
     flip(step_directory(checkpoints, 11) / ".metadata", 100)
     assert open_checkpoint(tmp_path).metadata["step"] == 10
-    with pytest.raises(CheckpointError, match="step-00000099: no such checkpoint: choose one that is kept there "
-                       r"\(step-00000011, step-00000010, .*, step-00000004 and 3 older ones\); train.keep_every=N"):
-        open_checkpoint(step_directory(checkpoints, 99))
+    for place in (checkpoints, tmp_path):
+        with pytest.raises(CheckpointError, match="step-00000099: no such checkpoint: choose one that is kept in "
+                           rf"{checkpoints} \(step-00000011, step-00000010, .*, step-00000004 and 3 older ones\); "
+                           "train.keep_every=N"):
+            open_checkpoint(step_directory(place, 99))
+    with pytest.raises(CheckpointError, match="no such checkpoint: choose another checkpoint$"):
+        open_checkpoint(step_directory(checkpoints, 10) / "COMPLETE" / "x")
     with pytest.raises(CheckpointError, match="nowhere: no such checkpoint: choose another checkpoint$"):
-        open_checkpoint(tmp_path / "nowhere")
+        open_checkpoint(tmp_path / "elsewhere" / "nowhere")
     with pytest.raises(CheckpointError, match="empty: this run has no checkpoint: let it save one first"):
         open_checkpoint(tmp_path / "empty")
 
