@@ -104,6 +104,8 @@ def test_a_configuration_of_another_function_of_the_same_weights(run_dir: Path, 
                     {"step": 5, "identity": identity(config)})
     (tmp_path / "config.yaml").write_text(dump_config(config))
     load_run(tmp_path)
+    (tmp_path / "config.yaml").write_text(dump_config(replace(config, model=replace(config.model, embed_dropout=0.5))))
+    load_run(tmp_path)  # a run that was resumed with another dropout, which evaluates nothing else
     other = replace(config, model=replace(config.model, filter_shift=0.0))
     (tmp_path / "config.yaml").write_text(dump_config(other))
     with pytest.raises(UserError, match=r"of another model than .*model.filter_shift: saved 0.05, now 0.0"):
