@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from hyena_dist.data.manifest import Manifest
 
 
-
 def check_ranks(config: Config, ranks: int | None) -> tuple[int, list[str]]:
     """Check the configuration for a number of ranks. Nobody has said how many there are (None): the fewest that it can
     have, with a note that says how to ask for others.
@@ -46,14 +45,12 @@ def look(config: Config, ranks: int) -> Iterator[str]:
     Raises:
         UserError: something is wrong, wherever the run starts.
     """
+    data_ranks = ranks // (config.parallel.tensor * config.parallel.context)
     yield from _run_directory(config)
-    yield from _shards(config, ranks)
+    yield from _shards(config, data_ranks)
     yield from _checkpoints(config)
-    yield from _memory(config)
-    try:
-        check_installed(config.train.wandb)
-    except ConfigError as error:
-        yield str(error)
+    yield from _libraries(config)
+    yield from _memory(config, data_ranks)
 
 
 def _run_directory(config: Config) -> Iterator[str]:
@@ -68,7 +65,7 @@ def _run_directory(config: Config) -> Iterator[str]:
         yield f"{where} on this machine, and the directories below it are not there"
 
 
-def _shards(config: Config, ranks: int) -> Iterator[str]:
+def _shards(config: Config, data_ranks: int) -> Iterator[str]:
     path = Path(config.data.shards)
     if not path.exists():
         yield (f"data.shards={path} is not on this machine: build it with `python shards/build.py FASTA --out {path}`, "
@@ -77,7 +74,7 @@ def _shards(config: Config, ranks: int) -> Iterator[str]:
     from hyena_dist.data.manifest import Manifest
     from hyena_dist.train.curriculum import Curriculum
     manifest = Manifest.load(path)
-    Curriculum(manifest, config, dp_size=ranks // (config.parallel.tensor * config.parallel.context)).close()
+    Curriculum(manifest, config, dp_size=data_ranks).close()
     yield from _lengths(config, manifest)
 
 
@@ -99,9 +96,9 @@ def _checkpoints(config: Config) -> Iterator[str]:
     from hyena_dist.parallel.groups import Groups
     from hyena_dist.runtime.requeue import in_use
     from hyena_dist.train.run_directory import RunDirectory
-    run_dir, choice = Path(config.train.run_dir), config.train.resume
-    if choice not in ("auto", "none") and not Path(choice.removeprefix("weights:")).exists():
-        yield f"train.resume={choice} is not on this machine: copy it there, or correct the path"
+    run_dir, origin = Path(config.train.run_dir), config.train.origin
+    if origin is not None and not Path(origin).exists():
+        yield f"train.resume={config.train.resume} is not on this machine: copy it there, or correct the path"
         config = replace(config, train=replace(config.train, resume="auto"))
     run, groups = RunDirectory(config, first=True), Groups.single()
     run.start_from(run.newest(groups), groups)
@@ -109,18 +106,28 @@ def _checkpoints(config: Config) -> Iterator[str]:
         yield f"train.run_dir={run_dir} is in use by another run: wait for it to end, stop it, or choose another"
 
 
-def _memory(config: Config) -> Iterator[str]:
+def _memory(config: Config, data_ranks: int) -> Iterator[str]:
     """What a GPU needs by formula against what one here has."""
     import torch
 
     from hyena_dist.costs.memory import run_memory
-    needed = run_memory(config).total
+    needed = run_memory(config, device="cuda", data_ranks=data_ranks).total
     if not torch.cuda.is_available():
-        yield (f"no GPU on this machine: by formula each rank needs about {binary(needed)} of one, and here a run is "
-               "on the CPU")
+        yield (f"no GPU on this machine: by formula each rank needs at most about {binary(needed)} of one, and here a "
+               "run is on the CPU")
         return
     memory = torch.cuda.get_device_properties(0).total_memory
     if needed > memory:
-        yield (f"by formula each rank needs about {binary(needed)}, and the GPU here has {binary(memory)}: lower "
+        yield (f"by formula each rank needs up to {binary(needed)}, and the GPU here has {binary(memory)}: lower "
                "train.micro_batch_size, set train.activation_checkpointing=full, or split sequences with "
                "parallel.context")
+
+
+def _libraries(config: Config) -> Iterator[str]:
+    """Those that only some configurations want."""
+    from hyena_dist.ops.backends import check_backend
+    for wanted in (lambda: check_backend(config.ops.backend), lambda: check_installed(config.train.wandb)):
+        try:
+            wanted()
+        except ConfigError as error:  # it is not installed here
+            yield f"on this machine: {error}"

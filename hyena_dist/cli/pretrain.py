@@ -87,6 +87,8 @@ def _dry_run(args: argparse.Namespace) -> int:
 
     asked = dry_run_ranks()
     collective_timeout()
+    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0":
+        return 0  # the first rank says it
     config = load_config(find(args.config), args.overrides)
     ranks, notes = check_ranks(config, asked)
     check_raw_section(config.engine.deepspeed)

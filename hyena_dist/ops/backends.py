@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hyena_dist.config.errors import ConfigError
 from hyena_dist.config.sections.ops import BACKENDS
 from hyena_dist.ops.mix import Asked, Backend
 from hyena_dist.ops.triton.plans import measured
@@ -37,13 +38,14 @@ def check_backend(backend: str) -> None:
     """Refuse a backend that cannot be had, before anything runs.
 
     Raises:
-        ValueError: unknown, or Triton is asked for and not installed.
+        ValueError: unknown.
+        ConfigError: Triton is asked for and not installed; a ValueError, too.
     """
     if backend not in BACKENDS:
         raise ValueError(f"ops.backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
     if backend == "triton" and not _installed():
-        raise ValueError("ops.backend=triton needs Triton, which is not installed: pip install 'hyena-dist[kernels]', "
-                         "or take ops.backend=torch")
+        raise ConfigError("ops.backend=triton needs Triton, which is not installed: pip install 'hyena-dist[kernels]', "
+                          "or take ops.backend=torch")
 
 
 def mix_kernels(backend: str, asked: Asked) -> Backend | None:

@@ -72,10 +72,10 @@ def rank_environment(env: Mapping[str, str]) -> dict[str, str]:
     Raises:
         ConfigError: a variable that the launcher should have set is missing, or is not what it must be; names it.
     """
-    if _is_srun(env):
-        found = _of_srun(env)
-    elif "RANK" in env and "WORLD_SIZE" in env:
+    if "RANK" in env and "WORLD_SIZE" in env:  # also torchrun or deepspeed inside a step of srun
         found = _of_launcher(env)
+    elif _is_srun(env):
+        found = _of_srun(env)
     else:
         for name, other in (("RANK", "WORLD_SIZE"), ("WORLD_SIZE", "RANK")):
             if name in env:
@@ -155,8 +155,7 @@ def first_host(nodelist: str) -> str:
 def _is_srun(env: Mapping[str, str]) -> bool:
     # A batch script has SLURM_PROCID and SLURM_NTASKS too, but it is one process: only a step has a SLURM_STEP_ID.
     in_batch_script = "SLURM_JOB_ID" in env and "SLURM_STEP_ID" not in env
-    under_another = "RANK" in env and "WORLD_SIZE" in env  # torchrun or deepspeed inside a job
-    return "SLURM_PROCID" in env and "SLURM_NTASKS" in env and not in_batch_script and not under_another
+    return "SLURM_PROCID" in env and "SLURM_NTASKS" in env and not in_batch_script
 
 
 def _tasks(env: Mapping[str, str]) -> tuple[str, int]:
@@ -173,7 +172,7 @@ def step_id(env: Mapping[str, str] = os.environ) -> str:
 
 def alone_in_a_job(env: Mapping[str, str] = os.environ) -> str | None:
     """What to say where one process runs in a job that has more tasks; None: nothing."""
-    if not _is_srun(env) or _tasks(env)[1] != 1 or env["SLURM_NTASKS"] == "1":
+    if "RANK" in env or not _is_srun(env) or _tasks(env)[1] != 1 or env["SLURM_NTASKS"] == "1":
         return None
     return (f"one process in a job of {env['SLURM_NTASKS']} tasks: this is a shell of the job; start with srun to use "
             "them all")

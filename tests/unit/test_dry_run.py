@@ -42,7 +42,7 @@ def test_what_is_missing_here_is_a_warning_with_its_remedy(dry, tmp_path):
     warnings = [line for line in lines if line.startswith("warning: ")]
     assert "data.shards=shards/quickstart is not on this machine: build it with `python shards/build.py" in warnings[0]
     assert "train.resume=elsewhere/step-00000007 is not on this machine: copy it there" in warnings[1]
-    assert "no GPU on this machine: by formula each rank needs about" in warnings[2]
+    assert "no GPU on this machine: by formula each rank needs at most about" in warnings[2]
     assert lines[3:] == ["note: checked for 1 rank, the fewest that it can have: put WORLD_SIZE=N before the command "
                          "to check it for N"]
     assert list(tmp_path.iterdir()) == []
@@ -114,6 +114,20 @@ def test_what_is_no_checkpoint_is_refused(dry, tmp_path):
     assert "step-00000001" in refusal(dry("train.resume=step-00000001"))
     (tmp_path / "run" / "checkpoints" / "step-00000005").mkdir(parents=True)
     assert "train.run_dir=run holds a run that cannot go on" in refusal(dry("train.run_dir=run"))
+
+
+def test_a_library_that_is_not_here_is_a_warning(dry, monkeypatch):
+    monkeypatch.setattr("hyena_dist.ops.backends._installed", lambda: False)
+    status, _, lines = dry("ops.backend=triton")
+    assert status == 0
+    assert any("on this machine: ops.backend=triton needs Triton, which is not ins" in line for line in lines)
+    assert not any("Triton" in line for line in dry()[2])
+
+
+def test_of_the_ranks_of_a_launcher_the_first_speaks(dry):
+    place = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
+    assert dry(RANK="1", **place) == (0, "", [])
+    assert dry(RANK="0", **place)[1].startswith("model:")
 
 
 def test_memory_is_compared_with_that_of_the_gpu(dry, monkeypatch):

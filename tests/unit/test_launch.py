@@ -55,6 +55,8 @@ def test_steps_of_a_job_do_not_meet_each_other() -> None:
     assert second["MASTER_PORT"] != rank_environment(SRUN)["MASTER_PORT"]
     assert step_id({**SRUN, "SLURM_STEP_ID": "1"}) != step_id(SRUN) != ""  # though MASTER_PORT were set for both
     assert step_id(TORCHRUN) == ""
+    joined = {**SRUN, **rank_environment(SRUN)}  # what a rank's environment is when it looks for the others
+    assert step_id(joined) == step_id(SRUN)
 
 
 def test_an_interactive_shell_of_a_job_is_one_process_and_is_told_so() -> None:
