@@ -65,6 +65,20 @@ def _dropout(layout: str, *, share: bool = True) -> float:
     return rel(logits, expected)
 
 
+def _empty_split(layout: str) -> dict[str, Any]:
+    """What an empty batch gives where the sequence or the vocabulary is split: the loss, its count, and whether every
+    gradient is there and 0."""
+    parallel = LAYOUTS[layout]
+    groups = init_groups(tensor=parallel.tensor, context=parallel.context)
+    model = build(groups, parallel, dropout=0.2)
+    ids = slice_tokens(WINDOWS[:0, :-1], groups.context, multiple=model.token_multiple, fill=4)
+    logits = model(ids)
+    total, count = token_loss(logits, ids, groups.tensor)
+    total.backward()
+    zero = all(weight.grad is not None and not weight.grad.any() for weight in model.parameters())
+    return {"shape": tuple(logits.shape), "loss": float(total.detach()), "count": int(count), "zero": zero}
+
+
 def _copies() -> dict[str, Any]:
     split = build(init_groups(tensor=2), LAYOUTS["tensor"]).eval()
     again = copy.deepcopy(split)
@@ -128,6 +142,7 @@ def _made_later(groups: Groups) -> dict[str, float]:
 
 def _on_each_rank() -> dict[str, Any]:
     found: dict[str, Any] = {f"dropout {layout}": _dropout(layout) for layout in LAYOUTS}
+    found |= {f"empty {layout}": _empty_split(layout) for layout in LAYOUTS}
     found["control"] = _dropout("tensor", share=False)
     found["copies"] = _copies()
     groups = init_groups()
@@ -176,6 +191,13 @@ def test_a_step_after_each_micro_batch(found: list[dict[str, Any]], engine: int 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_rank_without_a_window(found: list[dict[str, Any]], engine: int | str) -> None:
     assert max(rank[f"empty {engine}"] for rank in found) < TOLERANCE
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_empty_batch_of_a_split_model(found: list[dict[str, Any]], layout: str) -> None:
+    shape = (0, 20, 16) if layout == "context" else (0, 40, 8)
+    for rank in found:
+        assert rank[f"empty {layout}"] == {"shape": shape, "loss": 0.0, "count": 0, "zero": True}
 
 
 def test_weights_that_are_made_after_they_were_sharded(found: list[dict[str, Any]]) -> None:
