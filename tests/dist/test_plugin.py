@@ -49,7 +49,7 @@ def run(source: str, *changes: tuple[str, str], **names: Any) -> dict[str, Any]:
     for old, new in changes:
         assert source.count(old) == 1, old
         source = source.replace(old, new)
-    os.environ |= {"MASTER_ADDR": "unused", "MASTER_PORT": "0"}  # a launcher sets them; the harness has its own way
+    os.environ |= {"MASTER_ADDR": "unused", "MASTER_PORT": "1"}  # a launcher sets them; the harness has its own way
     namespace: dict[str, Any] = {"__name__": "__main__"} | names
     exec(source, namespace)  # noqa: S102 - it is our own documentation
     return namespace
