@@ -51,7 +51,7 @@ def refuse_lower_precision(ds_config: Mapping[str, Any]) -> None:
     reasons = {name: reason for name, reason in _LOWERED.items() if _is_on(ds_config.get(name))}
     reasons |= {name: "it would round the gradients" for name, value in (
         ("communication_data_type", ds_config.get("communication_data_type")),
-        ("data_types.grad_accum_dtype", types.get("grad_accum_dtype"))) if value not in (None, "fp32")}
+        ("data_types.grad_accum_dtype", types.get("grad_accum_dtype"))) if value in ("fp16", "bf16", "bfp16")}
     reasons |= {f"zero_optimization.{key}": "it would round what the ranks send each other" for key in (
         "zero_quantized_weights", "zero_quantized_nontrainable_weights", "zero_quantized_gradients") if zero.get(key)}
     for name, reason in reasons.items():

@@ -1,7 +1,8 @@
 """Whatever passes through the raw `engine.deepspeed` section leaves a training step as it is."""
 
 import dataclasses
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from unittest import mock
 
@@ -13,7 +14,7 @@ from hyena_dist.config.errors import ConfigError
 from hyena_dist.config.schema import Config
 from hyena_dist.config.sections.engine import EngineSection
 from hyena_dist.config.sections.train import TrainSection
-from hyena_dist.engine import deepspeed_config
+from hyena_dist.engine import deepspeed, deepspeed_config
 from hyena_dist.engine.deepspeed import prepare_deepspeed
 from hyena_dist.engine.deepspeed_keys import ALLOWED_KEYS
 from hyena_dist.parallel.groups import Groups
@@ -59,6 +60,13 @@ def _trained(raw: dict[str, Any], stage: int, groups: Groups) -> dict[str, Any]:
             "same": all(bool((state_of(engine)[key] == value).all()) for key, value in state.items() if key != "steps")}
 
 
+@contextmanager
+def _let_through() -> Iterator[None]:
+    """Without the refusals of a raw section, and of a configuration that lowers the weights or their gradients."""
+    with (mock.patch.object(deepspeed_config, "_problems"), mock.patch.object(deepspeed, "refuse_lower_precision")):
+        yield
+
+
 def _on_each_rank(keys: list[str]) -> dict[tuple[str, int], Any]:
     groups, found = data_groups(), {}
     defaults = DeepSpeedZeroConfig().model_dump()
@@ -71,7 +79,7 @@ def _on_each_rank(keys: list[str]) -> dict[tuple[str, int], Any]:
             if not of_zero and stage in (1, 3) and name not in CONTROLS:
                 continue  # these know nothing of stages but whether there are any
             try:
-                with nullcontext() if name not in CONTROLS else mock.patch.object(deepspeed_config, "_problems"):
+                with nullcontext() if name not in CONTROLS else _let_through():
                     other = _trained(raw, stage, groups)
             except ConfigError as error:  # DeepSpeed's own refusal at this stage
                 found[name, stage] = str(error)
