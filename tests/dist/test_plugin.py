@@ -59,6 +59,7 @@ def test_programs_are_short():
     for source in (DEEPSPEED, FSDP, PLAIN, MEGATRON):
         assert source.count("\n") <= 25
         assert all(len(line) <= 120 for line in source.splitlines())
+        assert "hyena_dist." not in source, "public names only"
 
 
 def test_the_plain_program():
