@@ -65,7 +65,7 @@ class ImplicitFilter(nn.Module):
         decay = decay.view(filters, self.axis.size, self.channels)[:, self.axis.rank]
         last = self.last_weight.view(filters, self.channels, -1)
         if channels is not None:
-            decay, last = (torch.cat([x[:, part] for part in channels], dim=1) for x in (decay, last))
+            decay, last = _side_by_side(decay, channels), _side_by_side(last, channels)
         with without_autocast(freq):
             pieces = []
             for part in lags:
@@ -80,6 +80,12 @@ class ImplicitFilter(nn.Module):
         return [(copy_to(getattr(self, f"trunk_weight_{i}"), self.axis),
                  copy_to(getattr(self, f"trunk_bias_{i}"), self.axis))
                 for i in range(self.config.filter_num_inner_mlps + 1)]
+
+
+def _side_by_side(x: Tensor, channels: Sequence[slice]) -> Tensor:
+    """Ranges of channels of [N - 1, C, ...]; one range is a view."""
+    pieces = [x[:, part] for part in channels]
+    return torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0]
 
 
 class ShortConv(nn.Module):

@@ -23,6 +23,10 @@ from hyena_dist.ops.chunking import chunks
 from hyena_dist.ops.mix import Asked, MixWeights, Segments
 from hyena_dist.ops.precision import compute_dtype
 from hyena_dist.ops.short_conv import ShortConvTape
+from hyena_dist.ops.workspace import Workspace
+
+REST = slice(1, None)
+"""The blocks x1, ..., v."""
 
 
 class Exchange(Protocol):
@@ -59,8 +63,8 @@ class Across:
         return None
 
     def mix(self, p: Tensor, weights: MixWeights, _segments: Segments) -> tuple[Tensor, list[Tensor]]:
-        blocks, short = _blocks(p, weights), _short_conv(p, weights)
-        reach = _reach(weights)
+        blocks, reach = _blocks(p, weights), _reach(weights)
+        short = _short_conv(p, weights, Workspace(compute_dtype(p, weights.bias), p.device))
         tail = blocks[..., blocks.shape[-1] - reach :].contiguous()
         halo = self._exchange.from_left(tail) if reach else tail
         conv, kept = self._exchange.convolve(_gated_inputs(blocks, halo, short), weights.filters, weights.bias)
@@ -68,12 +72,13 @@ class Across:
 
     def mix_backward(self, p: Tensor, dy: Tensor, weights: MixWeights, _segments: Segments,
                      kept: list[Tensor]) -> MixWeights:
-        blocks, short = _blocks(p, weights), _short_conv(p, weights)
+        blocks, work = _blocks(p, weights), Workspace(compute_dtype(p, weights.bias), p.device)
+        short = _short_conv(p, weights, work)
         halo, conv, *kept = kept
         dhalo = torch.empty_like(halo)
         _gated_backward(blocks, halo, conv, dy, dhalo, short)
         dinputs, dfilters, dbias = self._exchange.convolve_backward(conv, weights.filters, weights.bias, kept)
-        _gated_inputs_backward(blocks, halo, dinputs, dhalo, short)
+        _gated_inputs_backward(blocks, halo, dinputs, dhalo, short, work)
         reach = _reach(weights)
         if reach:  # the rank on the right has used the last tokens too
             blocks[..., blocks.shape[-1] - reach :] += self._exchange.from_right(dhalo)
@@ -90,13 +95,13 @@ def _reach(weights: MixWeights) -> int:
     return weights.short_weight.shape[1] - 1
 
 
-def _short_conv(p: Tensor, weights: MixWeights) -> ShortConvTape:
+def _short_conv(p: Tensor, weights: MixWeights, work: Workspace) -> ShortConvTape:
     """Of blocks of channels; one for the whole of a pass, because it collects the gradients."""
     assert weights.short_weight is not None
     assert weights.short_bias is not None
     blocks = len(weights.filters) + 2, weights.bias.shape[1]
     return ShortConvTape(weights.short_weight.unflatten(0, blocks), weights.short_bias.unflatten(0, blocks),
-                         compute_dtype(p, weights.short_weight))
+                         compute_dtype(p, weights.short_weight), work)
 
 
 def _gated_inputs(blocks: Tensor, halo: Tensor, short: ShortConvTape) -> Tensor:
@@ -105,24 +110,29 @@ def _gated_inputs(blocks: Tensor, halo: Tensor, short: ShortConvTape) -> Tensor:
     batch, count, channels, length = blocks.shape
     packed = torch.empty(count - 2, batch, channels, length, dtype=blocks.dtype, device=blocks.device)
     for part in chunks(channels, batch * length, blocks.device):
-        *gates, v = (short.forward(blocks[:, i, part].to(short.dtype), (i, part), halo[:, i, part].to(short.dtype))
-                     for i in range(1, count))
-        packed[0, :, part] = gates.pop().mul_(v)
+        x, left = (t[:, REST, part].to(short.dtype) for t in (blocks, halo))
+        *gates, v = short.forward(x, (REST, part), left).unbind(1)
+        packed[0, :, part] = v.mul_(gates.pop())
         for place, gate in enumerate(reversed(gates), start=1):
             packed[place, :, part] = gate
     return packed
 
 
-def _gated_inputs_backward(blocks: Tensor, halo: Tensor, dinputs: Tensor, dhalo: Tensor, short: ShortConvTape) -> None:
+def _gated_inputs_backward(blocks: Tensor, halo: Tensor, dinputs: Tensor, dhalo: Tensor, short: ShortConvTape,
+                           work: Workspace) -> None:
     """Writes the gradients at the blocks over them, and those at the halo to dhalo."""
-    batch, count, channels, length = blocks.shape
+    batch, _, channels, length = blocks.shape
+    last_two = slice(-2, None)
     for part in chunks(channels, batch * length, blocks.device):
-        pieces = [(blocks[:, i, part].to(short.dtype), halo[:, i, part].to(short.dtype)) for i in range(1, count)]
+        x, left = (t[:, REST, part].to(short.dtype) for t in (blocks, halo))
+        dshort = work("dshort", *x.shape)
         du, *inner = (d[:, part].to(short.dtype) for d in dinputs)
-        gate, v = (short.forward(x, (i, part), left) for i, (x, left) in enumerate(pieces[-2:], start=count - 2))
-        grads = [*inner[::-1], v.mul_(du), gate.mul_(du)]
-        for i, ((x, left), grad) in enumerate(zip(pieces, grads, strict=True), start=1):
-            dhalo[:, i, part] = short.backward(grad, x, (i, part), blocks[:, i, part], left)
+        gate, v = short.forward(x[:, last_two], (last_two, part), left[:, last_two]).unbind(1)
+        for place, grad in enumerate(reversed(inner)):
+            dshort[:, place] = grad
+        torch.mul(v, du, out=dshort[:, -2])
+        torch.mul(gate, du, out=dshort[:, -1])
+        dhalo[:, REST, part] = short.backward(dshort, x, (REST, part), blocks[:, REST, part], left)
 
 
 def _gated(blocks: Tensor, halo: Tensor, conv: Tensor, short: ShortConvTape) -> Tensor:
