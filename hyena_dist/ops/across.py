@@ -64,10 +64,11 @@ class Across:
 
     def mix(self, p: Tensor, weights: MixWeights, _segments: Segments) -> tuple[Tensor, list[Tensor]]:
         blocks, reach = _blocks(p, weights), _reach(weights)
-        short = _short_conv(p, weights, Workspace(compute_dtype(p, weights.bias), p.device))
+        work = Workspace(compute_dtype(p, weights.bias), p.device)
+        short = _short_conv(p, weights, work)
         tail = blocks[..., blocks.shape[-1] - reach :].contiguous()
         halo = self._exchange.from_left(tail) if reach else tail
-        conv, kept = self._exchange.convolve(_gated_inputs(blocks, halo, short), weights.filters, weights.bias)
+        conv, kept = self._exchange.convolve(_gated_inputs(blocks, halo, short, work), weights.filters, weights.bias)
         return _gated(blocks, halo, conv, short), [halo, conv, *kept]
 
     def mix_backward(self, p: Tensor, dy: Tensor, weights: MixWeights, _segments: Segments,
@@ -77,6 +78,7 @@ class Across:
         halo, conv, *kept = kept
         dhalo = torch.empty_like(halo)
         _gated_backward(blocks, halo, conv, dy, dhalo, short)
+        work.clear()  # the exchange comes next
         dinputs, dfilters, dbias = self._exchange.convolve_backward(conv, weights.filters, weights.bias, kept)
         _gated_inputs_backward(blocks, halo, dinputs, dhalo, short, work)
         reach = _reach(weights)
@@ -104,7 +106,7 @@ def _short_conv(p: Tensor, weights: MixWeights, work: Workspace) -> ShortConvTap
                          compute_dtype(p, weights.short_weight), work)
 
 
-def _gated_inputs(blocks: Tensor, halo: Tensor, short: ShortConvTape) -> Tensor:
+def _gated_inputs(blocks: Tensor, halo: Tensor, short: ShortConvTape, work: Workspace) -> Tensor:
     """What the long convolutions read: [N - 1, B, C, l], first u = x_{N-1} * v, then the gates between two
     convolutions in the order of their use, x_{N-2}, ..., x_1."""
     batch, count, channels, length = blocks.shape
@@ -115,6 +117,7 @@ def _gated_inputs(blocks: Tensor, halo: Tensor, short: ShortConvTape) -> Tensor:
         packed[0, :, part] = v.mul_(gates.pop())
         for place, gate in enumerate(reversed(gates), start=1):
             packed[place, :, part] = gate
+    work.clear()  # the exchange comes next
     return packed
 
 

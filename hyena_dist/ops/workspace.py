@@ -25,3 +25,8 @@ class Workspace:
                 self._views = {key: view for key, view in self._views.items() if key[0] != name}  # the old place's
             view = self._views[name, shape] = place[:size].view(shape)
         return view
+
+    def clear(self) -> None:
+        """Give the memory back, before something else needs it."""
+        self._places.clear()
+        self._views.clear()
