@@ -87,7 +87,7 @@ class AllToAll(_Neighbours):
         size = -(-channels // groups)
         self._groups = [slice(start, min(start + size, channels)) for start in range(0, channels, size)]
         self.channels: list[slice] = []
-        """Those of which this rank has rows, one range for each group."""
+        """The channels of which this rank has rows, one range for each group."""
         self._rows: list[list[_Rows]] = []
         generated = 0
         for group in self._groups:

@@ -1,16 +1,21 @@
 """The backend of torch's operations: `mix` and its gradients in chunks of channels, whose temporaries stay in cache.
 
-What a chunk's buffers hold in the backward pass, one thing after the other (N - 1 convolutions o, of which gate
-x_{N-2-o} follows the convolution o; x_{N-1} comes before the first):
+In the backward pass the buffers of a chunk hold one thing after the other. The convolutions are numbered o = 0 to
+N - 2; the gate x_{N-1} multiplies the input of the first, and x_{N-2-o} the result of convolution o.
 
-    buffer                before                   during                          after
-    p                     the projection           the projection                  its gradient
-    dy                    gradient at u            the chunk's gradient is copied  the chunk's u
-    dshort, block of v    nothing                  the first convolution's input   gradient at v
-    dshort, block of x_i  nothing                  convolution that x_i follows,   gradient at x_i
-                                                   then gradient at x_i
-    grad                  gradient at u            gradient at the input of each convolution, from the last to the first
-    u 0, u 1, ...         nothing                  input of the convolutions 1, 2, ..., then of that times its gradient
+    buffer                 before            during                                         after
+    p                      projection        projection                                     gradient at p
+    dy                     gradient at u     copied to grad, then u is written here         u
+    dshort, block of v     (uninitialised)   input of convolution 0, then its product with  gradient at v
+                                             the gradient there, which is summed for dbias
+    dshort, block of       (uninitialised)   (uninitialised)                                gradient at x_{N-1}
+      x_{N-1}
+    dshort, block of       (uninitialised)   result of convolution o                        gradient at x_{N-2-o}
+      x_{N-2-o}
+    grad                   gradient at u     gradient at the result, then at the input of   gradient at the input of
+                                             each convolution, from the last to the first   convolution 0
+    u o                    (uninitialised)   input of convolution o + 1, then its product   (scratch)
+                                             with the gradient there, summed for dbias
 """
 
 from collections.abc import Iterator

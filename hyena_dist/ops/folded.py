@@ -72,8 +72,9 @@ def folded_linear(x: Tensor, folded: Tensor, norm: NormArguments) -> Tensor:
 
 def folded_linear_backward(dq: Tensor, x: Tensor, folded: Tensor, norm: NormArguments,
                           dresidual: Tensor | None = None) -> tuple[Any, ...]:
-    """Gradients of `folded_linear` at x, at folded (in the dtype of computation) and at the three of `norm`, from that
-    of its result, [B, O, l]. `dresidual` [l, B, D] is added to the first."""
+    """Gradients of `folded_linear` at x and at folded (in the dtype of computation), and what `NormTape.gradients`
+    returns for the norm, given the gradient dq at its result, [B, O, l]. `dresidual` [l, B, D] is added to the gradient
+    at x."""
     length, batch, width = x.shape
     (_, taps, columns), dtype = folded.shape, compute_dtype(x)
     tape, weight, windows = NormTape(norm, dtype, dtype), folded.flatten(1), _Windows(folded)

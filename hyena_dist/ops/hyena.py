@@ -49,7 +49,7 @@ class HyenaWeights(NamedTuple):
     out_bias: Tensor | None
 
     def of_mix(self, *, folded: bool = False) -> MixWeights:
-        """Those of `mix`, without the short convolution where that is folded into the projection."""
+        """The weights of `mix`; without the short convolution's where that is folded into the projection."""
         return MixWeights(None if folded else self.short_weight, None if folded else self.short_bias, self.filters,
                           self.bias)
 
@@ -150,8 +150,8 @@ def _project(x: Tensor, weights: HyenaWeights, options: _Options, norm: NormArgu
 
 def _project_backward(dp: Tensor, x: Tensor, weights: HyenaWeights, options: _Options, norm: NormArguments,
                       dresidual: Tensor | None) -> tuple[Tensor, list[Tensor], list[Tensor], list[Any]]:
-    """Gradients of `_project` at x, at the projection's weight and bias, at the short convolution's where that is
-    folded into it, and at the three of `norm`."""
+    """Gradients of `_project`: at x, at the projection's weight and bias, at the short convolution's weight and bias
+    where it is folded in (else none), and what `NormTape.gradients` returns for the norm."""
     if options.folded:
         folded = fold(*weights[:4], options.dtype)
         dx, dfolded, *dnorm = folded_linear_backward(dp, x, folded, norm, dresidual)

@@ -91,8 +91,8 @@ def linear_to_channels(x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dty
 
 def linear_to_channels_backward(dp: Tensor, x: Tensor, weight: Tensor, bias: Tensor, norm: NormArguments,
                                 dresidual: Tensor | None = None) -> tuple[Any, ...]:
-    """Gradients of `linear_to_channels` at x, weight, bias and the three of `norm`, from that of its result, [B, O, l].
-    `dresidual` [l, B, I] is added to the first."""
+    """Gradients of `linear_to_channels` at x, weight and bias, and what `NormTape.gradients` returns for the norm,
+    given the gradient dp at its result, [B, O, l]. `dresidual` [l, B, I] is added to the gradient at x."""
     length, batch, _ = x.shape
     tape, w = NormTape(norm, compute_dtype(x, weight), dp.dtype), weight.to(dp.dtype)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)

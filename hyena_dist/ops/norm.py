@@ -28,7 +28,7 @@ class NormWeights(NamedTuple):
 
 
 NormArguments = tuple[Tensor | None, Tensor | None, float, str]
-"""The same for an autograd function, which takes flat arguments: NO_NORM for no norm."""
+"""The fields of NormWeights, as an autograd function takes them, one argument each; NO_NORM is no norm."""
 
 NO_NORM: NormArguments = (None, None, 0.0, "torch")
 
@@ -64,8 +64,8 @@ class NormTape:
         return y.to(self._product).view(x.shape)
 
     def backward(self, dy: Tensor, dx: Tensor, residual: Tensor | None = None) -> None:
-        """Writes the gradient at the input of the last `forward` to dx, of its shape, from that at its result, of its
-        shape or [R T, D], plus `residual`, of its shape."""
+        """Write to dx the gradient at what the last `forward` read, given the gradient dy at what it returned.
+        `residual` is added. dx and `residual` have the shape that `forward` read; dy has that or [R T, D]."""
         if self._weights is not None and self._kernels:
             self._add(self._kernels.backward(self._x, dy, self._weights[0], self._eps, dx, residual).unbind())
             return
@@ -83,7 +83,8 @@ class NormTape:
         self._sums = [accumulate(total, grad) for total, grad in zip(self._sums, grads, strict=True)]
 
     def gradients(self) -> tuple[Tensor | None, Tensor | None, None, None]:
-        """Those of NormArguments."""
+        """What an autograd function returns for NormArguments: the gradients at the weight and the bias, and None for
+        the two that have no gradient."""
         if self._origin is None:
             return None, None, None, None
         weight, bias = (None if total is None else total.to(self._origin.dtype) for total in self._sums)
