@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hyena_dist.checkpoint.files import MARKER, Listed, changed_file, missing_file, read_marker
-from hyena_dist.checkpoint.metadata import FORMAT, METADATA, PLACE, RESUMED, read_sealed, seal
+from hyena_dist.checkpoint.metadata import FORMAT, METADATA, PLACE, PRETRAINING, RESUMED, read_sealed, seal
 from hyena_dist.checkpoint.reader import INDEX, CheckpointError, DamagedError, TensorReader, unread
 from hyena_dist.config.identity import measured_alike
 from hyena_dist.parallel.groups import Groups
@@ -42,6 +42,11 @@ class Checkpoint:
         """Whether it holds weights that no run of this program trained, with no place in any data."""
         return self.metadata.get("data", {}) is None
 
+    @property
+    def objective(self) -> str:
+        """The name of what its run learnt."""
+        return str(self.metadata.get("objective", PRETRAINING))
+
     def check_resumable(self) -> None:
         """Raises CheckpointError: its metadata lacks what a resume takes from it."""
         if self.has_no_run:
@@ -49,7 +54,8 @@ class Checkpoint:
                                   "them with train.resume=weights:PATH in a new train.run_dir")
         data = self.metadata.get("data")
         missing = [key for key in RESUMED if key not in self.metadata]
-        if missing := missing + [f"data.{key}" for key in PLACE if data is not None and key not in data]:
+        place = data if self.objective == PRETRAINING else None
+        if missing := missing + [f"data.{key}" for key in PLACE if place is not None and key not in place]:
             raise CheckpointError(f"{self.path}: its {METADATA} lacks {', '.join(missing)}, so no run can go on from "
                                   "it: choose another checkpoint")
 

@@ -14,11 +14,13 @@ from hyena_dist.config.plain import read_object
 from hyena_dist.engine.loss_scale import HIGHEST, LOWEST
 
 FORMAT = 1
+PRETRAINING = "pretraining"
+"""The objective of a checkpoint that names none, as those of before there were others."""
 METADATA = "metadata.json"
 RESUMED = ("step", "identity", "data", "val_loss", "best_val_loss", "loss_scale", "seconds")
 """What a resume takes from the metadata."""
 PLACE = ("step", "passed", "stage", "epoch", "index")
-"""What it takes from the place in the data, where there is one."""
+"""What pretraining takes from the place in the data, where there is one."""
 _MOST_PASSED = 1000
 """Windows' steps that a run may have passed over for each that it took: a hundred times what its rollbacks allow, and
 few enough to count through."""
@@ -38,6 +40,10 @@ def _is_loss_scale(value: Any) -> bool:
             and _is_number(value["scale"]) and LOWEST <= value["scale"] <= HIGHEST)
 
 
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
 _COUNT = ("a whole number from 0 on, of 63 bits", _is_count)
 _OBJECT = ("an object", lambda value: isinstance(value, dict))
 _TEXT = ("a text", lambda value: isinstance(value, str))
@@ -46,6 +52,7 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "optimizer_step_count": _COUNT, "step": _COUNT, "identity": _OBJECT, "config": _TEXT, "data": _OBJECT,
     "val_loss": _NUMBER, "best_val_loss": _NUMBER, "version": _TEXT, "source": _TEXT,
     "seconds": ("a number of seconds", lambda value: _is_number(value) and value >= 0),
+    "objective": _TEXT, "frozen": ("a list of names", _is_names),
     "loss_scale": (f"a scale from {LOWEST:g} to {HIGHEST:g} with its good_steps", _is_loss_scale),
 }
 _MAY_BE_NULL = frozenset({"config", "data", "val_loss", "best_val_loss", "loss_scale"})
@@ -67,6 +74,8 @@ def check_metadata(metadata: Mapping[str, Any]) -> None:
     if step is not None and _is_count(steps) and step > steps:
         raise ValueError(f"its {METADATA} has step {step} of a run of {steps} steps")
     data = metadata.get("data") or {}
+    if metadata.get("objective", PRETRAINING) != PRETRAINING:
+        return  # what its data says, the objective alone knows
     for key in PLACE:
         if key in data and not _is_count(data[key]):
             raise ValueError(f"its {METADATA} has {data[key]!r:.40} for data.{key}, which is not {_COUNT[0]}")

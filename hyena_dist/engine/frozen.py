@@ -5,9 +5,14 @@ from collections.abc import Iterable, Mapping
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from hyena_dist.parallel.groups import Groups
+
+
+def frozen_weights(module: nn.Module) -> frozenset[str]:
+    """The names of a module's frozen ones."""
+    return frozenset(name for name, parameter in module.named_parameters() if not parameter.requires_grad)
 
 
 def frozen_names(parameters: Mapping[str, Tensor], groups: Groups) -> frozenset[str]:

@@ -11,7 +11,6 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from hyena_dist.costs.utilisation import Utilisation
 from hyena_dist.engine.loss_scale import LossScaler
 from hyena_dist.engine.protocol import StepResult
 from hyena_dist.model.loss import perplexity
@@ -19,7 +18,7 @@ from hyena_dist.runtime.logs import StepTimes
 from hyena_dist.train.laps import Laps, SteadyRate
 from hyena_dist.train.late import LateNumbers
 from hyena_dist.train.lost_steps import LostSteps
-from hyena_dist.train.metrics import Metrics, Row, peak_memory_bytes
+from hyena_dist.train.metrics import Metrics, Row, extra_names, peak_memory_bytes
 from hyena_dist.train.objective import Objective, Scores, Step
 from hyena_dist.train.progress import Countable
 
@@ -49,15 +48,16 @@ class Ledger:
         metrics: of the first rank; None on the others.
         times: compares what ranks need for their own part of a step.
         lost: what becomes of a step that is not finite.
-        objective: says how many tokens and epochs a step has seen.
+        objective: says how many tokens and epochs a step has seen, how much of the devices it uses, and which metrics
+            its validations find.
         last_checkpoint: names it, for the message about a lost step.
     """
 
     def __init__(self, device: torch.device, metrics: Metrics | None, times: StepTimes, lost: LostSteps,
-                 utilisation: Utilisation, *, loss_scaler: LossScaler | None, objective: Objective,
+                 *, loss_scaler: LossScaler | None, objective: Objective,
                  last_checkpoint: Callable[[], str]) -> None:
         self._device, self._metrics, self._times, self._lost = device, metrics, times, lost
-        self._utilisation, self._loss_scaler, self._objective = utilisation, loss_scaler, objective
+        self._utilisation, self._loss_scaler, self._objective = objective.utilisation(), loss_scaler, objective
         self._last_checkpoint = last_checkpoint
         self._steady = SteadyRate()
         self._pending: deque[_Pending] = deque()
@@ -72,7 +72,7 @@ class Ledger:
         """Note a step that the device was given.
 
         Args:
-            scored: positions that `loss` is the mean of, over all ranks; 0-dim, as `loss`.
+            scored: positions, or their weight, that `loss` is the mean of, over all ranks; 0-dim, as `loss`.
         """
         numbers = LateNumbers({"loss": loss, "grad_norm": result.grad_norm, "scored": scored})
         self._pending.append(_Pending(step, work, lr, numbers, result, loading, laps))
@@ -98,9 +98,16 @@ class Ledger:
                 self._lost.lose(pending.step, f"step {pending.step}: loss {numbers['loss']}, gradient norm "
                                               f"{numbers['grad_norm']}: its update {update}", self._last_checkpoint)
 
+    def check(self, scores: Scores | None) -> None:
+        """That what a validation found can be written down; on every rank, before the first step."""
+        if scores is not None:
+            unknown = scores.extras.keys() - extra_names(self._objective.extras)
+            assert not unknown, f"metrics that the objective does not declare, or fields of a row: {sorted(unknown)}"
+
     def validated(self, step: int, scores: Scores) -> None:
         """Write the row of a validation."""
-        self._write(step, "val", scores.loss, scores.scored, scores.seq_len, **scores.extras)
+        self.check(scores)
+        self._write(step, "val", scores.loss, scores.scored, scores.seq_len, extras=scores.extras)
 
     def go_back(self, step: int) -> None:
         """Forget the steps past this one, and drop their rows; on the first rank."""
@@ -121,18 +128,19 @@ class Ledger:
         work, seconds = pending.work, pending.laps.seconds(0, 3)
         rate = work.tokens / seconds
         steady = self._steady.add(stage=work.stage, tokens=work.tokens, seconds=seconds)
-        mfu, bandwidth = self._utilisation.shares(seq_len=work.seq_len, micro_batch_size=work.micro_batch_size,
-                                                  tokens_per_second=rate)
-        self._write(pending.step, "train", numbers["loss"], int(numbers["scored"]), work.seq_len, lr=pending.lr,
-                    grad_norm=numbers["grad_norm"], tokens_per_second=rate, mfu=mfu, bandwidth=bandwidth,
-                    steady_tokens_per_second=steady)
+        shares = {} if self._utilisation is None else self._utilisation.shares(
+            seq_len=work.seq_len, micro_batch_size=work.micro_batch_size, tokens_per_second=rate)._asdict()
+        extras = {name: value for name, value in {**shares, "steady_tokens_per_second": steady}.items()
+                  if value is not None}
+        self._write(pending.step, "train", numbers["loss"], numbers["scored"], work.seq_len, lr=pending.lr,
+                    grad_norm=numbers["grad_norm"], tokens_per_second=rate, extras=extras)
 
-    def _write(self, step: int, split: str, loss: float, scored: int, seq_len: int, *, lr: float | None = None,
-               grad_norm: float | None = None, tokens_per_second: float | None = None, **extras: float | None) -> None:
+    def _write(self, step: int, split: str, loss: float, scored: float, seq_len: int, *, extras: Mapping[str, float],
+               lr: float | None = None, grad_norm: float | None = None, tokens_per_second: float | None = None) -> None:
         if self._metrics is not None:
             self._metrics.write(Row(
-                step=step, split=split, loss=loss, perplexity=perplexity(loss), seq_len=seq_len, scored=scored, lr=lr,
+                step=step, split=split, loss=loss, perplexity=perplexity(loss), seq_len=seq_len, lr=lr,
+                scored=int(scored) if float(scored).is_integer() else scored,  # a count is written as one
                 tokens=self._objective.tokens(step), grad_norm=grad_norm, time=time.time(),
                 epoch=self._objective.epochs(step), tokens_per_second=tokens_per_second,
-                peak_memory_bytes=peak_memory_bytes(self._device),
-                extras={name: value for name, value in extras.items() if value is not None}))
+                peak_memory_bytes=peak_memory_bytes(self._device), extras=extras))

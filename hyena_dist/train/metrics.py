@@ -4,7 +4,7 @@ rank 0 makes a `Metrics`."""
 import logging
 import math
 import resource
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -71,8 +71,9 @@ class Row:
     """exp of the loss; inf where that is beyond floats, null in the file."""
     tokens: int
     """Training tokens seen so far, over all ranks."""
-    scored: int | None = None
-    """Bases that `loss` is the mean of, over all ranks: of this step, or of the validation."""
+    scored: float | None = None
+    """Bases that `loss` is the mean of, over all ranks: of this step, or of the validation; where they have weights,
+    the sum of those."""
     seq_len: int
     lr: float | None
     grad_norm: float | None
@@ -95,6 +96,11 @@ class Row:
 
 
 _FIELDS = {row_field.name: row_field for row_field in fields(Row) if row_field.name != "extras"}
+
+
+def extra_names(declared: Collection[str] = ()) -> frozenset[str]:
+    """What may stand in the extras of a row of a run whose objective declares these metrics."""
+    return frozenset({*declared, *(metric.name for metric in METRICS)} - _FIELDS.keys())
 
 
 def metric_of(name: str) -> Metric:
@@ -161,6 +167,7 @@ class Metrics:
     Args:
         now: the time at which the run goes on, as rows have it.
         settings: the run's configuration, for the tables of runs.
+        extras: metrics of the run's objective (`Objective.extras`) that may stand in a row's extras beside `METRICS`.
         wandb: the project at W&B; empty: none.
         anew: the run begins at `last_step`, as a branch of another one does: rows of the steps before are not its own.
 
@@ -170,9 +177,11 @@ class Metrics:
     """
 
     def __init__(self, run_dir: Path, *, last_step: int, total_steps: int, now: float,
-                 settings: Mapping[str, Any] | None = None, wandb: str = "", anew: bool = False) -> None:
+                 settings: Mapping[str, Any] | None = None, wandb: str = "",
+                 extras: Collection[str] = (), anew: bool = False) -> None:
         self._board_path = run_dir / "tensorboard"
         self._settings = flat(settings or {})
+        self._extras = extra_names(extras)
         self._wandb = WandbRun(wandb, run_dir, self._settings) if wandb else None
         self._rows = RowFile(run_dir / "metrics.jsonl", last_step=-1 if anew else last_step)
         self._board: Board | None = None
@@ -199,7 +208,7 @@ class Metrics:
         """Tell everybody of the next row, which has a time."""
         values = row.values()
         assert row.time is not None
-        assert all(any(name == metric.name for metric in METRICS) and name not in _FIELDS for name in row.extras)
+        assert row.extras.keys() <= self._extras, f"undeclared metrics: {sorted(row.extras.keys() - self._extras)}"
         own = {name: getattr(row, name) for name in _FIELDS}
         self._rows.write(row.step, {name: _finite(value) for name, value in {**own, **row.extras}.items()})
         board, self._board = self._board, None

@@ -4,12 +4,13 @@ The trainer owns engines, steps, saving, stopping and logging, and knows nothing
 objective owns the module, the batches, the loss and the validation, and knows nothing of engines or files.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor, nn
 
+from hyena_dist.costs.utilisation import Utilisation
 from hyena_dist.engine.protocol import Table
 from hyena_dist.train.progress import Countable
 
@@ -24,8 +25,9 @@ class MicroBatch(Protocol):
     """One micro-batch of this rank, in the host's memory."""
 
     @property
-    def scored(self) -> int:
-        """Of how many positions (tokens, labels) its loss is the sum, on this rank alone."""
+    def scored(self) -> float:
+        """Of how many positions (tokens, labels) its loss is the sum, on this rank alone; where they have weights, the
+        sum of those. The loss of a step is the sum of all losses divided by the sum of these."""
 
 
 B = TypeVar("B", bound=MicroBatch)
@@ -47,7 +49,7 @@ class Step(Generic[B]):
     """Whether the next step has other shapes, so that it takes longer."""
 
     @property
-    def scored(self) -> int:
+    def scored(self) -> float:
         return sum(batch.scored for batch in self.batches)
 
 
@@ -57,15 +59,21 @@ class Scores:
 
     loss: float
     """Mean over what was scored, by which the best checkpoint is chosen; nan: there was nothing."""
-    scored: int
+    scored: float
+    """As that of a micro-batch, over everything that was validated."""
     seq_len: int
     extras: Mapping[str, float] = field(default_factory=dict)
-    """Other metrics by name, for the rows of the validation."""
+    """Other metrics, for the rows of the validation: those that the objective declares, and no others."""
 
 
 class Objective(Protocol[B]):
     """What a run learns. Every method is called on all ranks, in the same order."""
 
+    name: str
+    """Written into checkpoints: a run goes on from those of an objective of the same name only."""
+    extras: Collection[str]
+    """Names of the metrics that its validations find besides the loss. One that is a line of `metrics.METRICS` is drawn
+    as that says, any other plainly."""
     nothing_to_train: str
     """What is said of a step whose batches have nothing to score, after "step N: "."""
     nothing_to_validate: str
@@ -79,6 +87,10 @@ class Objective(Protocol[B]):
     @property
     def table(self) -> Table:
         """The placement of every parameter of the module."""
+
+    def utilisation(self) -> Utilisation | None:
+        """How much of the devices its steps use; None: there is no formula for what they compute. Asked for once, when
+        the engine has the module."""
 
     def next_step(self) -> Step[B]:
         """The next optimizer step's batches.
@@ -117,7 +129,7 @@ class Objective(Protocol[B]):
         """Go on where `state_dict` was taken, at any number of ranks.
 
         Raises:
-            UserError: it was taken over other data or settings that decide the order.
+            UserError: it was taken over other data or settings that decide the order, or something is missing.
         """
 
     def close(self) -> None:

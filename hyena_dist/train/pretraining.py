@@ -1,13 +1,16 @@
 """Pretraining, the first objective: predict the next base of every window of the shards."""
 
 import logging
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hyena_dist.checkpoint.metadata import PRETRAINING
 from hyena_dist.config.schema import Config
 from hyena_dist.config.warmup import tokens_after
+from hyena_dist.costs.utilisation import Utilisation
 from hyena_dist.data.manifest import Manifest
 from hyena_dist.data.stream import Batch, Part, ValidationBatches
 from hyena_dist.engine.protocol import Table
@@ -37,6 +40,8 @@ class Pretraining:
         UserError: the shards cannot be read or do not fit the configuration; the same on every rank.
     """
 
+    name = PRETRAINING
+    extras: Collection[str] = ()
     nothing_to_train = "its windows have no base to score (A, C, G, T)"
 
     def __init__(self, config: Config, groups: Groups, device: torch.device) -> None:
@@ -55,6 +60,9 @@ class Pretraining:
         self.module: nn.Module = model.to(device)
         self.table: Table = model.placement()
         log_context_method(config, groups)
+
+    def utilisation(self) -> Utilisation:
+        return Utilisation.of_device(self._config, self._groups.world.size, self._device)
 
     def next_step(self) -> Step[Batch]:
         stage, batches = self.curriculum.take()

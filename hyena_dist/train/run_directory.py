@@ -3,10 +3,12 @@
 import json
 import logging
 import os
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
 from hyena_dist.checkpoint.directory import Checkpoint, find_latest, open_checkpoint
+from hyena_dist.checkpoint.metadata import PRETRAINING
 from hyena_dist.config.errors import ConfigError
 from hyena_dist.config.identity import changes, differences, identity
 from hyena_dist.config.load import dump_config
@@ -63,7 +65,8 @@ class RunDirectory:
         if self._lock is not None:
             self._lock.release()
 
-    def start_from(self, latest: Checkpoint | None, groups: Groups) -> Start | None:
+    def start_from(self, latest: Checkpoint | None, groups: Groups, *, objective: str = PRETRAINING,
+                   frozen: Collection[str] = ()) -> Start | None:
         """What to begin with or to go on from, by `train.resume`; None for a fresh start. Collective.
 
         Where the directory holds a run already, that run goes on, also where `train.resume` names the checkpoint of
@@ -71,10 +74,13 @@ class RunDirectory:
 
         Args:
             latest: the newest sound checkpoint in here.
+            objective: the name of what this run learns.
+            frozen: its weights that are not trained.
 
         Raises:
-            UserError: on every rank. It was saved with another configuration, is not sound, or would lose newer ones;
-                the run had checkpoints and has none any more, or it began somewhere else than `train.resume` says.
+            UserError: on every rank. It was saved with another configuration, objective or set of frozen weights, is
+                not sound, or would lose newer ones; the run had checkpoints and has none any more, or it began
+                somewhere else than `train.resume` says.
         """
         train = self._config.train
         if latest is None and train.resume != "none":
@@ -92,6 +98,8 @@ class RunDirectory:
                           takes="weights" if train.weights_only else "state")
         if start.checkpoint.has_no_run:
             start = replace(start, takes="weights")
+        if start.takes == "state":
+            agree(lambda: _check_learnt(start.checkpoint, objective, frozen), groups)
         return agree(lambda: self._checked(start, latest), groups)
 
     def _holds(self, path: Path) -> bool:
@@ -228,6 +236,21 @@ class RunDirectory:
         text = json.dumps({**numbers, "world_size": groups.world.size, "layout": layout, "branch": origin},
                           indent=1) + "\n"
         write_whole(self.path / SUMMARY, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def _check_learnt(checkpoint: Checkpoint, objective: str, frozen: Collection[str]) -> None:
+    """Raises ConfigError: the run of the checkpoint learnt something else, or trained other weights."""
+    path = checkpoint.path
+    otherwise = f"or take the weights alone with train.resume=weights:{path} in another train.run_dir"
+    if checkpoint.objective != objective:
+        raise ConfigError(f"{path} is of a run whose objective was {checkpoint.objective!r}, and that of this one is "
+                          f"{objective!r}: resume it with the program that saved it, {otherwise}")
+    saved = set(checkpoint.metadata.get("frozen", ()))
+    if other := saved ^ set(frozen):
+        was, now = ("frozen", "trained") if min(other) in saved else ("trained", "frozen")
+        more = f", and {len(other) - 1} more are not as they were" if len(other) > 1 else ""
+        raise ConfigError(f"{path} cannot be resumed with other frozen weights: {min(other)} was {was} and is {now} now"
+                          f"{more}: freeze the same ones, {otherwise}")
 
 
 def _plain(train: TrainSection) -> str:

@@ -10,7 +10,7 @@ import torch
 
 from hyena_dist.checkpoint.saver import CheckpointSaver
 from hyena_dist.config.schema import Config
-from hyena_dist.costs.utilisation import Utilisation
+from hyena_dist.engine.frozen import frozen_weights
 from hyena_dist.parallel.groups import Groups, gloo_copy
 from hyena_dist.runtime.agree import agree
 from hyena_dist.runtime.logs import RankLog, StepTimes
@@ -54,7 +54,7 @@ def open_trainer(config: Config, groups: Groups, device: torch.device, *,
         stack.callback(run.release)
         agree(lambda: stack.enter_context(RankLog(run.path, groups.world.rank)), groups)
         task = stack.enter_context(closing(objective(config, groups, device)))
-        start = run.start_from(run.newest(groups), groups)
+        start = run.start_from(run.newest(groups), groups, objective=task.name, frozen=frozen_weights(task.module))
         engine = build_engine(config, task.module, task.table, groups)
         saver = stack.enter_context(closing(CheckpointSaver(
             run.checkpoints, groups, keep=config.train.keep_last, keep_every=config.train.keep_every,
@@ -72,13 +72,12 @@ def open_trainer(config: Config, groups: Groups, device: torch.device, *,
         times = StepTimes(control)
         metrics = agree(lambda: Metrics(run.path, last_step=state.status.step, total_steps=config.train.steps,
                                         now=time.time(), settings=asdict(config), wandb=config.train.wandb,
-                                        anew=start is None or not start.own)
+                                        extras=task.extras, anew=start is None or not start.own)
                         if first else None, groups)
         if metrics is not None:
             stack.callback(metrics.close)
         lost = LostSteps(config.train.on_nonfinite)
-        ledger = Ledger(device, metrics, times, lost, Utilisation.of_device(config, groups.world.size, device),
-                        loss_scaler=engine.loss_scaler, objective=task,
+        ledger = Ledger(device, metrics, times, lost, loss_scaler=engine.loss_scaler, objective=task,
                         last_checkpoint=lambda: trainer.last_checkpoint())
         profiler = stack.enter_context(StepProfiler(run.path, config.train.profile_steps, groups.world.rank))
         trainer = Trainer(config, groups, device, state, run=run, saver=saver, stop=stop, watchdog=watchdog,

@@ -29,6 +29,7 @@ class RunState:
         """All but the tensors, for `CheckpointSaver.save`."""
         scaler = self.engine.loss_scaler
         return {"step": self.status.step, "identity": identity(self._config), "config": dump_config(self._config),
+                "objective": self.objective.name, "frozen": sorted(self.engine.frozen),
                 "data": self.objective.state_dict(), **self.status.val_losses,
                 "loss_scale": None if scaler is None else scaler.state_dict(), "seconds": self.status.seconds,
                 "version": own_version()}

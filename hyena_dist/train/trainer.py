@@ -16,24 +16,20 @@ from hyena_dist.checkpoint.directory import amend_metadata, is_whole, step_direc
 from hyena_dist.checkpoint.saver import CheckpointSaver
 from hyena_dist.config.errors import TrainingError
 from hyena_dist.config.schema import Config
-from hyena_dist.model.loss import perplexity
 from hyena_dist.parallel.groups import Groups
 from hyena_dist.runtime.agree import agree
-from hyena_dist.runtime.requeue import clear_requeue, write_requeue
 from hyena_dist.runtime.stop import StopSignal
 from hyena_dist.runtime.watchdog import Watchdog
-from hyena_dist.train.banner import last_line
+from hyena_dist.train.ending import note_end, note_stop
 from hyena_dist.train.history import Start
 from hyena_dist.train.laps import Laps
 from hyena_dist.train.ledger import Ledger
 from hyena_dist.train.lost_steps import LostSteps, RollBack
 from hyena_dist.train.profile import StepProfiler
 from hyena_dist.train.progress import Countable
-from hyena_dist.train.report import write_report
 from hyena_dist.train.run_directory import RunDirectory
 from hyena_dist.train.schedules import learning_rate
 from hyena_dist.train.state import RunState
-from hyena_dist.train.status import finite
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -98,7 +94,7 @@ class Trainer:
             self._stop.settled()
             return reason
         if status.step < train.steps:
-            self.objective.validate(self.engine.module, self._first_batches)
+            self._ledger.check(self.objective.validate(self.engine.module, self._first_batches))
         if status.step and status.val_step != status.step and self._validation_is_due():
             if reason := self._validate():  # the run was stopped before it could
                 return reason
@@ -133,24 +129,25 @@ class Trainer:
         with self._watchdog.waiting_for("a batch", remedy=NO_BATCH):
             step = self.objective.next_step()
         loading = time.monotonic() - started
-        # The count of the whole step divides every micro-batch's sum, so that each token weighs the same.
-        scored = self._sum_over_data(torch.full((), step.scored, dtype=torch.int64, device=self.device))
+        # What the whole step scores divides every micro-batch's sum, so that all that is scored weighs the same. In
+        # float64 it is exact for counts, and for weights as good as any.
+        scored = self._sum_over_data(torch.full((), step.scored, dtype=torch.float64, device=self.device))
         # Only a rank whose own batches have nothing waits for the sum: the others know that it is not 0.
-        empty = not step.scored and not int(scored)
+        empty = not step.scored and not float(scored)
         laps.mark()
         if not empty:
             lr = learning_rate(self.status.step, optim=self.config.optim, steps=self.config.train.steps)
             self.engine.module.train()
             self.engine.accumulation_steps = len(step.batches)
-            total = torch.zeros((), device=self.device)
+            total, divisor = torch.zeros((), device=self.device), scored.float()
             for number, batch in enumerate(step.batches):
                 loss = self.objective.loss(self.engine.module, batch, self.status.step)
                 if not number:
                     laps.mark()
-                self.engine.backward(loss * (self.groups.data_context.size / scored))
+                self.engine.backward(loss * (self.groups.data_context.size / divisor))
                 total += loss.detach()
             result = self.engine.step(lr)
-            mean = self._sum_over_data(total) / scored
+            mean = self._sum_over_data(total) / divisor
         self.status.step += 1
         self._watchdog.beat(step=True, allow=SAVE_SECONDS if step.new_shape else 0.0)
         laps.mark()
@@ -235,24 +232,11 @@ class Trainer:
         return "none was saved yet" if latest is None else str(latest.path)
 
     def _finish(self, reason: str | None) -> None:
-        """What the first rank writes at the end: the marker of a run that is to be started again, or the summary."""
         self._ledger.close()
-        if not self._is_first:
-            return
-        status = self.status
-        if reason is not None:
-            write_requeue(self._run.path, reason, status.step)
-            logger.info("stopped by %s after step %d, which is saved: the same command goes on", reason, status.step)
-            return
-        self._run.write_summary(
-            self.groups, final_val_perplexity=finite(perplexity(status.val_loss)),
-            best_val_perplexity=finite(perplexity(status.best_val_loss)), steps=status.step,
-            tokens=self.objective.tokens(status.step), seconds=round(status.seconds, 3),
-            parameters=sum(shape.numel() for shape in self.engine.parameter_shapes.values()))
-        clear_requeue(self._run.path)
-        logger.info(last_line(self._run.path, steps=status.step, seconds=status.seconds, rate=self._ledger.steady_rate,
-                              final=perplexity(status.val_loss), best=perplexity(status.best_val_loss),
-                              report=write_report(self._run.path)))
+        if self._is_first and reason is not None:
+            note_stop(self._run, reason, self.status.step)
+        elif self._is_first:
+            note_end(self._run, self.state, self.groups, self._ledger.steady_rate)
 
     @property
     def _is_first(self) -> bool:

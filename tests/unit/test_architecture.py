@@ -4,6 +4,7 @@ import ast
 import importlib
 import importlib.util
 import pkgutil
+import re
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,27 @@ def test_files_and_functions_are_read_in_one_sitting():
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno - node.lineno < 60, f"{path}: {node.name}"
+
+
+def named_files(text: str) -> list[list[str]]:
+    """The Python files of this package that each line of a text names; NAME stands for any."""
+    return [re.findall(r"`(?:hyena_dist/)?([a-z_]+(?:/[a-zA-Z_]+)+\.py)", line) for line in text.splitlines()]
+
+
+def test_files_that_the_docs_send_a_reader_to_are_there():
+    for document in ("CONTRIBUTING.md", "docs/architecture.md"):
+        for names in named_files((ROOT.parent / document).read_text("utf-8")):
+            for name in names:
+                place = ROOT.parent if name.startswith(("tests/", "benchmarks/", "launchers/")) else ROOT
+                assert (place / name).exists() or (name.endswith("/NAME.py") and (place / name).parent.is_dir()), name
+    table = (ROOT.parent / "CONTRIBUTING.md").read_text("utf-8").partition("| what | where |")[2]
+    assert len(named_files(table)) > 10
+
+
+def test_files_that_docs_name_are_found():
+    """The control."""
+    text = "see `hyena_dist/ops/x.py`, `train/NAME.py` and `y.py`\n`pip`"
+    assert named_files(text) == [["ops/x.py", "train/NAME.py"], []]
 
 
 def text_without_encoding(source: str) -> list[int]:

@@ -1,0 +1,43 @@
+"""What the first rank writes when a run ends: the marker of a run that is to be started again, or the summary."""
+
+import logging
+
+from hyena_dist.model.loss import perplexity
+from hyena_dist.parallel.groups import Groups
+from hyena_dist.runtime.requeue import clear_requeue, write_requeue
+from hyena_dist.train.banner import last_line
+from hyena_dist.train.report import write_report
+from hyena_dist.train.run_directory import RunDirectory
+from hyena_dist.train.state import RunState
+from hyena_dist.train.status import finite
+
+logger = logging.getLogger(__name__)
+
+
+def note_stop(run: RunDirectory, reason: str, step: int) -> None:
+    """Leave the marker of a run that was stopped after a step, of which there is a checkpoint.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    write_requeue(run.path, reason, step)
+    logger.info("stopped by %s after step %d, which is saved: the same command goes on", reason, step)
+
+
+def note_end(run: RunDirectory, state: RunState, groups: Groups, steady_rate: float | None) -> None:
+    """Leave summary.json and report.png of a run that had its last step, and say where they lie.
+
+    Args:
+        steady_rate: tokens per second of its latest steps; None: not known.
+
+    Raises:
+        OSError: they could not be written.
+    """
+    status = state.status
+    final, best = perplexity(status.val_loss), perplexity(status.best_val_loss)
+    run.write_summary(groups, final_val_perplexity=finite(final), best_val_perplexity=finite(best), steps=status.step,
+                      tokens=state.objective.tokens(status.step), seconds=round(status.seconds, 3),
+                      parameters=sum(shape.numel() for shape in state.engine.parameter_shapes.values()))
+    clear_requeue(run.path)
+    logger.info(last_line(run.path, steps=status.step, seconds=status.seconds, rate=steady_rate, final=final, best=best,
+                          report=write_report(run.path)))
