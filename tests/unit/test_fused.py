@@ -3,6 +3,7 @@ and the gradient of every input, in float64 and float32, in chunks so small that
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,9 @@ from hyena_dist.ops.long_conv import causal_conv_reference
 from hyena_dist.ops.mix import MixWeights
 from hyena_dist.ops.mlp import MLPWeights
 from hyena_dist.ops.norm import NormWeights
-from hyena_dist.ops.short_conv import short_conv_reference
+from hyena_dist.ops.precision import product
+from hyena_dist.ops.short_conv import ShortConvTape, short_conv_reference
+from hyena_dist.ops.workspace import Workspace
 from tests.compare import rel
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5}
@@ -198,6 +201,13 @@ def test_folding_costs_no_precision(monkeypatch):
 
 
 def check(name: str, dtype: torch.dtype, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = worst_error(name, dtype, chunk, monkeypatch)
+    print(f"{name}: {error:.1e}, tolerance {TOLERANCE[dtype]}")
+    assert error < TOLERANCE[dtype]
+
+
+def worst_error(name: str, dtype: torch.dtype, chunk: int, monkeypatch: pytest.MonkeyPatch) -> float:
+    """Of the value and of every gradient, against the reference in float64."""
     monkeypatch.setattr(chunking, "CHUNK_ELEMENTS", chunk)
     monkeypatch.setattr(chunking, "LEAST_TOKENS", 5)
     monkeypatch.setattr(chunking, "LEAST_SEQUENCES", 1)
@@ -206,11 +216,62 @@ def check(name: str, dtype: torch.dtype, chunk: int, monkeypatch: pytest.MonkeyP
     dy = torch.randn(pair.result, dtype=torch.float64, generator=generator)
     expected = values_and_grads(pair.reference, exact, dy)
     found = values_and_grads(pair.fast, [t.detach().to(dtype).requires_grad_() for t in exact], dy)
-    errors = [rel(a, b) for a, b in zip(found, expected, strict=True)]
-    print(f"{name}: {max(errors):.1e}, tolerance {TOLERANCE[dtype]}")
-    assert max(errors) < TOLERANCE[dtype]
-    # The control: the gradient of one input moved by one part in ten thousand is seen.
-    assert max(rel(a * (1 + 1e-4), b) for a, b in zip(found, expected, strict=True)) > TOLERANCE[dtype]
+    return max(rel(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def forgetful(_total: Tensor | None, part: Tensor) -> Tensor:
+    """A sum over chunks that keeps the last one only."""
+    return part
+
+
+def forgetful_product(_total: Tensor | None, a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    return product(a, b, dtype)
+
+
+def without_furthest_tap(_self: ShortConvTape, x: Tensor) -> range:
+    return range(1, min(TAPS, x.shape[-1]) - 1)
+
+
+def without_halo(self: ShortConvTape, x: Tensor, rows: Any, _halo: Tensor | None = None) -> Tensor:
+    return FORWARD(self, x, rows)
+
+
+def without_gradient_of_the_halo(self: ShortConvTape, *args: Any) -> Tensor:
+    return torch.zeros_like(BACKWARD(self, *args))
+
+
+def gelu_backward_of_a_constant_gate(h: Tensor, da: Tensor, _work: Workspace) -> tuple[Tensor, Tensor]:
+    """gelu(h) = h gate(h), and for its gradient the first of the two terms, gate(h) + h gate'(h)."""
+    a = torch.nn.functional.gelu(h, approximate="tanh")
+    return a, da * a / h
+
+
+FORWARD, BACKWARD = ShortConvTape.forward, ShortConvTape.backward
+CONVOLVING = [name for name in PAIRS if "hyena" in name or "slice" in name]
+MUTATIONS: dict[str, tuple[list[tuple[Any, str, Callable[..., Any]]], list[str]]] = {
+    "the furthest tap is missing": ([(ShortConvTape, "_reached", without_furthest_tap)], CONVOLVING),
+    "the halo is missing": ([(ShortConvTape, "forward", without_halo)], ["mix of a slice", "mix of a slice, order 4"]),
+    "the halo has no gradient": ([(ShortConvTape, "backward", without_gradient_of_the_halo)],
+                                 ["mix of a slice", "mix of a slice, order 4"]),
+    "sums keep the last chunk only": (
+        [*((module, "accumulate", forgetful) for module in (lin, mlp, norm)),
+         *((module, "accumulate_product", forgetful_product) for module in (lin, mlp))],
+        [name for name in PAIRS if not name.startswith("mix")]),
+    "the slope of GELU's gate is missing": ([(mlp, "_gelu_backward", gelu_backward_of_a_constant_gate)],
+                                            [name for name in PAIRS if name.startswith("mlp")]),
+}
+"""The controls: what is wrong in each, where, and which pairs must see it."""
+
+
+@pytest.mark.parametrize(("mutation", "name"), [(mutation, name) for mutation, (_, names) in MUTATIONS.items()
+                                                for name in names])
+def test_control_a_mutation_is_seen(mutation, name, monkeypatch):
+    for place, function, wrong in MUTATIONS[mutation][0]:
+        monkeypatch.setattr(place, function, wrong)
+    for dtype, tolerance in TOLERANCE.items():
+        error = worst_error(name, dtype, 100, monkeypatch)
+        print(f"{mutation}, {name}: {error:.1e}, tolerance {tolerance}")
+        assert error > 10 * tolerance
 
 
 @pytest.mark.parametrize("name", ["hyena", "mlp", "linear"])
