@@ -1,5 +1,8 @@
 """The formulas of operations and bytes: products as torch counts them, transforms as they are called."""
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 from scipy.fft import next_fast_len
@@ -32,8 +35,8 @@ def plain() -> BaselineHyenaDNA:
                              "resid_dropout": 0.0, "pad_vocab_size_multiple": 8, "layer": layer})
 
 
-def test_products_of_every_part_are_what_torch_counts():
-    """The plain model: torch counts no FFT and no depthwise convolution's parts that it does not know."""
+def products_by_torch() -> dict[str, float]:
+    """Of the plain model: torch counts no FFT and no depthwise convolution's parts that it does not know."""
     model = plain()
     with FlopCounterMode(display=False) as counter:
         model(ids())
@@ -42,10 +45,38 @@ def test_products_of_every_part_are_what_torch_counts():
     def of(*suffixes: str) -> int:
         return sum(count for name, count in counted.items() if name.endswith(suffixes))
 
-    found = formulas.flops(SECTION, L, B)
-    assert {"projections": of("in_proj", "out_proj"), "filter": of("implicit_filter"), "mlp": of(".mlp"),
-            "head": of("lm_head")} == {name: found[name] for name in PRODUCTS}
-    assert formulas.flops(SECTION, L, B + 1)["mlp"] != found["mlp"], "the control"
+    return {"projections": of("in_proj", "out_proj"), "filter": of("implicit_filter"), "mlp": of(".mlp"),
+            "head": of("lm_head")}
+
+
+def differing(**misread: int) -> set[str]:
+    """The parts of which the formulas are not what is counted, where the formulas, and not the model, read these keys
+    of the configuration."""
+    found = formulas.flops(replace(SECTION, **misread), L, B)
+    wrong = {name for name, counted in products_by_torch().items() if found[name] != counted}
+    for length in (64, 61):
+        size = next_fast_len(length)
+        convolution = transforms_called(length) * 5 * size * math.log2(size)
+        if formulas.flops(replace(one_layer(length), **misread), length, B)["long_conv"] != convolution:
+            wrong.add("long_conv")
+    return wrong
+
+
+def test_every_part_is_what_is_counted():
+    assert differing() == set()
+
+
+@pytest.mark.parametrize(("key", "read", "parts"), [
+    ("hyena_order", 4, {"projections", "filter", "long_conv"}),
+    ("filter_order", 16, {"filter"}),
+    ("filter_num_inner_mlps", 0, {"filter"}),
+    ("filter_emb_dim", 5, {"filter"}),
+    ("ffn_hidden_size", 48, {"mlp"}),
+    ("vocab_size", 17, {"head"}),
+])
+def test_control_a_formula_that_misreads_a_key_is_seen(key, read, parts):
+    """In each part that depends on it, and in no other."""
+    assert differing(**{key: read}) == parts
 
 
 def test_our_model_has_the_products_of_the_formula():
@@ -108,16 +139,21 @@ class Transforms(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("length", [64, 61])
-def test_transforms_are_those_of_the_convolution(length):
+def one_layer(length: int) -> ModelSection:
+    return ModelSection(num_layers=1, hidden_size=16, max_seq_len=length)
+
+
+def transforms_called(length: int) -> float:
+    """Complex FFTs of the fast length that the convolution of one layer calls, of B sequences."""
     u = torch.randn(B, 16, length)
     with Transforms() as counter:
         causal_conv(u, torch.randn(16, length), torch.randn(16), u, method="right_angle")
-    size = next_fast_len(length)
-    section = ModelSection(num_layers=1, hidden_size=16, max_seq_len=length)
-    transforms = counter.points / size
-    assert transforms == 16 * (2 * B + 1)
-    assert formulas.flops(section, length, B)["long_conv"] == transforms * formulas.fft_flops(size)
+    return counter.points / next_fast_len(length)
+
+
+@pytest.mark.parametrize("length", [64, 61])
+def test_transforms_are_those_of_the_convolution(length):
+    assert transforms_called(length) == 16 * (2 * B + 1)
     assert formulas.fft_flops(1024) == 5 * 1024 * 10
 
 
