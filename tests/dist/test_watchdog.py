@@ -33,8 +33,22 @@ class Rank:
     directory: Path
 
 
+class _Counted(Watchdog):
+    """Writes a byte for each look at everything, of which there is at most one in a period: tests wait for looks, and
+    count them, where a clock would judge how busy the machine is."""
+
+    looks: Path
+
+    def _look_at_stop(self) -> None:
+        super()._look_at_stop()
+        with self.looks.open("ab") as file:
+            file.write(b".")
+
+
 PATIENCE = Patience(period=0.1, peer=0.4, stop=1.0, start=1.0, still=0.5, note=0.5, batch=1.5)
 HUNG = 30.0
+MANY = 15
+"""Looks in which every patience but that for a start would have ended."""
 
 
 def _ranks(fn: Callable[..., int], directory: Path, launchers: list[psutil.Process] | None = None) -> None:
@@ -60,9 +74,10 @@ def _join(fn: Callable[..., int], rank: int, directory: Path, launchers: list[ps
         _set_clock(1.0)
         (directory / "clock").write_text(str(psutil.Process().create_time() - before))
     status = 1
+    _Counted.looks = directory / f"looks.{rank}"
     try:
         with RankLog(directory, rank), StopSignal(axis) as stop, \
-                Watchdog(axis, stop, launchers=launchers, patience=PATIENCE) as watchdog:
+                _Counted(axis, stop, launchers=launchers, patience=PATIENCE) as watchdog:
             (directory / f"ready.{rank}").touch()
             status = fn(Rank(rank, axis, stop, watchdog, directory))
     finally:
@@ -110,6 +125,8 @@ def _no_batch(me: Rank) -> int:
     def batches() -> Iterator[None]:
         for seconds in (0.7, 0.7, 100.0):
             time.sleep(seconds)
+            with (me.directory / "batches").open("ab") as file:
+                file.write(b".")
             yield
 
     if me.rank == 1:
@@ -160,10 +177,19 @@ class Run:
         process = self.ranks[rank]
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
-    def seconds_until_ended(self, *ranks: int) -> float:
-        started = time.monotonic()
+    def wait_until_ended(self, *ranks: int) -> None:
         wait_for(lambda: not any(self.alive(rank) for rank in ranks), HUNG)
-        return time.monotonic() - started
+
+    def looks(self, rank: int) -> int:
+        """How often its watchdog has looked."""
+        path = self.directory / f"looks.{rank}"
+        return path.stat().st_size if path.exists() else 0
+
+    def wait_for_looks(self, count: int, *ranks: int) -> None:
+        """Until the watchdog of each of them, all of which live, has looked this often again."""
+        wanted = {rank: self.looks(rank) + count for rank in ranks}
+        wait_for(lambda: all(self.looks(rank) >= wanted[rank] or not self.alive(rank) for rank in ranks), HUNG)
+        assert all(self.alive(rank) for rank in ranks)
 
     def log(self, rank: int) -> str:
         return (self.directory / "logs" / f"rank-{rank:05d}.log").read_text()
@@ -198,14 +224,13 @@ def start(tmp_path):
 
 def test_a_killed_peer_ends_this_rank(start):
     run = start(_compute)
-    time.sleep(1.5)
-    assert run.alive(0)  # the control: while both live, nobody is ended
-    assert run.alive(1)
+    run.wait_for_looks(MANY, 0, 1)  # the control: while both live, nobody is ended
+    before = run.looks(1)
     run.kill(0, signal.SIGKILL)
     run.kill(1, signal.SIGTERM)  # as a launcher then does: a flag, which nobody reads
-    seconds = run.seconds_until_ended(1)
-    print(f"ended {seconds:.1f} s after its peer; the launcher would have killed it after 30 s")
-    assert seconds < 5
+    run.wait_until_ended(1)
+    print(f"ended {run.looks(1) - before} looks after its peer; patience is 4 of them")
+    assert run.looks(1) - before <= 6
     run.top.join()
     assert run.top.exitcode == 1
     assert "rank 0 (host " in run.log(1)
@@ -215,9 +240,7 @@ def test_a_killed_peer_ends_this_rank(start):
 
 def test_a_peers_error_ends_this_rank_and_has_its_traceback_in_the_log(start):
     run = start(_defect)
-    seconds = run.seconds_until_ended(0, 1)
-    print(f"both ended after {seconds:.1f} s")
-    assert seconds < 5
+    run.wait_until_ended(0, 1)
     assert "Traceback" in run.log(0)
     assert "ZeroDivisionError: a defect of rank 0" in run.log(0)
     assert "rank 0 (host " in run.log(1)
@@ -227,57 +250,53 @@ def test_a_rank_that_is_done_early_says_goodbye(start):
     run = start(_early)
     run.top.join()
     assert run.top.exitcode == 0  # rank 1
-    run.seconds_until_ended(0)
+    run.wait_until_ended(0)
     assert run.log(0) == run.log(1) == ""
 
 
 def test_a_batch_that_does_not_come_is_one_line_with_the_remedy(start):
     run = start(_no_batch)
-    seconds = run.seconds_until_ended(1)
-    print(f"ended after {seconds:.1f} s, of which 1.6 s for the batches that came")
-    assert 2.0 < seconds < 9
+    run.wait_until_ended(1)
+    assert (run.directory / "batches").stat().st_size == 2  # the control: one that comes in time is waited for
     assert "this rank waits for a batch since " in run.log(1)
     last = run.log(1).splitlines()[-1]
     assert last.endswith("a batch did not come for 2 s: set data.num_workers=0")
-    run.seconds_until_ended(0)  # by its peer's end
+    run.wait_until_ended(0)  # by its peer's end
 
 
 def test_a_peer_that_stands_still_is_named(start):
     run = start(_compute)
-    time.sleep(1.0)
+    run.wait_for_looks(MANY, 1)
     assert run.log(1) == ""  # the control: it runs
     run.kill(0, signal.SIGSTOP)
     wait_for(lambda: "stands still" in run.log(1), HUNG)
     assert "rank 0 (host " in run.log(1)
     assert f"kill -CONT {run.ranks[0].pid} lets it go on" in run.log(1)
-    time.sleep(1.0)
+    run.wait_for_looks(MANY, 1)  # it may go on
     assert run.log(1).count("stands still") == 1
-    assert run.alive(1)  # it may go on
     run.kill(0, signal.SIGCONT)
     (run.directory / "enough").touch()
-    run.seconds_until_ended(0, 1)
+    run.wait_until_ended(0, 1)
     assert "has ended" not in run.log(1)
 
 
 def test_clocks_that_differ_by_a_second_end_nobody(start):
     run = start(_other_clock)
     assert float((run.directory / "clock").read_text()) == pytest.approx(1.0)  # the control: psutil's times differ
-    time.sleep(1.5)
-    assert run.alive(0)
-    assert run.alive(1)
+    run.wait_for_looks(MANY, 0, 1)
     (run.directory / "enough").touch()
-    run.seconds_until_ended(0, 1)
+    run.wait_until_ended(0, 1)
     assert run.log(0) == run.log(1) == ""
 
 
 def test_a_stop_that_hangs_ends_the_rank(start):
     run = start(_stuck)
-    time.sleep(1.5)
-    assert run.alive(1)  # the control: without a signal it may wait
+    run.wait_for_looks(MANY, 1)  # the control: without a signal it may wait
+    before = run.looks(1)
     run.kill(1, signal.SIGTERM)
-    seconds = run.seconds_until_ended(1)
-    print(f"ended {seconds:.1f} s after the signal, patience 1 s")
-    assert seconds < 5
+    run.wait_until_ended(1)
+    print(f"ended {run.looks(1) - before} looks after the signal; patience is 10 of them")
+    assert run.looks(1) - before <= 12
     assert "SIGTERM, and no step ended for 1 s" in run.log(1)
     assert "in _stuck" in run.log(1)
 
@@ -285,11 +304,10 @@ def test_a_stop_that_hangs_ends_the_rank(start):
 def test_ranks_without_a_launcher_save_and_end(start):
     """Undisturbed, though the save takes longer than the watchdog waits for a step."""
     run = start(_steps, start=_launch)
-    time.sleep(0.5)
+    run.wait_for_looks(5, 0, 1)
     assert not list(run.directory.glob("saved.*"))  # the control: with a launcher they train
     run.top.kill()
-    seconds = run.seconds_until_ended(0, 1)
-    print(f"saved and ended in {seconds:.1f} s, 1.7 s of them for the save, patience 1 s")
+    run.wait_until_ended(0, 1)
     saved = [(run.directory / f"saved.{rank}").read_text() for rank in (0, 1)]
     assert saved[0] == saved[1]
     assert saved[0].endswith("launcher gone")
