@@ -2,14 +2,19 @@
 
 import json
 import os
+import select
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import _get_default_store
 
 from hyena_dist.config.errors import TrainingError
 from hyena_dist.parallel.groups import Axis, gloo_copy
@@ -25,9 +30,10 @@ from hyena_dist.runtime.requeue import (
     write_requeue,
 )
 from hyena_dist.runtime.run_lock import RunLock
-from hyena_dist.runtime.signals import EXIT_REQUEUE, SIGNALS
+from hyena_dist.runtime.signals import EXIT_REQUEUE, PATIENCE, SIGNALS
 from hyena_dist.runtime.stop import StopSignal
 from tests.dist.harness import run_distributed
+from tests.dist.test_watchdog import wait_for
 
 FIRST_SIGNAL = 7
 
@@ -57,18 +63,21 @@ def _loop(axis: Axis, rank: int, act: Any, *, seconds: float = 0.002) -> dict[st
 def _stuck(axis: Axis) -> dict[str, Any]:
     """A signal while the main thread of rank 1 waits in a collective."""
     seen: dict[str, Any] = {}
+    main, store = threading.get_ident(), _get_default_store()
     with StopSignal(axis) as stop:
         def look() -> None:
-            time.sleep(0.3)
+            wait_for(lambda: sys._current_frames()[main].f_code.co_name == "barrier")
             os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.2)
-            seen["requested"] = stop.requested  # Python has called no handler: the main thread is in the collective
+            # Python calls no handler of its own: the main thread is in the collective, until the other rank comes.
+            wait_for(lambda: stop.requested is not None)
+            seen["requested"] = stop.requested
+            store.set("has looked", "")
 
         if axis.rank == 1:
             thread = threading.Thread(target=look)
             thread.start()
         else:
-            time.sleep(1.0)
+            store.wait(["has looked"])
         dist.barrier(group=axis.group)
         if axis.rank == 1:
             thread.join()
@@ -82,7 +91,7 @@ def _of_a_child(axis: Axis) -> str | None:
         if child == 0:
             signal.pause()
             os._exit(0)
-        time.sleep(0.1)
+        wait_for(lambda: psutil.Process(child).status() == psutil.STATUS_SLEEPING)
         os.kill(child, signal.SIGUSR1)
         os.waitpid(child, 0)
         return stop.requested
@@ -200,7 +209,20 @@ def test_a_rank_that_ends_alone_leaves_the_marker_if_it_is_the_first_and_the_run
 
 
 def test_a_rank_answers_by_itself_in_time_only_before_its_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signals, "PATIENCE", 0.2)
+    clock, looks = [100.0], []
+
+    def selected(*files: Any) -> Any:
+        looks.append(clock[0])
+        return select.select(*files[:3], 0.01)
+
+    def pass_time(seconds: float) -> None:
+        """And let the thread look twice after that."""
+        clock[0] += seconds
+        before = len(looks)
+        wait_for(lambda: len(looks) > before + 2)
+
+    monkeypatch.setattr(signals, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(signals, "select", SimpleNamespace(select=selected))
     ended: list[str] = []
     noted = signals.Signals().install()
     try:
@@ -210,15 +232,18 @@ def test_a_rank_answers_by_itself_in_time_only_before_its_first_step(monkeypatch
         noted.until_first_step(ended.append)
         os.kill(os.getpid(), signal.SIGHUP)
         noted.until_first_step(None)  # a step is done
-        time.sleep(1.5)
+        pass_time(PATIENCE + 0.1)
         assert ended == []
         noted.until_first_step(ended.append)  # the control
-        time.sleep(1.5)
+        pass_time(0.0)
         assert ended == ["SIGHUP"]
         noted.until_first_step(ended.append, first=False)
-        time.sleep(1.5)
+        pass_time(4.0)
         assert ended == ["SIGHUP"]  # the first rank goes first
         noted.end_alone()
         assert ended == ["SIGHUP", "SIGHUP"]
+        noted.until_first_step(ended.append, first=False)
+        pass_time(1.0)
+        assert ended == ["SIGHUP"] * 3  # in its time
     finally:
         noted.uninstall()

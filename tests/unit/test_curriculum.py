@@ -1,7 +1,6 @@
 """The windows of a run over its stages: cut anywhere and gone on with, they are those of one run."""
 
 import multiprocessing
-import time
 from contextlib import closing
 from dataclasses import replace
 
@@ -115,15 +114,12 @@ def test_without_a_warm_up_the_order_is_that_of_one_stream(manifest):
 
 
 def test_workers_end_with_their_stage(manifest):
-    before, seconds = set(multiprocessing.active_children()), []
+    before = set(multiprocessing.active_children())
     with closing(Curriculum(manifest, config(num_workers=2))) as curriculum:
         living = []
         for _ in LAST:
-            started = time.monotonic()
             curriculum.take()
-            seconds.append(round(time.monotonic() - started, 3))
             living.append(len(set(multiprocessing.active_children()) - before))
-    print("seconds of each step:", seconds)
     assert living == [2, 2, 0, 2, 2, 0, 2, 2]
     assert set(multiprocessing.active_children()) == before
     curriculum.close()
