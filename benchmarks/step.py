@@ -57,7 +57,7 @@ def new_model(section: ModelSection, device: torch.device, activation_checkpoint
     """A model of a section with its initial values."""
     config = hyena_config(section, activation_checkpointing=activation_checkpointing)
     model = HyenaModel(config)
-    initialize(model, config, model.placement(), model.tensor, seed=0)
+    initialize(model, model.placement(), model.tensor, seed=0)
     return model.train().to(device)
 
 

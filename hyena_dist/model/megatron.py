@@ -14,11 +14,14 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from torch import Tensor
 
 from hyena_dist.config.errors import ConfigError
+from hyena_dist.config.mixers import mixer_name
 from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.config.sections.parallel import ParallelSection
 from hyena_dist.model.config import HyenaConfig, hyena_config
+from hyena_dist.model.kinds import kinds_of, mixer_kind
 from hyena_dist.model.mixer import HyenaMixer
-from hyena_dist.model.placement import Placement, placements
+from hyena_dist.model.placement import Placement
+from hyena_dist.model.table import placements
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
@@ -37,9 +40,9 @@ def megatron_config(model: ModelSection, *, parallel: ParallelSection | None = N
     if model.embed_dropout != model.resid_dropout:
         raise ConfigError(f"model.embed_dropout ({model.embed_dropout}) and model.resid_dropout "
                           f"({model.resid_dropout}) differ, and Megatron has one probability for both: set them equal")
-    if "A" in model.layer_pattern:
-        raise ConfigError(f"model.layer_pattern={model.layer_pattern!r} has attention layers, and hyena_layer_spec "
-                          'makes Hyena layers only: set it to ""')
+    if others := [mixer_name(letter) for letter in kinds_of(model) if "megatron" not in mixer_kind(letter).exports]:
+        raise ConfigError(f"model.layer_pattern={model.layer_pattern!r} has {' and '.join(others)} layers, and "
+                          'hyena_layer_spec makes Hyena layers only: set it to ""')
     config = hyena_config(model, parallel=parallel)
     config.perform_initialization = True  # of Megatron's own modules
     config.hidden_dropout = model.resid_dropout
@@ -103,5 +106,5 @@ class SelfAttentionMixer(HyenaMixer):
 def mixer_table(mixer: HyenaMixer) -> dict[str, Placement]:
     """The placement of a mixer's own parameters, by their names in it."""
     prefix = f"layers.{mixer.layer_number - 1}.mixer."
-    table = placements([prefix + name for name, _ in mixer.named_parameters()], mixer.config.hyena_order)
+    table = placements([prefix + name for name, _ in mixer.named_parameters()], mixer.config)
     return {name.removeprefix(prefix): placement for name, placement in table.items()}

@@ -109,7 +109,7 @@ def build(case: Case, groups: Groups, parallel: ParallelSection | None) -> Hyena
                           activation_checkpointing=case.recompute, parallel=parallel,
                           params_dtype=torch.float64 if case.precision == "fp64" else torch.float32)
     model = HyenaModel(config, groups.collection())
-    initialize(model, config, model.placement(), model.tensor, seed=5)
+    initialize(model, model.placement(), model.tensor, seed=5)
     with torch.no_grad():  # initial biases are 0: nothing would show that one is forgotten
         for name, parameter in model.named_parameters():
             if name.endswith("bias") and not name.startswith("layers.0.mixer.conv"):
