@@ -8,11 +8,10 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from hyena_dist.config.mixers import mixer_name
 from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.convert.section import ConversionError
 from hyena_dist.model.config import hyena_config
-from hyena_dist.model.kinds import mixer_kind
+from hyena_dist.model.kinds import lacking
 from hyena_dist.model.model import HyenaModel
 
 logger = logging.getLogger(__name__)
@@ -98,9 +97,7 @@ def refuse_kinds(model: HyenaModel, format: str) -> None:
     Raises:
         ConversionError: naming the kinds of mixers.
     """
-    others = [mixer_name(letter) for letter in dict.fromkeys(model.config.layer_kinds)
-              if format not in mixer_kind(letter).exports]
-    if others:
+    if others := lacking(model.config.layer_kinds, format):
         whose = {"published": "the published code", "huggingface": "Hugging Face's code"}[format]
         raise ConversionError(f"{whose} has no {' and no '.join(others)} layers (model.layer_pattern): keep this model "
                               "as safetensors or a checkpoint")

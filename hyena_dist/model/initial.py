@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from hyena_dist.model.config import HyenaConfig
 from hyena_dist.model.placement import Placement, tensor_share
-from hyena_dist.model.table import placements
+from hyena_dist.model.table import part_placements
 from hyena_dist.parallel.groups import Axis
 
 
@@ -35,8 +35,7 @@ def initialize_part(part: nn.Module, name: str, config: HyenaConfig, tensor: Axi
     """
     if seed is None:
         return
-    names = [f"{name}.{own}" for own, _ in part.named_parameters()]
-    initialize(part, placements(names, config), tensor, seed, prefix=f"{name}.")
+    initialize(part, part_placements(part, name, config), tensor, seed, prefix=f"{name}.")
 
 
 def initialize(model: nn.Module, table: Mapping[str, Placement], tensor: Axis, seed: int, *, prefix: str = "") -> None:

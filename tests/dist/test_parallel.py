@@ -102,9 +102,9 @@ def covering(cases: list[Case]) -> list[Case]:
 
 
 def build(case: Case, groups: Groups, parallel: ParallelSection | None) -> HyenaModel:
-    section = ModelSection(num_layers=2, hidden_size=32, max_seq_len=LENGTH, filter_order=8, hyena_order=case.order,
-                           embed_dropout=0.2, resid_dropout=0.1, num_attention_heads=8, layer_pattern=case.pattern,
-                           tie_embeddings=case.tied)
+    section = ModelSection(num_layers=max(2, len(case.pattern)), hidden_size=32, max_seq_len=LENGTH,
+                           filter_order=8, hyena_order=case.order, embed_dropout=0.2, resid_dropout=0.1,
+                           num_attention_heads=8, layer_pattern=case.pattern, tie_embeddings=case.tied)
     config = hyena_config(section, precision="bf16" if case.precision == "bf16" else "fp32",
                           activation_checkpointing=case.recompute, parallel=parallel,
                           params_dtype=torch.float64 if case.precision == "fp64" else torch.float32)

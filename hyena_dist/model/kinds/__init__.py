@@ -6,12 +6,12 @@ is also asked by commands that only check a configuration, and torch and megatro
 
 import importlib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, cast
 
 from hyena_dist.config import checks
 from hyena_dist.config.advice import Problem, refuse
 from hyena_dist.config.checks import Use
-from hyena_dist.config.mixers import MIXERS
+from hyena_dist.config.mixers import MIXERS, mixer_name
 from hyena_dist.config.schema import Config
 from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.model.kinds.formulas import Part
@@ -128,6 +128,20 @@ class MixerKind:
 def mixer_kind(letter: str) -> MixerKind:
     """The entry of a letter of `model.layer_pattern`."""
     return importlib.import_module(MIXERS[letter]).KIND
+
+
+def lacking(letters: Iterable[str], layout: str) -> list[str]:
+    """The names of the kinds, of these letters, that a layout of `MixerKind.exports` does not have."""
+    return [mixer_name(letter) for letter in dict.fromkeys(letters) if layout not in mixer_kind(letter).exports]
+
+
+def letter_of(module: "nn.Module") -> str | None:
+    """The letter of the mixer that a module is, or that is the first in it; None: there is none."""
+    for part in module.modules():
+        for letter in MIXERS:
+            if isinstance(part, cast("type", mixer_kind(letter).module())):
+                return letter
+    return None
 
 
 def kinds_of(section: ModelSection) -> dict[str, int]:
