@@ -35,13 +35,13 @@ OWNERS = {
     "ops/hyena": GATES, "ops/chunked": GATES, "ops/across": GATES, "ops/folded": PROJECTIONS,
     "ops/mlp": MLP, "ops/dropout": DROPOUT,
     "ops/embedding": EMBEDDING, "model/attention": ATTENTION, "model/layers": EMBEDDING, "model/loss": LOSS,
-    "model/mixer": FILTER, "model/context": LONG_CONV, "parallel/distributed_fft": LONG_CONV, "model/model": HEAD,
+    "model/mixer": FILTER, "model/context": LONG_CONV, "parallel/distributed_fft": LONG_CONV, "model/heads": HEAD,
     "model/block": PROJECTIONS, "train/optim": OPTIMIZER, "torch/optim": OPTIMIZER, "engine": ENGINE,
     "torch/nn/utils": ENGINE, "torch/distributed/fsdp": ENGINE,
 }
 """By module or package of the project, and of torch where it works for us. Modules that are not here belong to whom
 they were called by."""
-SERVES = {"ops/linear": {"ops/mlp": MLP, "model/model": HEAD}}
+SERVES = {"ops/linear": {"ops/mlp": MLP, "model/heads": HEAD}}
 """Modules that belong to their caller where it is one of these, else to the last: a product of the projections."""
 
 

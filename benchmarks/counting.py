@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from benchmarks.attribution import Attribution
-from hyena_dist.costs.flops import fft_flops
+from hyena_dist.model.kinds.formulas import fft_flops
 from hyena_dist.ops.costs import Cost, declared_cost
 
 aten = torch.ops.aten

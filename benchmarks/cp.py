@@ -106,7 +106,7 @@ def build(size: Size, groups: Groups, method: str, device: torch.device) -> Hyen
     config = hyena_config(section, parallel=parallel,
                           params_dtype=torch.float64 if method == EXACT else torch.float32)
     model = HyenaModel(config, groups.collection())
-    initialize(model, config, model.placement(), model.tensor, seed=0)
+    initialize(model, model.placement(), model.tensor, seed=0)
     return model.to(device)
 
 

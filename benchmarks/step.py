@@ -16,6 +16,7 @@ from hyena_dist.config.sections.optim import OptimSection
 from hyena_dist.costs.flops import TRAINING_PASSES, flops, parts, training_bytes
 from hyena_dist.model.config import hyena_config
 from hyena_dist.model.initial import initialize
+from hyena_dist.model.kinds import lacking
 from hyena_dist.model.loss import token_loss
 from hyena_dist.model.model import HyenaModel
 from hyena_dist.train.optimizer import build_optimizer
@@ -57,7 +58,7 @@ def new_model(section: ModelSection, device: torch.device, activation_checkpoint
     """A model of a section with its initial values."""
     config = hyena_config(section, activation_checkpointing=activation_checkpointing)
     model = HyenaModel(config)
-    initialize(model, config, model.placement(), model.tensor, seed=0)
+    initialize(model, model.placement(), model.tensor, seed=0)
     return model.train().to(device)
 
 
@@ -88,7 +89,7 @@ def our_step(model: HyenaModel, device: torch.device, precision: str) -> Side:
 
 def _gradients(model: HyenaModel) -> dict[str, Tensor]:
     grads = {name: weight.grad for name, weight in model.named_parameters()}
-    if "A" in model.config.layer_kinds:
+    if lacking(model.config.layer_kinds, "published"):
         return grads  # has no published names, and is compared with another of ours
     return published(model, grads)
 

@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hyena_dist.config.checks import check
 from hyena_dist.config.errors import ConfigError
 from hyena_dist.config.schema import Config
+from hyena_dist.model.kinds import check
 from hyena_dist.train.weights_and_biases import check_installed
 from hyena_dist.train.wording import binary
 

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from hyena_dist.config.checks import check
 from hyena_dist.config.errors import (
     TrainingError,
     UserError,
@@ -105,6 +104,7 @@ def _run(args: argparse.Namespace) -> int:
         return _dry_run(args)
     # Imported here: torch, megatron-core and DeepSpeed take seconds, --help and a mistyped key should not.
     from hyena_dist.engine.deepspeed_config import check_raw_section
+    from hyena_dist.model.kinds import check
     from hyena_dist.runtime.launcher import launcher_processes, rank_environment
     from hyena_dist.runtime.requeue import end_alone
     from hyena_dist.train.weights_and_biases import check_installed

@@ -29,7 +29,7 @@ from hyena_dist.convert.published import (
 )
 from hyena_dist.convert.section import ConversionError, checked_section
 from hyena_dist.convert.tokenizer import tokenizer_files
-from hyena_dist.convert.weights import check_finite, in_float32, unwrapped, without_memory
+from hyena_dist.convert.weights import check_finite, in_float32, refuse_kinds, unwrapped, without_memory
 from hyena_dist.model.config import hyena_config
 from hyena_dist.model.model import HyenaModel
 from hyena_dist.parallel.groups import Groups
@@ -164,6 +164,7 @@ def _write_published(dest: Path, section: ModelSection, model: HyenaModel, _sour
 
 
 def _write_huggingface(dest: Path, section: ModelSection, model: HyenaModel, _source: str) -> None:
+    refuse_kinds(model, "huggingface")
     config, state_dict = to_huggingface(*to_published(model))
     _write(dest, config | {"vocab_size": section.vocab_size},
            {WEIGHTS: _safetensors(state_dict), **tokenizer_files(section.max_seq_len)})

@@ -24,6 +24,7 @@ from hyena_dist.convert.weights import (
     HEAD,
     TABLE,
     check_finite,
+    refuse_kinds,
     same,
     unwrapped,
     without_memory,
@@ -95,13 +96,11 @@ def to_published(model: HyenaModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
     `from_published`, bit for bit. Tensors are copies on the CPU.
 
     Raises:
-        ConversionError: the published code has no attention layers, or cannot run the model to its full length; or the
+        ConversionError: the published code has no such mixers, or cannot run the model to its full length; or the
             positions up to it do not fit the memory.
     """
     c = model.config
-    if "A" in c.layer_kinds:
-        raise ConversionError("the published code has no attention layers (model.layer_pattern): keep this model as "
-                              "safetensors or a checkpoint")
+    refuse_kinds(model, "published")
     if c.filter_seq_len < c.max_seq_len:
         raise ConversionError(f"model.filter_seq_len ({c.filter_seq_len}) is less than model.max_seq_len "
                               f"({c.max_seq_len}), and the published format has one number, l_max, for both: export "

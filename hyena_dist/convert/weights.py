@@ -11,6 +11,7 @@ from torch import Tensor
 from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.convert.section import ConversionError
 from hyena_dist.model.config import hyena_config
+from hyena_dist.model.kinds import lacking
 from hyena_dist.model.model import HyenaModel
 
 logger = logging.getLogger(__name__)
@@ -85,6 +86,21 @@ def without_memory(section: ModelSection, shapes: Mapping[str, torch.Size], dtyp
                                   "configuration that belongs to these weights")
     with torch.device("meta"):
         return HyenaModel(hyena_config(section, params_dtype=dtype))
+
+
+def refuse_kinds(model: HyenaModel, format: str) -> None:
+    """Refuse a model with a mixer that a layout of others does not have.
+
+    Args:
+        format: published or huggingface.
+
+    Raises:
+        ConversionError: naming the kinds of mixers.
+    """
+    if others := lacking(model.config.layer_kinds, format):
+        whose = {"published": "the published code", "huggingface": "Hugging Face's code"}[format]
+        raise ConversionError(f"{whose} has no {' and no '.join(others)} layers (model.layer_pattern): keep this model "
+                              "as safetensors or a checkpoint")
 
 
 def check_kinds(tensors: Mapping[str, Tensor]) -> None:

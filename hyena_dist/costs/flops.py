@@ -1,18 +1,14 @@
 """What a forward and backward pass costs, by formula: floating-point operations and bytes of every part of the model.
 
-A matrix product of [m, k] by [k, n] is 2 m k n operations, as torch's FlopCounterMode counts; a complex FFT of N points
-is 5 N log2 N, as FFTW counts. Norms, gates, activations and the optimizer are some operations per element and are left
-out. Legend: B sequences of L tokens, D channels, N order, F width and E features of the filter's trunk, V vocabulary.
+What a mixer costs stands in its kind's entry (`model.kinds`), what operations are in `model.kinds.formulas`. Norms,
+gates, activations and the optimizer are some operations per element and are left out. Legend: D channels, V vocabulary.
 """
 
-import math
 import re
-from dataclasses import dataclass
-
-from scipy.fft import next_fast_len
 
 from hyena_dist.config.sections.model import ModelSection
-from hyena_dist.ops.implicit_filter import keeps_trunk
+from hyena_dist.model.kinds import kinds_of, mixer_kind
+from hyena_dist.model.kinds.formulas import NOTHING, Part, product
 
 TRAINING_PASSES = 3
 """Forward, and a backward pass of twice its work: gradients of the inputs and of the weights. The long convolution has
@@ -31,40 +27,17 @@ sheets of the H200, H100 and A100 Tensor Core GPUs: "BFLOAT16 Tensor Core", of w
 sparsity and are halved here, and "FP32" without tensor cores, as torch multiplies float32 unless TF32 is allowed."""
 
 
-@dataclass(frozen=True)
-class Part:
-    """One part of the model, all of its layers together, in a forward pass of a micro-batch."""
-
-    flops: float
-    inputs: float
-    """Elements that it must read at least: activations and weights."""
-    outputs: float
-    """Elements that it must write at least."""
-
-    def __add__(self, other: "Part") -> "Part":
-        return Part(self.flops + other.flops, self.inputs + other.inputs, self.outputs + other.outputs)
-
-
-NOTHING = Part(0.0, 0.0, 0.0)
-
-
-def layer_kinds(section: ModelSection) -> str:
-    """The letter of every layer: H Hyena, A attention."""
-    return ((section.layer_pattern or "H") * section.num_layers)[: section.num_layers]
-
-
 def parts(section: ModelSection, seq_len: int, micro_batch_size: int = 1) -> dict[str, Part]:
-    """Every part by name. The filter is generated, and transformed, once for all sequences of a micro-batch."""
-    D, V, tokens = section.hidden_size, section.padded_vocab_size, micro_batch_size * seq_len
-    layers = section.num_layers
-    attention_layers = layer_kinds(section).count("A")
-    hyena, attention = _hyena(section, seq_len, micro_batch_size), _attention(section, seq_len, micro_batch_size)
-    found = {name: _times(part, layers - attention_layers) for name, part in hyena.items()}
-    for name, part in attention.items():
-        found[name] = found.get(name, NOTHING) + _times(part, attention_layers)
-    found["mlp"] = _times(_linear(tokens, D, section.inner_size) + _linear(tokens, section.inner_size, D), layers)
+    """Every part by name, all of its layers together, in a forward pass of a micro-batch."""
+    D, tokens = section.hidden_size, micro_batch_size * seq_len
+    found: dict[str, Part] = {}
+    for letter, layers in kinds_of(section).items():
+        for name, part in mixer_kind(letter).parts(section, seq_len, micro_batch_size).items():
+            found[name] = found.get(name, NOTHING) + part * layers
+    mlp = product(tokens, D, section.inner_size) + product(tokens, section.inner_size, D)
+    found["mlp"] = mlp * section.num_layers
     found["embedding"] = Part(0.0, tokens * (D + 1), tokens * D)
-    found["head"] = _linear(tokens, D, V, bias=False)
+    found["head"] = product(tokens, D, section.padded_vocab_size, bias=False)
     return found
 
 
@@ -81,16 +54,14 @@ def training_flops(section: ModelSection, seq_len: int, micro_batch_size: int = 
 
 def recomputed_flops(section: ModelSection, seq_len: int, micro_batch_size: int,
                      activation_checkpointing: str) -> float:
-    """Operations that the backward pass repeats at a value of train.activation_checkpointing. The spectra, which are
-    repeated at every value, are counted in TRAINING_PASSES."""
-    found, D, tokens = flops(section, seq_len, micro_batch_size), section.hidden_size, micro_batch_size * seq_len
-    hyena_layers, width = layer_kinds(section).count("H"), section.filter_order
+    """Operations that the backward pass repeats at a value of train.activation_checkpointing."""
+    found, tokens = flops(section, seq_len, micro_batch_size), micro_batch_size * seq_len
     blocks = sum(found.values()) - found["embedding"] - found["head"]
-    trunk = hyena_layers * 2.0 * seq_len * width * (section.filter_emb_dim + section.filter_num_inner_mlps * width)
-    at_least = 0.0 if keeps_trunk(seq_len) else trunk
-    inner = (hyena_layers * _linear(tokens, D, (section.hyena_order + 1) * D).flops
-             + section.num_layers * _linear(tokens, D, section.inner_size).flops + trunk)
-    return {"none": at_least, "selective": inner, "block": blocks + at_least,
+    always, inner = 0.0, section.num_layers * product(tokens, section.hidden_size, section.inner_size).flops
+    for letter, layers in kinds_of(section).items():
+        repeated = mixer_kind(letter).repeated(section, seq_len, micro_batch_size)
+        always, inner = always + layers * repeated.always, inner + layers * repeated.inner
+    return {"none": always, "selective": inner, "block": blocks + always,
             "full": blocks + inner}[activation_checkpointing]
 
 
@@ -126,42 +97,3 @@ def mfu(section: ModelSection, seq_len: int, *, tokens_per_second: float, peak: 
     """
     per_token = training_flops(section, seq_len, micro_batch_size) / (micro_batch_size * seq_len)
     return tokens_per_second * per_token / peak
-
-
-def _hyena(section: ModelSection, seq_len: int, batch: int) -> dict[str, Part]:
-    """The parts of one Hyena mixer."""
-    D, order, taps = section.hidden_size, section.hyena_order, section.short_conv_kernel
-    filters, width, tokens = order - 1, section.filter_order, batch * seq_len
-    sizes = [section.filter_emb_dim, *[width] * (section.filter_num_inner_mlps + 1), filters * D]
-    weights = sum(a * b for a, b in zip(sizes, sizes[1:], strict=False))
-    # Real channels as complex numbers of N points: u and y of every sequence, h once.
-    transforms = filters * D * (2 * batch + 1)
-    channels = (order + 1) * D
-    return {
-        "projections": _linear(tokens, D, channels) + _linear(tokens, D, D),
-        "short_conv": Part(2.0 * taps * tokens * channels, channels * (tokens + taps + 1), tokens * channels),
-        "filter": Part(2.0 * seq_len * weights, weights, filters * D * seq_len),
-        "long_conv": Part(transforms * fft_flops(next_fast_len(seq_len)),
-                          filters * D * (2 * tokens + seq_len + 1), filters * D * tokens),
-    }
-
-
-def _attention(section: ModelSection, seq_len: int, batch: int) -> dict[str, Part]:
-    """The parts of one attention mixer. Two products over the lower triangle: causal kernels skip the upper one."""
-    D, tokens = section.hidden_size, batch * seq_len
-    return {"projections": _linear(tokens, D, 3 * D) + _linear(tokens, D, D),
-            "attention": Part(2 * 2.0 * batch * D * seq_len * (seq_len + 1) / 2, 3 * tokens * D, tokens * D)}
-
-
-def fft_flops(size: int) -> float:
-    """Operations of a complex FFT. The right-angle convolution has one of N = next_fast_len(L) points for each real
-    channel; a real FFT of 2L points, as in the padded convolution, is half of a complex one of 2L: about as many."""
-    return 5.0 * size * math.log2(size)
-
-
-def _linear(tokens: int, inputs: int, outputs: int, *, bias: bool = True) -> Part:
-    return Part(2.0 * tokens * inputs * outputs, tokens * inputs + inputs * outputs + bias * outputs, tokens * outputs)
-
-
-def _times(part: Part, count: int) -> Part:
-    return Part(count * part.flops, count * part.inputs, count * part.outputs)

@@ -1,8 +1,8 @@
 """What a training step keeps in a device's memory, by formula: model states, what the backward pass needs, and what the
 backward pass itself works in.
 
-Legend: B sequences of L tokens, T = B L, D channels, I inner channels of the MLP, N order, V vocabulary, E bytes of an
-element of a product (2 in half precision). The residual stream, the filters and the gradients of both are float32.
+What a mixer needs stands in its kind's entry (`model.kinds`). Legend: B sequences of L tokens, D channels, E bytes of
+an element of a product (2 in half precision). The residual stream and its gradients are float32.
 Checked against the measured peak by `tests/unit/test_training_memory.py`.
 """
 
@@ -15,12 +15,10 @@ from hyena_dist.config.schema import Config
 from hyena_dist.config.sections.engine import EngineSection
 from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.config.warmup import stages
-from hyena_dist.costs.flops import layer_kinds
-from hyena_dist.ops.chunking import product_elements, transform_elements
-from hyena_dist.ops.implicit_filter import keeps_trunk
-from hyena_dist.ops.triton.plans import measured
+from hyena_dist.model.kinds import Working, kinds_of, mixer_kind
+from hyena_dist.model.kinds.formulas import FP32
+from hyena_dist.ops.chunking import product_elements
 
-FP32 = 4
 STATE_BYTES = 16
 """Of a parameter: weight, gradient and AdamW's two moments in float32, which is what every train.precision keeps."""
 
@@ -28,13 +26,8 @@ ENGINE_BYTES = {"fsdp": 9.0, "zero0": 4.0, "zero1": 16.5, "zero2": 20.0, "zero3"
 """Of a parameter, on one rank, what an engine holds beside that where it holds most: of DeepSpeed its flat copies of
 weights and gradients and a bucket of all gradients, of FSDP2 gathered weights, of each the squares of a norm."""
 
-KERNELS_ROW, KERNELS_FILTER = 8, 20
-"""Bytes of Triton's kernels in the backward pass of a mixer, for every element of a group of channels, and for every
-element of the group's filters. `auto` takes them on the devices and at the lengths where they were measured."""
-
-HYENA_CHUNK, FILTER_CHUNK, MLP_CHUNK = 14, 5, 6
-"""Float32 tensors of one chunk that live at a time in the backward pass of a mixer, more of them for each of its
-filters, and of an MLP. A complex one counts as two."""
+MLP_CHUNK = 6
+"""Float32 tensors of one chunk that live at a time in the backward pass of an MLP."""
 
 
 @dataclass(frozen=True)
@@ -56,30 +49,25 @@ class TrainingMemory:
 class _Block(NamedTuple):
     """Bytes of one block: what the backward pass of each half is given by the forward pass, and holds beside it."""
 
-    mixer_saved: float
-    mixer_working: float
-    mlp_saved: float
-    mlp_working: float
+    mixer: Working
+    mlp: Working
 
     @property
     def saved(self) -> float:
-        return self.mixer_saved + self.mlp_saved
+        return self.mixer.saved + self.mlp.saved
 
     @property
     def working(self) -> float:
         """The most beside `saved`: the MLP comes first, and has freed its own when the mixer comes."""
-        return max(self.mlp_working, self.mixer_working - self.mlp_saved)
+        return max(self.mlp.working, self.mixer.working - self.mlp.saved)
 
 
 def parameters(section: ModelSection) -> int:
     """Number of the model's weights; embedding and head share theirs where they are tied."""
-    D, N, F, inner = section.hidden_size, section.hyena_order, section.filter_order, section.inner_size
-    trunk = F * (section.filter_emb_dim + 1) + section.filter_num_inner_mlps * F * (F + 1)
-    hyena = ((N + 1) * D * (D + 1 + section.short_conv_kernel + 1) + D * (D + 1)  # products and short convolution
-             + F + trunk + (N - 1) * D * (F + 1))                                 # filter and direct term
-    mixers = {"H": hyena, "A": 4 * D * (D + 1)}
-    mlp = inner * (D + 1) + D * (inner + 1)
-    return (sum(mixers[kind] + mlp + 4 * D for kind in layer_kinds(section))
+    D, inner = section.hidden_size, section.inner_size
+    around = inner * (D + 1) + D * (inner + 1) + 4 * D  # of a mixer: the MLP and two norms
+    mixers = sum(layers * mixer_kind(letter).parameters(section) for letter, layers in kinds_of(section).items())
+    return (mixers + section.num_layers * around
             + 2 * D + (1 if section.tie_embeddings else 2) * section.padded_vocab_size * D)
 
 
@@ -91,13 +79,13 @@ def training_memory(section: ModelSection, seq_len: int, micro_batch_size: int =
     tokens, E = micro_batch_size * seq_len, FP32 if precision == "fp32" else 2
     stream = FP32 * tokens * section.hidden_size
     wide = activation_checkpointing in ("none", "block")
-    mixers = {"H": _hyena(section, seq_len, micro_batch_size, E, wide, torch.device(device)),
-              "A": _attention(section, seq_len, micro_batch_size, E)}
+    mixers = {letter: mixer_kind(letter).memory(section, seq_len, micro_batch_size, itemsize=E, wide=wide,
+                                                device=torch.device(device)) for letter in kinds_of(section)}
     inner = tokens * section.inner_size
     # On a GPU what is as wide as the inner channels is in half precision, as long as it lives.
     chunk = MLP_CHUNK * (FP32 if device == "cpu" else E) * min(inner, product_elements(torch.device(device)))
-    mlp = (stream + wide * E * inner, 2 * stream + chunk)
-    blocks = [_Block(*mixers[kind], *mlp) for kind in layer_kinds(section)]
+    mlp = Working(stream + wide * E * inner, 2 * stream + chunk)
+    blocks = [_Block(mixers[letter], mlp) for letter in section.layer_kinds]
     if activation_checkpointing in ("block", "full"):
         saved: float = len(blocks) * stream  # of one block at a time comes the rest
         working = max(block.saved - stream + block.working for block in blocks)
@@ -117,33 +105,6 @@ def run_memory(config: Config, *, device: str = "cuda", data_ranks: int = 1) -> 
                              engine=config.engine) for stage in stages(config, data_ranks=data_ranks)]
     most = max(found, key=lambda memory: memory.total)
     return TrainingMemory(most.states, most.saved / split, most.working / split)
-
-
-def _hyena(section: ModelSection, seq_len: int, batch: int, E: int, wide: bool,
-           device: torch.device) -> tuple[float, float]:
-    """Saves x, the filters, and where `wide` things are kept the projection and the trunk; works in the gradients of
-    its output, input and filters, in the projection where it was not kept, and in chunks of at least one channel."""
-    D, N, tokens = section.hidden_size, section.hyena_order, batch * seq_len
-    stream, projection, filters = FP32 * tokens * D, E * (N + 1) * tokens * D, FP32 * (N - 1) * D * seq_len
-    activations = section.filter_emb_dim + 3 * (section.filter_num_inner_mlps + 1) * section.filter_order
-    trunk = FP32 * activations * seq_len + filters if keeps_trunk(seq_len) else 0  # and the filters' window
-    elements = min(D * tokens, max(tokens, transform_elements(seq_len, device)))
-    if device.type == "cuda" and E < FP32 and N == 2 and measured(seq_len):
-        chunk = (KERNELS_ROW + KERNELS_FILTER / batch) * elements
-    else:
-        chunk = (HYENA_CHUNK + (N - 1) * FILTER_CHUNK) * FP32 * elements
-    return (stream + filters + wide * (projection + trunk),
-            2 * stream + (not wide) * projection + filters + chunk)
-
-
-def _attention(section: ModelSection, seq_len: int, batch: int, E: int) -> tuple[float, float]:
-    """Saves x; q, k and v, q and k with their positions, and the heads' output in both layouts; cosines and sines for q
-    and for k, and a number of every token and head. A fused kernel has no [L, L] matrix. Works in the gradients of q, k
-    and v in two layouts."""
-    D, heads, tokens = section.hidden_size, section.num_attention_heads, batch * seq_len
-    stream = FP32 * tokens * D
-    return (stream + 7 * E * tokens * D + FP32 * (tokens * heads + 2 * seq_len * D // heads),
-            stream + 6 * E * tokens * D)
 
 
 def longest_sequence(section: ModelSection, memory_bytes: float, *, precision: str = "fp32",

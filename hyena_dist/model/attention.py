@@ -92,7 +92,7 @@ class AttentionMixer(nn.Module):
         self.config = config
         self.layer_number = layer_number
         self.context = context_axis(pg_collection)
-        width, heads, ranks = config.hidden_size, config.num_attention_heads, tensor_axis(pg_collection).size
+        width, heads, ranks = config.hidden_size, config.mixer_heads, tensor_axis(pg_collection).size
         if width % (2 * heads):
             raise ValueError(f"model.hidden_size={width} cannot be split into model.num_attention_heads={heads} heads "
                              "of an even number of channels")

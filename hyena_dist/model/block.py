@@ -4,17 +4,17 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 from torch import Tensor, nn
 
-from hyena_dist.model.attention import AttentionMixer
 from hyena_dist.model.config import HyenaConfig
 from hyena_dist.model.initial import initialize_part, layer_name
+from hyena_dist.model.kinds import mixer_kind
 from hyena_dist.model.layers import MLP, Norm, active_key, context_axis, tensor_axis
-from hyena_dist.model.mixer import HyenaMixer
 from hyena_dist.ops.dropout import DropoutKey, dropout
 
-MIXER_SPECS = {letter: ModuleSpec(module=kind, params={"seed": None})
-               for letter, kind in (("H", HyenaMixer), ("A", AttentionMixer))}
-"""The mixer of each letter of `model.layer_pattern`, as Megatron's `build_module` takes it for `self_attention`; the
-model around it fills its weights. For Megatron's own GPTModel there is `model.megatron.hyena_layer_spec`."""
+
+def mixer_spec(letter: str) -> ModuleSpec:
+    """The mixer of a letter of `model.layer_pattern`, as Megatron's `build_module` takes it for `self_attention`; the
+    model around it fills its weights. For Megatron's own GPTModel there is `model.megatron.hyena_layer_spec`."""
+    return ModuleSpec(module=mixer_kind(letter).module(), params={"seed": None})
 
 
 class Block(nn.Module):

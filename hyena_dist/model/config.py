@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from hyena_dist.config.mixers import layer_letters
 from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.config.sections.parallel import ParallelSection
 from hyena_dist.ops.implicit_filter import FilterShape
@@ -40,8 +41,11 @@ class HyenaConfig(TransformerConfig):
     """Channel groups that pipeline the exchange under the transform."""
     ops_backend: str = "auto"
     """What computes the Hyena operator on one context rank: auto, torch or triton (`ops.backend`)."""
-    layer_pattern: str = "H"
-    """Kinds of layers, repeated: H Hyena, A attention."""
+    layer_pattern: str = ""
+    """Kinds of mixers, repeated (`config.mixers`)."""
+    mixer_heads: int = 1
+    """Heads of mixers that have heads. Megatron's own `num_attention_heads` is the number of tensor ranks, because it
+    insists that these divide it also where no mixer has heads."""
 
     @property
     def filter_shape(self) -> FilterShape:
@@ -50,7 +54,7 @@ class HyenaConfig(TransformerConfig):
     @property
     def layer_kinds(self) -> str:
         """The letter of every layer."""
-        return (self.layer_pattern * self.num_layers)[: self.num_layers]
+        return layer_letters(self.layer_pattern, self.num_layers)
 
     @property
     def recompute_blocks(self) -> bool:
@@ -77,8 +81,8 @@ def hyena_config(model: ModelSection, *, precision: str = "fp32", activation_che
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
         ffn_hidden_size=model.inner_size,
-        # Megatron insists on heads that the tensor ranks divide, without attention too.
-        num_attention_heads=model.num_attention_heads if "A" in model.layer_pattern else parallel.tensor,
+        num_attention_heads=parallel.tensor,
+        mixer_heads=model.num_attention_heads,
         hidden_dropout=0.0,  # dropout is ours: a hash of the element's place
         attention_dropout=0.0,
         params_dtype=params_dtype,
@@ -92,7 +96,7 @@ def hyena_config(model: ModelSection, *, precision: str = "fp32", activation_che
         context_method=parallel.context_method,
         overlap_groups=parallel.overlap_groups,
         ops_backend=backend,
-        layer_pattern=model.layer_pattern or "H",
+        layer_pattern=model.layer_pattern,
         hyena_order=model.hyena_order,
         filter_order=model.filter_order,
         filter_emb_dim=model.filter_emb_dim,

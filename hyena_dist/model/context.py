@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from hyena_dist.config.context import choose_method, exchanged_rows
 from hyena_dist.config.schema import Config
 from hyena_dist.ops import long_conv
 from hyena_dist.parallel import distributed_fft
@@ -28,20 +29,12 @@ class Filter(Protocol):
     def __call__(self, lags: list[slice], channels: Sequence[slice] | None = None) -> Tensor: ...
 
 
-def choose_method(method: str, *, rows: int, context: int) -> str:
-    """Resolve `auto`: all_to_all while the context ranks divide the rows (channels of a tensor rank x batch) that it
-    deals out, else distributed_fft, which sends several times the bytes and has no such limit."""
-    if method != "auto":
-        return method
-    return "all_to_all" if rows % context == 0 else "distributed_fft"
-
-
 def log_context_method(config: Config, groups: Groups) -> None:
     """Say what `parallel.context_method=auto` took."""
     if groups.context.size > 1:
-        rows = config.train.micro_batch_size * config.model.hidden_size // groups.tensor.size
-        method = choose_method(config.parallel.context_method, rows=rows // config.parallel.overlap_groups,
-                               context=groups.context.size)
+        rows = exchanged_rows(channels=config.model.hidden_size // groups.tensor.size,
+                              batch=config.train.micro_batch_size, groups=config.parallel.overlap_groups)
+        method = choose_method(config.parallel.context_method, rows=rows, ranks=groups.context.size)
         logger.info("parallel.context_method=%s: %s", config.parallel.context_method, method)
 
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hyena_dist.data.tokenizer import IGNORE
 from hyena_dist.model.vocabulary import refuse_outside
 from hyena_dist.ops.precision import compute_dtype
 from hyena_dist.parallel.collectives import all_reduce
@@ -25,7 +26,7 @@ def perplexity(loss: float) -> float:
 
 
 def token_loss(logits: Tensor, targets: Tensor, tensor: Axis = ONE_RANK, *,
-               ignore_index: int = -100) -> tuple[Tensor, Tensor]:
+               ignore_index: int = IGNORE) -> tuple[Tensor, Tensor]:
     """Cross-entropy summed over the scored targets, in nats, and their number; the same on every tensor rank.
 
     Args:

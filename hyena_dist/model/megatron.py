@@ -17,8 +17,11 @@ from hyena_dist.config.errors import ConfigError
 from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.config.sections.parallel import ParallelSection
 from hyena_dist.model.config import HyenaConfig, hyena_config
+from hyena_dist.model.initial import layer_name
+from hyena_dist.model.kinds import lacking
 from hyena_dist.model.mixer import HyenaMixer
-from hyena_dist.model.placement import Placement, placements
+from hyena_dist.model.placement import Placement
+from hyena_dist.model.table import part_placements
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
@@ -37,9 +40,9 @@ def megatron_config(model: ModelSection, *, parallel: ParallelSection | None = N
     if model.embed_dropout != model.resid_dropout:
         raise ConfigError(f"model.embed_dropout ({model.embed_dropout}) and model.resid_dropout "
                           f"({model.resid_dropout}) differ, and Megatron has one probability for both: set them equal")
-    if "A" in model.layer_pattern:
-        raise ConfigError(f"model.layer_pattern={model.layer_pattern!r} has attention layers, and hyena_layer_spec "
-                          'makes Hyena layers only: set it to ""')
+    if others := lacking(model.layer_kinds, "megatron"):
+        raise ConfigError(f"model.layer_pattern={model.layer_pattern!r} has {' and '.join(others)} layers, and "
+                          'hyena_layer_spec makes Hyena layers only: set it to ""')
     config = hyena_config(model, parallel=parallel)
     config.perform_initialization = True  # of Megatron's own modules
     config.hidden_dropout = model.resid_dropout
@@ -102,6 +105,6 @@ class SelfAttentionMixer(HyenaMixer):
 
 def mixer_table(mixer: HyenaMixer) -> dict[str, Placement]:
     """The placement of a mixer's own parameters, by their names in it."""
-    prefix = f"layers.{mixer.layer_number - 1}.mixer."
-    table = placements([prefix + name for name, _ in mixer.named_parameters()], mixer.config.hyena_order)
-    return {name.removeprefix(prefix): placement for name, placement in table.items()}
+    name = f"{layer_name(mixer.layer_number)}.mixer"
+    return {own.removeprefix(f"{name}."): placement
+            for own, placement in part_placements(mixer, name, mixer.config).items()}

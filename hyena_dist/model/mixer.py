@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor, nn
 
+from hyena_dist.config.context import choose_method, exchanged_rows
 from hyena_dist.model.config import HyenaConfig
-from hyena_dist.model.context import AllToAll, DistributedFft, choose_method
+from hyena_dist.model.context import AllToAll, DistributedFft
 from hyena_dist.model.initial import initialize_part, layer_name
 from hyena_dist.model.layers import (
     ColumnLinear,
@@ -165,7 +166,7 @@ class HyenaMixer(nn.Module):
         config, channels, ranks = self.config, self.channels, self.axis.size
         if ranks == 1:
             return None
-        rows = batch * channels // config.overlap_groups
-        if choose_method(config.context_method, rows=rows, context=ranks) == "all_to_all":
+        rows = exchanged_rows(channels=channels, batch=batch, groups=config.overlap_groups)
+        if choose_method(config.context_method, rows=rows, ranks=ranks) == "all_to_all":
             return AllToAll(self.axis, batch=batch, channels=channels, groups=config.overlap_groups)
         return DistributedFft(self.axis)

@@ -9,32 +9,19 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hyena_dist.config.schema import Config
-from hyena_dist.model.block import MIXER_SPECS, Block
+from hyena_dist.model.block import Block, mixer_spec
 from hyena_dist.model.config import HyenaConfig, hyena_config
+from hyena_dist.model.heads import head_of
 from hyena_dist.model.initial import initialize
+from hyena_dist.model.kinds import check_mixers
 from hyena_dist.model.layers import Embedding, Norm, active_key, context_axis, enter_tensor_region, tensor_axis
 from hyena_dist.model.offload import on_host
-from hyena_dist.model.placement import Placement, placement_table
+from hyena_dist.model.placement import Placement
+from hyena_dist.model.table import placement_table
 from hyena_dist.ops.dropout import DropoutKey, dropout
-from hyena_dist.ops.linear import linear
-from hyena_dist.ops.norm import NormWeights
 from hyena_dist.ops.precision import autocast_kind
-from hyena_dist.parallel.groups import Axis, Groups
+from hyena_dist.parallel.groups import Groups
 from hyena_dist.parallel.tokens import padded_length, token_multiple
-
-
-class Head(nn.Module):
-    """A head with a weight of its own, [..., D] -> [..., V / T]; its rows are split over the tensor ranks as those of
-    the embedding are."""
-
-    def __init__(self, config: HyenaConfig, tensor: Axis) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(config.padded_vocab_size // tensor.size, config.hidden_size,
-                                               dtype=config.params_dtype))
-
-    def forward(self, x: Tensor, norm: NormWeights) -> Tensor:
-        """The product of the normalised x."""
-        return linear(x, self.weight, norm=norm)
 
 
 class HyenaModel(nn.Module):
@@ -54,16 +41,16 @@ class HyenaModel(nn.Module):
         self.config, self.seed = config, seed
         self.tensor, self.context = tensor_axis(pg_collection), context_axis(pg_collection)
         self.embedding = Embedding(config, pg_collection, seed=None)
-        self.layers = nn.ModuleList(Block(config, MIXER_SPECS[kind], i + 1, pg_collection, seed=None)
+        self.layers = nn.ModuleList(Block(config, mixer_spec(kind), i + 1, pg_collection, seed=None)
                                     for i, kind in enumerate(config.layer_kinds))
         self.final_norm = Norm(config, pg_collection)
-        self.head = None if config.tie_embeddings else Head(config, self.tensor)
+        self.head = head_of(config).module(config, self.tensor)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """The initial values again, a function of the seed: also of weights that were on the meta device, after
         `to_empty`, and of those that FSDP2 has sharded."""
-        initialize(self, self.config, self.placement(), self.tensor, self.seed)
+        initialize(self, self.placement(), self.tensor, self.seed)
 
     def forward(self, input_ids: Tensor, dropout_key: DropoutKey | None = None) -> Tensor:
         """int64 [B, l] -> [B, l, V / T], V padded as published; l is all tokens of the sequence on one context rank.
@@ -84,9 +71,7 @@ class HyenaModel(nn.Module):
             return self.forward(*_one_row(input_ids))[:0]
         with self._autocast(input_ids):
             x = enter_tensor_region(self._run_blocks(input_ids, dropout_key), self.config, self.tensor)
-            norm = self.final_norm.in_tensor_region()
-            logits = (linear(x, self.embedding.word_embeddings.weight, norm=norm) if self.head is None
-                      else self.head(x, norm))
+            logits = self.head(x, self.final_norm.in_tensor_region(), self.embedding.word_embeddings.weight)
             return logits.transpose(0, 1)
 
     def hidden_states(self, input_ids: Tensor, dropout_key: DropoutKey | None = None) -> Tensor:
@@ -127,8 +112,7 @@ class HyenaModel(nn.Module):
 
     def placement(self) -> dict[str, Placement]:
         """The placement table of this model's parameters, by name."""
-        return placement_table((name for name, _ in self.named_parameters()), self.config.hyena_order,
-                               kinds=set(self.config.layer_kinds), tied=self.config.tie_embeddings)
+        return placement_table((name for name, _ in self.named_parameters()), self.config)
 
     def _active_key(self, key: DropoutKey | None, input_ids: Tensor) -> DropoutKey | None:
         if not self.training or self.config.embed_dropout == self.config.resid_dropout == 0:
@@ -158,11 +142,15 @@ def build_model(config: Config, groups: Groups) -> HyenaModel:
     """The run's model with its initial values: a function of (train.seed, weight name), the same at every topology.
 
     It is split as the groups are: with `Groups.single()` it is whole, whatever the configuration's `parallel` says.
+
+    Raises:
+        ConfigError: a kind of mixer in it cannot be of its sizes, or split over these ranks.
     """
+    parallel = replace(config.parallel, tensor=groups.tensor.size, context=groups.context.size,
+                       sequence=config.parallel.sequence and groups.tensor.size > 1)
+    check_mixers(replace(config, parallel=parallel))
     model_config = hyena_config(config.model, precision=config.train.precision,
                                 activation_checkpointing=config.train.activation_checkpointing,
                                 offload_activations=config.train.activation_offload, backend=config.ops.backend,
-                                parallel=replace(config.parallel, tensor=groups.tensor.size,
-                                                 context=groups.context.size,
-                                                 sequence=config.parallel.sequence and groups.tensor.size > 1))
+                                parallel=parallel)
     return HyenaModel(model_config, groups.collection(), seed=config.train.seed)

@@ -64,7 +64,7 @@ def layer(case: Case, groups: Groups) -> HyenaModel:
     config = hyena_config(section, precision=case.precision, parallel=parallel,
                           activation_checkpointing="full" if case.recompute else "none")
     model = HyenaModel(config, groups.collection())
-    initialize(model, config, model.placement(), model.tensor, seed=0)
+    initialize(model, model.placement(), model.tensor, seed=0)
     return model
 
 

@@ -102,14 +102,14 @@ def covering(cases: list[Case]) -> list[Case]:
 
 
 def build(case: Case, groups: Groups, parallel: ParallelSection | None) -> HyenaModel:
-    section = ModelSection(num_layers=2, hidden_size=32, max_seq_len=LENGTH, filter_order=8, hyena_order=case.order,
-                           embed_dropout=0.2, resid_dropout=0.1, num_attention_heads=8, layer_pattern=case.pattern,
-                           tie_embeddings=case.tied)
+    section = ModelSection(num_layers=max(2, len(case.pattern)), hidden_size=32, max_seq_len=LENGTH,
+                           filter_order=8, hyena_order=case.order, embed_dropout=0.2, resid_dropout=0.1,
+                           num_attention_heads=8, layer_pattern=case.pattern, tie_embeddings=case.tied)
     config = hyena_config(section, precision="bf16" if case.precision == "bf16" else "fp32",
                           activation_checkpointing=case.recompute, parallel=parallel,
                           params_dtype=torch.float64 if case.precision == "fp64" else torch.float32)
     model = HyenaModel(config, groups.collection())
-    initialize(model, config, model.placement(), model.tensor, seed=5)
+    initialize(model, model.placement(), model.tensor, seed=5)
     with torch.no_grad():  # initial biases are 0: nothing would show that one is forgotten
         for name, parameter in model.named_parameters():
             if name.endswith("bias") and not name.startswith("layers.0.mixer.conv"):

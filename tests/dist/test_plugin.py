@@ -178,7 +178,7 @@ def compare(case: Case) -> Errors:
     config = hyena_config(SECTION, params_dtype=torch.float64)
     reference = HyenaModel(config)
     table = reference.placement()
-    initialize(reference, config, table, Axis(), seed=4)
+    initialize(reference, table, Axis(), seed=4)
     parallel_state.initialize_model_parallel(case.tensor, context_parallel_size=case.context)
     model_parallel_cuda_manual_seed(1, force_reset_rng=True)
     model = build_gpt(case)

@@ -63,7 +63,7 @@ def build(case: Case) -> HyenaModel:
                           activation_checkpointing=case.recompute, offload_activations=case.offload,
                           params_dtype=torch.float64 if double else torch.float32, backend=case.backend)
     model = HyenaModel(config)
-    initialize(model, config, model.placement(), model.tensor, seed=5)
+    initialize(model, model.placement(), model.tensor, seed=5)
     with torch.no_grad():  # initial biases are 0: nothing would show that one is forgotten
         for name, parameter in model.named_parameters():
             if name.endswith("bias") and "conv_bias" not in name:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hyena_dist.config.checks import accumulation_steps, check
+from hyena_dist.config.checks import accumulation_steps
 from hyena_dist.config.errors import ConfigError
 from hyena_dist.config.identity import CHANGEABLE, FIXED, MEASURE, PLACES, changes, differences, identity
 from hyena_dist.config.load import dump_config, load_config
@@ -15,6 +15,7 @@ from hyena_dist.config.schema import Config
 from hyena_dist.config.sections.data import DataSection
 from hyena_dist.config.sections.parallel import ParallelSection
 from hyena_dist.config.sections.train import TrainSection
+from hyena_dist.model.kinds import check
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
 MINIMAL = "data: {shards: s}\ntrain: {run_dir: r}\n"

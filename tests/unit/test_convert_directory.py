@@ -62,7 +62,7 @@ def same_weights(model: HyenaModel, weights: Mapping[str, torch.Tensor]) -> bool
 def small(**changes: Any) -> tuple[ModelSection, HyenaModel]:
     section = replace(ModelSection(num_layers=2, hidden_size=8, filter_order=4, max_seq_len=20), **changes)
     model = HyenaModel(hyena_config(section))
-    initialize(model, model.config, model.placement(), Axis(), seed=1)
+    initialize(model, model.placement(), Axis(), seed=1)
     return section, model
 
 

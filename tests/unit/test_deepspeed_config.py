@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from hyena_dist.config.checks import check
 from hyena_dist.config.errors import ConfigError
 from hyena_dist.config.schema import Config
 from hyena_dist.config.sections.engine import EngineSection
@@ -18,6 +17,7 @@ from hyena_dist.engine.deepspeed_config import (
     with_buckets,
 )
 from hyena_dist.engine.deepspeed_keys import REFUSED_KEYS
+from hyena_dist.model.kinds import check
 from hyena_dist.parallel.groups import Axis, Groups
 
 GROUPS = Groups(tensor=Axis(size=2), context=Axis(size=3), data=Axis(size=4), data_context=Axis(size=12),

@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 def model(section, dtype=torch.float32):
     """The same weights at every length: initial values are drawn by name."""
     built = HyenaModel(hyena_config(section, params_dtype=dtype))
-    initialize(built, built.config, built.placement(), built.tensor, seed=0)
+    initialize(built, built.placement(), built.tensor, seed=0)
     return built.eval()
 
 

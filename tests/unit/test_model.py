@@ -8,13 +8,13 @@ from benchmarks.memory import peak_tensor_bytes
 from hyena_dist.config.schema import Config
 from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.config.sections.train import TrainSection
-from hyena_dist.model.block import MIXER_SPECS
+from hyena_dist.model.block import mixer_spec
 from hyena_dist.model.config import hyena_config
 from hyena_dist.model.loss import token_loss
 from hyena_dist.model.mixer import HyenaMixer
 from hyena_dist.model.model import build_model
 from hyena_dist.model.offload import HostStore, on_host
-from hyena_dist.model.placement import placement_table
+from hyena_dist.model.table import placement_table
 from hyena_dist.ops import chunking, implicit_filter
 from hyena_dist.ops.dropout import DropoutKey
 from hyena_dist.parallel.groups import Groups
@@ -95,9 +95,9 @@ def test_placement_covers_every_parameter_once():
     undecayed = {name for name, placement in table.items() if not placement.weight_decay}
     assert undecayed == {name for name in table if ".filter." in name}
     with pytest.raises(ValueError, match="unknown.weight must match one"):
-        placement_table([*table, "unknown.weight"], 3)
+        placement_table([*table, "unknown.weight"], model.config)
     with pytest.raises(ValueError, match="without a parameter"):
-        placement_table([name for name in table if "fc2" not in name], 3)
+        placement_table([name for name in table if "fc2" not in name], model.config)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -199,7 +199,7 @@ class _TakesSelfAttention(torch.nn.Module):
 
 def test_mixer_stands_where_megatron_expects_self_attention():
     config = hyena_config(ModelSection(**SMALL))
-    layer = build_module(ModuleSpec(module=_TakesSelfAttention, submodules=MIXER_SPECS["H"]), config=config)
+    layer = build_module(ModuleSpec(module=_TakesSelfAttention, submodules=mixer_spec("H")), config=config)
     assert isinstance(layer.self_attention, HyenaMixer)
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter, std=0.1)

@@ -14,7 +14,7 @@ from hyena_dist.config.schema import Config
 from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.model import layers
 from hyena_dist.model.attention import AttentionMixer
-from hyena_dist.model.block import MIXER_SPECS, Block
+from hyena_dist.model.block import Block, mixer_spec
 from hyena_dist.model.config import HyenaConfig, hyena_config
 from hyena_dist.model.layers import MLP, Embedding
 from hyena_dist.model.loss import token_loss
@@ -35,7 +35,7 @@ PARTS = {
     "layers.0.mixer.": lambda seed: HyenaMixer(config(), 1, seed=seed),
     "layers.1.mixer.": lambda seed: AttentionMixer(config(), 2, seed=seed),
     "layers.1.mlp.": lambda seed: MLP(config(), layer_number=2, seed=seed),
-    "layers.0.": lambda seed: Block(config(), MIXER_SPECS["H"], 1, seed=seed),
+    "layers.0.": lambda seed: Block(config(), mixer_spec("H"), 1, seed=seed),
     "embedding.": lambda seed: Embedding(config(), seed=seed),
     "": lambda seed: HyenaModel(config(), seed=seed),
 }
@@ -116,7 +116,7 @@ def test_what_a_model_takes_for_token_ids(ids: torch.Tensor) -> None:
 @pytest.mark.parametrize("build", [lambda n: HyenaMixer(config(), n), lambda n: AttentionMixer(config(), n),
                                    lambda n: HyenaMixer(config(), n, seed=None),
                                    lambda n: MLP(config(), layer_number=n),
-                                   lambda n: Block(config(), MIXER_SPECS["H"], n)])
+                                   lambda n: Block(config(), mixer_spec("H"), n)])
 def test_layers_are_counted_from_one(build: Callable[[Any], nn.Module]) -> None:
     for number in (0, -1, 1.0, "1"):
         with pytest.raises(ValueError, match=f"layer_number must be a whole number from 1 on, got {number!r}"):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from hyena_dist.config.sections.model import ModelSection
-from hyena_dist.model.block import MIXER_SPECS, Block
+from hyena_dist.model.block import Block, mixer_spec
 from hyena_dist.model.config import hyena_config
 from hyena_dist.model.layers import MLP, Embedding
 from hyena_dist.model.loss import token_loss
@@ -78,7 +78,7 @@ def test_recomputation_drops_the_same(recompute: str) -> None:
 
 def test_a_block_alone_drops_in_training_only() -> None:
     config = build().config
-    block, x = Block(config, MIXER_SPECS["H"], 1), torch.randn(40, 3, 16)
+    block, x = Block(config, mixer_spec("H"), 1), torch.randn(40, 3, 16)
     torch.manual_seed(2)
     first = block(x)
     torch.manual_seed(2)

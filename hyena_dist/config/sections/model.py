@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from hyena_dist.config.mixers import check_letters, layer_letters
 from hyena_dist.config.sections.ranges import not_negative, positive, probability
 
 NUM_TOKENS = 12
@@ -54,9 +55,14 @@ class ModelSection:
     resid_dropout: float = 0.0
     """Dropout on the outputs of mixers and MLPs."""
     num_attention_heads: int = 1
-    """Heads of attention layers ("A" in layer_pattern)."""
+    """Heads of mixers that have heads: of attention's."""
     layer_pattern: str = ""
-    """Kinds of layers, repeated to num_layers: H Hyena, A attention; "" is all Hyena."""
+    """Kinds of mixers, one for each layer, repeated to num_layers: H Hyena, A attention; "" is all Hyena."""
+
+    @property
+    def layer_kinds(self) -> str:
+        """The letter of every layer's mixer."""
+        return layer_letters(self.layer_pattern, self.num_layers)
 
     @property
     def inner_size(self) -> int:
@@ -88,6 +94,4 @@ class ModelSection:
             value = getattr(self, key)
             if value is not None:
                 positive("model", **{key: value})
-        if set(self.layer_pattern) - set("HA"):
-            raise ValueError("model.layer_pattern may hold only H (Hyena) and A (attention), "
-                             f"got {self.layer_pattern!r}")
+        check_letters(self.layer_pattern)

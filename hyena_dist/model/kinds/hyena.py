@@ -1,0 +1,155 @@
+"""The Hyena operator of order N, with its long implicit convolutions (`model.mixer`).
+
+Legend of the formulas: T = B L tokens, D channels, N order, F width of the filter's trunk, E bytes of an element of a
+product.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from hyena_dist.config.advice import Misfit, Problem
+from hyena_dist.config.checks import Use
+from hyena_dist.config.context import deals_out, exchanged_rows
+from hyena_dist.config.sections.model import ModelSection
+from hyena_dist.model.kinds import MixerKind, MixerModule, Repeated, Working
+from hyena_dist.model.kinds.formulas import FP32, Part, fft_flops, product, product_bytes
+
+if TYPE_CHECKING:
+    import torch
+
+    from hyena_dist.model.config import HyenaConfig
+    from hyena_dist.model.placement import Weights
+
+KERNELS_ROW, KERNELS_FILTER = 8, 20
+"""Bytes of Triton's kernels in the backward pass, for every element of a group of channels, and for every element of
+the group's filters. `auto` takes them on the devices and at the lengths where they were measured."""
+
+CHUNK, FILTER_CHUNK = 14, 5
+"""Float32 tensors of one chunk that live at a time in the backward pass, and more of them for each of the filters. A
+complex one counts as two."""
+
+
+class HyenaKind(MixerKind):
+    """See the module."""
+
+    exports = frozenset({"published", "huggingface", "megatron"})
+
+    def module(self) -> MixerModule:
+        from hyena_dist.model.mixer import HyenaMixer
+        return HyenaMixer
+
+    def weights(self, config: "HyenaConfig") -> "Weights":
+        from hyena_dist.model.placement import ZERO, Constant, Normal, Placement, Uniform, column, row
+        gates = (*(f"x{i}" for i in range(config.hyena_order)), "v")  # the published order
+        filters = tuple(f"h{i}" for i in range(config.num_filters))
+        return {
+            **column("in_proj", gates),
+            r"short_conv\.(weight|bias)": Placement(tp_dim=0, parts=gates, initial=Uniform(config.short_conv_kernel)),
+            "conv_bias": Placement(tp_dim=0, parts=filters, initial=Normal(1)),
+            r"filter\.freq": Placement(weight_decay=False, initial=Constant(config.filter_sine_freq)),
+            r"filter\.trunk_weight_\d+": Placement(weight_decay=False),
+            r"filter\.trunk_bias_\d+": Placement(weight_decay=False, initial=ZERO),
+            r"filter\.last_weight": Placement(tp_dim=0, parts=filters, weight_decay=False),
+            **row("out_proj", config.num_layers),
+        }
+
+    def refuses(self, use: Use) -> Iterator[Problem]:
+        """Over context ranks: the exchange deals out whole rows, and the short convolution reaches into one neighbour
+        only."""
+        model, parallel, ranks = use.model, use.parallel, use.parallel.context
+        if ranks == 1 or model.hidden_size % parallel.tensor:
+            return
+        channels = model.hidden_size // parallel.tensor
+        if channels % parallel.overlap_groups:
+            yield Misfit(f"model.hidden_size / parallel.tensor ({channels}) is not a multiple of "
+                         f"parallel.overlap_groups ({parallel.overlap_groups})", "parallel.overlap_groups")
+        elif parallel.context_method == "all_to_all":
+            yield from _undealt(use, channels)
+        least = ranks * (model.short_conv_kernel - 1)
+        for key, length in use.lengths.items():
+            if length < least:
+                reachable = least <= model.max_seq_len
+                remedy = (f"use {least} or more" if reachable else
+                          "lower parallel.context, or raise model.max_seq_len too")
+                yield (f"{key} ({length}) is too short for parallel.context ({ranks}) ranks: each needs at least "
+                       f"model.short_conv_kernel - 1 tokens: {remedy}")
+
+    def parameters(self, section: ModelSection) -> int:
+        D, N, F = section.hidden_size, section.hyena_order, section.filter_order
+        trunk = F * (section.filter_emb_dim + 1) + section.filter_num_inner_mlps * F * (F + 1)
+        return ((N + 1) * D * (D + 1 + section.short_conv_kernel + 1) + D * (D + 1)  # products and short convolution
+                + F + trunk + (N - 1) * D * (F + 1))                                 # filter and direct term
+
+    def parts(self, section: ModelSection, seq_len: int, batch: int) -> dict[str, Part]:
+        """The filter is generated, and transformed, once for all sequences of a micro-batch."""
+        from scipy.fft import next_fast_len
+        D, order, taps = section.hidden_size, section.hyena_order, section.short_conv_kernel
+        filters, width, tokens = order - 1, section.filter_order, batch * seq_len
+        sizes = [section.filter_emb_dim, *[width] * (section.filter_num_inner_mlps + 1), filters * D]
+        weights = sum(a * b for a, b in zip(sizes, sizes[1:], strict=False))
+        # Real channels as complex numbers of as many points: u and y of every sequence, h once.
+        transforms = filters * D * (2 * batch + 1)
+        channels = (order + 1) * D
+        return {
+            "projections": product(tokens, D, channels) + product(tokens, D, D),
+            "short_conv": Part(2.0 * taps * tokens * channels, channels * (tokens + taps + 1), tokens * channels),
+            "filter": Part(2.0 * seq_len * weights, weights, filters * D * seq_len),
+            "long_conv": Part(transforms * fft_flops(next_fast_len(seq_len)),
+                              filters * D * (2 * tokens + seq_len + 1), filters * D * tokens),
+        }
+
+    def repeated(self, section: ModelSection, seq_len: int, batch: int) -> Repeated:
+        """The filter's trunk and the first projection. The spectra, which are repeated at every value, are counted with
+        the passes of training."""
+        from hyena_dist.ops.implicit_filter import keeps_trunk
+        D, width = section.hidden_size, section.filter_order
+        trunk = 2.0 * seq_len * width * (section.filter_emb_dim + section.filter_num_inner_mlps * width)
+        projection = product(batch * seq_len, D, (section.hyena_order + 1) * D).flops
+        return Repeated(0.0 if keeps_trunk(seq_len) else trunk, projection + trunk)
+
+    def memory(self, section: ModelSection, seq_len: int, batch: int, *, itemsize: int, wide: bool,
+               device: "torch.device") -> Working:
+        """Saves x, the filters, and where `wide` things are kept the projection and the trunk; works in the gradients
+        of its output, input and filters, in the projection where it was not kept, and in chunks of at least one
+        channel."""
+        from hyena_dist.ops.chunking import transform_elements
+        from hyena_dist.ops.implicit_filter import keeps_trunk
+        from hyena_dist.ops.triton.plans import measured
+        D, N, E, tokens = section.hidden_size, section.hyena_order, itemsize, batch * seq_len
+        stream, projection, filters = FP32 * tokens * D, E * (N + 1) * tokens * D, FP32 * (N - 1) * D * seq_len
+        activations = section.filter_emb_dim + 3 * (section.filter_num_inner_mlps + 1) * section.filter_order
+        trunk = FP32 * activations * seq_len + filters if keeps_trunk(seq_len) else 0  # and the filters' window
+        elements = min(D * tokens, max(tokens, transform_elements(seq_len, device)))
+        if device.type == "cuda" and E < FP32 and N == 2 and measured(seq_len):
+            chunk = (KERNELS_ROW + KERNELS_FILTER / batch) * elements
+        else:
+            chunk = (CHUNK + (N - 1) * FILTER_CHUNK) * FP32 * elements
+        return Working(stream + filters + wide * (projection + trunk),
+                       2 * stream + (not wide) * projection + filters + chunk)
+
+    def moved(self, section: ModelSection, seq_len: int, batch: int, *, itemsize: int) -> dict[str, float]:
+        D, N, E, tokens = section.hidden_size, section.hyena_order, itemsize, batch * seq_len
+        filters, width, taps = FP32 * (N - 1) * D * seq_len, section.filter_order, section.short_conv_kernel
+        trunk = width * (section.filter_emb_dim + 1 + section.filter_num_inner_mlps * (width + 1) + (N - 1) * D)
+        return {
+            "projections": product_bytes(tokens, D, (N + 1) * D, E) + product_bytes(tokens, D, D, E),
+            "short_conv": 5 * E * tokens * (N + 1) * D + 3 * FP32 * (N + 1) * D * (taps + 1),
+            "filter": 2 * filters + 3 * FP32 * trunk,
+            "long_conv": 5 * E * tokens * (N - 1) * D + 3 * filters,
+            "gates": N * 8 * E * tokens * D,  # a product reads two and writes one; backward three and two
+        }
+
+
+def _undealt(use: Use, channels: int) -> Iterator[Problem]:
+    """The micro-batches whose rows the all-to-all cannot deal out to the context ranks."""
+    ranks, free = use.parallel.context, "set parallel.context_method=distributed_fft"
+    for key, batch in use.batches.items():
+        rows = exchanged_rows(channels=channels, batch=batch, groups=use.parallel.overlap_groups)
+        if deals_out(rows, ranks):
+            continue
+        text = f"channels x {key} of an overlap group ({rows}) is not a multiple of parallel.context ({ranks})"
+        # A stage of a warm-up stands in a list, of which no other value is tried.
+        yield Misfit(text, key, otherwise=free) if key == "train.micro_batch_size" else f"{text}: {free}"
+
+
+KIND = HyenaKind()
