@@ -267,4 +267,7 @@ TEXTS = ("side", "size", "method", "part")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hyena_dist.config.errors import UserError, one_line, write_remedy
+from hyena_dist.runtime.signals import raise_interrupts
 
 if TYPE_CHECKING:  # numpy and webdataset take a second: --help should not
     from hyena_dist.data.census import Census
@@ -69,6 +70,7 @@ def run(args: argparse.Namespace) -> None:
     from hyena_dist.data.census import Census
     from hyena_dist.data.fasta import Source
     from hyena_dist.data.index import FILE_NAME
+    raise_interrupts()
     sources = [Source.parse(argument) for argument in args.fasta]
     splits = choose_splits(args)
     if args.dry_run:

@@ -19,6 +19,7 @@ from hyena_dist.config.errors import ConfigError, UserError, one_line
 from hyena_dist.config.extend import extended
 from hyena_dist.config.formats import FORMATS
 from hyena_dist.config.sections.model import ModelSection
+from hyena_dist.runtime.signals import raise_interrupts
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -37,7 +38,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0, or 2 for a mistake of the user's."""
+    """Exit status: 0, 2 a mistake of the user's, 130 interrupted."""
     args = parse_args(argv)
     warnings.filterwarnings("ignore", module=r"megatron\.")
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")
@@ -46,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UserError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 
@@ -55,6 +58,7 @@ def _run(args: argparse.Namespace) -> None:
     # Imported here: torch and megatron-core take seconds, --help should not.
     from hyena_dist.convert import read_model, resized, write_model
 
+    raise_interrupts()
     section, model, found = read_model(args.source, args.checkpoint)
     if args.max_seq_len is not None:
         section = extended(section, args.max_seq_len, filter=args.filter)

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hyena_dist.config.errors import UserError, one_line
+from hyena_dist.runtime.signals import raise_interrupts
 
 if TYPE_CHECKING:
     from hyena_dist.tasks.evaluate import Evaluation
@@ -41,16 +42,23 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0, 1 when --must-beat-order is not met, 2 a mistake of the user's."""
+    """Exit status: 0, 1 when --must-beat-order is not met, 2 a mistake of the user's, 130 interrupted."""
     args = parse_args(argv)
     warnings.filterwarnings("ignore", module=r"megatron\.")
-    # Imported here: torch and megatron-core take seconds, --help should not.
-    from hyena_dist.tasks.evaluate import evaluate
     try:
-        result = evaluate(args.run_dir, checkpoint=args.checkpoint, shards=args.shards, split=args.split)
+        return _run(args)
     except (UserError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(args: argparse.Namespace) -> int:
+    # Imported here: torch and megatron-core take seconds, --help should not.
+    from hyena_dist.tasks.evaluate import evaluate
+    raise_interrupts()
+    result = evaluate(args.run_dir, checkpoint=args.checkpoint, shards=args.shards, split=args.split)
     print(f"{result.checkpoint}, split {args.split}")
     table = Table()
     table.add_column("model")

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from hyena_dist.runtime.signals import PROCESS
+from hyena_dist.runtime.signals import PROCESS, die_of_interrupts
 
 COMMANDS = ("pretrain", "evaluate", "convert", "build", "verify")
 
@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run() -> None:
     """End the process with the command's status; a run that failed does not wait for its peers."""
+    die_of_interrupts()  # a training run catches them
     from hyena_dist.runtime.launcher import leave
 
     status = main()

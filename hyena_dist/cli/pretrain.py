@@ -25,7 +25,7 @@ from hyena_dist.config.errors import (
 )
 from hyena_dist.config.load import dump_config, load_config
 from hyena_dist.config.presets import find, names
-from hyena_dist.runtime.signals import EXIT_REQUEUE, PROCESS
+from hyena_dist.runtime.signals import EXIT_REQUEUE, PROCESS, die_of_interrupts
 
 logger = logging.getLogger("pretrain")
 
@@ -101,7 +101,10 @@ def _dry_run(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     if args.dry_run:
-        return _dry_run(args)
+        if PROCESS.installed:  # there is nothing to save
+            PROCESS.uninstall()
+            die_of_interrupts()
+        return _dry_run(args) if PROCESS.reason is None else 130
     # Imported here: torch, megatron-core and DeepSpeed take seconds, --help and a mistyped key should not.
     from hyena_dist.engine.deepspeed_config import check_raw_section
     from hyena_dist.model.kinds import check

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hyena_dist.config.errors import UserError, one_line
+from hyena_dist.runtime.signals import raise_interrupts
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -26,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Imported here: numpy and webdataset take a second, --help should not.
     from hyena_dist.data.fasta import Source
     from hyena_dist.data.verify import verify
+    raise_interrupts()
     try:
         manifest = verify(args.directory, [Source.parse(argument) for argument in args.fasta])
     except UserError as error:

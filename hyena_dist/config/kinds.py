@@ -16,8 +16,15 @@ class Kind(NamedTuple):
 
     name: str
     """As in "is NAME"."""
-    command: str
-    """With FILE for the file and TEXT for what it makes of it."""
+    command: str = ""
+    """What converts it, with FILE for the file and TEXT for what it makes of it."""
+    remedy: str = ""
+    """What to do where the file only stands in for another one, so that there is nothing to convert."""
+
+
+_LFS = Kind("a git-lfs pointer to the file and not the file itself", remedy="run `git lfs pull` in its directory")
+_ANNEX = Kind("a git-annex pointer to the file and not the file itself", remedy="run `git annex get` on it")
+_PAGE = Kind("a web page and not the file itself", remedy="download the file itself")
 
 
 _SIGNS: tuple[tuple[bytes, Kind], ...] = (
@@ -48,12 +55,13 @@ _SIGNS: tuple[tuple[bytes, Kind], ...] = (
     (b"@", Kind("FASTQ", "seqtk seq -A FILE > TEXT")),
     (b"LOCUS ", Kind("GenBank", "seqret -sequence FILE -outseq fasta:TEXT")),
     (b"ID   ", Kind("EMBL", "seqret -sequence FILE -outseq fasta:TEXT")),
-    (b"version https://git-lfs", Kind("a pointer of git-lfs, not the file itself", "git lfs pull")),
-    (b"<!DOCTYPE", Kind("a web page", "curl -L -o TEXT with the address of the file itself")),
-    (b"<html", Kind("a web page", "curl -L -o TEXT with the address of the file itself")),
+    (b"version https://git-lfs", _LFS),
+    (b"/annex/objects/", _ANNEX),
     (b"\x1f\x8b", Kind("compressed by gzip twice", "gzip -dc FILE > TEXT")),
 )
 _NO_MARK = Kind("text in UTF-16 without a mark", "iconv -f {} -t UTF-8 FILE > TEXT")
+_PAGES = (b"<!doctype html", b"<html")
+"""How a web page begins, in lower case and without the spaces before it."""
 _TAR = Kind("a tar archive", "tar -xOf FILE > TEXT")
 _GZIP = Kind("compressed by gzip", "gzip -dc FILE > TEXT")
 
@@ -73,18 +81,38 @@ def kind_of(start: bytes) -> Kind | None:
         return _NO_MARK._replace(command=_NO_MARK.command.format("UTF-16LE"))
     if start[:1] == b"\0" and start[1:2] in (b">", b"#"):
         return _NO_MARK._replace(command=_NO_MARK.command.format("UTF-16BE"))
+    if start.lstrip().lower().startswith(_PAGES):
+        return _PAGE
     return next((kind for sign, kind in _SIGNS if start.startswith(sign)), None)
 
 
 def kind_of_text(start: bytes) -> Kind | None:
-    """As `kind_of`, for readers that take any text but nothing else, not even gzip."""
+    """As `kind_of`, for readers that take any text that does not stand in for another file, and not even gzip."""
     if not start.translate(None, _TEXT):
+        return _stand_in(start)
+    return _GZIP if start.startswith(b"\x1f\x8b") else kind_of(start)
+
+
+def kind_of_weights(start: bytes) -> Kind | None:
+    """As `kind_of`, for readers of tensors, which take neither text nor gzip. Zip archives are for them to know: torch
+    writes such."""
+    if len(start) > 8 and not start.translate(None, _TEXT):
+        return _stand_in(start) or Kind(f"text that begins with {start[:40].decode()!r}, and no file of weights",
+                                        remedy="fetch that file again")
+    if start.startswith((b"PK", b"@")):
         return None
     return _GZIP if start.startswith(b"\x1f\x8b") else kind_of(start)
 
 
+def _stand_in(start: bytes) -> Kind | None:
+    kind = kind_of(start)
+    return kind if kind and kind.remedy else None
+
+
 def inside_gzip(kind: Kind) -> Kind:
     """The kind of a file that gzip made, with something of this kind in it."""
+    if kind.remedy:
+        return kind._replace(name=f"{kind.name}, inside gzip")
     tool, command = kind.command.split()[0], kind.command
     if tool in _FILTERS:
         command = f"gzip -dc FILE | {command.replace(' FILE', '')}"
@@ -95,5 +123,7 @@ def inside_gzip(kind: Kind) -> Kind:
 
 def not_as_it_is(kind: Kind, path: object, text: str) -> str:
     """One line on a file at `path` of this kind: what it is, and how to make of it the file `text`."""
+    if kind.remedy:
+        return f"{path}: is {kind.name}: {kind.remedy}"
     command = kind.command.replace("FILE", shlex.quote(str(path))).replace("TEXT", text)
     return f"{path}: is {kind.name}: convert it with `{command}`, and give what that makes"

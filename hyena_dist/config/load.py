@@ -78,7 +78,7 @@ def _read(path: str | Path) -> bytes:
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the configuration: {error.strerror or error}: "
                           f"{read_remedy(error, 'give the path of a YAML file or the name of a preset')}") from error
-    if not content.isascii() and (kind := kind_of_text(content[:START_BYTES].removeprefix(UTF8_MARK))):
+    if kind := kind_of_text(content[:START_BYTES].removeprefix(UTF8_MARK)):
         raise ConfigError(not_as_it_is(kind, path, "converted.yaml"))
     return content
 

@@ -3,7 +3,8 @@
 import io
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from hyena_dist.checkpoint.directory import Checkpoint, choose_checkpoint, open_checkpoint, step_of
+from hyena_dist.checkpoint.files import MARKER
 from hyena_dist.checkpoint.format import check_model_weights, load_model_weights, save_checkpoint, weight_shapes
+from hyena_dist.checkpoint.metadata import METADATA
 from hyena_dist.config.errors import write_remedy
 from hyena_dist.config.formats import FORMATS
 from hyena_dist.config.sections.model import BEFORE_THE_KEY, ModelSection
@@ -33,6 +36,10 @@ from hyena_dist.convert.weights import check_finite, in_float32, refuse_kinds, u
 from hyena_dist.model.config import hyena_config
 from hyena_dist.model.model import HyenaModel
 from hyena_dist.parallel.groups import Groups
+
+_OF_CHECKPOINTS = (MARKER, METADATA, "step-*", "checkpoints")
+"""Names by which a directory without any config is taken for a checkpoint, for the checkpoints of a run, or for a
+run."""
 
 logger = logging.getLogger(__name__)
 
@@ -60,19 +67,34 @@ def read_model(source: str | Path, checkpoint: str | None = None) -> tuple[Model
     if not path.is_file():
         files = [source] if not source.is_dir() else weight_files(source)
         if not files:
+            if not any(next(source.glob(name), None) for name in _OF_CHECKPOINTS) and step_of(source) is None:
+                raise ConversionError(f"{source}: holds no run, no checkpoint, and no weights with their {CONFIG}: "
+                                      "give a directory of one of these")
             return _read_checkpoint(open_checkpoint(source))
         raise ConversionError(f"{files[0]}: without a {CONFIG} beside it nothing says of which model: put it there, "
                               'the published one, Hugging Face\'s, or {"model": {...}} with keys of the model section')
     config = read_config(path)
-    if "layer" in config:
-        return *_from_published(config, read_weights(source), PUBLISHED_KEYS), source
-    if config.get("model_type") == "hyenadna":
-        published, weights = from_huggingface(config, read_weights(source))
-        return *_from_published(published, weights, HUGGINGFACE_KEYS), source
-    if isinstance(config.get("model"), dict):
-        return *_from_own(checked_section(config["model"]), read_weights(source)), source
+    with _naming(source):
+        if "layer" in config:
+            return *_from_published(config, read_weights(source), PUBLISHED_KEYS), source
+        if config.get("model_type") == "hyenadna":
+            published, weights = from_huggingface(config, read_weights(source))
+            return *_from_published(published, weights, HUGGINGFACE_KEYS), source
+        if isinstance(config.get("model"), dict):
+            return *_from_own(_own_section(path, config["model"]), read_weights(source)), source
     raise ConversionError(f"{path} is neither of a published HyenaDNA model (key layer), nor Hugging Face's "
                           "(model_type hyenadna), nor written by hyena_dist (key model)")
+
+
+@contextmanager
+def _naming(source: Path) -> Iterator[None]:
+    """A context whose errors say which directory or file they are of."""
+    try:
+        yield
+    except ConversionError as error:
+        if str(source) in str(error):
+            raise
+        raise ConversionError(f"{source}: {error}") from error
 
 
 def write_model(dest: str | Path, format: str, section: ModelSection, model: HyenaModel, *,
@@ -124,6 +146,16 @@ def _from_published(config: Mapping[str, Any], state_dict: dict[str, Tensor],
                     names: Mapping[str, str]) -> tuple[ModelSection, HyenaModel]:
     section, model = model_section(config, names), from_published(config, in_float32(unwrapped(state_dict)), names)
     return replace(section, tie_embeddings=model.config.tie_embeddings), model
+
+
+def _own_section(path: Path, values: Mapping[str, Any]) -> ModelSection:
+    """The section of our own config.json, which somebody may have written by hand: what it leaves out is told."""
+    section = checked_section(values)
+    keys = [key.name for key in fields(ModelSection) if key.name not in BEFORE_THE_KEY]
+    if missing := [f"{key}={getattr(section, key)}" for key in keys if key not in values]:
+        logger.warning("%s: says nothing of some keys of the model, for which defaults are taken: %s", path,
+                       ", ".join(missing))
+    return section
 
 
 def _from_own(section: ModelSection, weights: dict[str, Tensor]) -> tuple[ModelSection, HyenaModel]:

@@ -4,9 +4,10 @@ Nothing of a stranger's file is run: tensors are read by safetensors, by torch's
 restricted reader of `convert.lightning`.
 """
 
+import logging
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from hyena_dist.config.errors import first_sentence
+from hyena_dist.config.kinds import START_BYTES, Kind, kind_of_text, kind_of_weights, not_as_it_is
 from hyena_dist.config.plain import open_regular, read_object
 from hyena_dist.convert.lightning import load_torch
 from hyena_dist.convert.section import ConversionError
@@ -23,12 +25,10 @@ _NAMES = (WEIGHTS, f"{WEIGHTS}.index.json", "pytorch_model.bin", "pytorch_model.
 """In the order in which they are looked for, which is that of transformers."""
 _ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.(safetensors|bin)")
-_POINTERS = {b"version https://git-lfs.github.com/spec/": "a git-lfs pointer to the file and not the file itself: run "
-             "git lfs pull in its directory",
-             b"/annex/objects/": "a git-annex pointer to the file and not the file itself: run git annex get on it",
-             b"<!doctype html": "a web page and not the file itself: download the file",
-             b"<html": "a web page and not the file itself: download the file"}
-"""How a file begins that stands where another should be, and what it is."""
+_LONGEST_HEADER = 100_000_000
+"""Bytes, of what safetensors reads."""
+
+logger = logging.getLogger(__name__)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         ConversionError: it cannot be read, or something else stands there.
     """
-    _refuse_stand_in(path)
+    _start_of(path, kind_of_text)
     try:
         return read_object(path)
     except (OSError, ValueError) as error:
@@ -57,9 +57,11 @@ def read_weights(source: Path) -> dict[str, Tensor]:
     """
     if not source.is_dir():
         return _read_index(source) if source.name.endswith(".index.json") else _read_file(source)
-    for name in _NAMES:
-        if _is_there(source / name):
-            return read_weights(source / name)
+    if there := [name for name in _NAMES if _is_there(source / name)]:
+        if there[1:]:
+            logger.warning("%s: its weights are read from %s, and not from %s: name the file where another is meant",
+                           source, there[0], ", ".join(there[1:]))
+        return read_weights(source / there[0])
     others = weight_files(source)
     shards = [match for path in others if (match := _SHARD.fullmatch(path.name))]
     if others and len(shards) == len(others) and len({(shard["stem"], shard["count"]) for shard in shards}) == 1:
@@ -117,26 +119,35 @@ def _together(directory: Path, names: Iterable[str]) -> dict[str, Tensor]:
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:
-    _refuse_stand_in(path)
-    if path.suffix != ".safetensors":
+    """Of which library a file is, its first bytes say: a name can be wrong."""
+    start = _start_of(path, lambda start: None if _is_safetensors(start) else kind_of_weights(start))
+    if not _is_safetensors(start) and (path.suffix != ".safetensors" or start.startswith((b"PK", b"\x80"))):
         return load_torch(path)
     try:
-        open_regular(path).close()
         return load_file(path)
     except Exception as error:  # noqa: BLE001 - a damaged file raises anything
         raise ConversionError(f"{path}: no readable safetensors file ({first_sentence(error)}): it is cut short or "
                               f"damaged ({path.stat().st_size:,} bytes): fetch it again") from error
 
 
-def _refuse_stand_in(path: Path) -> None:
+def _is_safetensors(start: bytes) -> bool:
+    """By the length of its header and the header, which is JSON."""
+    return start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= _LONGEST_HEADER
+
+
+def _start_of(path: Path, kind_of: Callable[[bytes], Kind | None]) -> bytes:
+    """The first bytes of a file.
+
+    Raises:
+        ConversionError: it cannot be read, is empty, or of a kind that its reader does not take.
+    """
     try:
         with open_regular(path) as file:
-            start = file.read(200)
+            start = file.read(START_BYTES)
     except OSError as error:
         raise ConversionError(f"{path}: cannot be read ({error.strerror})") from error
     if not start:
         raise ConversionError(f"{path}: is empty, its download or copy has failed: fetch it again")
-    for pointer, what in _POINTERS.items():
-        if start.lstrip().lower().startswith(pointer):
-            size = re.search(rb"^size (\d+)$", start, re.MULTILINE)
-            raise ConversionError(f"{path}: is {what}{f' ({int(size[1]):,} bytes)' if size else ''}")
+    if kind := kind_of(start):
+        raise ConversionError(not_as_it_is(kind, path, f"converted{path.suffix}"))
+    return start

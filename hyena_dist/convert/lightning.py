@@ -59,6 +59,11 @@ def load_torch(path: Path) -> dict[str, Tensor]:
     for candidate in candidates:
         if _is_state_dict(candidate):
             return dict(candidate)
+    for candidate in candidates:
+        if isinstance(candidate, Mapping) and any(isinstance(value, Tensor) for value in candidate.values()):
+            strange = [key for key, value in candidate.items() if not _is_state_dict({key: value})]
+            raise ConversionError(f"{path}: {strange[0]!r} stands among its weights and is no tensor by name "
+                                  f"({len(strange)} such in all): save the model's state_dict() without")
     raise ConversionError(f"{path}: holds no tensors by name, be it as they are or under one of "
                           f"{', '.join(STATE_DICTS)}: save the state_dict() of the model")
 

@@ -128,3 +128,19 @@ class Signals:
 
 PROCESS = Signals()
 """Of this process. A program installs it in its first lines; without one it is whoever catches signals first."""
+
+
+def die_of_interrupts() -> None:
+    """Let Ctrl-C end this process at once and without a word, until `raise_interrupts`.
+
+    For the first lines of a program: in the seconds of its imports Python's own KeyboardInterrupt is pages of
+    traceback, and library code turns it into other errors.
+    """
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # under nohup it stays ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def raise_interrupts() -> None:
+    """Let Ctrl-C be a KeyboardInterrupt again, so that what was begun can be cleaned up."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -113,6 +113,9 @@ def test_refuses_unreadable_files(tmp_path):
     (tmp_path / "wide.yaml").write_text(MINIMAL, encoding="utf-16")
     with pytest.raises(ConfigError, match=rf"^{tmp_path}/wide.yaml: is text in UTF-16: convert it with `iconv"):
         load_config(tmp_path / "wide.yaml")
+    (tmp_path / "pointer.yaml").write_text("version https://git-lfs.github.com/spec/v1\nsize 12\n")
+    with pytest.raises(ConfigError, match=rf"^{tmp_path}/pointer.yaml: is a git-lfs pointer .*: run `git lfs pull`"):
+        load_config(tmp_path / "pointer.yaml")
     (tmp_path / "marked.yaml").write_text(MINIMAL, encoding="utf-8-sig")
     assert load_config(tmp_path / "marked.yaml").data.shards == "s", "YAML allows a byte order mark"
 

@@ -152,6 +152,98 @@ def test_which_of_several_files(tmp_path: Path, capsys: pytest.CaptureFixture) -
     assert "a.pt: holds no tensors by name" in refused(source / "a.pt", capsys)
 
 
+@pytest.mark.parametrize("kind", ["safetensors", "torch"])
+@pytest.mark.parametrize("name", ["pytorch_model.bin", WEIGHTS, "weights.ckpt"])
+def test_of_which_library_a_file_is_its_content_says(tmp_path: Path, kind: str, name: str) -> None:
+    source = tmp_path / "source"
+    model, state = published(source)
+    (source / "weights.ckpt").unlink()
+    if kind == "safetensors":
+        save_file({key: value.clone() for key, value in state.items()}, source / name)
+    else:
+        torch.save(state, source / name)
+    assert same(model, read_model(source)[1])
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "pytorch_model.bin"])
+@pytest.mark.parametrize(("content", "message"), [
+    (b'{"error": "Repository not found"}', "is text that begins with"),
+    (b"Invalid username or password.", "and no file of weights: fetch that file again"),
+    (b"\x1f\x8b\x08" + bytes(60), "is compressed by gzip: convert it with `gzip -dc "),
+    (b"\xfd7zXZ\0" + bytes(60), "is compressed by xz: convert it with `xz -dc "),
+    (b"@\x01\x02" + bytes(60), "it is cut short or damaged"),  # not FASTQ
+    (b"PK\x03\x04" + bytes(60), "it is cut short or damaged")])
+def test_what_is_no_file_of_weights_is_named_by_its_kind(tmp_path: Path, capsys: pytest.CaptureFixture, name: str,
+                                                         content: bytes, message: str) -> None:
+    source = tmp_path / "source"
+    published(source)
+    (source / "weights.ckpt").unlink()
+    (source / name).write_bytes(content)
+    error = refused(source, capsys)
+    assert f"error: {source / name}: " in error
+    assert message in error
+
+
+def test_weights_of_two_kinds_in_one_directory_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = tmp_path / "source"
+    _, state = published(source)
+    read_model(source)
+    assert "are read from" not in caplog.text
+    other, newer = published(tmp_path / "other")
+    save_file({key: value.clone() for key, value in newer.items()}, source / WEIGHTS)
+    assert same(other, read_model(source)[1])
+    assert f"{source}: its weights are read from {WEIGHTS}, and not from weights.ckpt" in caplog.text
+
+
+@pytest.mark.parametrize("names", [[], ["tokenizer.json", "tokenizer_config.json"]])
+def test_a_directory_without_any_model(tmp_path: Path, capsys: pytest.CaptureFixture, names: list[str]) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in names:
+        (source / name).write_text("{}")
+    assert f"{source}: holds no run, no checkpoint, and no weights with their config.json" in refused(source, capsys)
+    (source / "metadata.json").write_text("{}")
+    assert f"{source}: it has no COMPLETE" in refused(source, capsys)
+
+
+def test_defaults_of_a_configuration_written_by_hand_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    section, model = small()
+    write_model(tmp_path / "source", "safetensors", section, model)
+    path = tmp_path / "source" / "config.json"
+    config = json.loads(path.read_text())
+    read_model(path.parent)
+    assert "defaults are taken" not in caplog.text
+    del config["model"]["filter_shift"]
+    path.write_text(json.dumps(config))
+    read_model(path.parent)
+    assert f"{path}: says nothing of some keys of the model" in caplog.text
+    assert "defaults are taken: filter_shift=0.05" in caplog.text
+
+
+@pytest.mark.parametrize("format", ["published", "huggingface", "safetensors"])
+def test_what_is_wrong_with_a_model_says_where_it_lies(tmp_path: Path, capsys: pytest.CaptureFixture,
+                                                       format: str) -> None:
+    write_model(tmp_path / "source", format, *small())
+    path = tmp_path / "source" / "config.json"
+    config = json.loads(path.read_text())
+    (config["model"] if "model" in config else config)["num_layers" if "model" in config else "n_layer"] = 7
+    path.write_text(json.dumps(config))
+    error = refused(tmp_path / "source", capsys)
+    assert error.startswith(f"error: {tmp_path / 'source'}: ")
+    assert "is 7, and the file has the weights of" in error
+
+
+@pytest.mark.parametrize("strange", [3, None, "text", [torch.zeros(1)]])
+def test_what_stands_among_weights_and_is_none_is_named(tmp_path: Path, capsys: pytest.CaptureFixture,
+                                                        strange: Any) -> None:
+    source = tmp_path / "source"
+    _, state = published(source)
+    for content in ({**state, "global_step": strange}, {"state_dict": {**state, "global_step": strange}}):
+        torch.save(content, source / "weights.ckpt")
+        error = refused(source, capsys)
+        assert "weights.ckpt: 'global_step' stands among its weights and is no tensor by name (1 such in all)" in error
+
+
 def shards(source: Path, state: Mapping[str, torch.Tensor], ending: str, count: int = 3) -> list[str]:
     """A model in files as transformers writes them, without their index."""
     stem = "model" if ending == "safetensors" else "pytorch_model"
@@ -204,8 +296,8 @@ def test_shards(sharded: tuple[Path, HyenaModel, list[str], Path], capsys: pytes
 
 
 STAND_INS: dict[str, tuple[bytes, str]] = {
-    "pointer": (POINTER.encode(), "is a git-lfs pointer to the file and not the file itself: run git lfs pull in its "
-                "directory (165,012,345 bytes)"),
+    "pointer": (POINTER.encode(), "is a git-lfs pointer to the file and not the file itself: run `git lfs pull` in its "
+                "directory"),
     "annex": (b"/annex/objects/SHA256E-s165--4d7a21.bin\n", "is a git-annex pointer to the file"),
     "page": (b"<!DOCTYPE html>\n<html><head>", "is a web page and not the file itself"),
     "empty": (b"", "is empty, its download or copy has failed: fetch it again"),
@@ -251,7 +343,7 @@ def test_sizes_are_told_by_the_file_s_own_keys(tmp_path: Path, capsys: pytest.Ca
     good = json.loads(config.read_text())
     for key, value in (("n_layer", 3), ("d_model", 10**9), ("d_inner", 10**9), ("num_inner_mlps", 10**9)):
         config.write_text(json.dumps(good | {key: value}))
-        assert f"error: {key} is {value}, " in refused(tmp_path / "source", capsys)
+        assert f"source: {key} is {value}, " in refused(tmp_path / "source", capsys)
 
 
 @pytest.fixture(autouse=True)

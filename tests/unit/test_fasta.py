@@ -147,8 +147,9 @@ KINDS = {
     "zip in gzip": (gzip.compress(b"PK\x03\x04" + bytes(9)), "`gzip -dc .* > unpacked && unzip -p unpacked > "),
     "FASTQ": (b"@r\nACGT\n+\nIIII\n", "is FASTQ: convert it with `seqtk seq -A"),
     "GenBank": (b"LOCUS       SCU49845     5028 bp\n", "is GenBank: "),
-    "a failed download": (b"<!DOCTYPE html>\n", "is a web page: "),
-    "git-lfs": (b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of git-lfs.*`git lfs pull`"),
+    "a failed download": (b"<!DOCTYPE html>\n", "is a web page and not the file itself: download"),
+    "a failed download, inside gzip": (gzip.compress(b"\n<html>\n"), "is a web page .* inside gzip: download"),
+    "git-lfs": (b"version https://git-lfs.github.com/spec/v1\n", "is a git-lfs pointer .*`git lfs pull`"),
 }
 
 

@@ -1,0 +1,61 @@
+"""Ctrl-C ends a command without a traceback, from its first line on."""
+
+import os
+import signal
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from benchmarks.start import ROOT
+
+INTERRUPTED = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(5)\n"
+COMMANDS = {
+    "evaluate": ["launchers/evaluate.py", "run"],
+    "convert": ["launchers/convert.py", "run", "there"],
+    "build": ["shards/build.py", "a.fa", "--out", "there"],
+    "verify": ["shards/verify.py", "shards"],
+    "hyena-dist convert": ["hyena_dist/cli/main.py", "convert", "run", "there"],
+    "hyena-dist verify": ["hyena_dist/cli/main.py", "verify", "shards"],
+    "pretrain --dry-run": ["launchers/pretrain.py", "--config", "quickstart", "--dry-run"],
+}
+CONTROL = ["-c", "import torch"]
+
+
+def interrupted_at_an_import(tmp_path: Path, command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a command that is interrupted as it imports the first of the libraries that take long."""
+    for library in ("rich", "torch", "numpy"):
+        (tmp_path / f"{library}.py").write_text(INTERRUPTED)
+    there = [str(ROOT / command[0]), *command[1:]] if command[0] != "-c" else command
+    return subprocess.run([sys.executable, *there], cwd=tmp_path, capture_output=True, text=True, check=False,
+                          timeout=60, env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"})
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_interrupt_during_the_imports_is_no_traceback(tmp_path: Path, command: str) -> None:
+    done = interrupted_at_an_import(tmp_path, COMMANDS[command])
+    assert done.stderr == ""
+    assert done.returncode == -signal.SIGINT
+
+
+def test_python_by_itself_writes_one(tmp_path: Path) -> None:
+    done = interrupted_at_an_import(tmp_path, CONTROL)
+    assert "Traceback" in done.stderr
+    assert "KeyboardInterrupt" in done.stderr
+
+
+@pytest.mark.parametrize(("command", "function", "arguments"), [
+    ("evaluate", "hyena_dist.tasks.evaluate.evaluate", ["run"]),
+    ("convert", "hyena_dist.convert.read_model", ["run", "there"]),
+    ("build", "hyena_dist.data.build.build", ["a.fa", "--out", "there"]),
+    ("verify", "hyena_dist.data.verify.verify", ["shards"])])
+def test_an_interrupt_of_the_work_is_its_status(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture,
+                                                command: str, function: str, arguments: list[str]) -> None:
+    def interrupted(*_arguments: object, **_keywords: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(function, interrupted)
+    assert import_module(f"hyena_dist.cli.{command}").main(arguments) == 130
+    assert capsys.readouterr().err == ""
