@@ -4,8 +4,8 @@ Example:
     python shards/build.py hg38.fa.gz --out shards/hg38 --val-contigs chr14,chrX
     python shards/build.py human=hg38.fa.gz mouse=mm10.fa.gz --out shards/both --val-fraction 0.02
 
-FASTA files may be plain, gzip or bgzip. NAME=FASTA names the species, and calls its contigs NAME.contig. Without any
-option on splits, every base trains.
+A FILE is FASTA or GenBank (plain, gzip or bgzip), UCSC's 2bit, JSON lines or parquet; what it is, it says itself.
+NAME=FILE names the species, and calls its contigs NAME.contig. Without any option on splits, every base trains.
 """
 
 import argparse
@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # numpy and webdataset take a second: --help should not
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("fasta", nargs="+", metavar="[NAME=]FASTA", help="FASTA file, and a name for its species")
+    parser.add_argument("files", nargs="+", metavar="[NAME=]FILE", help="file of sequence, and a name for its species")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="new directory to write")
     splits = parser.add_mutually_exclusive_group()
     splits.add_argument("--bed", type=Path, help="rows of contig, start, end, split (train, val or valid, test); "
@@ -67,9 +67,9 @@ def print_summary(census: "Census", splits: "Splits") -> None:
 def run(args: argparse.Namespace) -> None:
     from hyena_dist.data.build import build, survey
     from hyena_dist.data.census import Census
-    from hyena_dist.data.fasta import Source
+    from hyena_dist.data.contigs import Source
     from hyena_dist.data.index import FILE_NAME
-    sources = [Source.parse(argument) for argument in args.fasta]
+    sources = [Source.parse(argument) for argument in args.files]
     splits = choose_splits(args)
     if args.dry_run:
         print_summary(survey(sources, splits), splits)

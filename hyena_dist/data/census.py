@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from hyena_dist.data.contigs import Contig
 from hyena_dist.data.errors import DataError
-from hyena_dist.data.fasta import Contig
 from hyena_dist.data.index import ContigInfo
 from hyena_dist.data.sketch import Sketch
 from hyena_dist.data.splits import SPLITS, Splits, Stretch

@@ -21,8 +21,8 @@ import webdataset
 from hyena_dist.data import build as build_module
 from hyena_dist.data import segment
 from hyena_dist.data.build import build
+from hyena_dist.data.contigs import Source
 from hyena_dist.data.errors import DataError
-from hyena_dist.data.fasta import Source
 from hyena_dist.data.manifest import Manifest
 from hyena_dist.data.splits import BedSplits, ContigSplits, FractionSplits, Splits
 from hyena_dist.data.tokenizer import encode
