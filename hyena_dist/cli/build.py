@@ -33,19 +33,32 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
                              "comma in it wants an option of its own")
     splits.add_argument("--val-fraction", type=float, metavar="F",
                         help="share of each contig, as one stretch at a place drawn from its name, that validates")
+    parser.add_argument("--include", type=Path, action="append", default=[], metavar="BED",
+                        help="only bases in the rows of this BED, as exons; of each, where several are given")
+    parser.add_argument("--exclude", type=Path, action="append", default=[], metavar="BED",
+                        help="no base in the rows of this BED, as gaps or a blacklist; of any, where several are given")
+    parser.add_argument("--cut-bed", action="store_true",
+                        help="rows of any BED that reach past their contig are cut, and those of contigs that are not "
+                             "in the files are left out, and both are counted; without it they are refused")
     parser.add_argument("--dry-run", action="store_true", help="read and check everything, write nothing")
     return parser.parse_args(argv)
 
 
 def choose_splits(args: argparse.Namespace) -> "Splits":
-    from hyena_dist.data.splits import BedSplits, ContigSplits, FractionSplits, Splits
+    from hyena_dist.data.bed import Bed
+    from hyena_dist.data.splits import BedSplits, ContigSplits, FractionSplits, Splits, Within
     if args.bed is not None:
-        return BedSplits(args.bed)
-    if args.val_contigs is not None:
-        return ContigSplits(args.val_contigs)
-    if args.val_fraction is not None:
-        return FractionSplits(args.val_fraction)
-    return Splits()
+        splits: Splits = BedSplits(args.bed, cut=args.cut_bed)
+    elif args.val_contigs is not None:
+        splits = ContigSplits(args.val_contigs)
+    elif args.val_fraction is not None:
+        splits = FractionSplits(args.val_fraction)
+    else:
+        splits = Splits()
+    if args.include or args.exclude:
+        return Within(splits, *([Bed(path, cut=args.cut_bed) for path in paths]
+                                for paths in (args.include, args.exclude)))
+    return splits
 
 
 def print_summary(census: "Census", splits: "Splits") -> None:

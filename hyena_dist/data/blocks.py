@@ -83,8 +83,11 @@ class _GzipMembers:
         return data
 
 
-def start_of(path: Path) -> tuple[bytes, bool]:
+def start_of(path: Path, empty_is: str = "the file is empty; give a file that holds sequence") -> tuple[bytes, bool]:
     """The first bytes that a file holds, and whether it is a gzip file; the bytes are then those that are packed in it.
+
+    Args:
+        empty_is: what to say of an empty file.
 
     Raises:
         DataError: it cannot be read, is empty, or its gzip data are damaged.
@@ -92,17 +95,17 @@ def start_of(path: Path) -> tuple[bytes, bool]:
     with said_in_one_line(path), open_regular(path) as raw:  # a named pipe cannot be read twice, or never ends
         start = raw.read(START_BYTES)
         if not start:
-            raise DataError(f"{path}: the file is empty; give a file that holds sequence")
+            raise DataError(f"{path}: {empty_is}")
         if not start.startswith(_GZIP_MAGIC):
             return start, False
         raw.seek(0)
         return _GzipMembers(path, raw).read(START_BYTES), True
 
 
-def refuse_other_kinds(path: Path, start: bytes, *, packed: bool) -> None:
-    """Raises DataError: a file with this start is of a kind that no reader of sequence takes; says what to do."""
+def refuse_other_kinds(path: Path, start: bytes, *, packed: bool, text: str = "converted.fa") -> None:
+    """Raises DataError: a file with this start is of a kind that is not read here; says what makes `text` of it."""
     if kind := kind_of(start):
-        raise DataError(not_as_it_is(inside_gzip(kind) if packed else kind, path, "converted.fa"))
+        raise DataError(not_as_it_is(inside_gzip(kind) if packed else kind, path, text))
 
 
 def blocks(path: Path, on_bytes: OnBytes = no_report) -> Iterator[bytes]:
@@ -161,11 +164,11 @@ def with_line_feeds(blocks: Iterable[bytes]) -> Iterator[bytes]:
         yield b"\n"
 
 
-def lines_of(path: Path, on_bytes: OnBytes = no_report) -> Iterator[bytes]:
+def lines_of(path: Path, on_bytes: OnBytes = no_report, most: int = MOST_LINE) -> Iterator[bytes]:
     """The lines of a text file without their ends, which may be LF, CR LF or CR.
 
     Raises:
-        DataError: as `blocks`; or a line has more than `MOST_LINE` bytes, so that this is no such text.
+        DataError: as `blocks`; or a line has more than `most` bytes, so that this is no such text.
     """
     held: list[bytes] = []  # of a line that began in an earlier block
     size = 0
@@ -173,8 +176,8 @@ def lines_of(path: Path, on_bytes: OnBytes = no_report) -> Iterator[bytes]:
         first, *rest = block.split(b"\n")
         held.append(first)
         size += len(first)
-        if size > MOST_LINE:
-            raise DataError(f"{path}: a line has more than {MOST_LINE:,} bytes; this is not a file of lines")
+        if size > most:
+            raise DataError(f"{path}: a line has more than {most:,} bytes; this is no such file")
         if rest:
             yield b"".join(held)
             yield from rest[:-1]

@@ -127,6 +127,7 @@ class Census:
     def notes(self, splits: Splits) -> list[str]:
         """What the user should know, a line each."""
         notes = [
+            *splits.notes(),
             *self._rna.note("RNA: {contigs} with U and no T, first {first}: {bases} U are stored as T"),
             *self._stray_u.note("U in DNA: {contigs} with T and U, first {first}: {bases} U read as [UNK] and are not "
                                 "scored"),

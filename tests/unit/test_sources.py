@@ -90,7 +90,8 @@ def test_progress_adds_up_to_the_file(tmp_path):
 def test_sequences_without_a_name_are_called_after_their_place(tmp_path):
     path = tmp_path / "my genes.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"text": "ACGT"}\n\n{"text": "GG", "id": 7}\n'
-                                   b'{"sequence": "acgn", "record": null}\n{"text": "T", "record": "NC_1.1 Homo sapiens"}'))
+                                   b'{"sequence": "acgn", "record": null}\n'
+                                   b'{"text": "T", "record": "NC_1.1 Homo sapiens"}'))
     assert read(path) == {"my_genes.1": b"ACGT", "7": b"GG", "my_genes.4": b"acgn", "NC_1.1": b"T"}
 
 
