@@ -105,7 +105,10 @@ class BedSplits(Splits):
     def __init__(self, path: Path, *, cut: bool = False):
         self.bed = Bed(path, cut=cut, least=4, columns="contig, start, end, split")
         self.asked_by = str(path)
-        self.wanted = {row.split for contig, rows in self.bed.rows.items() for row in self._merge(contig, rows)}
+        self._asked = {row.split for contig, rows in self.bed.rows.items() for row in self._merge(contig, rows)}
+        self._left: set[str] = set()
+        """Splits of which a row is inside a contig."""
+        self.wanted = self._asked
 
     def _split_of(self, row: Row) -> str:
         split = _ALIASES.get(row.name.lower(), row.name.lower())
@@ -130,13 +133,18 @@ class BedSplits(Splits):
         return found
 
     def stretches(self, contig: str, bases: int) -> list[Stretch]:
-        return self._merge(contig, self.bed.of(contig, bases))
+        found = self._merge(contig, self.bed.of(contig, bases))
+        self._left |= {row.split for row in found}
+        return found
 
     def check_contigs(self, known: Collection[str]) -> None:
         self.bed.check_contigs(known)
+        if self.bed.cut:  # who asks for it knows that rows are lost, and a whole split may be
+            self.wanted = self._left
 
     def notes(self) -> list[str]:
-        return self.bed.note()
+        lost = ", ".join(split for split in SPLITS if split in self._asked - self._left)
+        return [*self.bed.note(), *([f"{self.bed.path}: no row of {lost} is inside a contig"] if lost else [])]
 
 
 class Within(Splits):
@@ -152,8 +160,12 @@ class Within(Splits):
         self._splits, self._include, self._exclude = splits, include, exclude
         self.asked_by = ", ".join([*filter(None, [splits.asked_by]), *(f"--include {bed.path}" for bed in include),
                                    *(f"--exclude {bed.path}" for bed in exclude)])
-        self.wanted, self.of_each_contig = splits.wanted, splits.of_each_contig
+        self.of_each_contig = splits.of_each_contig
         self._left_out: dict[str, int] = {}
+
+    @property
+    def wanted(self) -> Collection[str]:  # type: ignore[override]
+        return self._splits.wanted
 
     def stretches(self, contig: str, bases: int) -> list[Stretch]:
         chosen = kept = self._splits.stretches(contig, bases)
@@ -165,8 +177,9 @@ class Within(Splits):
         return kept
 
     def check_contigs(self, known: Collection[str]) -> None:
-        for part in (self._splits, *self._include, *self._exclude):
-            part.check_contigs(known)
+        self._splits.check_contigs(known)
+        for bed in (*self._include, *self._exclude):
+            bed.check_contigs(known)
 
     def notes(self) -> list[str]:
         return [*self._splits.notes(), *(line for bed in (*self._include, *self._exclude) for line in bed.note()),

@@ -80,6 +80,21 @@ def test_rows_outside_are_refused_or_cut_and_counted(tmp_path, capsys):
     assert intervals(manifest, "test") == [("chr2", 0, 100)]
 
 
+def test_a_split_that_is_cut_away_whole_is_said(tmp_path, capsys):
+    """And what is left is built, as of a BED of a whole genome and a file of one chromosome. The control: nothing
+    left."""
+    path = bed(tmp_path / "a.bed", "chr1 0 600 train\nchrX 0 70 valid\nchr1 2000 2100 test\n")
+    status, notes, _, manifest = build(tmp_path, capsys, "--bed", path, "--cut-bed")
+    assert status == 0
+    assert f"note: {path}: no row of val, test is inside a contig" in notes
+    assert intervals(manifest, "train") == [("chr1", 0, 600)]
+    (tmp_path / "x").mkdir()
+    path = bed(tmp_path / "a.bed", "chrX 0 70 train\n")
+    status, _, error, _ = build(tmp_path / "x", capsys, "--bed", path, "--cut-bed")
+    assert status == 2
+    assert "no base of these files can be scored" in error
+
+
 def test_nothing_is_said_of_rows_where_all_lie_inside(tmp_path, capsys):
     """The control of the count."""
     path = bed(tmp_path / "a.bed", "human.chr2 0 600 train\n")
