@@ -18,8 +18,9 @@ import torch
 
 from benchmarks.timing import interleaved, ratio
 from hyena_dist.data.build import build
-from hyena_dist.data.fasta import Source, read_contigs
+from hyena_dist.data.contigs import Source
 from hyena_dist.data.manifest import Manifest
+from hyena_dist.data.sources import read_contigs
 from hyena_dist.data.splits import Splits
 from hyena_dist.data.stream import TrainStream
 from hyena_dist.data.tokenizer import TOKENS, UNK, split_window

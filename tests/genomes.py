@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from hyena_dist.data.build import build
-from hyena_dist.data.fasta import Source
+from hyena_dist.data.contigs import Source
 from hyena_dist.data.manifest import Manifest
 from hyena_dist.data.splits import Splits
 

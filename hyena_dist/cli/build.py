@@ -4,8 +4,8 @@ Example:
     python shards/build.py hg38.fa.gz --out shards/hg38 --val-contigs chr14,chrX
     python shards/build.py human=hg38.fa.gz mouse=mm10.fa.gz --out shards/both --val-fraction 0.02
 
-FASTA files may be plain, gzip or bgzip. NAME=FASTA names the species, and calls its contigs NAME.contig. Without any
-option on splits, every base trains.
+A FILE is FASTA or GenBank (plain, gzip or bgzip), UCSC's 2bit, JSON lines or parquet; what it is, it says itself.
+NAME=FILE names the species, and calls its contigs NAME.contig. Without any option on splits, every base trains.
 """
 
 import argparse
@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # numpy and webdataset take a second: --help should not
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("fasta", nargs="+", metavar="[NAME=]FASTA", help="FASTA file, and a name for its species")
+    parser.add_argument("files", nargs="+", metavar="[NAME=]FILE", help="file of sequence, and a name for its species")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="new directory to write")
     splits = parser.add_mutually_exclusive_group()
     splits.add_argument("--bed", type=Path, help="rows of contig, start, end, split (train, val or valid, test); "
@@ -34,19 +34,32 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
                              "comma in it wants an option of its own")
     splits.add_argument("--val-fraction", type=float, metavar="F",
                         help="share of each contig, as one stretch at a place drawn from its name, that validates")
+    parser.add_argument("--include", type=Path, action="append", default=[], metavar="BED",
+                        help="only bases in the rows of this BED, as exons; of each, where several are given")
+    parser.add_argument("--exclude", type=Path, action="append", default=[], metavar="BED",
+                        help="no base in the rows of this BED, as gaps or a blacklist; of any, where several are given")
+    parser.add_argument("--cut-bed", action="store_true",
+                        help="rows of any BED that reach past their contig are cut, and those of contigs that are not "
+                             "in the files are left out, and both are counted; without it they are refused")
     parser.add_argument("--dry-run", action="store_true", help="read and check everything, write nothing")
     return parser.parse_args(argv)
 
 
 def choose_splits(args: argparse.Namespace) -> "Splits":
-    from hyena_dist.data.splits import BedSplits, ContigSplits, FractionSplits, Splits
+    from hyena_dist.data.bed import Bed
+    from hyena_dist.data.splits import BedSplits, ContigSplits, FractionSplits, Splits, Within
     if args.bed is not None:
-        return BedSplits(args.bed)
-    if args.val_contigs is not None:
-        return ContigSplits(args.val_contigs)
-    if args.val_fraction is not None:
-        return FractionSplits(args.val_fraction)
-    return Splits()
+        splits: Splits = BedSplits(args.bed, cut=args.cut_bed)
+    elif args.val_contigs is not None:
+        splits = ContigSplits(args.val_contigs)
+    elif args.val_fraction is not None:
+        splits = FractionSplits(args.val_fraction)
+    else:
+        splits = Splits()
+    if args.include or args.exclude:
+        return Within(splits, *([Bed(path, cut=args.cut_bed) for path in paths]
+                                for paths in (args.include, args.exclude)))
+    return splits
 
 
 def print_summary(census: "Census", splits: "Splits") -> None:
@@ -68,10 +81,10 @@ def print_summary(census: "Census", splits: "Splits") -> None:
 def run(args: argparse.Namespace) -> None:
     from hyena_dist.data.build import build, survey
     from hyena_dist.data.census import Census
-    from hyena_dist.data.fasta import Source
+    from hyena_dist.data.contigs import Source
     from hyena_dist.data.index import FILE_NAME
     raise_interrupts()
-    sources = [Source.parse(argument) for argument in args.fasta]
+    sources = [Source.parse(argument) for argument in args.files]
     splits = choose_splits(args)
     if args.dry_run:
         print_summary(survey(sources, splits), splits)

@@ -17,7 +17,7 @@ from hyena_dist.runtime.signals import raise_interrupts
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path, metavar="DIR", help="directory that shards/build.py wrote")
-    parser.add_argument("--fasta", nargs="+", default=[], metavar="[NAME=]FASTA",
+    parser.add_argument("--fasta", nargs="+", default=[], metavar="[NAME=]FILE",
                         help="the files that the shards were built from, with the same names")
     return parser.parse_args(argv)
 
@@ -25,7 +25,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     # Imported here: numpy and webdataset take a second, --help should not.
-    from hyena_dist.data.fasta import Source
+    from hyena_dist.data.contigs import Source
     from hyena_dist.data.verify import verify
     raise_interrupts()
     try:

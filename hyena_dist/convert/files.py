@@ -65,12 +65,12 @@ def read_weights(source: Path) -> dict[str, Tensor]:
     others = weight_files(source)
     shards = [match for path in others if (match := _SHARD.fullmatch(path.name))]
     if others and len(shards) == len(others) and len({(shard["stem"], shard["count"]) for shard in shards}) == 1:
-        there = {int(shard["number"]): shard.string for shard in shards}
+        numbered = {int(shard["number"]): shard.string for shard in shards}
         for number in range(1, int(shards[0]["count"]) + 1):
-            if number not in there:
+            if number not in numbered:
                 wanted = shards[0].string.replace(f"-{shards[0]['number']}-of-", f"-{number:05}-of-")
                 raise ConversionError(f"{source / wanted}: no such file, and the others of its set are there: fetch it")
-        return _together(source, there.values())
+        return _together(source, numbered.values())
     if len(others) > 1:
         names = ", ".join(path.name for path in others)
         raise ConversionError(f"{source} has several files of weights ({names}): name the one that is meant")

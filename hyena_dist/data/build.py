@@ -1,4 +1,4 @@
-"""FASTA to shards: every stretch of a split is cut into segments, these go into samples, and the samples into
+"""Sequence to shards: every stretch of a split is cut into segments, these go into samples, and the samples into
 WebDataset tars with an index. A sample is one whole segment, or as many short ones in a row as fit.
 
 The result is written into a temporary directory beside the target, synced, and renamed as the last act: a build that
@@ -23,16 +23,18 @@ from hyena_dist.config.digests import file_sha256
 from hyena_dist.config.whole import new_directory
 from hyena_dist.data import segment
 from hyena_dist.data.census import Census
+from hyena_dist.data.contigs import Contig, Source, as_dna
 from hyena_dist.data.errors import DataError
-from hyena_dist.data.fasta import Contig, Source, as_dna, read_contigs
 from hyena_dist.data.index import FILE_NAME, ContigInfo, Index, Shard, tables
 from hyena_dist.data.manifest import Manifest
+from hyena_dist.data.sources import read_contigs
 from hyena_dist.data.splits import SPLITS, Splits, Stretch
 
 SEGMENT_BASES = 1 << 20
 SHARD_BASES = 1 << 30
 """Bases after which a new shard begins; 256 MB."""
-_ENDINGS = {".gz", ".bgz", ".fa", ".fasta", ".fna", ".ffn", ".txt"}
+_ENDINGS = {".gz", ".bgz", ".fa", ".fasta", ".fna", ".ffn", ".txt", ".gb", ".gbk", ".gbff", ".2bit", ".jsonl", ".json",
+            ".parquet"}
 
 
 @lru_cache

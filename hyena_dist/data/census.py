@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from hyena_dist.data.contigs import Contig
 from hyena_dist.data.errors import DataError
-from hyena_dist.data.fasta import Contig
 from hyena_dist.data.index import ContigInfo
 from hyena_dist.data.sketch import Sketch
 from hyena_dist.data.splits import SPLITS, Splits, Stretch
@@ -127,6 +127,7 @@ class Census:
     def notes(self, splits: Splits) -> list[str]:
         """What the user should know, a line each."""
         notes = [
+            *splits.notes(),
             *self._rna.note("RNA: {contigs} with U and no T, first {first}: {bases} U are stored as T"),
             *self._stray_u.note("U in DNA: {contigs} with T and U, first {first}: {bases} U read as [UNK] and are not "
                                 "scored"),

@@ -5,18 +5,14 @@ training.
 """
 
 import hashlib
-import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from hyena_dist.config.errors import read_remedy
-from hyena_dist.config.kinds import START_BYTES, kind_of_text, not_as_it_is
-from hyena_dist.config.plain import open_regular
+from hyena_dist.data.bed import Bed, Row, merged, overlap, without
 from hyena_dist.data.errors import DataError
 
 SPLITS = ("train", "val", "test")
-_BROWSER_WORDS = ("position", "hide", "dense", "pack", "squish", "full")
 _ALIASES = {"valid": "val", "validation": "val"}
 
 
@@ -43,7 +39,11 @@ class Splits:
         return [Stretch(0, bases, "train")]
 
     def check_contigs(self, known: Collection[str]) -> None:
-        """Refuse names that no FASTA file has."""
+        """Refuse names that no file of sequence has."""
+
+    def notes(self) -> list[str]:
+        """What the user should know of how the bases were chosen, a line each."""
+        return []
 
 
 class ContigSplits(Splits):
@@ -71,8 +71,8 @@ class ContigSplits(Splits):
                 if whole and contig in known:
                     raise DataError(f"--val-contigs: {text!r} is a contig, and so is {contig!r}; rename one of them")
                 if not whole and contig not in known:
-                    raise DataError(f"--val-contigs: {contig!r} is in none of the FASTA files; check the name (chr1 or "
-                                    "1?), and give a name with a comma in it an option --val-contigs of its own")
+                    raise DataError(f"--val-contigs: {contig!r} is in none of the files; check the name (chr1 or 1?), "
+                                    "and give a name with a comma in it an option --val-contigs of its own")
 
 
 class FractionSplits(Splits):
@@ -95,83 +95,96 @@ class FractionSplits(Splits):
         return [stretch for stretch in found if stretch.start < stretch.end]
 
 
-def _text_lines(path: Path) -> list[str]:
-    """Raises DataError: it cannot be read, or is not text of UTF-8."""
-    try:
-        with open_regular(path) as file:
-            content = file.read()
-        if kind := kind_of_text(content[:START_BYTES]):
-            raise DataError(not_as_it_is(kind, path, "converted.bed"))
-        return content.decode("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); "
-                        f"{read_remedy(error, 'give a BED file as plain text of UTF-8')}") from None
-
-
-def _is_of_a_browser(fields: list[str]) -> bool:
-    """Whether a line tells a genome browser how to show the rows. One that is a row of a contig of that name is not."""
-    if fields[0] == "track":
-        return len(fields) == 1 or "=" in fields[1]
-    return fields[0] == "browser" and (len(fields) == 1 or fields[1] in _BROWSER_WORDS)
-
-
 class BedSplits(Splits):
     """The rows of a BED: contig, start, end and, as the fourth column, train, val (or valid) or test.
 
-    Adjacent and overlapping rows of one split are merged; bases in no row are not used. A row outside its contig, or
-    two rows of different splits that overlap, are refused.
+    Adjacent and overlapping rows of one split are merged; bases in no row are not used. Two rows of different splits
+    that overlap are refused, and so are rows outside their contig, unless they are to be cut.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
-        rows: dict[str, list[tuple[Stretch, int]]] = {}
-        for number, line in enumerate(_text_lines(path), 1):
-            fields = line.split()
-            if fields and not line.startswith("#") and not _is_of_a_browser(fields):
-                rows.setdefault(fields[0], []).append((self._parse(fields, number), number))
-        if not rows:
-            raise DataError(f"{path}: holds no rows; write lines of contig, start, end, split")
+    def __init__(self, path: Path, *, cut: bool = False):
+        self.bed = Bed(path, cut=cut, least=4, columns="contig, start, end, split")
         self.asked_by = str(path)
-        self.wanted = {row.split for found in rows.values() for row, _ in found}
-        self._last_row = {contig: max(found, key=lambda row: row[0].end) for contig, found in rows.items()}
-        self._rows = {contig: self._merge(contig, found) for contig, found in rows.items()}
+        self._asked = {row.split for contig, rows in self.bed.rows.items() for row in self._merge(contig, rows)}
+        self._left: set[str] = set()
+        """Splits of which a row is inside a contig."""
+        self.wanted = self._asked
 
-    def _parse(self, fields: list[str], line: int) -> Stretch:
-        where = f"{self.path}: line {line}"
-        if len(fields) < 4:
-            raise DataError(f"{where}: has {len(fields)} columns; write contig, start, end, split")
-        split = _ALIASES.get(fields[3].lower(), fields[3].lower())
+    def _split_of(self, row: Row) -> str:
+        split = _ALIASES.get(row.name.lower(), row.name.lower())
         if split not in SPLITS:
-            raise DataError(f"{where}: split {fields[3]!r} is not one of {', '.join(SPLITS)}")
-        if not (all(re.fullmatch("[0-9]{1,18}", field) for field in fields[1:3]) and int(fields[1]) < int(fields[2])):
-            raise DataError(f"{where}: start {fields[1]!r} and end {fields[2]!r} must be whole numbers, start < end")
-        return Stretch(int(fields[1]), int(fields[2]), split)
+            raise DataError(f"{self.bed.path}: line {row.line}: split {row.name!r} is not one of {', '.join(SPLITS)}")
+        return split
 
-    def _merge(self, contig: str, rows: list[tuple[Stretch, int]]) -> list[Stretch]:
-        merged: list[Stretch] = []
+    def _merge(self, contig: str, rows: list[Row]) -> list[Stretch]:
+        found: list[Stretch] = []
         last_line = 0
-        for row, line in sorted(rows):
-            if merged and row.start < merged[-1].end and row.split != merged[-1].split:
-                raise DataError(f"{self.path}: line {line}: {contig}:{row.start}-{row.end} ({row.split}) overlaps line "
-                                f"{last_line} ({merged[-1].split}); splits may not share bases, cut one of the rows")
-            if merged and row.start <= merged[-1].end and row.split == merged[-1].split:
-                merged[-1] = merged[-1]._replace(end=max(merged[-1].end, row.end))
+        for row in sorted(rows):
+            split = self._split_of(row)
+            if found and row.start < found[-1].end and split != found[-1].split:
+                raise DataError(f"{self.bed.path}: line {row.line}: {contig}:{row.start}-{row.end} ({split}) overlaps "
+                                f"line {last_line} ({found[-1].split}); splits may not share bases, cut one of the "
+                                f"rows")
+            if found and row.start <= found[-1].end and split == found[-1].split:
+                found[-1] = found[-1]._replace(end=max(found[-1].end, row.end))
             else:
-                merged.append(row)
-            last_line = line
-        return merged
+                found.append(Stretch(row.start, row.end, split))
+            last_line = row.line
+        return found
 
     def stretches(self, contig: str, bases: int) -> list[Stretch]:
-        if contig not in self._rows:
-            return []
-        row, line = self._last_row[contig]
-        if row.end > bases:
-            raise DataError(f"{self.path}: line {line}: {contig}:{row.start}-{row.end} lies outside its contig of "
-                            f"{bases} bases; is this the BED of another assembly?")
-        return self._rows[contig]
+        found = self._merge(contig, self.bed.of(contig, bases))
+        self._left |= {row.split for row in found}
+        return found
 
     def check_contigs(self, known: Collection[str]) -> None:
-        for contig, (_, line) in self._last_row.items():
-            if contig not in known:
-                raise DataError(f"{self.path}: line {line}: contig {contig!r} is in none of the FASTA files; remove "
-                                f"its rows, or check the names (chr1 or 1?)")
+        self.bed.check_contigs(known)
+        if self.bed.cut:  # who asks for it knows that rows are lost, and a whole split may be
+            self.wanted = self._left
+
+    def notes(self) -> list[str]:
+        lost = ", ".join(split for split in SPLITS if split in self._asked - self._left)
+        return [*self.bed.note(), *([f"{self.bed.path}: no row of {lost} is inside a contig"] if lost else [])]
+
+
+class Within(Splits):
+    """What other splits choose, but only inside the rows of some BED files and outside those of others.
+
+    Args:
+        splits: what is chosen from.
+        include: a base must be in a row of each of these.
+        exclude: and in none of these.
+    """
+
+    def __init__(self, splits: Splits, include: Sequence[Bed], exclude: Sequence[Bed]):
+        self._splits, self._include, self._exclude = splits, include, exclude
+        self.asked_by = ", ".join([*filter(None, [splits.asked_by]), *(f"--include {bed.path}" for bed in include),
+                                   *(f"--exclude {bed.path}" for bed in exclude)])
+        self.of_each_contig = splits.of_each_contig
+        self._left_out: dict[str, int] = {}
+
+    @property
+    def wanted(self) -> Collection[str]:  # type: ignore[override]
+        return self._splits.wanted
+
+    def stretches(self, contig: str, bases: int) -> list[Stretch]:
+        chosen = kept = self._splits.stretches(contig, bases)
+        for beds, part in ((self._include, overlap), (self._exclude, without)):
+            for bed in beds:
+                spans = merged((row.start, row.end) for row in bed.of(contig, bases))
+                kept = [Stretch(*span, row.split) for row in kept for span in part(row.start, row.end, spans)]
+        self._left_out[contig] = _bases(chosen) - _bases(kept)
+        return kept
+
+    def check_contigs(self, known: Collection[str]) -> None:
+        self._splits.check_contigs(known)
+        for bed in (*self._include, *self._exclude):
+            bed.check_contigs(known)
+
+    def notes(self) -> list[str]:
+        return [*self._splits.notes(), *(line for bed in (*self._include, *self._exclude) for line in bed.note()),
+                f"--include and --exclude leave out {sum(self._left_out.values()):,} bases"]
+
+
+def _bases(stretches: Sequence[Stretch]) -> int:
+    return sum(row.end - row.start for row in stretches)

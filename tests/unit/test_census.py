@@ -7,8 +7,8 @@ import pytest
 
 from hyena_dist.cli.build import main as build_command
 from hyena_dist.data.build import build
+from hyena_dist.data.contigs import Source
 from hyena_dist.data.errors import DataError
-from hyena_dist.data.fasta import Source
 from hyena_dist.data.manifest import Manifest
 from hyena_dist.data.sketch import samples
 from hyena_dist.data.splits import BedSplits, ContigSplits, FractionSplits, Splits, Stretch

@@ -3,17 +3,17 @@ import gzip
 import io
 import lzma
 import os
-import struct
 import subprocess
 import tarfile
 from pathlib import Path
 
 import pytest
 
-from hyena_dist.data import fasta
+from hyena_dist.data import blocks, fasta
 from hyena_dist.data.build import build
+from hyena_dist.data.contigs import Source
 from hyena_dist.data.errors import DataError
-from hyena_dist.data.fasta import Source, read_contigs
+from hyena_dist.data.sources import read_contigs
 from hyena_dist.data.splits import Splits
 from hyena_dist.data.verify import records, verify
 from tests.genomes import bgzip, fasta_text, genome
@@ -41,7 +41,7 @@ def test_every_byte_comes_back(tmp_path, monkeypatch, pack, line_end, block):
     contigs = genome(block, 1, 59, 60, 61, 3000)
     path = tmp_path / "name_says_nothing"
     path.write_bytes(pack(fasta_text(contigs, line_end=line_end)))
-    monkeypatch.setattr(fasta, "_BLOCK", block)
+    monkeypatch.setattr(blocks, "_BLOCK", block)
     assert read(path) == contigs
 
 
@@ -61,7 +61,7 @@ MIXED = {
 def test_mixed_line_ends(tmp_path, monkeypatch, text, contigs, pack, block):
     path = tmp_path / "mixed.fa"
     path.write_bytes(pack(text))
-    monkeypatch.setattr(fasta, "_BLOCK", block)
+    monkeypatch.setattr(blocks, "_BLOCK", block)
     assert read(path) == contigs
     again = {name: bases.tobytes() for name, bases in records(Source(path))}
     assert again == contigs, "the other reader, of verification"
@@ -71,7 +71,7 @@ def test_verification_reads_with_another_reader(tmp_path, monkeypatch):
     """Where the reader of builds loses a line, shards and FASTA differ. The control: read by itself it agrees."""
     path = tmp_path / "a.fa"
     path.write_bytes(b">a words\rGGGG\nACGT\n>b\nAC\n")
-    monkeypatch.setattr(fasta, "_with_line_feeds", lambda blocks: (block.replace(b"\r", b"") for block in blocks))
+    monkeypatch.setattr(fasta, "with_line_feeds", lambda blocks: (block.replace(b"\r", b"") for block in blocks))
     manifest = build([Source(path)], tmp_path / "out", Splits())
     assert read(path) == {"a": b"ACGT", "b": b"AC"}
     assert [info.bases for info in manifest.contigs] == [4, 2]
@@ -136,8 +136,6 @@ KINDS = {
     "lzma": (lzma.compress(GOOD, format=lzma.FORMAT_ALONE), "is compressed by lzma: "),
     "zstd": (b"\x28\xb5\x2f\xfd" + bytes(50), "is compressed by zstd: convert it with `zstd -dc"),
     "bzip2": (bz2.compress(GOOD), "is compressed by bzip2: convert it with `bzip2 -dc"),
-    "2bit": (struct.pack("<IIII", 0x1A412743, 0, 1, 0), "is UCSC's 2bit: convert it with `twoBitToFa"),
-    "2bit of the other order": (struct.pack(">IIII", 0x1A412743, 0, 1, 0), "is UCSC's 2bit: "),
     "CRAM": (b"CRAM\x03\x00" + bytes(50), "is CRAM: convert it with `samtools fasta"),
     "BAM": (bgzip(b"BAM\x01" + bytes(50)), "is BAM, inside gzip: convert it with `samtools fasta"),
     "tar": (tar_of(GOOD), "is a tar archive: convert it with `tar -xOf"),
@@ -146,7 +144,7 @@ KINDS = {
     "gzip in gzip": (gzip.compress(gzip.compress(GOOD)), "compressed by gzip twice, inside gzip: "),
     "zip in gzip": (gzip.compress(b"PK\x03\x04" + bytes(9)), "`gzip -dc .* > unpacked && unzip -p unpacked > "),
     "FASTQ": (b"@r\nACGT\n+\nIIII\n", "is FASTQ: convert it with `seqtk seq -A"),
-    "GenBank": (b"LOCUS       SCU49845     5028 bp\n", "is GenBank: "),
+    "EMBL": (b"ID   X56734; SV 1; linear; mRNA; STD; PLN; 1859 BP.\n", "is EMBL: "),
     "a failed download": (b"<!DOCTYPE html>\n", "is a web page and not the file itself: download"),
     "a failed download, inside gzip": (gzip.compress(b"\n<html>\n"), "is a web page .* inside gzip: download"),
     "git-lfs": (b"version https://git-lfs.github.com/spec/v1\n", "is a git-lfs pointer .*`git lfs pull`"),

@@ -7,8 +7,8 @@ import pytest
 
 from hyena_dist.config.errors import UserError, first_sentence, one_line, read_remedy, write_remedy
 from hyena_dist.config.load import read_config
-from hyena_dist.data.fasta import check_kind
 from hyena_dist.data.index import read_index
+from hyena_dist.data.sources import reader_of
 from hyena_dist.data.splits import BedSplits
 from hyena_dist.runtime.files import write_whole, writing
 
@@ -60,7 +60,7 @@ def test_the_remedy_of_a_failed_read_is_that_of_its_kind(number: int, remedy: st
 
 
 @pytest.mark.parametrize("read", [
-    lambda path: read_index(path), lambda path: BedSplits(path), lambda path: check_kind(path),
+    lambda path: read_index(path), lambda path: BedSplits(path), lambda path: reader_of(path),
     lambda path: read_config(path),
 ], ids=["shards.json", "BED", "FASTA", "YAML"])
 def test_a_file_that_may_not_be_read_says_so(read: Callable[[Path], object], tmp_path: Path,

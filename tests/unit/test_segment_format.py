@@ -14,8 +14,8 @@ import pytest
 import webdataset
 
 from hyena_dist.data.build import build
+from hyena_dist.data.contigs import Source
 from hyena_dist.data.errors import DataError
-from hyena_dist.data.fasta import Source
 from hyena_dist.data.manifest import Manifest
 from hyena_dist.data.splits import FractionSplits, Splits
 from hyena_dist.data.stream import TrainStream
