@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from hyena_dist.config.kinds import kind_of_text
 from hyena_dist.data.blocks import lines_of, refuse_other_kinds, start_of
 from hyena_dist.data.errors import DataError
 
@@ -41,7 +42,7 @@ def text_rows(path: Path, kind: str = "a BED file") -> Iterator[tuple[int, list[
         DataError: it cannot be read, is not text of UTF-8, or has a line that no table has.
     """
     start, packed = start_of(path, empty_is=f"holds no rows; give {kind}")
-    if start.translate(None, b"\t\n\r" + bytes(range(32, 127))):  # what is text is a table, whatever it begins with
+    if kind_of_text(start):  # of what is text only that which stands in for another file
         refuse_other_kinds(path, start, packed=packed, text="converted.bed")
     for number, line in enumerate(lines_of(path, most=_LINE), 1):
         try:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.verify import main as verify
+from hyena_dist.cli.verify import main as verify
 from tests.record import (
     BEFORE,
     CASES,
