@@ -8,6 +8,7 @@ import torch
 
 from hyena_dist.checkpoint.directory import choose_checkpoint
 from hyena_dist.checkpoint.format import load_model_weights
+from hyena_dist.checkpoint.metadata import PRETRAINING
 from hyena_dist.config.errors import ConfigError, is_out_of_memory
 from hyena_dist.config.identity import differences, identity
 from hyena_dist.config.load import read_config
@@ -42,13 +43,17 @@ def load_run(run_dir: str | Path, checkpoint: str = "latest") -> tuple[Config, H
         checkpoint: `latest`, the newest sound one; `best`, of the lowest validation loss; or a checkpoint's path.
 
     Raises:
-        UserError: not a run directory, no such checkpoint, or one of another model; of the same shapes, too.
+        UserError: not a run directory, no such checkpoint, or one of another model, of the same shapes, too, or of a
+            run that learnt something else than the next base.
     """
     run_dir = Path(run_dir)
     if not (run_dir / "config.yaml").is_file():
         raise ConfigError(f"{run_dir} is not a run directory: it has no config.yaml")
     config = read_config(run_dir / "config.yaml")
     chosen = choose_checkpoint(run_dir, checkpoint)
+    if chosen.objective != PRETRAINING:
+        raise ConfigError(f"{chosen.path} is of a run whose objective was {chosen.objective!r}, and what is scored "
+                          "here is the next base: let the program that trained it score it")
     model_keys = [{key: value for key, value in keys.items() if key.startswith("model.")}
                   for keys in (chosen.metadata.get("identity", {}), json.loads(json.dumps(identity(config))))]
     if changed := differences(*model_keys):

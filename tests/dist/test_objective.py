@@ -18,8 +18,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from hyena_dist.checkpoint.reader import TensorReader
+from hyena_dist.cli.convert import main as convert
+from hyena_dist.cli.evaluate import main as evaluate
 from hyena_dist.config.errors import UserError
 from hyena_dist.config.schema import Config
+from hyena_dist.config.sections.data import DataSection
 from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.config.sections.optim import OptimSection
 from hyena_dist.config.sections.train import TrainSection
@@ -42,6 +45,8 @@ STEPS, EMPTY, STOP = 10, 4, 6
 LENGTH, BATCH, MICRO, HELD_OUT = 48, 8, 2, 16
 WEIGHTS = torch.tensor([1.0, 2.0, 0.5])
 """Of the classes in the loss."""
+LOST = 6 * BATCH, 7 * BATCH
+"""Windows of step 7."""
 NOTHING = "none of its windows has a label"
 LOSS = 1e-5
 """What another number of ranks, which add in another order, may move a loss by."""
@@ -87,7 +92,7 @@ class Classifier(nn.Module):
 
 
 class Classification:
-    """The objective. Its place is the number of windows that it has taken."""
+    """The objective. Its place is the number of windows that it has taken, and of the steps that it passed over."""
 
     name = "classification"
     extras = ("accuracy",)
@@ -142,10 +147,10 @@ class Classification:
         self.skipped += steps
 
     def state_dict(self) -> dict[str, Any]:
-        return {"windows": self._taken, "step": "a word that pretraining has another use for"}
+        return {"windows": self._taken, "skipped": self.skipped, "step": "a word that pretraining uses otherwise"}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        self._taken = saved["windows"]
+        self._taken, self.skipped = saved["windows"], saved["skipped"]
 
     def close(self) -> None:
         """Nothing reads ahead."""
@@ -167,9 +172,18 @@ class Undeclared(Classification):
     extras = ()
 
 
+class Lost(Classification):
+    """The loss of the windows LOST is not finite."""
+
+    def loss(self, module: nn.Module, batch: Labelled, step: int) -> Tensor:
+        lost = any(torch.equal(batch.ids, windows(first, MICRO).ids) for first in range(*LOST, MICRO))
+        return super().loss(module, batch, step) * (float("nan") if lost else 1.0)
+
+
 def config_of(run_dir: Path, engine: int | str) -> Config:
     return Config(
         model=ModelSection(num_layers=2, hidden_size=16, max_seq_len=64, filter_order=8, embed_dropout=0.0),
+        data=DataSection(shards="none, for its windows are made as they are needed"),
         train=TrainSection(run_dir=str(run_dir), steps=STEPS, micro_batch_size=MICRO, global_batch_size=BATCH,
                            eval_every=5, save_every=0),
         optim=OptimSection(lr=0.3, warmup_steps=1, eps=1e-4), engine=engine_section(engine))
@@ -204,6 +218,8 @@ def _run(config: Config, stop_at: int = 0, make: Callable[..., Classification] =
 
 def _two_ranks(directory: Path) -> dict[str, Any]:
     found = {f"whole {engine}": _run(config_of(directory / f"whole-{engine}", engine)) for engine in ENGINES}
+    lost = config_of(directory / "lost", 2)
+    found["lost"] = _run(replace(lost, train=replace(lost.train, on_nonfinite="rollback", save_every=5)), make=Lost)
     return found | {f"cut {engine}": _run(config_of(directory / f"cut-{engine}", engine), STOP) for engine in ENGINES}
 
 
@@ -356,6 +372,31 @@ def test_another_objective_or_frozen_set_is_one_line(runs: Any) -> None:
     assert "\n" not in found["Another"] + found["Thawed"]
     assert found["from weights"]["step"] == 2, "as the remedy says"
     assert found["from weights"]["frozen"] < found[0]["frozen"]
+
+
+def test_lost_windows_are_passed_over_and_stay_so(runs: Any) -> None:
+    directory, _, _ = runs
+    rows = _rows(directory / "lost", "train")
+    assert list(rows) == [step for step in range(1, STEPS + 1) if step != EMPTY]
+    taken = [*range(5), *range(7, STEPS + 2)]  # back from step 7 to the checkpoint of step 5, and on behind the lost
+    assert [row.scored for row in rows.values()] == [
+        scored for step in taken if (scored := windows(step * BATCH, BATCH).scored)]
+    metadata = json.loads((latest(directory / "lost" / "checkpoints") / "metadata.json").read_text("utf-8"))
+    assert (metadata["data"]["skipped"], metadata["data"]["windows"]) == (2, STEPS * BATCH)
+
+
+def test_commands_of_pretraining_say_that_this_is_something_else(runs: Any, tmp_path: Path,
+                                                                 capsys: pytest.CaptureFixture[str]) -> None:
+    run = runs[0] / "whole-0"
+    assert evaluate([str(run)]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {run}/checkpoints/step-{STEPS:08d} is of a run whose objective was 'classification', and what is "
+        "scored here is the next base: let the program that trained it score it\n")
+    assert convert([str(run), str(tmp_path / "converted")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "model/embedding.word_embeddings.weight is missing" in said
+    assert not (tmp_path / "converted").exists()
 
 
 def _remedy(text: str, first: str, directory: Path) -> str:
