@@ -17,21 +17,21 @@ TIMEOUT = timedelta(seconds=3)
 
 def _join(directory: Path, name: str, environment: dict[str, str]) -> None:
     os.environ.update(environment)
-    started = time.monotonic()
     try:
         init_distributed(TIMEOUT)
         said = "joined"
     except OSError as error:
         said = str(error)
-    (directory / name).write_text(f"{time.monotonic() - started:.1f} {said}")
+    (directory / name).write_text(said)
     time.sleep(1)  # the others are still to hear of the first rank's store
     os._exit(0)
 
 
 @pytest.fixture
 def ranks(tmp_path):
-    """Starts ranks, by name, and returns what becomes of each: its seconds and what it said."""
-    def run(**environments: dict[str, str]) -> dict[str, tuple[float, str]]:
+    """Starts ranks, by name, and returns what each said. One that says nothing for a minute, as by torch's own time-out
+    it would, fails the test."""
+    def run(**environments: dict[str, str]) -> dict[str, str]:
         started = [fork_server().Process(target=_join, args=(tmp_path, name, environment))
                    for name, environment in environments.items()]
         for process in started:
@@ -39,8 +39,7 @@ def ranks(tmp_path):
         for process in started:
             process.join(60)
             process.kill()
-        return {name: (float((tmp_path / name).read_text().partition(" ")[0]),
-                       (tmp_path / name).read_text().partition(" ")[2]) for name in environments}
+        return {name: (tmp_path / name).read_text() for name in environments}
 
     return run
 
@@ -59,15 +58,14 @@ def of_srun(rank: int, ranks: int, master_port: str, step: int = 0) -> dict[str,
 def test_ranks_that_are_all_there_join(ranks: Any) -> None:
     same = port()
     found = ranks(first=of_srun(0, 2, same), second=of_srun(1, 2, same))
-    assert [said for _, said in found.values()] == ["joined", "joined"]
+    assert list(found.values()) == ["joined", "joined"]
 
 
 def test_a_rank_that_never_comes_ends_the_others_in_time(ranks: Any) -> None:
     same = port()
     found = ranks(first=of_srun(0, 3, same), second=of_srun(1, 3, same))
-    for seconds, said in found.values():
-        print(f"after {seconds} s of {TIMEOUT.total_seconds():.0f}: {said}")
-        assert seconds < 4 * TIMEOUT.total_seconds()
+    for said in found.values():
+        assert "waited 3 s for rank" in said or "could not meet" in said, said
         assert "\n" not in said
         assert said.endswith("DEEPSPEED_TIMEOUT sets the minutes to wait")
 
@@ -78,7 +76,7 @@ def test_a_second_step_with_the_port_of_the_first_is_refused_and_does_not_distur
                   other_first={**of_srun(0, 2, same, step=1)})
     print(found)
     # Whose first rank gets the port is chance; the steps never mix.
-    steps = [[found[name][1] for name in names] for names in (("first", "second"), ("other_first", "other_second"))]
+    steps = [[found[name] for name in names] for names in (("first", "second"), ("other_first", "other_second"))]
     winner = next(step for step in steps if step[0] == "joined")
     loser = next(step for step in steps if step is not winner)
     assert winner == ["joined", "joined"]
