@@ -139,7 +139,6 @@ def check(rows: list[Row], crossings: list[tuple[Row, Row]], shards: Path, direc
            for source, target in dict.fromkeys(resumed)])
 
     canonical, expected = state(checkpoint(CANONICAL)), losses(directory / CANONICAL.name)
-    assert difference(losses(directory / CANONICAL.name), {step: loss * 1.01 for step, loss in expected.items()}) > LOSS
     for row in rows:
         saved = state(checkpoint(row))
         assert saved.keys() == canonical.keys()
