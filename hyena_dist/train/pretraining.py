@@ -42,6 +42,8 @@ class Pretraining:
 
     name = PRETRAINING
     extras: Collection[str] = ()
+    no_batch = ("a reader process stands still, or the file system of data.shards does not answer: look at both, and "
+                "resume with the same command; DEEPSPEED_TIMEOUT sets how many minutes ranks wait")
     nothing_to_train = "its windows have no base to score (A, C, G, T)"
 
     def __init__(self, config: Config, groups: Groups, device: torch.device) -> None:

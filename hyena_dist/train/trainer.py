@@ -38,8 +38,6 @@ SAVE_SECONDS = 600.0
 """What a save may take before the watchdog takes the rank for stuck."""
 TRIED_BATCHES = 2
 """Of the validation, before the first step."""
-NO_BATCH = ("a reader process stands still, or the file system of data.shards does not answer: look at both, and "
-            "resume with the same command; DEEPSPEED_TIMEOUT sets how many minutes ranks wait")
 
 
 class _Stopped(Exception):
@@ -126,7 +124,7 @@ class Trainer:
     def _train_step(self) -> None:
         """Forward and backward of every micro-batch, then the update; nothing where no rank has anything to score."""
         started, laps = time.monotonic(), Laps(self.device)
-        with self._watchdog.waiting_for("a batch", remedy=NO_BATCH):
+        with self._watchdog.waiting_for("a batch", remedy=self.objective.no_batch):
             step = self.objective.next_step()
         loading = time.monotonic() - started
         # What the whole step scores divides every micro-batch's sum, so that all that is scored weighs the same. In
@@ -186,7 +184,7 @@ class Trainer:
         Raises:
             _Stopped: they do; on every rank after the same batch.
         """
-        for batch in self._watchdog.each(self._ledger.validating(batches), "a batch", remedy=NO_BATCH):
+        for batch in self._watchdog.each(self._ledger.validating(batches), "a batch", remedy=self.objective.no_batch):
             yield batch
             self._watchdog.beat()
             if reason := self._stop.agreed():
@@ -194,7 +192,7 @@ class Trainer:
 
     def _first_batches(self, batches: Countable[T]) -> Iterator[T]:
         """Of a validation, before the first step: what does not fit fails now and not at the first validation."""
-        for batch in self._watchdog.each(islice(batches, TRIED_BATCHES), "a batch", remedy=NO_BATCH):
+        for batch in self._watchdog.each(islice(batches, TRIED_BATCHES), "a batch", remedy=self.objective.no_batch):
             yield batch
             self._watchdog.beat()
 

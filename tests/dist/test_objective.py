@@ -96,6 +96,7 @@ class Classification:
 
     name = "classification"
     extras = ("accuracy",)
+    no_batch = "they are made here, and need no file"
     nothing_to_train = NOTHING
     nothing_to_validate = "no held-out window has a label"
 
