@@ -15,9 +15,10 @@ from hyena_dist.model.config import HyenaConfig
 from hyena_dist.model.initial import initialize_part, layer_name
 from hyena_dist.model.kinds import MixerKind, MixerModule, Working
 from hyena_dist.model.kinds.formulas import FP32, Part, product, product_bytes
-from hyena_dist.model.layers import ColumnLinear, Norm, RowLinear, context_axis, refuse_arguments, tensor_axis
+from hyena_dist.model.layers import ColumnLinear, Norm, RowLinear, refuse_arguments
 from hyena_dist.model.placement import Placement, Uniform, Weights, column, row
 from hyena_dist.parallel.collectives import Exchange
+from hyena_dist.parallel.groups import context_axis, tensor_axis
 
 
 class MeanMixer(nn.Module):

@@ -33,11 +33,11 @@ class Use:
 MixerRule = Callable[[Use], Iterable[Problem]]
 
 
-def check(config: Config, *, world_size: int, mixers: Iterable[MixerRule] = ()) -> None:
+def check(config: Config, *, world_size: int, mixers: Iterable[MixerRule]) -> None:
     """Refuse a configuration that cannot run on `world_size` ranks.
 
     Args:
-        mixers: the rules of the kinds of mixers in the model, which are known where these are: `model.kinds.check`
+        mixers: the rules of the kinds of mixers. They are known where these are: call `model.kinds.check`, which
             gives them.
 
     Raises:

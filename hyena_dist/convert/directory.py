@@ -32,7 +32,7 @@ from hyena_dist.convert.published import (
 )
 from hyena_dist.convert.section import ConversionError, checked_section
 from hyena_dist.convert.tokenizer import tokenizer_files
-from hyena_dist.convert.weights import check_finite, in_float32, refuse_kinds, unwrapped, without_memory
+from hyena_dist.convert.weights import check_finite, in_float32, refuse_head, refuse_kinds, unwrapped, without_memory
 from hyena_dist.model.config import hyena_config
 from hyena_dist.model.model import HyenaModel
 from hyena_dist.parallel.groups import Groups
@@ -109,6 +109,7 @@ def write_model(dest: str | Path, format: str, section: ModelSection, model: Hye
         ConversionError: `dest` exists or cannot be written, or the format has no such model; nothing is written.
     """
     dest = Path(dest)
+    refuse_head(model)
     if dest.exists():
         raise ConversionError(f"{dest} exists: choose another destination")
     try:

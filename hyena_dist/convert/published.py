@@ -24,6 +24,7 @@ from hyena_dist.convert.weights import (
     HEAD,
     TABLE,
     check_finite,
+    refuse_head,
     refuse_kinds,
     same,
     unwrapped,
@@ -100,6 +101,7 @@ def to_published(model: HyenaModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
             positions up to it do not fit the memory.
     """
     c = model.config
+    refuse_head(model)
     refuse_kinds(model, "published")
     if c.filter_seq_len < c.max_seq_len:
         raise ConversionError(f"model.filter_seq_len ({c.filter_seq_len}) is less than model.max_seq_len "

@@ -11,6 +11,7 @@ from torch import Tensor
 from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.convert.section import ConversionError
 from hyena_dist.model.config import hyena_config
+from hyena_dist.model.heads import HEADS
 from hyena_dist.model.kinds import lacking
 from hyena_dist.model.model import HyenaModel
 
@@ -86,6 +87,17 @@ def without_memory(section: ModelSection, shapes: Mapping[str, torch.Size], dtyp
                                   "configuration that belongs to these weights")
     with torch.device("meta"):
         return HyenaModel(hyena_config(section, params_dtype=dtype))
+
+
+def refuse_head(model: HyenaModel) -> None:
+    """Refuse a model whose head is not a language model's, which is not described by its `model` section.
+
+    Raises:
+        ConversionError: naming what can be done.
+    """
+    if model.head_kind not in HEADS.values():
+        raise ConversionError("the model's head is of another task, and these files hold language models: keep it as a "
+                              "checkpoint of its run")
 
 
 def refuse_kinds(model: HyenaModel, format: str) -> None:

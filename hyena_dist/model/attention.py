@@ -17,14 +17,12 @@ from hyena_dist.model.layers import (
     ColumnLinear,
     Norm,
     RowLinear,
-    context_axis,
     refuse_arguments,
     refuse_shape,
-    tensor_axis,
 )
 from hyena_dist.ops.precision import compute_dtype, without_autocast
 from hyena_dist.parallel.collectives import Exchange
-from hyena_dist.parallel.groups import Axis
+from hyena_dist.parallel.groups import Axis, context_axis, tensor_axis
 
 ROTARY_BASE = 10000.0
 

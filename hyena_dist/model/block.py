@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from hyena_dist.model.config import HyenaConfig
 from hyena_dist.model.initial import initialize_part, layer_name
 from hyena_dist.model.kinds import mixer_kind
-from hyena_dist.model.layers import MLP, Norm, active_key, context_axis, tensor_axis
+from hyena_dist.model.layers import MLP, Norm, active_key
 from hyena_dist.ops.dropout import DropoutKey, dropout
+from hyena_dist.parallel.groups import context_axis, tensor_axis
 
 
 def mixer_spec(letter: str) -> ModuleSpec:

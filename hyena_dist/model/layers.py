@@ -27,18 +27,8 @@ from hyena_dist.ops.linear import linear
 from hyena_dist.ops.mlp import MLPWeights, mlp
 from hyena_dist.ops.norm import NormWeights, layer_norm
 from hyena_dist.parallel.collectives import copy_to, gather_from, reduce_from, reduce_scatter_to
-from hyena_dist.parallel.groups import Axis
+from hyena_dist.parallel.groups import Axis, tensor_axis
 from hyena_dist.parallel.tokens import padded_length, token_multiple
-
-
-def tensor_axis(pg_collection: ProcessGroupCollection | None) -> Axis:
-    """The tensor axis of Megatron's collection of groups; without one, one rank."""
-    return Axis.of(getattr(pg_collection, "tp", None))
-
-
-def context_axis(pg_collection: ProcessGroupCollection | None) -> Axis:
-    """The context axis of Megatron's collection of groups; without one, one rank."""
-    return Axis.of(getattr(pg_collection, "cp", None))
 
 
 def refuse_arguments(who: str, **arguments: Any) -> None:

@@ -20,18 +20,17 @@ from hyena_dist.model.layers import (
     ColumnLinear,
     Norm,
     RowLinear,
-    context_axis,
     enter_tensor_region,
     in_tensor_region,
     refuse_arguments,
     refuse_shape,
-    tensor_axis,
 )
 from hyena_dist.ops.backends import check_backend, say_once
 from hyena_dist.ops.hyena import HyenaWeights, hyena
 from hyena_dist.ops.implicit_filter import decay_rates, implicit_filter, keeps_trunk
 from hyena_dist.ops.precision import without_autocast
 from hyena_dist.parallel.collectives import copy_to
+from hyena_dist.parallel.groups import context_axis, tensor_axis
 
 
 class ImplicitFilter(nn.Module):

@@ -11,16 +11,16 @@ from torch.utils.checkpoint import checkpoint
 from hyena_dist.config.schema import Config
 from hyena_dist.model.block import Block, mixer_spec
 from hyena_dist.model.config import HyenaConfig, hyena_config
-from hyena_dist.model.heads import head_of
+from hyena_dist.model.heads import HeadKind, head_of
 from hyena_dist.model.initial import initialize
 from hyena_dist.model.kinds import check_mixers
-from hyena_dist.model.layers import Embedding, Norm, active_key, context_axis, enter_tensor_region, tensor_axis
+from hyena_dist.model.layers import Embedding, Norm, active_key, enter_tensor_region
 from hyena_dist.model.offload import on_host
 from hyena_dist.model.placement import Placement
 from hyena_dist.model.table import placement_table
 from hyena_dist.ops.dropout import DropoutKey, dropout
 from hyena_dist.ops.precision import autocast_kind
-from hyena_dist.parallel.groups import Groups
+from hyena_dist.parallel.groups import Groups, context_axis, tensor_axis
 from hyena_dist.parallel.tokens import padded_length, token_multiple
 
 
@@ -33,18 +33,20 @@ class HyenaModel(nn.Module):
 
     Args:
         seed: of the initial values (`model.initial`).
+        head: in place of the language model's, of another task: the model's output is then this head's.
     """
 
     def __init__(self, config: HyenaConfig, pg_collection: ProcessGroupCollection | None = None, *,
-                 seed: int = 0) -> None:
+                 seed: int = 0, head: HeadKind | None = None) -> None:
         super().__init__()
         self.config, self.seed = config, seed
+        self.head_kind = head or head_of(config)
         self.tensor, self.context = tensor_axis(pg_collection), context_axis(pg_collection)
         self.embedding = Embedding(config, pg_collection, seed=None)
         self.layers = nn.ModuleList(Block(config, mixer_spec(kind), i + 1, pg_collection, seed=None)
                                     for i, kind in enumerate(config.layer_kinds))
         self.final_norm = Norm(config, pg_collection)
-        self.head = head_of(config).module(config, self.tensor)
+        self.head = self.head_kind.module(config, pg_collection)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -71,8 +73,7 @@ class HyenaModel(nn.Module):
             return self.forward(*_one_row(input_ids))[:0]
         with self._autocast(input_ids):
             x = enter_tensor_region(self._run_blocks(input_ids, dropout_key), self.config, self.tensor)
-            logits = self.head(x, self.final_norm.in_tensor_region(), self.embedding.word_embeddings.weight)
-            return logits.transpose(0, 1)
+            return self.head(x, self.final_norm.in_tensor_region(), self.embedding.word_embeddings.weight)
 
     def hidden_states(self, input_ids: Tensor, dropout_key: DropoutKey | None = None) -> Tensor:
         """int64 [B, l] -> the final norm's output in Megatron's layout, [l or l / T, B, D]."""
@@ -112,7 +113,7 @@ class HyenaModel(nn.Module):
 
     def placement(self) -> dict[str, Placement]:
         """The placement table of this model's parameters, by name."""
-        return placement_table((name for name, _ in self.named_parameters()), self.config)
+        return placement_table((name for name, _ in self.named_parameters()), self.config, self.head_kind)
 
     def _active_key(self, key: DropoutKey | None, input_ids: Tensor) -> DropoutKey | None:
         if not self.training or self.config.embed_dropout == self.config.resid_dropout == 0:
@@ -138,10 +139,13 @@ def _one_row(input_ids: Tensor) -> tuple[Tensor, DropoutKey]:
             DropoutKey(seed=0, step=0, windows=torch.zeros(1, dtype=torch.int64, device=input_ids.device)))
 
 
-def build_model(config: Config, groups: Groups) -> HyenaModel:
+def build_model(config: Config, groups: Groups, *, head: HeadKind | None = None) -> HyenaModel:
     """The run's model with its initial values: a function of (train.seed, weight name), the same at every topology.
 
     It is split as the groups are: with `Groups.single()` it is whole, whatever the configuration's `parallel` says.
+
+    Args:
+        head: as HyenaModel's.
 
     Raises:
         ConfigError: a kind of mixer in it cannot be of its sizes, or split over these ranks.
@@ -153,4 +157,4 @@ def build_model(config: Config, groups: Groups) -> HyenaModel:
                                 activation_checkpointing=config.train.activation_checkpointing,
                                 offload_activations=config.train.activation_offload, backend=config.ops.backend,
                                 parallel=parallel)
-    return HyenaModel(model_config, groups.collection(), seed=config.train.seed)
+    return HyenaModel(model_config, groups.collection(), seed=config.train.seed, head=head)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from hyena_dist.model.config import HyenaConfig
-from hyena_dist.model.heads import head_of
+from hyena_dist.model.heads import HeadKind, head_of
 from hyena_dist.model.kinds import letter_of, mixer_kind
 from hyena_dist.model.placement import Placement, Weights, column, norm, row, within
 
@@ -26,18 +26,19 @@ def part_placements(part: nn.Module, name: str, config: HyenaConfig) -> dict[str
         ValueError: a name matches no entry.
     """
     layer = within(r"layers\.\d+\.", _layer(config, letter_of(part)))
-    return _match((f"{name}.{own}" for own, _ in part.named_parameters()), _around(config) | layer)
+    return _match((f"{name}.{own}" for own, _ in part.named_parameters()), _around(head_of(config)) | layer)
 
 
-def placement_table(names: Iterable[str], config: HyenaConfig) -> dict[str, Placement]:
-    """The Placement of every parameter of a model of this configuration, by name.
+def placement_table(names: Iterable[str], config: HyenaConfig, head: HeadKind | None = None) -> dict[str, Placement]:
+    """The Placement of every parameter of a model of this configuration and this head, by name; None: the language
+    model's.
 
     Raises:
         ValueError: a name matches no entry, or an entry matches no name.
     """
     kinds = config.layer_kinds
     numbers = {letter: "|".join(str(i) for i, kind in enumerate(kinds) if kind == letter) for letter in set(kinds)}
-    entries = _around(config)
+    entries = _around(head or head_of(config))
     for letter, layers in numbers.items():
         entries |= within(rf"layers\.({layers})\.", _layer(config, letter))
     table = _match(names, entries)
@@ -47,10 +48,10 @@ def placement_table(names: Iterable[str], config: HyenaConfig) -> dict[str, Plac
     return table
 
 
-def _around(config: HyenaConfig) -> Weights:
+def _around(head: HeadKind) -> Weights:
     """What stands around the layers."""
     return {r"embedding\.word_embeddings\.weight": Placement(tp_dim=0), **norm("final_norm"),
-            **within(r"head\.", head_of(config).weights)}
+            **within(r"head\.", head.weights)}
 
 
 def _layer(config: HyenaConfig, letter: str | None) -> Weights:

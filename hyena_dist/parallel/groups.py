@@ -66,6 +66,16 @@ class Groups:
         return collection
 
 
+def tensor_axis(pg_collection: ProcessGroupCollection | None) -> Axis:
+    """The tensor axis of Megatron's collection of groups; without one, one rank."""
+    return Axis.of(getattr(pg_collection, "tp", None))
+
+
+def context_axis(pg_collection: ProcessGroupCollection | None) -> Axis:
+    """The context axis of Megatron's collection of groups; without one, one rank."""
+    return Axis.of(getattr(pg_collection, "cp", None))
+
+
 def init_groups(*, tensor: int = 1, context: int = 1) -> Groups:
     """Split the ranks of the initialised default process group, whose time-out all groups have. What is left of them
     is data parallel.

@@ -1,11 +1,13 @@
 """The convolutions over context ranks: what a rank does on the way."""
 
+import itertools
 from collections.abc import Sequence
 
 import pytest
 import torch
 
 from benchmarks.counting import CallCounter
+from hyena_dist.config.context import choose_method, deals_out, exchanged_rows
 from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.config.sections.parallel import ParallelSection
 from hyena_dist.model import context
@@ -57,6 +59,20 @@ def test_which_rows_a_rank_owns_is_not_asked_of_the_device(monkeypatch: pytest.M
     with CallCounter(META) as counter:  # the control
         torch.arange(4).to(META)
     assert counter.waits
+
+
+def test_the_rule_of_rows_is_the_exchange_s_own() -> None:
+    """What a configuration may deal out is what the exchange deals out: every channel of every window, once."""
+    taken = []
+    for channels, batch, groups, ranks in itertools.product((6, 8), (1, 2, 3), (1, 2), (2, 3, 4)):
+        exchanges = [context.AllToAll(Axis(None, rank, ranks), batch=batch, channels=channels, groups=groups)
+                     for rank in range(ranks)]
+        dealt = sum(rows.rows.stop - rows.rows.start for exchange in exchanges for group in exchange._rows
+                    for rows in group)
+        rows = exchanged_rows(channels=channels, batch=batch, groups=groups)
+        taken.append(choose_method("auto", rows=rows, ranks=ranks))
+        assert deals_out(rows, ranks) == (dealt == channels * batch) == (taken[-1] == "all_to_all")
+    assert set(taken) == {"all_to_all", "distributed_fft"}
 
 
 @pytest.mark.parametrize("groups", [1, 4])

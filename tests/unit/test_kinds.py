@@ -2,6 +2,8 @@
 configuration, table of weights, costs, exports, refusals."""
 
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -160,6 +162,19 @@ def test_a_model_is_refused_before_it_is_built(pattern: str, groups: Groups, mes
     with pytest.raises(ConfigError, match=message):
         build_model(config(pattern, overlap_groups=3), groups)
     assert build_model(config(pattern, overlap_groups=3), Groups.single()), "the control: one rank splits nothing"
+
+
+def test_checking_imports_no_framework() -> None:
+    """A mistake is told at once, also on a machine that has little. The control: what a mixer is made of is imported
+    when it is asked for."""
+    code = ("import sys; from hyena_dist.config.schema import *; from hyena_dist.model.kinds import check, mixer_kind; "
+            "config = Config(model=ModelSection(layer_pattern='HA'), data=DataSection(shards='s'), "
+            "train=TrainSection(run_dir='r')); check(config, world_size=1); heavy = {'torch', 'megatron', 'scipy'}; "
+            "print(sorted(heavy & sys.modules.keys())); mixer_kind('H').module(); "
+            "print(sorted(heavy & sys.modules.keys()))")
+    found = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines()[0] == "[]"
+    assert found.stdout.splitlines()[-1] != "[]"
 
 
 def test_the_rules_of_a_kind_are_of_models_that_have_it() -> None:
