@@ -99,5 +99,5 @@ class RowFile:
 
 
 def _is_past(line: bytes, last_step: int) -> bool:
-    step = (json_object(line) or {}).get("step")
-    return type(step) is int and step > last_step
+    row = json_object(line) or {}
+    return type(row.get("step")) is int and row["step"] > last_step and "split" in row  # without: somebody's own line
