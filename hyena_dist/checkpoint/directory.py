@@ -149,6 +149,9 @@ def choose_checkpoint(run_dir: str | Path, choice: str) -> Checkpoint:
     """
     finders = {"latest": find_latest, "best": find_best}
     if choice not in finders:
+        if not Path(choice).exists():
+            beside = _choice_beside(Path(run_dir, "checkpoints", choice)).removeprefix("choose ")
+            raise CheckpointError(f"{choice}: no such checkpoint: use latest, best, or {beside}")
         return open_checkpoint(choice)
     found = finders[choice](Path(run_dir, "checkpoints"))
     if found is None:

@@ -65,7 +65,7 @@ def identity(config: Config) -> dict[str, Any]:
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
     """One phrase per FIXED key that differs."""
     saved = {f"model.{key}": value for key, value in BEFORE_THE_KEY.items()} | dict(saved)
-    return [f"{key}: saved {saved.get(key)!r}, now {current.get(key)!r}"
+    return [f"{key}: saved {json.dumps(saved.get(key))}, now {json.dumps(current.get(key))}"
             for key in sorted(FIXED & (saved.keys() | current.keys())) if saved.get(key) != current.get(key)]
 
 

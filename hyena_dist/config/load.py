@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
 from hyena_dist.config.errors import ConfigError, one_line, read_remedy
@@ -132,6 +132,8 @@ def _expanded(key: str, path: str, env: Mapping[str, str]) -> str:
 def _explain(error: Exception) -> str:
     """OmegaConf's message without its trailing block, with the full key in front of it."""
     key = getattr(error, "full_key", None)
+    if isinstance(error, MissingMandatoryValue):
+        return f"{key} has no value, and there is no default for it: set it there, or as an argument {key}=..."
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     remedy = "; see hyena_dist/config/sections for the keys and their types" if key else ""
     return f"{key}: {first}{remedy}" if key and key not in first else first + remedy

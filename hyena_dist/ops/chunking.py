@@ -73,8 +73,3 @@ def _parallel_elements(device: torch.device) -> int:
 def _slices(size: int, step: int) -> Iterator[slice]:
     for start in range(0, size, step):
         yield slice(start, min(start + step, size))
-
-
-def in_blocks(part: slice, blocks: int, size: int) -> list[slice]:
-    """A chunk's place in each of several blocks of `size` items that stand one after the other."""
-    return [slice(i * size + part.start, i * size + part.stop) for i in range(blocks)]

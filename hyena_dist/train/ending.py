@@ -1,6 +1,7 @@
 """What the first rank writes when a run ends: the marker of a run that is to be started again, or the summary."""
 
 import logging
+from pathlib import Path
 
 from hyena_dist.model.loss import perplexity
 from hyena_dist.parallel.groups import Groups
@@ -31,7 +32,7 @@ def note_end(run: RunDirectory, state: RunState, groups: Groups, steady_rate: fl
         steady_rate: tokens per second of its latest steps; None: not known.
 
     Raises:
-        OSError: they could not be written.
+        OSError: the summary could not be written.
     """
     status = state.status
     final, best = perplexity(status.val_loss), perplexity(status.best_val_loss)
@@ -40,4 +41,14 @@ def note_end(run: RunDirectory, state: RunState, groups: Groups, steady_rate: fl
                       parameters=sum(shape.numel() for shape in state.engine.parameter_shapes.values()))
     clear_requeue(run.path)
     logger.info(last_line(run.path, steps=status.step, seconds=status.seconds, rate=steady_rate, final=final, best=best,
-                          report=write_report(run.path)))
+                          report=report_of(run.path)))
+
+
+def report_of(run_dir: Path) -> Path | None:
+    """Draw the report of a run whose weights are saved: where it cannot be drawn, that is logged, and the run has not
+    failed for it. None: there is no report."""
+    try:
+        return write_report(run_dir)
+    except OSError as error:
+        logger.error("%s; the run is whole, and has no report", error)
+        return None

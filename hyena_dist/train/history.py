@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from hyena_dist.checkpoint.directory import Checkpoint
-from hyena_dist.config.plain import open_regular
 from hyena_dist.runtime.files import write_whole
+from hyena_dist.train.row_file import content_of
 
 HISTORY = "history.jsonl"
 
@@ -39,7 +39,7 @@ class Start:
 def read_beginning(run_dir: Path) -> dict[str, Any] | None:
     """The line of a run's beginning; None: it has none, or none that can be read."""
     try:
-        first = json.loads(_lines(run_dir)[0])
+        first = json.loads(content_of(run_dir / HISTORY).splitlines()[0])
     except (OSError, ValueError, IndexError, RecursionError):
         return None
     known = isinstance(first, dict) and {"from", "takes", "resume", "step"} <= first.keys()
@@ -60,13 +60,5 @@ def note_start(run_dir: Path, start: Start | None, resume: str) -> None:
     line = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "begins": began, "step": start.step if start else 0,
             "from": str(start.checkpoint.path.resolve()) if start else None, "takes": start.takes if start else None,
             "resume": resume, "changed": {key: [old, new] for key, old, new in start.changed} if start else {}}
-    lines = [*([] if began else _lines(run_dir)), json.dumps(line).encode()]
+    lines = [*([] if began else content_of(run_dir / HISTORY).splitlines()), json.dumps(line).encode()]
     write_whole(run_dir / HISTORY, lambda path: path.write_bytes(b"\n".join(lines) + b"\n"))
-
-
-def _lines(run_dir: Path) -> list[bytes]:
-    try:
-        with open_regular(run_dir / HISTORY) as file:
-            return file.read().splitlines()
-    except FileNotFoundError:
-        return []

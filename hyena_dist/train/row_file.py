@@ -12,6 +12,22 @@ from hyena_dist.runtime.files import surviving, write_whole, writing
 logger = logging.getLogger(__name__)
 
 
+def content_of(path: Path) -> bytes:
+    """All of a file of a run; nothing of a file that is not there.
+
+    Raises:
+        OSError: it cannot be read; names the remedy.
+    """
+    try:
+        with open_regular(path) as file:
+            return file.read()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise OSError(f"{path}: cannot be read ({error.strerror}): make it a readable file, move it away, or change "
+                      "train.run_dir") from error
+
+
 def read_lines(path: Path) -> list[bytes]:
     """The lines of a file without their ends; none of a file that is not there. A last line that a kill cut short is
     left out.
@@ -19,15 +35,7 @@ def read_lines(path: Path) -> list[bytes]:
     Raises:
         OSError: it cannot be read.
     """
-    try:
-        with open_regular(path) as file:
-            content = file.read()
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise OSError(f"{path}: cannot be read ({error.strerror}): make it a readable file, move it away, or change "
-                      "train.run_dir") from error
-    *lines, last = content.split(b"\n")
+    *lines, last = content_of(path).split(b"\n")
     if last and json_object(last) is None:
         logger.warning("%s: left out a last line that was cut short", path)
     elif last:
@@ -99,5 +107,5 @@ class RowFile:
 
 
 def _is_past(line: bytes, last_step: int) -> bool:
-    step = (json_object(line) or {}).get("step")
-    return type(step) is int and step > last_step
+    row = json_object(line) or {}
+    return type(row.get("step")) is int and row["step"] > last_step and "split" in row  # without: somebody's own line

@@ -214,8 +214,8 @@ class RunDirectory:
         note_start(self.path, start, _plain(self._config.train))
         take_requeue(self.path)
         if start is not None and start.changed:
-            logger.info("changed since %s: %s", start.checkpoint.path,
-                        "; ".join(f"{key}: was {old!r}, is {new!r}" for key, old, new in start.changed))
+            changed = (f"{key}: was {json.dumps(old)}, is {json.dumps(new)}" for key, old, new in start.changed)
+            logger.info("changed since %s: %s", start.checkpoint.path, "; ".join(changed))
 
     def newest(self, groups: Groups) -> Checkpoint | None:
         """The newest sound checkpoint; collective."""

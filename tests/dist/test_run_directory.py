@@ -264,7 +264,7 @@ def test_weights_that_do_not_say_of_which_model_they_are_start_no_run(tmp_path: 
         chosen.checkpoint.check_resumable()
     saved = {key: value for key, value in chosen.checkpoint.metadata["identity"].items() if key != "model.filter_shift"}
     edit_metadata(tmp_path / "start", identity=saved)
-    with pytest.raises(ConfigError, match=r"another configuration: model.filter_shift: saved None, now 0.05: set"):
+    with pytest.raises(ConfigError, match=r"another configuration: model.filter_shift: saved null, now 0.05: set"):
         run.start_from(None, Groups.single())
     write_model(run.checkpoints / "step-00000000", "checkpoint", config.model, model)
     auto = RunDirectory(replace(config, train=replace(config.train, resume="auto")), first=True)

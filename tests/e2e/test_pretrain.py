@@ -171,7 +171,7 @@ def test_a_mistake_is_one_line_and_status_2(shards, tmp_path, overrides, message
 
 
 def test_a_resume_refuses_another_run(whole, shards):
-    for overrides, message in ((["data.rc_augment=true"], "data.rc_augment: saved False, now True"),
+    for overrides, message in ((["data.rc_augment=true"], "data.rc_augment: saved false, now true"),
                                (["model.hidden_size=32"], "model.hidden_size: saved 16, now 32"),
                                (["train.resume=none"], "holds a run already")):
         result = run(command("python", shards, whole, "train.steps=40", *overrides))

@@ -232,7 +232,9 @@ def test_what_is_fixed_is_refused_and_what_is_changeable_is_said():
     assert changes(saved, saved) == {}
     older = {key: value for key, value in saved.items() if key not in ("optim.lr", "model.num_layers")}
     assert "optim.lr" not in changes(older, current), "of a key that the older version did not know nothing is known"
-    assert "model.num_layers: saved None, now 2" in differences(older, current), "but what is fixed must be known"
+    assert "model.num_layers: saved null, now 2" in differences(older, current), "but what is fixed must be known"
+    untied = {**saved, "model.tie_embeddings": False}
+    assert differences(saved, untied) == ["model.tie_embeddings: saved true, now false"], "as a configuration writes it"
 
 
 @pytest.mark.parametrize(("overrides", "message"), [

@@ -73,6 +73,13 @@ def test_what_is_no_checkpoint_of_it_is_refused(run_dir: Path, tmp_path: Path,
         assert message in capsys.readouterr().err
 
 
+def test_a_name_that_is_no_path_is_told_which_there_are(run_dir: Path) -> None:
+    for choice in ("newest", "step-00000015"):
+        with pytest.raises(UserError, match=f"^{choice}: no such checkpoint: use latest, best, or one that is kept in "
+                                            f"{run_dir}/checkpoints .step-00000020, "):
+            load_run(run_dir, choice)
+
+
 def test_a_run_s_configuration_is_read_as_plain_data(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture,
                                                      monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "hunter2")
@@ -113,7 +120,7 @@ def test_a_configuration_of_another_function_of_the_same_weights(run_dir: Path, 
     (tmp_path / "config.yaml").write_text(dump_config(config))
     for kept in ({}, {key: value for key, value in identity(config).items() if key != "model.filter_shift"}):
         edit_metadata(step_directory(tmp_path / "checkpoints", 5), identity=kept)
-        with pytest.raises(UserError, match=r"of another model than .*model.filter_shift: saved None, now 0.05"):
+        with pytest.raises(UserError, match=r"of another model than .*model.filter_shift: saved null, now 0.05"):
             load_run(tmp_path)
 
 

@@ -40,8 +40,9 @@ def write(run_dir: Path, *steps: int, last_step: int, loss: float = 1.0) -> None
 
 @pytest.mark.parametrize("strange", [
     b"\xff\xfe not a row", b"", b"null", b"[1]", b"[" * 100_000, b'{"step": "2"}', b'{"step": 2}',
-    json.dumps({**LINE, "step": True}).encode(), json.dumps({**LINE, "loss": "1.0"}).encode(),
-    json.dumps({**LINE, "split": "test"}).encode(), json.dumps({**LINE, "step": 2.0}).encode(),
+    b'{"step": 99, "note": "mine"}', json.dumps({**LINE, "step": True}).encode(),
+    json.dumps({**LINE, "loss": "1.0"}).encode(), json.dumps({**LINE, "split": "test"}).encode(),
+    json.dumps({**LINE, "step": 2.0}).encode(),
     json.dumps(LINE).encode()[:-1] + b"\x80}"])
 def test_a_line_that_is_no_row_is_kept_as_it_is(tmp_path: Path, strange: bytes,
                                                 caplog: pytest.LogCaptureFixture) -> None:

@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
+from hyena_dist.train.ending import report_of
+from hyena_dist.train.history import HISTORY, note_start
 from hyena_dist.train.metrics import METRICS
 from hyena_dist.train.report import EASIER, EVALUATION, running_median, write_report
+from hyena_dist.train.row_file import content_of
 
 
 def line(step: int, perplexity: float, split: str = "train", **more: Any) -> str:
@@ -112,3 +115,24 @@ def test_floors_are_drawn_where_they_are_known(tmp_path: Path, figures: list[Fig
     ids=["beyond floats", "huge", "validation alone", "no times", "zeros", "no tokens", "many tokens", "NaN"])
 def test_rows_of_any_size_are_drawn(tmp_path: Path, figures: list[Figure], rows: list[str]) -> None:
     draw(tmp_path, figures, *rows)
+
+
+def test_a_run_whose_report_cannot_be_written_has_not_failed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "metrics.jsonl").write_text(line(1, 4.0) + "\n")
+    assert report_of(tmp_path) == tmp_path / "report.png"
+    assert caplog.text == ""
+    (tmp_path / "report.png").unlink()
+    (tmp_path / "report.png").mkdir()
+    assert report_of(tmp_path) is None
+    assert "report.png: could not be written (Is a directory): change train.run_dir; the run is whole" in caplog.text
+    with pytest.raises(OSError, match=r"report.png: could not be written"):
+        write_report(tmp_path)
+
+
+def test_a_history_that_cannot_be_read_is_a_line_with_its_remedy(tmp_path: Path) -> None:
+    note_start(tmp_path, None, "auto")
+    assert len((tmp_path / HISTORY).read_bytes().splitlines()) == 1
+    (tmp_path / HISTORY).unlink()
+    (tmp_path / HISTORY).mkdir()
+    with pytest.raises(OSError, match=rf"{HISTORY}: cannot be read .* a directory.: make it a readable file, move it"):
+        content_of(tmp_path / HISTORY)

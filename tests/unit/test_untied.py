@@ -91,4 +91,4 @@ def test_its_initial_values_are_those_of_an_embedding() -> None:
 def test_what_was_saved_before_the_key_is_tied() -> None:
     old = {"model.hidden_size": 16}
     assert differences(old, old | {"model.tie_embeddings": True}) == []
-    assert differences(old, old | {"model.tie_embeddings": False}) == ["model.tie_embeddings: saved True, now False"]
+    assert differences(old, old | {"model.tie_embeddings": False}) == ["model.tie_embeddings: saved true, now false"]

@@ -111,6 +111,8 @@ def test_what_can_be_read_in_two_ways_is_refused(tmp_path, override, message):
 
 @pytest.mark.parametrize(("text", "message"), [
     ("data: {shards: s}\ntrain: {run_dir: r, steps: 010}", "run.yaml: train.steps: '010'"),
+    ("", "run.yaml: data.shards has no value, and there is no default for it: set it there, or as an argument"),
+    ("data: {shards: s}\n", "run.yaml: train.run_dir has no value, and there is no default"),
     ("data: {shards: s}\ntrain:\n  run_dir:\n", "run.yaml: train.run_dir has no value"),
     ("data: {shards: s}\ntrain: {run_dir: ~}\n", "run.yaml: train.run_dir has no value: .* quotes around a word"),
     ("data: {shards: s}\ntrain: {run_dir: r, resume: ~}\n", "run.yaml: train.resume has no value"),

@@ -148,7 +148,7 @@ def test_only_the_micro_batch_of_a_stage_is_free():
     assert len(differences(saved, changed(seq_len=128))) == len(differences(saved, changed(steps=101))) == 1
     assert len(differences(saved, identity(config()))) == 1
     assert differences(saved, identity(config(TWO, seq_len_warmup_batch="tokens"))) == [
-        "train.seq_len_warmup_batch: saved 'sequences', now 'tokens'"]
+        'train.seq_len_warmup_batch: saved "sequences", now "tokens"']
 
 
 def test_any_precision_resumes_any():
