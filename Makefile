@@ -28,7 +28,7 @@ setup: .venv/ready
 
 quickstart: setup
 	@test ! -e $(RUN) || echo "$(RUN) is kept, and goes on from its newest checkpoint; 'rm -r $(RUN)' for a new run"
-	test -e $(SHARDS) || python shards/build.py shards/sample/*.fa.gz --bed shards/sample/splits.bed --out $(SHARDS)
+	test -e $(SHARDS) || python shards/build.py shards/sample/*.fa.gz --bed shards/sample/splits.bed --allow-copies 0.05 --out $(SHARDS)
 	python shards/verify.py $(SHARDS) --fasta shards/sample/*.fa.gz
 	deepspeed --num_gpus $$(python -c '$(RANKS)') launchers/pretrain.py --config configs/quickstart.yaml
 	python launchers/evaluate.py $(RUN) --must-beat-order 5

@@ -9,8 +9,10 @@ NAME=FILE names the species, and calls its contigs NAME.contig. Without any opti
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +43,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--cut-bed", action="store_true",
                         help="rows of any BED that reach past their contig are cut, and those of contigs that are not "
                              "in the files are left out, and both are counted; without it they are refused")
+    parser.add_argument("--allow-copies", type=float, default=0.0, metavar="SHARE",
+                        help="share of the held-out sequence of which copies may train, by sampled windows, on either "
+                             "strand (default: 0); what there is, is counted. Repeats alone are some hundredths")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)) if sys.platform == "linux"
+                        else os.cpu_count() or 1, metavar="N",
+                        help="processes to build with (default: all cores); the shards are the same with any number")
     parser.add_argument("--dry-run", action="store_true", help="read and check everything, write nothing")
     return parser.parse_args(argv)
 
@@ -63,17 +71,9 @@ def choose_splits(args: argparse.Namespace) -> "Splits":
 
 
 def print_summary(census: "Census", splits: "Splits") -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from hyena_dist.data.splits import SPLITS
-    table = Table("", "bases", title=None)
-    table.add_row(f"{len(census.contigs):,} contigs", f"{sum(info.bases for info in census.contigs):,}")
-    for split in SPLITS:
-        table.add_row(split, f"{census.bases[split]:,}")
-    for name, bases in (("N", census.unknown), ("other codes", census.other), ("lower case", census.lower)):
-        table.add_row(name, f"{bases:,}")
-    Console().print(table)
+    from hyena_dist.cli.tables import print_audit
+    from hyena_dist.data.audit import audit
+    print_audit(audit(census))
     for note in census.notes(splits):
         print(f"note: {note}")
 
@@ -87,11 +87,12 @@ def run(args: argparse.Namespace) -> None:
     sources = [Source.parse(argument) for argument in args.files]
     splits = choose_splits(args)
     if args.dry_run:
-        print_summary(survey(sources, splits), splits)
+        print_summary(survey(sources, splits, workers=args.workers, allow_copies=args.allow_copies), splits)
         print(f"{args.out}: not written (dry run)")
         return
     census = Census()
-    manifest = build(sources, args.out, splits, census=census)
+    manifest = build(sources, args.out, splits, census=census, workers=args.workers,
+                     allow_copies=args.allow_copies)
     print_summary(census, splits)
     size = sum(shard.filesize for shard in manifest.shards) + (args.out / FILE_NAME).stat().st_size
     print(f"{args.out}: {len(manifest.shards)} shards, {len(manifest.segments)} segments, {size:,} bytes, "
@@ -100,11 +101,21 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
+    if args.workers < 1:
+        print(f"error: --workers must be 1 or more, got {args.workers}", file=sys.stderr)
+        return 2
+    if not 0 <= args.allow_copies <= 1:
+        print(f"error: --allow-copies must be a share from 0 to 1, got {args.allow_copies:g}", file=sys.stderr)
+        return 2
     try:
         run(args)
     except UserError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
+    except BrokenProcessPool:
+        print("error: a worker of the build was ended from outside, as a system does that has no memory left: nothing "
+              "is left behind; build again, with fewer --workers", file=sys.stderr)
+        return 1
     except MemoryError:
         print("error: out of memory: a contig is held whole, and so are the tables of all contigs: build on a machine "
               "with more memory", file=sys.stderr)

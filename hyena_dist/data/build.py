@@ -22,17 +22,24 @@ from webdataset import TarWriter
 from hyena_dist.config.digests import file_sha256
 from hyena_dist.config.whole import new_directory
 from hyena_dist.data import segment
+from hyena_dist.data.audit import AUDIT, audit
 from hyena_dist.data.census import Census
 from hyena_dist.data.contigs import Contig, Source, as_dna
+from hyena_dist.data.crew import Crew
 from hyena_dist.data.errors import DataError
 from hyena_dist.data.index import FILE_NAME, ContigInfo, Index, Shard, tables
 from hyena_dist.data.manifest import Manifest
+from hyena_dist.data.measure import Piece, measure
 from hyena_dist.data.sources import read_contigs
 from hyena_dist.data.splits import SPLITS, Splits, Stretch
 
 SEGMENT_BASES = 1 << 20
 SHARD_BASES = 1 << 30
 """Bases after which a new shard begins; 256 MB."""
+_BATCH_BASES = 1 << 22
+"""Contigs are measured together until they have so many."""
+_SMALL = 1 << 23
+"""Bytes of files for which no other process is started."""
 _ENDINGS = {".gz", ".bgz", ".fa", ".fasta", ".fna", ".ffn", ".txt", ".gb", ".gbk", ".gbff", ".2bit", ".jsonl", ".json",
             ".parquet"}
 
@@ -82,10 +89,10 @@ def describe(pieces: Sequence[tuple[ContigInfo, int, int, str]]) -> dict[str, An
 
 class _ShardWriter:
     """Writes segments into samples, samples into shards, one open shard at a time, and collects the tables of the
-    index."""
+    index. A crew packs the samples."""
 
-    def __init__(self, directory: Path, contigs: list[ContigInfo], sample_bases: int, shard_bases: int):
-        self.directory, self.contigs = directory, contigs
+    def __init__(self, directory: Path, contigs: list[ContigInfo], crew: Crew, sample_bases: int, shard_bases: int):
+        self.directory, self.contigs, self._crew = directory, contigs, crew
         self.sample_bases, self.shard_bases = sample_bases, shard_bases
         self.segments: list[tuple[int, int, int, int]] = []
         self.samples: list[tuple[int, int, int, int]] = []
@@ -107,17 +114,21 @@ class _ShardWriter:
         self._size += end - start
 
     def _flush(self) -> None:
-        """Write the sample under way."""
+        """Have the sample under way packed and written."""
         if not self._pieces:
             return
+        pieces, bases = self._pieces, np.concatenate(self._bases)
+        self._crew.do(segment.encode, bases, size=bases.size, then=lambda data: self._write(pieces, bases.size, data))
+        self._pieces, self._bases, self._size = [], [], 0
+
+    def _write(self, pieces: list[tuple[ContigInfo, int, int, str]], bases: int, data: bytes) -> None:
+        """Write a sample of so many bases."""
         if self._file is None:
             self._open()
-        data = segment.encode(np.concatenate(self._bases))
-        about = json.dumps(describe(self._pieces), separators=(",", ":"))
+        about = json.dumps(describe(pieces), separators=(",", ":"))
         self._tar.write({"__key__": f"{len(self.samples):08d}", "json": about.encode(), "seg": data})
-        self.samples.append((len(self.shards), 0, len(data), len(self._pieces)))
-        self._shard_size += self._size
-        self._pieces, self._bases, self._size = [], [], 0
+        self.samples.append((len(self.shards), 0, len(data), len(pieces)))
+        self._shard_size += bases
         if self._shard_size >= self.shard_bases:
             self._close_shard()
 
@@ -130,6 +141,7 @@ class _ShardWriter:
     def close(self) -> Index:
         """Write what is under way; the index of all that was written."""
         self._flush()
+        self._crew.finish()
         self._close_shard()
         return Index(self.contigs, self.shards, *tables(self.samples, self.segments))
 
@@ -178,40 +190,83 @@ def reading_progress(sources: Sequence[Source]) -> Iterator[Iterator[Contig]]:
         yield read_contigs(sources, lambda count: progress.advance(task, count))
 
 
-def _stored(sources: Sequence[Source], splits: Splits, census: Census) -> Iterator[tuple[Contig, list[Stretch]]]:
+class _Surveyor:
+    """Has contigs measured, many short ones at a time, and enters what is found into a census."""
+
+    def __init__(self, census: Census, crew: Crew):
+        self._census, self._crew = census, crew
+        self._pieces: list[Piece] = []
+        self._infos: list[ContigInfo] = []
+        self._size, self._place = 0, 0
+
+    def take(self, contig: Contig, info: ContigInfo, stretches: list[Stretch]) -> None:
+        """A contig as shards hold it."""
+        self._pieces.append(Piece(contig.bases, stretches, self._place))
+        self._infos.append(info)
+        self._place += info.bases
+        self._size += info.bases
+        if self._size >= _BATCH_BASES:
+            self.send()
+
+    def send(self) -> None:
+        """Have those measured that were taken since the last time."""
+        pieces, infos = self._pieces, self._infos
+        if pieces:
+            self._crew.do(measure, pieces, size=self._size,
+                          then=lambda found: self._census.add(infos, [piece.stretches for piece in pieces], found))
+        self._pieces, self._infos, self._size = [], [], 0
+
+
+def _stored(sources: Sequence[Source], splits: Splits, census: Census, crew: Crew,
+            allow_copies: float) -> Iterator[tuple[Contig, list[Stretch]]]:
     """Each contig as shards hold it, with its stretches; at the end all that was read is checked.
 
     Raises:
         DataError: bad input, or splits that are worth nothing.
     """
+    surveyor = _Surveyor(census, crew)
     with reading_progress(sources) as contigs:
         for contig in contigs:
             stretches = splits.stretches(contig.name, contig.bases.size)
-            stored = contig._replace(bases=as_dna(contig.bases))
-            census.add(contig, stored, contig_info(contig), stretches, holds_out=bool(splits.wanted))
+            stored, info = contig._replace(bases=as_dna(contig.bases)), contig_info(contig)
+            census.enter(contig, stored, info)
+            surveyor.take(stored, info, stretches)
             yield stored, stretches
+    surveyor.send()
+    crew.finish()
     splits.check_contigs({info.name for info in census.contigs})
-    census.check(splits)
+    census.check(splits, allow_copies=allow_copies)
 
 
-def survey(sources: Sequence[Source], splits: Splits) -> Census:
+def _crew_for(sources: Sequence[Source], workers: int) -> Crew:
+    """As many workers as asked for, where the files are large enough to be worth their start."""
+    size = sum(source.path.stat().st_size for source in sources if source.path.is_file())
+    return Crew(workers if size > _SMALL else 1)
+
+
+def survey(sources: Sequence[Source], splits: Splits, *, workers: int = 1, allow_copies: float = 0.0) -> Census:
     """Read and check everything as a build does, write nothing: what was found."""
     census = Census()
-    for _ in _stored(sources, splits, census):
-        pass
+    with _crew_for(sources, workers) as crew:
+        for _ in _stored(sources, splits, census, crew, allow_copies):
+            pass
     return census
 
 
-def build(sources: Sequence[Source], target: Path, splits: Splits, *, census: Census | None = None,
-          segment_bases: int = SEGMENT_BASES, shard_bases: int = SHARD_BASES) -> Manifest:
-    """Write the shards and `shards.json` of these FASTA files into the new directory `target`.
+def build(sources: Sequence[Source], target: Path, splits: Splits, *, census: Census | None = None, workers: int = 1,
+          allow_copies: float = 0.0, segment_bases: int = SEGMENT_BASES, shard_bases: int = SHARD_BASES) -> Manifest:
+    """Write the shards, `shards.json` and `audit.json` of these files into the new directory `target`. The bytes are
+    the same whatever the number of workers.
 
     Args:
         census: where to count what was found; empty.
+        workers: processes that measure contigs and pack samples; 1 for none but this one.
+        allow_copies: share of what is held out that may also train.
 
     Raises:
         DataError: bad input, splits that are worth nothing, or `target` exists.
         OSError: the disk is full or cannot be written. Nothing is left behind.
+        BrokenProcessPool: a worker was ended from outside. Nothing is left behind.
     """
     if target.exists():
         raise DataError(f"{target}: exists; remove it or give another --out")
@@ -221,11 +276,13 @@ def build(sources: Sequence[Source], target: Path, splits: Splits, *, census: Ce
             directory = stack.enter_context(new_directory(target))
         except (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
             raise DataError(f"{target}: no such directory can be made ({error.strerror}); give another --out") from None
-        writer = _ShardWriter(directory, census.contigs, segment_bases, shard_bases)
-        for contig, stretches in _stored(sources, splits, census):
+        crew = stack.enter_context(_crew_for(sources, workers))
+        writer = _ShardWriter(directory, census.contigs, crew, segment_bases, shard_bases)
+        for contig, stretches in _stored(sources, splits, census, crew, allow_copies):
             for stretch in stretches:
                 for start in range(stretch.start, stretch.end, segment_bases):
                     writer.write(contig.bases, start, min(start + segment_bases, stretch.end), stretch.split)
         index = writer.close()
         (directory / FILE_NAME).write_text(index.to_json(target.name), encoding="utf-8")
+        (directory / AUDIT).write_text(json.dumps(audit(census), indent=1) + "\n", encoding="utf-8")
     return Manifest.load(target)

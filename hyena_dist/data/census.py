@@ -1,4 +1,4 @@
-"""What a build has read, counted: what of it can be scored, what looks odd, and what is held out and also trains."""
+"""What a build has read, added up: what of it can be scored, what looks odd, and what is held out and also trains."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,17 +6,15 @@ from pathlib import Path
 import numpy as np
 
 from hyena_dist.data.contigs import Contig
+from hyena_dist.data.copies import WINDOW, Copies, Samples
 from hyena_dist.data.errors import DataError
 from hyena_dist.data.index import ContigInfo
-from hyena_dist.data.sketch import Sketch
+from hyena_dist.data.measure import CODES, ContigMeasure, Measure, Tally
 from hyena_dist.data.splits import SPLITS, Splits, Stretch
-from hyena_dist.data.twins import Twins, chunks
+from hyena_dist.data.twins import Twins
 
-WORST_LEAK = 0.1
-"""Share of the held-out bases that may also train; beyond it a validation loss is that of bases seen before."""
 MOST_FAMILIAR = 0.3
 """Share of the held-out 32-mers that may also train before it is said. Repeats alone are less in most genomes."""
-_BASES = b"ACGTacgt"
 
 
 class _Kind:
@@ -39,93 +37,116 @@ class _Kind:
 
 
 class Census:
-    """Counts over contigs, in the order of the FASTA files."""
+    """Counts over contigs, in the order of the files."""
 
     def __init__(self) -> None:
         self.contigs: list[ContigInfo] = []
-        self.bases = dict.fromkeys(SPLITS, 0)
-        self.scored = dict.fromkeys(SPLITS, 0)
-        """Bases of each split that are A, C, G or T and have a base before them in their stretch."""
-        self.unknown, self.other, self.lower = 0, 0, 0
-        """Bases that are N, that are other codes, and that are in lower case (soft-masked)."""
+        self.splits = {split: Tally() for split in (*SPLITS, "")}
+        """What each split holds, and under "" what is in none."""
+        self.assemblies: dict[tuple[str, str], Tally] = {}
+        """By assembly and species."""
+        self.copies: Copies | None = None
+        """Known when all was read and checked."""
         self._rna, self._stray_u, self._n_rich, self._masked = _Kind(), _Kind(), _Kind(), _Kind()
         self._single, self._whole, self._same = _Kind(), _Kind(), _Kind()
         self._twins = Twins()
-        self._sketch = Sketch()
+        self._samples = Samples()
         self._files: dict[str, list[Path]] = {}
 
-    def add(self, read: Contig, stored: Contig, info: ContigInfo, stretches: Sequence[Stretch], *,
-            holds_out: bool) -> None:
-        """Count a contig.
+    @property
+    def whole(self) -> Tally:
+        """Of all that was read."""
+        return sum(self.splits.values(), Tally())
 
-        Args:
-            read, stored: as in its file, and as shards hold it.
-            holds_out: some of all that is read does not train.
-        """
+    @property
+    def bases(self) -> dict[str, int]:
+        """Bases of each split."""
+        return {split: self.splits[split].bases for split in SPLITS}
+
+    def enter(self, read: Contig, stored: Contig, info: ContigInfo) -> None:
+        """A contig has been read, as it is in its file, and as shards hold it."""
         self.contigs.append(info)
-        for stretch in stretches if holds_out else ():
-            self._sketch.add(stored.bases[stretch.start : stretch.end], held_out=stretch.split != "train")
-        unknown, uracil = 0, 0
-        for chunk in chunks(stored.bases, 0, info.bases):
-            rest = chunk.translate(None, _BASES).upper()
-            unknown += rest.count(b"N")
-            uracil += rest.count(b"U")
-            self.other += len(rest)
-        self.unknown += unknown
-        self.other -= unknown
-        lower = int(np.count_nonzero(stored.bases & 0x20))
-        self.lower += lower
-        for stretch in stretches:
-            self.bases[stretch.split] += stretch.end - stretch.start
-            for chunk in chunks(stored.bases, stretch.start + 1, stretch.end):
-                self.scored[stretch.split] += len(chunk) - len(chunk.translate(None, _BASES))
         if stored.bases is not read.bases:
             self._rna.add(info.name, int(np.count_nonzero(stored.bases != read.bases)))
-        if uracil:
+        if read.source.label:
+            files = self._files.setdefault(info.species, [])
+            if not files or read.source.path not in files:
+                files.append(read.source.path)
+
+    def add(self, infos: Sequence[ContigInfo], stretches: Sequence[Sequence[Stretch]], measure: Measure) -> None:
+        """Contigs have been measured; in the order in which they were read."""
+        for info, rows, found in zip(infos, stretches, measure.contigs, strict=True):
+            for split, counted in found.tallies.items():
+                self.splits[split] += counted
+            self._look_at(info, rows, found)
+        self._samples.add(*measure[1:])
+
+    def _look_at(self, info: ContigInfo, stretches: Sequence[Stretch], found: ContigMeasure) -> None:
+        whole = found.whole
+        origin = info.assembly, info.species
+        self.assemblies[origin] = self.assemblies.get(origin, Tally()) + whole
+        if uracil := whole.codes[CODES.index("U")]:
             self._stray_u.add(info.name, uracil)
-        if 2 * unknown > info.bases:
+        if 2 * whole.unknown > info.bases:
             self._n_rich.add(info.name, info.bases)
-        if 2 * lower > info.bases:
+        if 2 * whole.lower > info.bases:
             self._masked.add(info.name, info.bases)
         if info.bases < 2:
             self._single.add(info.name, 1)
         if not any(stretch.split != "train" for stretch in stretches):
             self._whole.add(info.name, info.bases)
-        if read.source.label:
-            files = self._files.setdefault(info.species, [])
-            if not files or read.source.path not in files:
-                files.append(read.source.path)
-        self._look_for_twin(stored.bases, info, stretches)
-
-    def _look_for_twin(self, bases: np.ndarray, info: ContigInfo, stretches: Sequence[Stretch]) -> None:
-        twin = self._twins.add(info.name, bases, stretches)
+        twin = self._twins.add(info.name, info.bases, found.strands, stretches)
         if twin is not None:
             self._same.add(f"{info.name} and {twin}", info.bases)
 
-    def check(self, splits: Splits) -> None:
-        """Refuse what a run could learn or measure nothing with.
+    def check(self, splits: Splits, *, allow_copies: float = 0.0) -> None:
+        """Refuse what a run could learn or measure nothing with; after the last contig.
+
+        Args:
+            allow_copies: share of what is held out that may also train.
 
         Raises:
             DataError: no base can be scored, or none of a split that was asked for, or what is held out also trains.
         """
-        if not any(self.scored.values()):
+        scored = {split: self.splits[split].scored for split in SPLITS}
+        if not any(scored.values()):
             raise DataError("no base of these files can be scored: all are N or other codes than A, C, G and T, in no "
                             "split, or the first of their stretch; give sequence that is known")
         for split in SPLITS:
-            if split in splits.wanted and not self.scored[split]:
+            if split in splits.wanted and not scored[split]:
                 longest = max(info.bases for info in self.contigs)
                 raise DataError(f"{splits.asked_by}: no base of split {split} can be scored: it has "
                                 f"{self.bases[split]:,} bases, of {len(self.contigs):,} contigs of at most {longest:,} "
                                 f"each; choose other stretches")
-        held_out = sum(bases for split, bases in self.bases.items() if split != "train")
+        self.copies = self._samples.copies()
         leak = self._twins.leak()
-        if leak.bases > WORST_LEAK * held_out:
+        held_out = sum(bases for split, bases in self.bases.items() if split != "train")
+        if leak.bases > allow_copies * held_out:
             raise DataError(f"{splits.asked_by}: {leak.one!r} and {leak.other!r} are the same sequence, and what is "
                             f"held out of one trains in the other: of {held_out:,} held-out bases {leak.bases:,} train "
-                            f"so; leave one out, or hold both out whole")
+                            f"so; leave one out, hold both out whole, or say with --allow-copies what share may")
+        across, windows = sum(self.copies.across.values()), self._held_windows()
+        if self.copies.first is not None and across > allow_copies * windows:
+            held, trained = map(self._position, self.copies.first)
+            raise DataError(f"{splits.asked_by}: held-out sequence also trains, on the same strand or the other: "
+                            f"{across:,} of {windows:,} sampled windows of {WINDOW} bases ({across / windows:.1%}), "
+                            f"the first at {held}, which is at {trained} too; repeats are in every genome, so say with "
+                            f"--allow-copies what share may, or hold both out, or leave one out (--exclude)")
+
+    def _held_windows(self) -> int:
+        assert self.copies is not None
+        return sum(count for split, count in self.copies.windows.items() if split != "train")
+
+    def _position(self, place: int) -> str:
+        """A place in the concatenation of all contigs, as people write it."""
+        for info in self.contigs:
+            if place < info.bases:
+                return f"{info.name}:{place + 1:,}"
+            place -= info.bases
+        raise AssertionError(place)
 
     def notes(self, splits: Splits) -> list[str]:
-        """What the user should know, a line each."""
+        """What the user should know, a line each; after `check`."""
         notes = [
             *splits.notes(),
             *self._rna.note("RNA: {contigs} with U and no T, first {first}: {bases} U are stored as T"),
@@ -140,10 +161,13 @@ class Census:
         leaked = self._twins.leak().bases
         if leaked:
             notes.append(f"{leaked:,} held-out bases also train, under another name")
-        held_out, trained = self._sketch.shared()
-        if trained > MOST_FAMILIAR * held_out and not leaked:
-            notes.append(f"{trained / held_out:.0%} of what is held out, by 32-mers, also trains: copies, or "
-                         f"assemblies of one species; validation is of sequence that was seen")
+        if self.copies is not None and (across := sum(self.copies.across.values())):
+            notes.append(f"{across:,} of {self._held_windows():,} held-out windows of {WINDOW} bases, sampled, also "
+                         f"train")
+        shared = self._samples.shared()
+        if shared.trained > MOST_FAMILIAR * shared.held_out and not leaked:
+            notes.append(f"{shared.trained / shared.held_out:.0%} of what is held out, by 32-mers, also trains: "
+                         f"copies, or assemblies of one species; validation is of sequence that was seen")
         if splits.of_each_contig:
             notes += self._whole.note("nothing held out: {contigs}, first {first}, {bases} bases")
         for species, files in self._files.items():
@@ -151,6 +175,6 @@ class Census:
                 notes.append(f"species {species!r} comes from {len(files)} files, the first are {files[0]} and "
                              f"{files[1]}: were they assemblies of one genome, what is held out of one would train in "
                              f"the other")
-        if not self.scored["train"]:
+        if not self.splits["train"].scored:
             notes.append("no base trains")
         return notes

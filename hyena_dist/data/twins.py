@@ -1,15 +1,11 @@
 """Sequences that come under several names, of either strand, and what of them is held out and also trains."""
 
-import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from hyena_dist.data.splits import Stretch
-
-_COMPLEMENT = bytes.maketrans(b"ACGTRYKMBDHV", b"TGCAYRMKVHDB")
-_CHUNK = 1 << 22
 
 
 class _Twin(NamedTuple):
@@ -43,16 +39,15 @@ class Twins:
     def __init__(self) -> None:
         self._found: dict[bytes, list[_Twin]] = {}
 
-    def add(self, name: str, bases: np.ndarray, stretches: Sequence[Stretch]) -> str | None:
-        """Take a contig of ASCII bases; the name of the first with the same sequence, None where it is the first."""
-        strands = hashlib.sha256(), hashlib.sha256()
-        for chunk in chunks(bases, 0, bases.size):
-            strands[0].update(chunk.upper())
-        for chunk in chunks(bases[::-1], 0, bases.size):
-            strands[1].update(chunk.upper().translate(_COMPLEMENT))
-        forward, reverse = (strand.digest() for strand in strands)
+    def add(self, name: str, bases: int, strands: tuple[bytes, bytes], stretches: Sequence[Stretch]) -> str | None:
+        """Take a contig; the name of the first with the same sequence, None where it is the first.
+
+        Args:
+            strands: digests of the sequence and of its reverse complement, as `measure.strands` makes them.
+        """
+        forward, reverse = strands
         twins = self._found.setdefault(min(forward, reverse), [])
-        twins.append(_Twin(name, bases.size, stretches, reverse=reverse < forward))
+        twins.append(_Twin(name, bases, stretches, reverse=reverse < forward))
         return twins[0].name if len(twins) > 1 else None
 
     def leak(self) -> Leak:
@@ -68,12 +63,6 @@ class Twins:
                     pair = [twin.name for twin in twins if twin is held or twin is other]
                 total += bases
         return Leak(total, *pair)
-
-
-def chunks(bases: np.ndarray, start: int, end: int) -> Iterator[bytes]:
-    """Bases [start, end) a few at a time, because a chromosome is large."""
-    for at in range(start, end, _CHUNK):
-        yield bases[at : min(at + _CHUNK, end)].tobytes()
 
 
 def _union(spans: Iterable[np.ndarray]) -> np.ndarray:

@@ -1,16 +1,20 @@
 """What a build says of its input, and which splits it refuses. Each refusal has a control that passes."""
 
+import re
 import time
 
 import numpy as np
 import pytest
 
 from hyena_dist.cli.build import main as build_command
+from hyena_dist.data import copies, sketch
 from hyena_dist.data.build import build
 from hyena_dist.data.contigs import Source
+from hyena_dist.data.copies import Samples
 from hyena_dist.data.errors import DataError
 from hyena_dist.data.manifest import Manifest
-from hyena_dist.data.sketch import samples
+from hyena_dist.data.measure import strands
+from hyena_dist.data.sketch import look
 from hyena_dist.data.splits import BedSplits, ContigSplits, FractionSplits, Splits, Stretch
 from hyena_dist.data.stream import TrainStream
 from hyena_dist.data.tokenizer import encode
@@ -20,6 +24,7 @@ from tests.genomes import genome, write_fasta
 
 ONE, TWO = (contigs["chr1"].upper() for contigs in (genome(1, 3000), genome(2, 2000)))
 COMPLEMENT = bytes.maketrans(b"ACGTRYKMBDHV", b"TGCAYRMKVHDB")
+LOWER = bytes.maketrans(b"acgtrykmbdhv", b"tgcayrmkvhdb")
 
 
 def run(tmp_path, capsys, contigs, *arguments):
@@ -52,9 +57,10 @@ def test_what_is_odd_is_counted_and_said(tmp_path, capsys):
         "note: more than half N: 1 contig, first gap, 100 bases",
         "note: more than half lower case (soft-masked): 1 contig, first good, 900 bases; read as upper case",
         "note: a single base: 1 contig, first short: without a next base there is no window"]
-    rows = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in out.splitlines() if "│" in line}
-    assert rows == {"5 contigs": "1,098", "train": "1,098", "val": "0", "test": "0", "N": "60", "other codes": "9",
-                    "lower case": "928"}
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if "│" in line]
+    assert rows[0] == ["a", "a", "5", "900", "1,098", "50.0 %", "5.5 %", "84.5 %", "9"]
+    assert rows[1] == ["train", "1,098", "50.0 %", "5.5 %", "84.5 %", "9", rows[1][6], "0", "-"]
+    assert [row[:2] for row in rows[2:]] == [["val", "0"], ["test", "0"]]
     assert run(tmp_path / "x" if (tmp_path / "x").mkdir() else tmp_path / "x", capsys, {"good": plain(900)})[1] == ""
 
 
@@ -126,9 +132,12 @@ def test_a_sequence_that_is_held_out_and_trains_is_refused(tmp_path, capsys, str
     assert "the same sequence twice: 1 contig, first copy and one, 3,000 bases" in notes
 
 
-def test_a_small_leak_is_said(tmp_path, capsys):
+def test_a_small_leak_is_refused_and_said_where_it_is_allowed(tmp_path, capsys):
     contigs = {"one": ONE, "two": TWO, "s1": plain(200), "s2": plain(200)}
-    status, notes, _, _ = run(tmp_path, capsys, contigs, "--val-contigs", "one,s1")
+    status, _, error, _ = run(tmp_path, capsys, contigs, "--val-contigs", "one,s1")
+    assert status == 2
+    assert "'s1' and 's2' are the same sequence" in error
+    status, notes, _, _ = run(tmp_path, capsys, contigs, "--val-contigs", "one,s1", "--allow-copies", "1")
     assert status == 0
     assert "200 held-out bases also train, under another name" in notes
     assert "also train" not in run(tmp_path / "x" if (tmp_path / "x").mkdir() else tmp_path / "x", capsys, contigs,
@@ -162,10 +171,10 @@ def test_a_leak_is_seen_behind_a_twin_that_is_in_no_split(tmp_path, capsys, unus
 
 
 def test_a_held_out_base_counts_once_however_many_copies_train(tmp_path, capsys):
-    """A repeat of 500 bases beside 50,000: no leak to refuse. The control: held out beside little, it is."""
+    """A repeat of 500 bases."""
     repeats = {f"r{number}": plain(500, 3) for number in range(21)}
     contigs = {**repeats, "big": plain(50_000, 1), "small": plain(1000, 2), "rest": TWO}
-    status, notes, _, _ = run(tmp_path, capsys, contigs, "--val-contigs", "big,r0")
+    status, notes, _, _ = run(tmp_path, capsys, contigs, "--val-contigs", "big,r0", "--allow-copies", "1")
     assert status == 0
     assert "note: 500 held-out bases also train, under another name" in notes
     (tmp_path / "x").mkdir()
@@ -191,7 +200,7 @@ def test_leaks_are_those_counted_base_by_base():
         twins, marks = Twins(), []
         for number in range(4):
             mirrored, rows = bool(rng.integers(2)), stretches(rng, 300, int(rng.integers(1, 30)))
-            twins.add(str(number), other_strand if mirrored else text, rows)
+            twins.add(str(number), 300, strands(other_strand if mirrored else text), rows)
             mark = np.zeros(300, int)
             for start, end, split in rows:
                 mark[start:end] = 1 if split == "train" else 2
@@ -211,7 +220,8 @@ def test_many_stretches_of_twins_are_compared_in_seconds():
     """100,000 rows of each, which each with each would be 10^10 pairs."""
     text, twins = np.frombuffer(plain(200_000), np.uint8), Twins()
     for name, (odd, even) in {"a": ("val", "train"), "b": ("train", "val")}.items():
-        twins.add(name, text, [Stretch(at, at + 2, odd if at % 4 else even) for at in range(0, 200_000, 2)])
+        twins.add(name, text.size, strands(text), [
+            Stretch(at, at + 2, odd if at % 4 else even) for at in range(0, 200_000, 2)])
     start = time.process_time()
     assert twins.leak() == (200_000, "a", "b")
     assert time.process_time() - start < 10
@@ -226,31 +236,98 @@ def mutated(text, share, seed=0):
 
 
 def test_another_assembly_of_what_is_held_out_is_said(tmp_path, capsys):
-    """Neither the same bases nor the same places. The control: genomes that share nothing."""
+    """Neither the same bases nor the same places, and no stretch of hundreds the same. The control: genomes that share
+    nothing."""
     text = plain(60_000)
-    near, far = mutated(text, 0.005), plain(60_000, 1)
+    near, far = mutated(text, 0.043), plain(60_000, 1)
     for name, other, said in (("near", near, True), ("strand", near.translate(COMPLEMENT)[::-1], True),
                               ("far", far, False)):
         (tmp_path / name).mkdir()
-        _, notes, _, _ = run(tmp_path / name, capsys, {"one": text, "other": other, "x": plain(90_000, 2)},
-                             "--val-contigs", "one")
+        status, notes, _, _ = run(tmp_path / name, capsys, {"one": text, "other": other, "x": plain(90_000, 2)},
+                                  "--val-contigs", "one")
+        assert status == 0
         assert ("of what is held out, by 32-mers, also trains" in notes) == said
+
+
+@pytest.mark.parametrize("strand", [lambda text: text, lambda text: text.lower().translate(LOWER)[::-1]],
+                         ids=["same", "other"])
+def test_a_copied_stretch_is_refused_across_splits(tmp_path, capsys, strand):
+    """1,200 bases inside others, at another place and on either strand; refused with both places, or said where it is
+    allowed. The controls: in one split, and other bases in their place."""
+    one, two = plain(3000, 1), plain(2000, 2)
+    held, trains = two[:900] + strand(one[500:1700]) + two[900:], plain(5000, 7) + one
+    status, _, error, _ = run(tmp_path, capsys, {"held": held, "trains": trains}, "--val-contigs", "held")
+    assert status == 2
+    found = re.search(r"held-out sequence also trains, .*: (\d+) of (\d+) sampled windows of 256 bases .*, the "
+                      r"first at held:([\d,]+), which is at trains:([\d,]+) too; .*--allow-copies", error)
+    place, other = (int(found[group].replace(",", "")) for group in (3, 4))
+    assert 900 < place <= 900 + 1200 - 256 + 1
+    assert held[place - 1 : place + 255].upper() in (
+        trains[other - 1 : other + 255], trains[other - 1 : other + 255].translate(COMPLEMENT)[::-1])
+    status, notes, _, _ = run(tmp_path, capsys, {"held": held, "trains": trains}, "--val-contigs", "held",
+                              "--allow-copies", "1")
+    assert status == 0
+    assert f"note: {found[1]} of {found[2]} held-out windows of 256 bases, sampled, also train" in notes
+    for number, (contigs, arguments) in enumerate((
+            ({"held": held, "trains": trains}, ()),
+            ({"held": two[:900] + plain(1200, 8) + two[900:], "trains": trains}, ("--val-contigs", "held")))):
+        (tmp_path / str(number)).mkdir()
+        assert run(tmp_path / str(number), capsys, contigs, *arguments)[0] == 0
+
+
+def windows_of(texts):
+    """Places of all copies of windows, by their text on the first strand in order, from every place that is sampled."""
+    found = {}
+    for name, text in texts.items():
+        for place in look(np.frombuffer(text, np.uint8)).places.tolist():
+            window = text[place : place + 256].upper()
+            found.setdefault(min(window, window.translate(COMPLEMENT)[::-1]), []).append((name, place))
+    return found
+
+
+def test_windows_are_equal_where_their_bases_are(monkeypatch):
+    """Whatever the batches, hashes are equal for the same 256 bases of either strand, and differ for all others."""
+    text = plain(30_000).replace(b"ACGTA", b"ACNTA")
+    bases = np.frombuffer(text + text[::-1].translate(COMPLEMENT) + text[100:9000], np.uint8)
+    found = look(bases)
+    assert 300 < found.places.size < 1500
+    by_text = windows_of({"all": bases.tobytes()})
+    by_hash = {}
+    for place, number in zip(found.places.tolist(), found.windows.tolist(), strict=True):
+        by_hash.setdefault(number, []).append(("all", place))
+    assert sorted(by_hash.values()) == sorted(by_text.values())
+    monkeypatch.setattr(sketch, "_BATCH", 1000)
+    for one, two in zip(found, look(bases), strict=True):
+        assert np.array_equal(np.sort(one), np.sort(two))
+
+
+def test_windows_of_many_bases_are_thinned_alike_everywhere(monkeypatch):
+    """Memory is bounded, and copies are still found, by fewer windows."""
+    monkeypatch.setattr(copies, "MOST_WINDOWS", 500)
+    taken = Samples()
+    for number in range(8):
+        found = look(np.frombuffer(plain(60_000, number % 7), np.uint8))
+        taken.add(found.words, found.words[:0], found.windows, (found.places + 60_000 * number) * 4 + (number == 7))
+    result = taken.copies()
+    assert result.one_in == 64 * 16
+    assert sum(result.windows.values()) <= 500
+    assert result.across["val"] == result.windows["val"] > 10
 
 
 def test_samples_are_those_of_both_strands_and_of_any_place():
     text = np.frombuffer(plain(100_000), np.uint8)
-    found = samples(text)
+    found = look(text).words
     print(f"{found.size} samples of {text.size} bases")
     assert 150 < found.size < 700
     other = np.frombuffer(text.tobytes().translate(COMPLEMENT)[::-1], np.uint8)
-    assert sorted(samples(other)) == sorted(found)
-    assert set(samples(text[777:])) <= set(found)
+    assert sorted(look(other).words) == sorted(found)
+    assert set(look(text[777:]).words) <= set(found)
     words = {text[i : i + 32].tobytes() for i in range(text.size - 31)}
     words |= {other[i : i + 32].tobytes() for i in range(text.size - 31)}
     for sample in found.tolist():
         assert bytes(b"ACGT"[sample >> 2 * i & 3] for i in range(31, -1, -1)) in words
-    assert samples(np.frombuffer(b"ACGTN" * 1000, np.uint8)).size == 0
-    assert samples(text[:5]).size == 0
+    assert look(np.frombuffer(b"ACGTN" * 1000, np.uint8)).words.size == 0
+    assert look(text[:5]).words.size == 0
 
 
 def test_one_species_from_several_files_is_said(tmp_path, capsys):
