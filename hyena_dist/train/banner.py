@@ -17,7 +17,7 @@ from hyena_dist.costs.memory import parameters, run_memory
 from hyena_dist.data.errors import DataError
 from hyena_dist.data.index import FILE_NAME, read_index
 from hyena_dist.data.splits import SPLITS
-from hyena_dist.train.wording import amount, binary, duration, score
+from hyena_dist.train.wording import amount, binary, counted, duration, score
 
 
 def banner(config: Config, environment: Mapping[str, str]) -> list[str]:
@@ -39,8 +39,8 @@ def banner(config: Config, environment: Mapping[str, str]) -> list[str]:
         "run": f"{config.train.run_dir}, {_start(config)}",
         "device": device,
         "ranks": f"{ranks}{f' = {layout}' if layout else ''}, {engine}, {config.train.precision}",
-        "model": f"{parameters(model):,} parameters, {model.num_layers} layers of {model.hidden_size} channels, up to "
-                 f"{model.max_seq_len:,} tokens",
+        "model": f"{parameters(model):,} parameters, {counted(model.num_layers, 'layer')} of "
+                 f"{counted(model.hidden_size, 'channel')}, up to {model.max_seq_len:,} tokens",
         "step": _step(config, data_ranks),
         "length": _length(config, data_ranks),
         "memory": _memory(config, device.split(",")[0] == "CPU", data_ranks, room),
@@ -91,8 +91,8 @@ def _device(local_rank: int) -> tuple[str, int]:
 def _step(config: Config, data_ranks: int) -> str:
     last = stages(config, data_ranks=data_ranks)[-1]
     micro_batches = last.global_batch_size // (last.micro_batch_size * data_ranks)
-    return (f"{last.global_batch_size:,} windows of {last.seq_len:,} = {last.tokens_per_step:,} tokens, "
-            f"{last.micro_batch_size} windows at a time on each data rank, {micro_batches} times")
+    return (f"{counted(last.global_batch_size, 'window')} of {last.seq_len:,} = {last.tokens_per_step:,} tokens, "
+            f"{counted(last.micro_batch_size, 'window')} at a time on each data rank, {counted(micro_batches, 'time')}")
 
 
 def _length(config: Config, data_ranks: int) -> str:

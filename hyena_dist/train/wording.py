@@ -32,5 +32,12 @@ def score(value: float) -> str:
 
 
 def binary(size: float) -> str:
-    """Bytes as MiB, or from 1 GiB on as GiB."""
+    """Bytes as KiB, from 1 MiB on as MiB, and from 1 GiB on as GiB."""
+    if size < 2**20:
+        return f"{size / 2**10:,.0f} KiB"
     return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.0f} MiB"
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 layer`, `2 layers`."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")

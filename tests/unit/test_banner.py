@@ -15,7 +15,7 @@ from hyena_dist.costs.memory import run_memory
 from hyena_dist.model.model import build_model
 from hyena_dist.parallel.groups import Groups
 from hyena_dist.train.banner import banner, last_line
-from hyena_dist.train.wording import amount, binary, duration
+from hyena_dist.train.wording import amount, binary, counted, duration
 
 ROOT = Path(__file__).parents[2]
 ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
@@ -96,6 +96,9 @@ def test_numbers_as_people_read_them() -> None:
     assert [duration(s) for s in (0.4, 59.6, 3600, 7500, 100_000)] == ["0 s", "1 min", "1 h", "2 h 5 min", "1 d 3 h"]
     assert [amount(n) for n in (7, 8192, 99_999, 163_840, 3.93e6, 3.1e9, 2e12)] == [
         "7", "8,192", "99,999", "164 thousand", "3.93 million", "3.1 billion", "2 trillion"]
+    assert binary(300_000) == "293 KiB"
+    assert [counted(number, "layer") for number in (0, 1, 2, 1234)] == ["0 layers", "1 layer", "2 layers",
+                                                                        "1,234 layers"]
     assert [binary(size) for size in (2**20, 2**29, 2**30, 80 * 2**30)] == ["1 MiB", "512 MiB", "1.0 GiB", "80.0 GiB"]
 
 

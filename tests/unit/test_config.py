@@ -209,6 +209,13 @@ def test_every_violation_is_named_at_once():
         check(config, world_size=1)
 
 
+@pytest.mark.parametrize("word", ["latest", "Best", "true"])
+def test_a_word_that_is_no_path_to_resume_from_is_told_which_there_are(word):
+    with pytest.raises(ValueError, match=rf"train.resume must be auto .*none, the path .*weights:PATH, got '{word}'"):
+        TrainSection(run_dir="runs/mine", resume=word)
+    assert TrainSection(run_dir="runs/mine", resume=f"./{word}").origin == f"./{word}"
+
+
 def test_every_key_says_whether_a_resume_may_change_it():
     """A key that is in none of the classes would be changed in silence: give it a class in config/identity.py."""
     keys = {f"{section}.{key}" for section, content in asdict(BASE).items() for key in content}

@@ -45,6 +45,10 @@ class WarmupStage:
         return cls(**entry)
 
 
+_NO_PATHS = frozenset({"best", "last", "latest", "newest", "true", "false", "yes", "no", "on", "off"})
+"""What people write for train.resume that is none of its words, and hardly ever a path."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainSection:
     """The run: its length, batches, and when it validates and saves."""
@@ -113,6 +117,10 @@ class TrainSection:
 
     def __post_init__(self) -> None:
         path("train", run_dir=self.run_dir, resume=self.resume.removeprefix(WEIGHTS))
+        if self.resume.lower() in _NO_PATHS:
+            raise ValueError(f"train.resume must be auto (the newest checkpoint of train.run_dir), none, the path of a "
+                             f"checkpoint or a run, or weights:PATH, got {self.resume!r}; a path of that name is "
+                             f"./{self.resume}")
         positive("train", steps=self.steps, micro_batch_size=self.micro_batch_size,
                   global_batch_size=self.global_batch_size)
         not_negative("train", eval_every=self.eval_every, save_every=self.save_every,
