@@ -175,12 +175,10 @@ class DistributedFft(_Neighbours):
         dfilters, dbias = torch.empty_like(filters), torch.empty_like(bias)
         for o in reversed(range(len(filters))):
             u = inputs[o] * convs[o - 1] if o else inputs[0]
-            du, dfilters[o], dbias[o] = distributed_fft.convolve_backward(dconv, u, filters[o], bias[o], self.axis)
-            if o:
-                dconv = du * inputs[o]
-                torch.mul(du, convs[o - 1], out=inputs[o])
-            else:
-                inputs[0] = du
+            distributed_fft.convolve_backward(dconv, u, filters[o], bias[o], self.axis, out=(u, dfilters[o], dbias[o]))
+            if o:  # u holds its gradient now
+                dconv = u * inputs[o]
+                torch.mul(u, convs[o - 1], out=inputs[o])
         return inputs, dfilters, dbias
 
 

@@ -87,7 +87,9 @@ class _DistributedConv(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
         u, h, bias = ctx.saved_tensors
-        return *convolve_backward(dy, u, h, bias, ctx.axis), None
+        du, dh, dbias = torch.empty(u.shape, dtype=u.dtype, device=u.device), torch.empty_like(h), torch.empty_like(bias)
+        convolve_backward(dy, u, h, bias, ctx.axis, out=(du, dh, dbias))
+        return du, dh, dbias, None
 
 
 # The right-angle convolution, y = Re( t^-n IFFT( FFT(t^n u) FFT(t^n h) ) ) with t = exp(i pi / 2L), whose transforms
@@ -120,13 +122,14 @@ def convolve(u: Tensor, h: Tensor, bias: Tensor, axis: Axis) -> Tensor:
     return y
 
 
-def convolve_backward(dy: Tensor, u: Tensor, h: Tensor, bias: Tensor, axis: Axis) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `convolve` at u, h and bias from that at its result."""
+def convolve_backward(dy: Tensor, u: Tensor, h: Tensor, bias: Tensor, axis: Axis, *,
+                      out: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Write the gradients of `convolve` at u, h and bias, from that at its result, into `out`. The first of them may be
+    u itself: a chunk of it is written after it was read."""
     dtype = _compute_dtype(u, h)
     batch, channels, tokens = u.shape
     transform = _FourStep(tokens, dtype, u.device, axis)
-    du = torch.empty(u.shape, dtype=u.dtype, device=u.device)
-    dh, dbias = torch.empty_like(h), torch.empty_like(bias)
+    du, dh, dbias = out
 
     def start(part: slice) -> Exchange:
         dbias[part] = (u[:, part].to(dtype) * dy[:, part]).sum((0, 2))
@@ -149,7 +152,6 @@ def convolve_backward(dy: Tensor, u: Tensor, h: Tensor, bias: Tensor, axis: Axis
         outgoing = _one_behind((part, correlate(part, exchange)) for part, exchange in incoming)
         for part, exchange in outgoing:
             du[:, part] = _to_slice(exchange.wait())
-    return du, dh, dbias
 
 
 class _FourStep:
