@@ -87,7 +87,8 @@ class _DistributedConv(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
         u, h, bias = ctx.saved_tensors
-        du, dh, dbias = torch.empty(u.shape, dtype=u.dtype, device=u.device), torch.empty_like(h), torch.empty_like(bias)
+        du = torch.empty(u.shape, dtype=u.dtype, device=u.device)
+        dh, dbias = torch.empty_like(h), torch.empty_like(bias)
         convolve_backward(dy, u, h, bias, ctx.axis, out=(du, dh, dbias))
         return du, dh, dbias, None
 

@@ -62,8 +62,9 @@ def whole(shards, tmp_path_factory) -> Path:
 
 
 def test_a_run_leaves_what_it_should(whole):
-    assert {path.name for path in whole.iterdir()} == {"config.yaml", "metrics.jsonl", "tensorboard", "checkpoints",
-                                                       "last_checkpoint", "summary.json", "report.png", "logs"}
+    assert {path.name for path in whole.iterdir()} == {"config.yaml", "history.jsonl", "metrics.jsonl", "tensorboard",
+                                                       "checkpoints", "last_checkpoint", "summary.json", "report.png",
+                                                       "logs"}
     assert sorted(path.name for path in (whole / "checkpoints").iterdir()) == ["step-00000030", "step-00000040"]
     rows = read_rows(whole / "metrics.jsonl")
     assert [row.step for row in rows if row.split == "train"] == list(range(1, 41))
