@@ -5,6 +5,7 @@ Example:
     python shards/build.py human=hg38.fa.gz mouse=mm10.fa.gz --out shards/both --val-fraction 0.02
 
 A FILE is FASTA or GenBank (plain, gzip or bgzip), UCSC's 2bit, JSON lines or parquet; what it is, it says itself.
+FASTA::VCF::SAMPLE is the two haplotypes of a person, whose splits are those of the FASTA.
 NAME=FILE names the species, and calls its contigs NAME.contig. Without any option on splits, every base trains.
 """
 
@@ -25,7 +26,8 @@ if TYPE_CHECKING:  # numpy and webdataset take a second: --help should not
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+", metavar="[NAME=]FILE", help="file of sequence, and a name for its species")
+    parser.add_argument("files", nargs="+", metavar="[NAME=]FILE[::VCF::SAMPLE]",
+                        help="file of sequence, a name for its species, and the calls of a person")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="new directory to write")
     splits = parser.add_mutually_exclusive_group()
     splits.add_argument("--bed", type=Path, help="rows of contig, start, end, split (train, val or valid, test); "
