@@ -21,6 +21,7 @@ from hyena_dist.config.errors import UserError, one_line, write_remedy
 
 if TYPE_CHECKING:  # numpy and webdataset take a second: --help should not
     from hyena_dist.data.census import Census
+    from hyena_dist.data.contigs import Source
     from hyena_dist.data.splits import Splits
 
 
@@ -41,6 +42,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
                         help="only bases in the rows of this BED, as exons; of each, where several are given")
     parser.add_argument("--exclude", type=Path, action="append", default=[], metavar="BED",
                         help="no base in the rows of this BED, as gaps or a blacklist; of any, where several are given")
+    parser.add_argument("--homology", type=Path, metavar="FILE",
+                        help="homologous regions: a BED whose rows of one name are alike, BLAST hits (-outfmt 6), or "
+                             "hashFrag's pairs; what is alike to held-out bases does not train")
     parser.add_argument("--cut-bed", action="store_true",
                         help="rows of any BED that reach past their contig are cut, and those of contigs that are not "
                              "in the files are left out, and both are counted; without it they are refused")
@@ -54,8 +58,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def choose_splits(args: argparse.Namespace) -> "Splits":
+def choose_splits(args: argparse.Namespace, sources: "Sequence[Source]") -> "Splits":
     from hyena_dist.data.bed import Bed
+    from hyena_dist.data.build import lengths
+    from hyena_dist.data.homology import Apart
     from hyena_dist.data.splits import BedSplits, ContigSplits, FractionSplits, Splits, Within
     if args.bed is not None:
         splits: Splits = BedSplits(args.bed, cut=args.cut_bed)
@@ -66,8 +72,10 @@ def choose_splits(args: argparse.Namespace) -> "Splits":
     else:
         splits = Splits()
     if args.include or args.exclude:
-        return Within(splits, *([Bed(path, cut=args.cut_bed) for path in paths]
-                                for paths in (args.include, args.exclude)))
+        splits = Within(splits, *([Bed(path, cut=args.cut_bed) for path in paths]
+                                  for paths in (args.include, args.exclude)))
+    if args.homology is not None:
+        splits = Apart(splits, args.homology, lengths(sources), cut=args.cut_bed)
     return splits
 
 
@@ -85,7 +93,7 @@ def run(args: argparse.Namespace) -> None:
     from hyena_dist.data.contigs import Source
     from hyena_dist.data.index import FILE_NAME
     sources = [Source.parse(argument) for argument in args.files]
-    splits = choose_splits(args)
+    splits = choose_splits(args, sources)
     if args.dry_run:
         print_summary(survey(sources, splits, workers=args.workers, allow_copies=args.allow_copies), splits)
         print(f"{args.out}: not written (dry run)")

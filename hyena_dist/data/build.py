@@ -254,6 +254,17 @@ def _stored(sources: Sequence[Source], splits: Splits, census: Census, crew: Cre
     census.check(splits, allow_copies=allow_copies)
 
 
+def lengths(sources: Sequence[Source]) -> dict[str, int]:
+    """Bases of each contig by its name; of haplotypes, of the contigs that they are made of. Reads the files once.
+
+    Raises:
+        DataError: as `read_contigs`.
+    """
+    references = dict.fromkeys(source._replace(vcf=None, sample="") for source in sources)
+    with reading_progress([*references]) as contigs:
+        return {contig.name: contig.bases.size for contig in contigs}
+
+
 def _crew_for(sources: Sequence[Source], workers: int) -> Crew:
     """As many workers as asked for, where the files are large enough to be worth their start."""
     size = sum(source.path.stat().st_size for source in sources if source.path.is_file())
