@@ -16,6 +16,8 @@ from hyena_dist.data import segment
 from hyena_dist.data.errors import DataError
 from hyena_dist.data.tokenizer import BYTE_TO_ID
 
+_FIELDS = ("contig", "start", "end", "split", "species")
+
 
 def decode_segment(sample: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The segments of a sample as WebDataset reads it: for `WebDataset.map`.
@@ -30,18 +32,15 @@ def decode_segment(sample: Mapping[str, Any]) -> list[dict[str, Any]]:
         about = json.loads(sample["json"])
         ids = BYTE_TO_ID[segment.decode(sample["seg"])]
         count = max(len(value) if isinstance(value, list) else 1 for value in about.values())
-        columns = {key: value if isinstance(value, list) else [value] * count for key, value in about.items()}
-        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        lengths = [row["end"] - row["start"] for row in rows]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        columns = [about[field] if isinstance(about[field], list) else [about[field]] * count for field in _FIELDS]
+        rows = [dict(zip(_FIELDS, values, strict=True)) for values in zip(*columns, strict=True)]
+        places = np.cumsum([0, *(row["end"] - row["start"] for row in rows)]).tolist()
+        if places != sorted(places) or places[-1] != ids.size:
+            raise ValueError("it says other segments than it holds")
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
         where = f"{sample.get('__url__', 'a shard')}: sample {sample.get('__key__', '?')}"
         raise DataError(f"{where} is no sample of segments ({error}); run shards/verify.py") from None
-    found, place = [], 0
-    for row, length in zip(rows, lengths, strict=True):
-        found.append({key: row[key] for key in ("contig", "start", "end", "split", "species")}
-                     | {"ids": ids[place : place + length]})
-        place += length
-    return found
+    return [{**row, "ids": ids[start:end]} for row, start, end in zip(rows, places, places[1:], strict=False)]
 
 
 def windows(seq_len: int, split: str = "train") -> Callable[[Iterable[list[dict[str, Any]]]], Iterator[dict[str, Any]]]:

@@ -49,7 +49,7 @@ def test_regions_alike_to_held_out_bases_do_not_train(tmp_path, capsys, form):
     assert intervals(manifest, "train") == EXPECTED
     assert intervals(manifest, "val") == [("chr2", 0, 3000)]
     families = 2 if form == "BED" else 1
-    assert f"note: {tmp_path / 'alike'}: 300 bases do not train, of {families} families with held-out bases\n" in printed
+    assert f"alike: 300 bases do not train, of {families} families with held-out bases\n" in printed
 
 
 def test_held_out_bases_stay_and_so_do_those_of_other_ways_to_choose(tmp_path, capsys):
