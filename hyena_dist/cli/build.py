@@ -5,6 +5,7 @@ Example:
     python shards/build.py human=hg38.fa.gz mouse=mm10.fa.gz --out shards/both --val-fraction 0.02
 
 A FILE is FASTA or GenBank (plain, gzip or bgzip), UCSC's 2bit, JSON lines or parquet; what it is, it says itself.
+FASTA::VCF::SAMPLE is the two haplotypes of a person, whose splits are those of the FASTA.
 NAME=FILE names the species, and calls its contigs NAME.contig. Without any option on splits, every base trains.
 """
 
@@ -21,12 +22,14 @@ from hyena_dist.runtime.signals import raise_interrupts
 
 if TYPE_CHECKING:  # numpy and webdataset take a second: --help should not
     from hyena_dist.data.census import Census
+    from hyena_dist.data.contigs import Source
     from hyena_dist.data.splits import Splits
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+", metavar="[NAME=]FILE", help="file of sequence, and a name for its species")
+    parser.add_argument("files", nargs="+", metavar="[NAME=]FILE[::VCF::SAMPLE]",
+                        help="file of sequence, a name for its species, and the calls of a person")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="new directory to write")
     splits = parser.add_mutually_exclusive_group()
     splits.add_argument("--bed", type=Path, help="rows of contig, start, end, split (train, val or valid, test); "
@@ -40,6 +43,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
                         help="only bases in the rows of this BED, as exons; of each, where several are given")
     parser.add_argument("--exclude", type=Path, action="append", default=[], metavar="BED",
                         help="no base in the rows of this BED, as gaps or a blacklist; of any, where several are given")
+    parser.add_argument("--homology", type=Path, metavar="FILE",
+                        help="homologous regions: a BED whose rows of one name are alike, BLAST hits (-outfmt 6), or "
+                             "hashFrag's pairs; what is alike to held-out bases does not train")
     parser.add_argument("--cut-bed", action="store_true",
                         help="rows of any BED that reach past their contig are cut, and those of contigs that are not "
                              "in the files are left out, and both are counted; without it they are refused")
@@ -53,8 +59,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def choose_splits(args: argparse.Namespace) -> "Splits":
+def choose_splits(args: argparse.Namespace, sources: "Sequence[Source]") -> "Splits":
     from hyena_dist.data.bed import Bed
+    from hyena_dist.data.build import lengths
+    from hyena_dist.data.homology import Apart
     from hyena_dist.data.splits import BedSplits, ContigSplits, FractionSplits, Splits, Within
     if args.bed is not None:
         splits: Splits = BedSplits(args.bed, cut=args.cut_bed)
@@ -65,8 +73,10 @@ def choose_splits(args: argparse.Namespace) -> "Splits":
     else:
         splits = Splits()
     if args.include or args.exclude:
-        return Within(splits, *([Bed(path, cut=args.cut_bed) for path in paths]
-                                for paths in (args.include, args.exclude)))
+        splits = Within(splits, *([Bed(path, cut=args.cut_bed) for path in paths]
+                                  for paths in (args.include, args.exclude)))
+    if args.homology is not None:
+        splits = Apart(splits, args.homology, lengths(sources), cut=args.cut_bed)
     return splits
 
 
@@ -85,7 +95,7 @@ def run(args: argparse.Namespace) -> None:
     from hyena_dist.data.index import FILE_NAME
     raise_interrupts()
     sources = [Source.parse(argument) for argument in args.files]
-    splits = choose_splits(args)
+    splits = choose_splits(args, sources)
     if args.dry_run:
         print_summary(survey(sources, splits, workers=args.workers, allow_copies=args.allow_copies), splits)
         print(f"{args.out}: not written (dry run)")

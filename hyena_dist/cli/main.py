@@ -4,8 +4,9 @@
 commands: pretrain   train a model on shards
           evaluate   score a run on held-out bases
           convert    a run, checkpoint or published weights, to any of their formats
-          build      shards of FASTA files
-          verify     shards, against their index and the FASTA files
+          build      shards of files of sequence
+          verify     shards, against their index and the files they came from
+          show       what is in shards: composition, splits, some of the bases
 
 examples: hyena-dist pretrain --config quickstart --dry-run
           torchrun --nproc_per_node 2 -m hyena_dist.cli.main pretrain --config quickstart
@@ -19,7 +20,7 @@ from importlib import import_module
 
 from hyena_dist.runtime.signals import PROCESS, die_of_interrupts
 
-COMMANDS = ("pretrain", "evaluate", "convert", "build", "verify")
+COMMANDS = ("pretrain", "evaluate", "convert", "build", "verify", "show")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,7 +17,7 @@ from hyena_dist.runtime.signals import raise_interrupts
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path, metavar="DIR", help="directory that shards/build.py wrote")
-    parser.add_argument("--fasta", nargs="+", default=[], metavar="[NAME=]FILE",
+    parser.add_argument("--fasta", nargs="+", default=[], metavar="[NAME=]FILE[::VCF::SAMPLE]",
                         help="the files that the shards were built from, with the same names")
     return parser.parse_args(argv)
 

@@ -145,7 +145,7 @@ def _cannot_be_read(path: Path, error: OSError) -> str:
     elif "but a directory" in str(error):
         remedy = "give the FASTA files in it"
     else:
-        remedy = read_remedy(error, "give the path of a FASTA file")
+        remedy = read_remedy(error, "give the path of a file")
     return f"{path}: cannot be read ({error.strerror or error}); {remedy}"
 
 

@@ -53,9 +53,23 @@ def _assembly(path: Path) -> str:
 
 
 def contig_info(contig: Contig) -> ContigInfo:
-    """The index's row of a contig: its assembly is called as its file, its species by the file's label."""
+    """The index's row of a contig: its assembly is called as its file, its species by the file's label. A haplotype
+    is an assembly of its own."""
     assembly = _assembly(contig.source.path)
-    return ContigInfo(contig.name, contig.bases.size, assembly, contig.source.label or assembly)
+    species = contig.source.label or assembly
+    if contig.origin:
+        assembly = f"{assembly}.{contig.source.sample}.{contig.origin.haplotype}"
+    return ContigInfo(contig.name, contig.bases.size, assembly, species)
+
+
+def _stretches(splits: Splits, contig: Contig) -> list[Stretch]:
+    """Of a haplotype, those of the contig that it was made of, carried over."""
+    if contig.origin is None:
+        return splits.stretches(contig.name, contig.bases.size)
+    place = contig.origin.place
+    found = (Stretch(place(row.start), place(row.end), row.split)
+             for row in splits.stretches(contig.origin.name, contig.origin.bases))
+    return [row for row in found if row.start < row.end]
 
 
 class _Sink:
@@ -225,17 +239,30 @@ def _stored(sources: Sequence[Source], splits: Splits, census: Census, crew: Cre
         DataError: bad input, or splits that are worth nothing.
     """
     surveyor = _Surveyor(census, crew)
+    known: set[str] = set()
     with reading_progress(sources) as contigs:
         for contig in contigs:
-            stretches = splits.stretches(contig.name, contig.bases.size)
+            stretches = _stretches(splits, contig)
+            known.add(contig.origin.name if contig.origin else contig.name)
             stored, info = contig._replace(bases=as_dna(contig.bases)), contig_info(contig)
             census.enter(contig, stored, info)
             surveyor.take(stored, info, stretches)
             yield stored, stretches
     surveyor.send()
     crew.finish()
-    splits.check_contigs({info.name for info in census.contigs})
+    splits.check_contigs(known)
     census.check(splits, allow_copies=allow_copies)
+
+
+def lengths(sources: Sequence[Source]) -> dict[str, int]:
+    """Bases of each contig by its name; of haplotypes, of the contigs that they are made of. Reads the files once.
+
+    Raises:
+        DataError: as `read_contigs`.
+    """
+    references = dict.fromkeys(source._replace(vcf=None, sample="") for source in sources)
+    with reading_progress([*references]) as contigs:
+        return {contig.name: contig.bases.size for contig in contigs}
 
 
 def _crew_for(sources: Sequence[Source], workers: int) -> Crew:

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import numpy as np
 
-from hyena_dist.data.contigs import Contig
+from hyena_dist.data.contigs import Contig, Source
 from hyena_dist.data.copies import WINDOW, Copies, Samples
 from hyena_dist.data.errors import DataError
 from hyena_dist.data.index import ContigInfo
 from hyena_dist.data.measure import CODES, ContigMeasure, Measure, Tally
 from hyena_dist.data.splits import SPLITS, Splits, Stretch
 from hyena_dist.data.twins import Twins
+from hyena_dist.data.vcf import Genotypes
 
 MOST_FAMILIAR = 0.3
 """Share of the held-out 32-mers that may also train before it is said. Repeats alone are less in most genomes."""
@@ -52,6 +53,7 @@ class Census:
         self._twins = Twins()
         self._samples = Samples()
         self._files: dict[str, list[Path]] = {}
+        self._genotypes: dict[Source, Genotypes] = {}
 
     @property
     def whole(self) -> Tally:
@@ -68,7 +70,9 @@ class Census:
         self.contigs.append(info)
         if stored.bases is not read.bases:
             self._rna.add(info.name, int(np.count_nonzero(stored.bases != read.bases)))
-        if read.source.label:
+        if read.origin:
+            self._genotypes[read.source] = read.origin.genotypes
+        if read.source.label and not read.origin:
             files = self._files.setdefault(info.species, [])
             if not files or read.source.path not in files:
                 files.append(read.source.path)
@@ -149,6 +153,7 @@ class Census:
         """What the user should know, a line each; after `check`."""
         notes = [
             *splits.notes(),
+            *(line for genotypes in self._genotypes.values() for line in genotypes.notes()),
             *self._rna.note("RNA: {contigs} with U and no T, first {first}: {bases} U are stored as T"),
             *self._stray_u.note("U in DNA: {contigs} with T and U, first {first}: {bases} U read as [UNK] and are not "
                                 "scored"),

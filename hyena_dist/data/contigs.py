@@ -2,12 +2,15 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
 from hyena_dist.data.blocks import OnBytes
 from hyena_dist.data.errors import DataError
+
+if TYPE_CHECKING:
+    from hyena_dist.data.vcf import Genotypes
 
 IUPAC = b"ACGTURYSWKMBDHVN"
 """The letters that a sequence may hold, in either case."""
@@ -20,16 +23,51 @@ class Source(NamedTuple):
     path: Path
     label: str = ""
     """Species of the file; its contigs are then called label.contig."""
+    vcf: Path | None = None
+    sample: str = ""
+    """Where the contigs are the two haplotypes of a person: file and column of the genotypes."""
 
     @classmethod
     def parse(cls, argument: str) -> "Source":
-        """FILE or LABEL=FILE; a file whose own name has a '=' is taken as it is."""
+        """FILE or LABEL=FILE, with ::VCF::SAMPLE behind it for the haplotypes of a person. A file whose own name has a
+        '=' or '::' is taken as it is."""
+        if Path(argument).exists():
+            return cls(Path(argument))
+        file, *calls = argument.split("::")
+        if len(calls) not in (0, 2) or not all((file, *calls)):
+            raise DataError(f"{argument}: write FASTA::VCF::SAMPLE for the haplotypes of a person")
+        if calls:
+            return cls.parse(file)._replace(vcf=Path(calls[0]), sample=calls[1])
         label, equals, path = argument.partition("=")
-        if not equals or Path(argument).exists():
+        if not equals:
             return cls(Path(argument))
         if not label.isidentifier():
             raise DataError(f"{argument}: write letters, digits and '_' before the '=', a letter first")
         return cls(Path(path), label)
+
+
+class Origin(NamedTuple):
+    """The contig that a haplotype was made of, and how its places are those of the haplotype."""
+
+    name: str
+    bases: int
+    genotypes: "Genotypes"
+    """Of the person."""
+    haplotype: int
+    """1 or 2."""
+    starts: np.ndarray
+    ends: np.ndarray
+    """Of the changes, in order and without overlap, int64; places of the origin."""
+    shifts: np.ndarray
+    """How many bases longer the haplotype is in front of each change, and behind the last, int64."""
+
+    def place(self, place: int) -> int:
+        """Where in the haplotype a place of the origin is; one inside a change is behind that, so that what is new
+        belongs to the stretch before."""
+        change = int(np.searchsorted(self.ends, place, side="right"))
+        if change < self.starts.size and self.starts[change] < place:
+            return int(self.ends[change] + self.shifts[change + 1])
+        return int(place + self.shifts[change])
 
 
 class Contig(NamedTuple):
@@ -41,6 +79,8 @@ class Contig(NamedTuple):
     source: Source
     bases: np.ndarray
     """ASCII codes as in the file, uint8."""
+    origin: Origin | None = None
+    """Of a haplotype."""
 
 
 def as_dna(bases: np.ndarray) -> np.ndarray:

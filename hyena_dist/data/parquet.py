@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from hyena_dist.config.errors import one_line
 from hyena_dist.config.plain import open_regular
 from hyena_dist.data.blocks import OnBytes, said_in_one_line
 from hyena_dist.data.contigs import Contig, Source
@@ -29,8 +30,10 @@ def contigs(source: Source, on_bytes: OnBytes) -> Iterator[Contig]:
                 raise DataError(f"{source.path}: has the columns {', '.join(table.schema_arrow.names)[:200]}; name the "
                                 f"one of the sequence {' or '.join(map(repr, TEXT_KEYS))}")
             yield from _rows(source, table, columns, raw.seek(0, 2), on_bytes)
-        except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-            raise DataError(f"{source.path}: is damaged ({error}); copy or download it again") from None
+        except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:  # of the disk, not of what was read
+                raise
+            raise DataError(f"{source.path}: is damaged ({one_line(error)}); copy or download it again") from None
 
 
 def _rows(source: Source, table: Any, columns: list[str], size: int, on_bytes: OnBytes) -> Iterator[Contig]:

@@ -8,6 +8,7 @@ from hyena_dist.data import fasta, genbank, jsonl, parquet, twobit
 from hyena_dist.data.blocks import OnBytes, no_report, refuse_other_kinds, start_of
 from hyena_dist.data.contigs import Contig, Reader, Source
 from hyena_dist.data.errors import DataError
+from hyena_dist.data.haplotypes import haplotypes
 
 _IN_GZIP_TOO: dict[bytes, Reader] = {b"LOCUS ": genbank.contigs, b"{": jsonl.contigs}
 """How a file begins, and what reads it."""
@@ -36,6 +37,12 @@ def reader_of(path: Path) -> Reader:
     return fasta.contigs
 
 
+def contigs_of(source: Source, on_bytes: OnBytes = no_report) -> Iterator[Contig]:
+    """The contigs of one file; with a VCF, the haplotypes of a person."""
+    found = reader_of(source.path)(source, on_bytes)
+    return haplotypes(found, source) if source.vcf else found
+
+
 def read_contigs(sources: Iterable[Source], on_bytes: OnBytes = no_report) -> Iterator[Contig]:
     """All contigs of these files, in order, one in memory at a time.
 
@@ -44,7 +51,7 @@ def read_contigs(sources: Iterable[Source], on_bytes: OnBytes = no_report) -> It
     """
     seen: dict[str, Path] = {}
     for source in sources:
-        for contig in reader_of(source.path)(source, on_bytes):
+        for contig in contigs_of(source, on_bytes):
             if contig.name in seen:
                 first = seen[contig.name]
                 where = "twice" if first == source.path else f"in {first} too"

@@ -21,13 +21,12 @@ from webdataset import tariterators
 from hyena_dist.config.digests import file_sha256
 from hyena_dist.config.plain import open_regular
 from hyena_dist.data import fasta, segment, segment1
-from hyena_dist.data.blocks import no_report
 from hyena_dist.data.build import describe, progress_bar
 from hyena_dist.data.contigs import Source, as_dna
 from hyena_dist.data.errors import DataError
 from hyena_dist.data.index import FILE_NAME, Shard, open_shard
 from hyena_dist.data.manifest import Manifest
-from hyena_dist.data.sources import reader_of
+from hyena_dist.data.sources import contigs_of, reader_of
 from hyena_dist.data.splits import SPLITS
 from hyena_dist.data.tokenizer import BYTE_TO_ID
 
@@ -127,9 +126,8 @@ def _problem_of(manifest: Manifest, number: int, sample: dict[str, Any], member:
 def records(source: Source) -> Iterator[tuple[str, np.ndarray]]:
     """Name and ASCII bases of each contig of a file. FASTA is read by a second reader, with the lines as Python's text
     files see them: LF, CR LF and CR end one. Files of other kinds are read by the reader that builds have."""
-    reader = reader_of(source.path)
-    if reader is not fasta.contigs:
-        for contig in reader(source, no_report):
+    if source.vcf or reader_of(source.path) is not fasta.contigs:
+        for contig in contigs_of(source):
             yield contig.name, contig.bases
         return
     prefix = f"{source.label}." if source.label else ""

@@ -145,7 +145,7 @@ def test_the_json_of_a_sample_says_what_is_in_it(tmp_path):
 
 
 def test_the_program_in_the_documentation_reads_shards(tmp_path):
-    [program] = re.findall(r"```python\n(.*?)```", (ROOT / "docs/shards.md").read_text(), re.DOTALL)
+    program, loop = re.findall(r"```python\n(.*?)```", (ROOT / "docs/shards.md").read_text(), re.DOTALL)
     contigs = {"a": b"ACGT" * 50, "b": b"AC" * 10, "c": b"GNNNa" * 6}
     manifest = shards(tmp_path, contigs, FractionSplits(0.1), segment_bases=200)
     (tmp_path / "read.py").write_text(program)
@@ -154,5 +154,8 @@ def test_the_program_in_the_documentation_reads_shards(tmp_path):
                            env={**os.environ, "PYTHONPATH": str(ROOT)}).stdout
     rows = [(manifest.contigs[row.contig].name, row.start, row.end, ("train", "val", "test")[row.split])
             for row in manifest.segments]
+    (tmp_path / "loop.py").write_text(loop.replace("1024", "8"))
+    subprocess.run([sys.executable, "loop.py", shard], cwd=tmp_path, check=True,
+                   env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert lines.splitlines() == [f"{contig} {start} {end} {split} {contigs[contig][start:end][:20].decode()}"
                                   for contig, start, end, split in rows]
