@@ -17,7 +17,7 @@ from hyena_dist.train.weights_and_biases import check_installed
 from hyena_dist.train.wording import binary
 
 if TYPE_CHECKING:
-    from hyena_dist.data.manifest import Manifest
+    from hyena_dist.data.pool import Pool
 
 
 def check_ranks(config: Config, ranks: int | None) -> tuple[int, list[str]]:
@@ -66,28 +66,51 @@ def _run_directory(config: Config) -> Iterator[str]:
 
 
 def _shards(config: Config, data_ranks: int) -> Iterator[str]:
-    path = Path(config.data.shards)
-    if not path.exists():
-        yield (f"data.shards={path} is not on this machine: build it with `python shards/build.py FASTA --out {path}`, "
-               "or give another")
+    missing = False
+    for path, key in _paths(config):
+        if not path.exists():
+            missing = True
+            yield f"{key}={path} is not on this machine: " + (
+                "copy it there, or give another" if key.endswith("regions") else
+                f"build it with `python shards/build.py FASTA --out {path}`, or give another")
+    if missing:
         return
-    from hyena_dist.data.manifest import Manifest
+    from hyena_dist.data.pool import open_pools
     from hyena_dist.train.curriculum import Curriculum
-    manifest = Manifest.load(path)
-    Curriculum(manifest, config, dp_size=data_ranks).close()
-    yield from _lengths(config, manifest)
+    pools = open_pools(config.data)
+    Curriculum(pools, config, dp_size=data_ranks).close()
+    for pool in pools:
+        yield from _lengths(config, pool)
+    for index, change in enumerate(config.data.changes()):
+        if change.step >= config.train.steps:
+            yield (f"data.mixture_schedule[{index}].step ({change.step}) is never reached, train.steps is "
+                   f"{config.train.steps}: leave it out, or train longer")
 
 
-def _lengths(config: Config, manifest: "Manifest") -> Iterator[str]:
+def _paths(config: Config) -> list[tuple[Path, str]]:
+    """Where the data lie, each with the key that says so."""
+    shards, found = Path(config.data.shards), []
+    for index, source in enumerate(config.data.sources()):
+        found.append((shards / (source.shards or ""), f"data.mixture[{index}].shards" if source.shards else
+                      "data.shards"))
+        if source.regions is not None:
+            found.append((Path(source.regions), f"data.mixture[{index}].regions"))
+    return list(dict.fromkeys(found)) or [(shards, "data.shards")]
+
+
+def _lengths(config: Config, pool: "Pool") -> Iterator[str]:
+    shards = pool.where if pool.name else f"data.shards={pool.where}"
     lengths = {"train": config.data.seq_len, "val": config.data.val_seq_len or config.data.seq_len}
     for split, seq_len in lengths.items():
-        longest = max((interval.bases for interval in manifest.intervals(split)), default=0)
+        longest = max((interval.bases for interval in pool.intervals(split)), default=0)
         key = "data.val_seq_len" if split == "val" and config.data.val_seq_len else "data.seq_len"
         if longest < 2:
-            yield (f"data.shards={config.data.shards} has no bases of split {split}: every validation loss will be "
-                   "nan: build shards with --val-contigs, --val-fraction or --bed")
+            lost = "it is not validated" if pool.name else "every validation loss will be nan"
+            yield (f"{shards} has no bases of split {split}: {lost}: build shards with --val-contigs, --val-fraction "
+                   "or --bed")
         elif longest - 1 < seq_len:
-            yield (f"{key} ({seq_len}) is more than the longest stretch of split {split} has ({longest:,} bases): "
+            of = f" of source {pool.name}" if pool.name else ""
+            yield (f"{key} ({seq_len}) is more than the longest stretch of split {split}{of} has ({longest:,} bases): "
                    f"every window is padded: use {longest - 1} or less, or build shards of longer contigs")
 
 

@@ -20,6 +20,7 @@ FIXED = frozenset({
         "vocab_size", "num_attention_heads", "layer_pattern", "tie_embeddings")),
     # Which windows come, and in which order: the place in the data is a number of windows of this length and batch.
     "data.seq_len", "data.rc_augment", "data.seed", "train.global_batch_size",
+    "data.mixture", "data.mixture_temperature", "data.mixture_schedule",
     "train.seq_len_warmup", "train.seq_len_warmup_steps", "train.seq_len_warmup_batch",
     # The initial weights, which are history.
     "train.seed",
@@ -57,6 +58,9 @@ def identity(config: Config) -> dict[str, Any]:
     kept["train.seq_len_warmup"] = [{key: value for key, value in asdict(stage).items()
                                      if key != "micro_batch_size" and value is not None}
                                     for stage in warmup_entries(config)]
+    # Where the sources of a mixture lie may change; what is in them is compared by the stream of windows.
+    if config.data.mixture is not None:
+        kept["data.mixture"] = [{"name": source.name, "weight": source.weight} for source in config.data.sources()]
     kept = json.loads(json.dumps(kept))
     assert isinstance(kept, dict)
     return kept

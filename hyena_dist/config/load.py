@@ -35,7 +35,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), *, env: Mapping
     if train.origin is not None:
         resume = WEIGHTS * train.weights_only + _expanded("train.resume", train.origin, env)
     try:
-        return replace(config, data=replace(data, shards=_expanded("data.shards", data.shards, env)),
+        return replace(config, data=replace(data, shards=_expanded("data.shards", data.shards, env),
+                                            mixture=_expanded_mixture(data.mixture, env)),
                        train=replace(train, run_dir=_expanded("train.run_dir", train.run_dir, env), resume=resume))
     except ConfigError:
         raise
@@ -112,6 +113,15 @@ def _argument(override: str) -> dict[str, Any]:
     for part in reversed(parts):
         value = {part: value}
     return value
+
+
+def _expanded_mixture(mixture: list[dict[str, Any]] | None, env: Mapping[str, str]) -> list[dict[str, Any]] | None:
+    """The sources of a mixture with their paths expanded."""
+    if mixture is None:
+        return None
+    return [{key: _expanded(f"data.mixture[{index}].{key}", value, env)
+             if key in ("shards", "regions") and value is not None else value for key, value in entry.items()}
+            for index, entry in enumerate(mixture)]
 
 
 def _expanded(key: str, path: str, env: Mapping[str, str]) -> str:

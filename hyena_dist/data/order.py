@@ -117,6 +117,10 @@ class WindowOrder:
         self.lengths = np.array([max(length, 1) for length in lengths], dtype=np.int64)
         self.seq_len, self.seed, self.stage = seq_len, seed, stage
         self._epoch_sizes: dict[int, int] = {}
+        self._one_size = bool((self.lengths <= seq_len + 1).all())
+        """Whether all epochs have as many windows, since no interval has a phase."""
+        self._reached = 0, 0
+        """An epoch, and the windows of those before it."""
         self._tiling: tuple[int, _Tiling] | None = None
         self._block: tuple[tuple[int, int], list[Window]] | None = None
 
@@ -128,6 +132,8 @@ class WindowOrder:
 
     def epoch_size(self, epoch: int) -> int:
         """Number of windows of an epoch."""
+        if self._one_size:
+            epoch = 0
         if epoch not in self._epoch_sizes:
             self._epoch_sizes[epoch] = self._tiling_of(epoch).size
         return self._epoch_sizes[epoch]
@@ -135,9 +141,24 @@ class WindowOrder:
     def advance(self, epoch: int, index: int, windows: int) -> tuple[int, int]:
         """Epoch and index this many windows on."""
         index += windows
+        if self._one_size:
+            further, index = divmod(index, self.epoch_size(0))
+            return epoch + further, index
         while index >= (size := self.epoch_size(epoch)):
             epoch, index = epoch + 1, index - size
         return epoch, index
+
+    def locate(self, number: int) -> tuple[int, int]:
+        """Epoch and index of a window that is counted from the first of epoch 0 on. Fast where the numbers grow."""
+        epoch, first = self._reached if self._reached[1] <= number else (0, 0)
+        epoch, index = self.advance(epoch, 0, number - first)
+        self._reached = epoch, number - index
+        return epoch, index
+
+    def epochs(self, windows: int) -> float:
+        """How many epochs the first windows are."""
+        epoch, index = self.advance(0, 0, windows)
+        return epoch + index / self.epoch_size(epoch)
 
     def window(self, epoch: int, index: int) -> Window:
         """Window `index` of an epoch."""

@@ -2,12 +2,13 @@
 
 Training batches follow `WindowOrder`. Window number g of a stage goes to data rank g mod dp_size, so a position in the
 order is one integer for all ranks, and a resume at another number of ranks, workers or micro-batches goes on with
-exactly the windows that come next. No buffer is shuffled and nothing is drawn while reading: worker processes may read
-ahead, but what comes, and when, never depends on them.
+exactly the windows that come next. In a mixture the source of a window follows from its number alone
+(`data/mixture.py`), so all of this is true of several shard sets as of one. No buffer is shuffled and nothing is drawn
+while reading: worker processes may read ahead, but what comes, and when, never depends on them.
 """
 
 import logging
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -17,7 +18,9 @@ import torch
 
 from hyena_dist.data.errors import DataError
 from hyena_dist.data.manifest import Interval, Manifest
-from hyena_dist.data.order import WindowOrder
+from hyena_dist.data.mixture import Change, MixtureOrder
+from hyena_dist.data.order import WindowOrder, mix
+from hyena_dist.data.pool import Pool, identity_of
 from hyena_dist.data.tokenizer import COMPLEMENT, PAD, A, T, split_window
 from hyena_dist.data.workers import read_ahead
 
@@ -97,11 +100,15 @@ def _has_a_scored_base(manifest: Manifest, intervals: list[Interval]) -> bool:
 
 
 class _Windows:
-    """The windows of an order, read a micro-batch at a time by their numbers."""
+    """The windows of an order, read a micro-batch at a time by their numbers.
 
-    def __init__(self, manifest: Manifest, intervals: list[Interval], order: WindowOrder, rc_augment: bool, part: Part):
-        self.manifest, self.order, self.rc_augment, self.part = manifest, order, rc_augment, part
-        self.first_bases = [interval.first_base for interval in intervals]
+    Args:
+        places: of every interval of the order, the shards that it is in and its first base there.
+    """
+
+    def __init__(self, places: list[tuple[Manifest, int]], order: WindowOrder | MixtureOrder, rc_augment: bool,
+                 part: Part):
+        self.places, self.order, self.rc_augment, self.part = places, order, rc_augment, part
 
     def read(self, numbers: list[int]) -> tuple[np.ndarray, np.ndarray, int]:
         """The content of a batch, as arrays."""
@@ -109,15 +116,16 @@ class _Windows:
         for row, number in zip(ids, numbers, strict=True):
             epoch = number >> _EPOCH_SHIFT
             interval, start, end, reverse = self.order.window(epoch, number - (epoch << _EPOCH_SHIFT))
-            _read_row(self.manifest, row, self.part, self.first_bases[interval] + start, end - start,
-                      self.rc_augment and reverse)
+            manifest, first_base = self.places[interval]
+            _read_row(manifest, row, self.part, first_base + start, end - start, self.rc_augment and reverse)
         return ids, np.array(numbers, dtype=np.int64), _scored(ids)
 
 
 class _RankNumbers:
     """The numbers of the windows of one rank, a micro-batch at a time, without end."""
 
-    def __init__(self, order: WindowOrder, start: StreamState, micro_batch_size: int, dp_rank: int, dp_size: int):
+    def __init__(self, order: WindowOrder | MixtureOrder, start: StreamState, micro_batch_size: int, dp_rank: int,
+                 dp_size: int):
         self.order, self.start = order, start
         self.micro_batch_size, self.dp_rank, self.dp_size = micro_batch_size, dp_rank, dp_size
 
@@ -134,28 +142,32 @@ class _RankNumbers:
 
 
 class TrainStream:
-    """The training windows of a manifest at one sequence length, without end.
+    """The training windows of one or several pools at one sequence length, without end.
 
     Args:
+        pools: a manifest, for all of its training bases; or the sources of a mixture.
         seq_len: L; windows have L + 1 bases.
         seed: draws the order.
         rc_augment: show each window, with probability 1/2, as its reverse complement.
         stage: number of the length warm-up's stage; each stage has its own order.
+        weights: of several pools, from which window on.
+
+    Raises:
+        DataError: a pool has no training base to score.
     """
 
-    def __init__(self, manifest: Manifest, *, seq_len: int, seed: int, rc_augment: bool = False, stage: int = 0):
-        self.manifest, self.seq_len, self.seed, self.rc_augment, self.stage = manifest, seq_len, seed, rc_augment, stage
-        self.intervals = manifest.intervals("train")
-        lengths = [interval.bases for interval in self.intervals]
-        self.order = WindowOrder(lengths, seq_len, seed=seed, stage=stage)
-        if not any(length > 1 for length in lengths):
-            raise DataError(f"{manifest.directory} has no training window; build shards with bases of split train")
-        if not _has_a_scored_base(manifest, self.intervals):
-            raise DataError(f"{manifest.directory} has no training base to score: all are N or other codes than A, C, "
-                            f"G and T; build shards of sequence that is known")
-        if short := [interval.contig for interval in self.intervals if interval.bases < 2]:
-            logger.info("%d stretches of a single base have no next base and are skipped, the first on %s",
-                        len(short), short[0])
+    def __init__(self, pools: Manifest | Sequence[Pool], *, seq_len: int, seed: int, rc_augment: bool = False,
+                 stage: int = 0, weights: Sequence[Change] = ()):
+        self.pools = [Pool(pools)] if isinstance(pools, Manifest) else list(pools)
+        self.seq_len, self.seed, self.rc_augment, self.stage = seq_len, seed, rc_augment, stage
+        self.weights = list(weights)
+        of_pools = [_training_intervals(pool) for pool in self.pools]
+        self.intervals = [interval for intervals in of_pools for interval in intervals]
+        self._places = [(pool.manifest, interval.first_base)
+                        for pool, intervals in zip(self.pools, of_pools, strict=True) for interval in intervals]
+        orders = [WindowOrder([interval.bases for interval in intervals], seq_len, seed=_seed_of(seed, number),
+                              stage=stage) for number, intervals in enumerate(of_pools)]
+        self.order: WindowOrder | MixtureOrder = orders[0] if len(orders) == 1 else MixtureOrder(orders, self.weights)
 
     def start(self) -> StreamState:
         """The state before the first window of this stage."""
@@ -165,10 +177,22 @@ class TrainStream:
         """The state this many windows on."""
         return StreamState(state.stage, *self.order.advance(state.epoch, state.index, windows))
 
+    def epochs(self, windows: int) -> list[float]:
+        """How often the first windows have gone through each pool."""
+        own = self.order.epochs(windows)
+        return own if isinstance(own, list) else [own]
+
+    def counts(self, windows: int) -> list[int]:
+        """How many of the first windows are of each pool."""
+        return self.order.counts(windows) if isinstance(self.order, MixtureOrder) else [windows]
+
     def _facts(self) -> dict[str, Any]:
         """What a state depends on."""
-        return {"version": STATE_VERSION, "manifest": self.manifest.identity, "seed": self.seed,
-                "seq_len": self.seq_len, "rc_augment": self.rc_augment}
+        facts = {"version": STATE_VERSION, "manifest": identity_of(self.pools), "seed": self.seed,
+                 "seq_len": self.seq_len, "rc_augment": self.rc_augment}
+        if len(self.pools) > 1:
+            facts["weights"] = [[change.window, *change.weights] for change in self.weights]
+        return facts
 
     def state_dict(self, state: StreamState) -> dict[str, Any]:
         """A state for a checkpoint, with the facts that it depends on."""
@@ -211,10 +235,28 @@ class TrainStream:
                              f"train.micro_batch_size * data-parallel size ({micro_batch_size} * {dp_size})")
         if start.stage != self.stage:
             raise DataError(f"the state is of stage {start.stage}, this stream of stage {self.stage}")
-        windows = _Windows(self.manifest, self.intervals, self.order, self.rc_augment,
-                           part or Part(0, self.seq_len))
+        windows = _Windows(self._places, self.order, self.rc_augment, part or Part(0, self.seq_len))
         numbers = _RankNumbers(self.order, start, micro_batch_size, dp_rank, dp_size)
         return _batches(windows, numbers, num_workers)
+
+
+def _training_intervals(pool: Pool) -> list[Interval]:
+    """Raises DataError: there is nothing to train on."""
+    intervals = pool.intervals("train")
+    if not any(interval.bases > 1 for interval in intervals):
+        raise DataError(f"{pool.where} has no training window; build shards with bases of split train")
+    if not _has_a_scored_base(pool.manifest, intervals):
+        raise DataError(f"{pool.where} has no training base to score: all are N or other codes than A, C, G and T; "
+                        f"build shards of sequence that is known")
+    if short := [interval.contig for interval in intervals if interval.bases < 2]:
+        logger.info("%s: %d stretches of a single base have no next base and are skipped, the first on %s", pool.where,
+                    len(short), short[0])
+    return intervals
+
+
+def _seed_of(seed: int, number: int) -> int:
+    """The seed of a pool's order: pools of the same lengths, as two haplotypes are, come in different orders."""
+    return seed if number == 0 else int(mix(seed, number)[0] >> np.uint64(1))
 
 
 def _batches(windows: _Windows, numbers: _RankNumbers, num_workers: int) -> Generator[Batch]:
@@ -229,24 +271,26 @@ def _batches(windows: _Windows, numbers: _RankNumbers, num_workers: int) -> Gene
 
 class ValidationBatches:
     """The windows of a split, tiled with stride L = seq_len from each interval's start, as batches of one data rank.
+    Of several pools one after the other: what is in two of them is scored for each.
 
     Each A, C, G and T is scored exactly once, but an interval's first base, which has nothing before it. All ranks get
     the same number of batches of the same shape; rows past the end are [PAD] and score nothing.
 
     Args:
+        pools: a manifest, for all of its bases, or several sources.
         tokens: at most so many, in whole windows but at least one, at even distances over the split: the same windows
-            whatever the number of ranks and the size of a batch; None: all of them.
+            whatever the number of ranks and the size of a batch; None: all of them. Several pools have equal parts of
+            them.
         part: what this rank reads of every window; None: all of it.
     """
 
-    def __init__(self, manifest: Manifest, *, split: str = "val", seq_len: int, batch_size: int, dp_rank: int = 0,
-                 dp_size: int = 1, tokens: int | None = None, part: Part | None = None):
-        self._manifest, self._seq_len, self._batch_size, self._dp_rank = manifest, seq_len, batch_size, dp_rank
+    def __init__(self, pools: Manifest | Sequence[Pool], *, split: str = "val", seq_len: int, batch_size: int,
+                 dp_rank: int = 0, dp_size: int = 1, tokens: int | None = None, part: Part | None = None):
+        self._seq_len, self._batch_size, self._dp_rank = seq_len, batch_size, dp_rank
         self._stride, self._part = batch_size * dp_size, part or Part(0, seq_len)
-        tiles = [(interval, start) for interval in manifest.intervals(split)
-                 for start in range(0, interval.bases - 1, seq_len)]
-        windows = len(tiles) if tokens is None else min(len(tiles), max(1, tokens // seq_len))
-        self._tiles = [tiles[number * len(tiles) // windows] for number in range(windows)]
+        pools = [Pool(pools)] if isinstance(pools, Manifest) else pools
+        most = None if tokens is None else max(1, tokens // len(pools) // seq_len)
+        self._tiles = [(pool, *tile) for pool in pools for tile in _tiles(pool.intervals(split), seq_len, most)]
 
     def __len__(self) -> int:
         return -(-len(self._tiles) // self._stride)
@@ -256,7 +300,14 @@ class ValidationBatches:
             start = first + self._dp_rank * self._batch_size
             numbers = range(start, start + self._batch_size)
             ids = np.full((self._batch_size, self._part.tokens + 1), PAD, dtype=np.uint8)
-            for row, (interval, base) in zip(ids, self._tiles[numbers.start : numbers.stop], strict=False):
+            for row, (pool, interval, base) in zip(ids, self._tiles[numbers.start : numbers.stop], strict=False):
                 bases = min(self._seq_len + 1, interval.bases - base)
-                _read_row(self._manifest, row, self._part, interval.first_base + base, bases, reverse=False)
+                _read_row(pool.manifest, row, self._part, interval.first_base + base, bases, reverse=False)
             yield Batch(torch.from_numpy(ids), torch.tensor(numbers), _scored(ids))
+
+
+def _tiles(intervals: Sequence[Interval], seq_len: int, most: int | None) -> list[tuple[Interval, int]]:
+    """Interval and first base of the windows of a split; at most so many, at even distances."""
+    tiles = [(interval, start) for interval in intervals for start in range(0, interval.bases - 1, seq_len)]
+    windows = len(tiles) if most is None else min(len(tiles), most)
+    return [tiles[number * len(tiles) // windows] for number in range(windows)]

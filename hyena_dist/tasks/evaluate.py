@@ -88,6 +88,9 @@ def evaluate(run_dir: str | Path, *, checkpoint: str = "latest", shards: str | N
         UserError: no such run or checkpoint, unreadable shards, an empty split, windows too long for the GPU.
     """
     config, model, path = load_run(run_dir, checkpoint)
+    if shards is None and config.data.mixture is not None:
+        raise ConfigError(f"{run_dir}: it was trained on a mixture, data.mixture: say which shards to score with "
+                          f"--shards DIR")
     if shards is None and not Path(config.data.shards).is_dir():
         raise ConfigError(f"{run_dir}: its data.shards={config.data.shards} is no directory here"
                           + ("" if Path(config.data.shards).is_absolute() else ", where relative paths count from")

@@ -102,6 +102,8 @@ def _length(config: Config, data_ranks: int) -> str:
     text = f"{config.train.steps:,} steps = {amount(tokens)} tokens"
     if len(every) > 1:
         text += f", the first {every[-1].first_step:,} steps at {' '.join(f'{s.seq_len:,}' for s in every[:-1])}"
+    if sources := config.data.sources():
+        return f"{text} of a mixture: {', '.join(source.name for source in sources)}"
     try:
         segments = read_index(Path(config.data.shards) / FILE_NAME).segments
     except (DataError, OSError):  # the run says why, in its own words

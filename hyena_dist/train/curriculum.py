@@ -1,6 +1,6 @@
 """The training windows of a run, stage by stage of its length warm-up."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -8,7 +8,8 @@ from hyena_dist.config.schema import Config
 from hyena_dist.config.warmup import Stage, stage_at, stages
 from hyena_dist.data.errors import DataError
 from hyena_dist.data.manifest import Manifest
-from hyena_dist.data.order import WindowOrder
+from hyena_dist.data.mixture import Change
+from hyena_dist.data.pool import Pool, first_weights
 from hyena_dist.data.stream import Batch, Part, StreamState, TrainStream
 
 
@@ -19,17 +20,20 @@ class Curriculum:
     `close` ends them before that.
 
     Args:
+        pools: what the windows are drawn from: the sources of config.data.mixture, in their order, or a manifest.
         config: already checked (`config.checks`).
         part_of: what this rank reads of windows of a length; None: all.
     """
 
-    def __init__(self, manifest: Manifest, config: Config, *, dp_rank: int = 0, dp_size: int = 1,
+    def __init__(self, pools: Manifest | Sequence[Pool], config: Config, *, dp_rank: int = 0, dp_size: int = 1,
                  part_of: Callable[[int], Part] | None = None) -> None:
-        self.manifest, self.config, self.dp_rank, self.dp_size = manifest, config, dp_rank, dp_size
+        self.pools: list[Pool] = [Pool(pools)] if isinstance(pools, Manifest) else list(pools)
+        self.config, self.dp_rank, self.dp_size = config, dp_rank, dp_size
+        self._weights = first_weights(config.data, self.pools)
         self._part_of = part_of or (lambda seq_len: Part(0, seq_len))
         self.stages = stages(config, data_ranks=dp_size)
         self._batches: Generator[Batch] | None = None
-        self._orders: dict[int, WindowOrder] = {}
+        self._streams: dict[int, TrainStream] = {}
         self.passed = 0
         """Optimizer steps whose windows no step has: each stage begins this many further on."""
         self._position: StreamState
@@ -53,22 +57,34 @@ class Curriculum:
 
     def epochs_after(self, step: int) -> float:
         """How often the first `step` optimizer steps have seen the training bases: epochs of each stage's own order of
-        windows, added up."""
-        epochs = 0.0
-        for stage in self.stages:
-            windows = max(min(step, stage.stop_step) - stage.first_step, 0) * stage.global_batch_size
-            if windows:
-                order = self._order_of(stage)
-                epoch, index = order.advance(0, 0, windows)
-                epochs += epoch + index / order.epoch_size(epoch)
-        return epochs
+        windows, added up. Of a mixture it is the mean over the bases of all sources."""
+        bases = [pool.train_bases for pool in self.pools]
+        epochs = [sum(stages) for stages in zip(*self.source_epochs(step), strict=True)]
+        return sum(of_source * size for of_source, size in zip(epochs, bases, strict=True)) / sum(bases)
 
-    def _order_of(self, stage: Stage) -> WindowOrder:
-        if stage.index not in self._orders:
-            lengths = [interval.bases for interval in self._stream.intervals]
-            self._orders[stage.index] = WindowOrder(lengths, stage.seq_len, seed=self.config.data.seed,
-                                                    stage=stage.index)
-        return self._orders[stage.index]
+    def source_epochs(self, step: int) -> list[list[float]]:
+        """How often the first `step` optimizer steps have gone through each source, for each stage."""
+        return [self._stream_of(stage).epochs(max(min(step, stage.stop_step) - stage.first_step, 0)
+                                              * stage.global_batch_size)
+                for stage in self.stages if step > stage.first_step or not stage.index]
+
+    def _stream_of(self, stage: Stage) -> TrainStream:
+        if stage.index not in self._streams:
+            data = self.config.data
+            self._streams[stage.index] = TrainStream(
+                self.pools, seq_len=stage.seq_len, seed=data.seed, rc_augment=data.rc_augment, stage=stage.index,
+                weights=self._weights_of(stage))
+        return self._streams[stage.index]
+
+    def _weights_of(self, stage: Stage) -> list[Change]:
+        """The weights of the sources, and from which of the stage's windows on. Windows that were passed over count as
+        any others, so that the source of a window depends on its number alone."""
+        changes = [Change(0, tuple(self._weights))]
+        for change in self.config.data.changes():
+            window = max(change.step - stage.first_step, 0) * stage.global_batch_size
+            weights = tuple(float(change.weights[pool.name]) for pool in self.pools)
+            changes = [*(earlier for earlier in changes if earlier.window < window), Change(window, weights)]
+        return changes
 
     def skip(self, *, steps: int) -> None:
         """Pass over the windows of this many optimizer steps; the steps themselves are not counted. The stages to come
@@ -104,8 +120,6 @@ class Curriculum:
         """The first window of a step: as many steps on in its stage's order as the stage has had, and passed over."""
         self.close()
         self.step, self.stage = step, stage_at(self.stages, step)
-        data, stage = self.config.data, self.stage
-        self._stream = TrainStream(self.manifest, seq_len=stage.seq_len, seed=data.seed, rc_augment=data.rc_augment,
-                                   stage=stage.index)
-        steps = step - stage.first_step + self.passed
-        self._position = self._stream.advance(self._stream.start(), steps * stage.global_batch_size)
+        self._stream = self._stream_of(self.stage)
+        steps = step - self.stage.first_step + self.passed
+        self._position = self._stream.advance(self._stream.start(), steps * self.stage.global_batch_size)

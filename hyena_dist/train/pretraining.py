@@ -11,7 +11,7 @@ from hyena_dist.checkpoint.metadata import PRETRAINING
 from hyena_dist.config.schema import Config
 from hyena_dist.config.warmup import tokens_after
 from hyena_dist.costs.utilisation import Utilisation
-from hyena_dist.data.manifest import Manifest
+from hyena_dist.data.pool import identity_of, open_pools
 from hyena_dist.data.stream import Batch, Part, ValidationBatches
 from hyena_dist.engine.protocol import Table
 from hyena_dist.model.context import log_context_method
@@ -49,15 +49,15 @@ class Pretraining:
     def __init__(self, config: Config, groups: Groups, device: torch.device) -> None:
         self._config, self._groups, self._device = config, groups, device
         self.nothing_to_validate = f"{config.data.shards} has no validation bases, or the model gives no number"
-        self.manifest = agree(lambda: Manifest.load(config.data.shards), groups)
-        check_same_data(self.manifest.identity, groups.world)
+        self.pools = agree(lambda: open_pools(config.data), groups)
+        check_same_data(identity_of(self.pools), groups.world)
         model = build_model(config, groups)
         self._token_multiple = model.token_multiple
-        self.curriculum = agree(lambda: Curriculum(self.manifest, config, dp_rank=groups.data.rank,
+        self.curriculum = agree(lambda: Curriculum(self.pools, config, dp_rank=groups.data.rank,
                                                    dp_size=groups.data.size, part_of=self._part), groups)
         self._seq_len = config.data.val_seq_len or config.data.seq_len
         self.validation = ValidationBatches(
-            self.manifest, seq_len=self._seq_len, batch_size=config.train.micro_batch_size, dp_rank=groups.data.rank,
+            self.pools, seq_len=self._seq_len, batch_size=config.train.micro_batch_size, dp_rank=groups.data.rank,
             dp_size=groups.data.size, tokens=config.data.val_tokens, part=self._part(self._seq_len))
         self.module: nn.Module = model.to(device)
         self.table: Table = model.placement()

@@ -1,7 +1,9 @@
 """Where the training and validation windows come from."""
 
 from dataclasses import dataclass
+from typing import Any
 
+from hyena_dist.config.sections.mixture import MixtureChange, MixtureSource, read_mixture, read_schedule
 from hyena_dist.config.sections.ranges import not_negative, path, positive, seed_in_range
 
 
@@ -10,7 +12,18 @@ class DataSection:
     """Where the windows come from. `shards` and `seed` are the identity of their order."""
 
     shards: str = "???"
-    """Directory written by shards/build.py; `~` and $NAME are expanded."""
+    """Directory written by shards/build.py; `~` and $NAME are expanded. Of a mixture: the directory in which those of
+    its sources are looked for."""
+    mixture: Any = None
+    """Sources to draw the training windows from in turn, each a mapping {name, shards, regions, weight}
+    (`MixtureSource`); null: data.shards is the only one. Shares are exact to 1/16384, and at least that where a weight
+    is not 0."""
+    mixture_temperature: float | None = None
+    """Instead of weights: a source's weight is the number of its training bases to this power. 1: by size; 0: all
+    alike."""
+    mixture_schedule: Any = None
+    """Weights that hold from a step on, each change a mapping {step, weights} with a weight for every source
+    (`MixtureChange`); null: those of data.mixture hold to the end."""
     seq_len: int = 1024
     """Length L of a training window; inputs are [:L] and targets [1:] of L + 1 bases."""
     val_seq_len: int | None = None
@@ -33,3 +46,24 @@ class DataSection:
         for key in ("val_seq_len", "val_tokens"):
             if getattr(self, key) is not None:
                 positive("data", **{key: getattr(self, key)})
+        self._check_mixture()
+
+    def _check_mixture(self) -> None:
+        if self.mixture_temperature is not None:
+            not_negative("data", mixture_temperature=self.mixture_temperature)
+        if self.mixture is None:
+            for key in ("mixture_temperature", "mixture_schedule"):
+                if getattr(self, key) is not None:
+                    raise ValueError(f"data.{key} is of a mixture, and data.mixture is null: give its sources, or "
+                                     f"leave data.{key} out")
+        else:
+            self.changes()
+
+    def sources(self) -> list[MixtureSource]:
+        """The entries of `mixture`; none without one."""
+        return [] if self.mixture is None else read_mixture(self.mixture, self.mixture_temperature)
+
+    def changes(self) -> list[MixtureChange]:
+        """The entries of `mixture_schedule`; none without one."""
+        names = [source.name for source in self.sources()]
+        return [] if self.mixture_schedule is None else read_schedule(self.mixture_schedule, names)
