@@ -2,7 +2,10 @@
 
 import sys
 
-from hyena_dist.cli.show import main
+from hyena_dist.runtime.signals import die_of_interrupts
 
 if __name__ == "__main__":
+    die_of_interrupts()  # before the other imports, which take seconds
+    from hyena_dist.cli.show import main
+
     sys.exit(main())

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hyena_dist.config.errors import UserError, one_line, write_remedy
+from hyena_dist.runtime.signals import raise_interrupts
 
 if TYPE_CHECKING:  # numpy takes a second: --help should not
     from hyena_dist.data.manifest import Manifest
@@ -105,6 +106,7 @@ def run(args: argparse.Namespace) -> None:
     from hyena_dist.data.errors import DataError
     from hyena_dist.data.manifest import Manifest
     from hyena_dist.data.splits import SPLITS
+    raise_interrupts()
     manifest = Manifest.load(args.directory)
     audit = _read_audit(args.directory, manifest)
     if audit is not None:

@@ -17,6 +17,7 @@ COMMANDS = {
     "convert": ["launchers/convert.py", "run", "there"],
     "build": ["shards/build.py", "a.fa", "--out", "there"],
     "verify": ["shards/verify.py", "shards"],
+    "show": ["shards/show.py", "shards"],
     "hyena-dist convert": ["hyena_dist/cli/main.py", "convert", "run", "there"],
     "hyena-dist verify": ["hyena_dist/cli/main.py", "verify", "shards"],
     "pretrain --dry-run": ["launchers/pretrain.py", "--config", "quickstart", "--dry-run"],
@@ -50,7 +51,8 @@ def test_python_by_itself_writes_one(tmp_path: Path) -> None:
     ("evaluate", "hyena_dist.tasks.evaluate.evaluate", ["run"]),
     ("convert", "hyena_dist.convert.read_model", ["run", "there"]),
     ("build", "hyena_dist.data.build.build", ["a.fa", "--out", "there"]),
-    ("verify", "hyena_dist.data.verify.verify", ["shards"])])
+    ("verify", "hyena_dist.data.verify.verify", ["shards"]),
+    ("show", "hyena_dist.data.manifest.Manifest.load", ["shards"])])
 def test_an_interrupt_of_the_work_is_its_status(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture,
                                                 command: str, function: str, arguments: list[str]) -> None:
     def interrupted(*_arguments: object, **_keywords: object) -> None:
