@@ -26,6 +26,7 @@ def draw(manifest: Manifest, contigs: Sequence[int], path: Path) -> None:
         raise DataError(f"{path}: is drawn by matplotlib; install it with pip install 'hyena-dist[plots]'") from None
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import EngFormatter
 
     figure, axes = plt.subplots(figsize=(10, 1.2 + 0.28 * len(contigs)), layout="constrained")
     rows = {number: row for row, number in enumerate(contigs)}
@@ -40,10 +41,10 @@ def draw(manifest: Manifest, contigs: Sequence[int], path: Path) -> None:
                       left=[span.start for span in spans], color=COLORS[split], label=split)
     axes.set_yticks(range(len(contigs)), [name if len(name) < 40 else name[:37] + "..." for name in names], fontsize=7)
     axes.invert_yaxis()
-    axes.set_xlabel("bases")
     bases = ", ".join(f"{split} {count:,}" for split, count in manifest.index.split_bases.items() if count)
     axes.set_title(f"{manifest.directory.name}: {bases} bases", fontsize=10)
-    axes.legend(fontsize=7, loc="lower right")
+    axes.xaxis.set_major_formatter(EngFormatter("b", sep=" "))
+    figure.legend(fontsize=7, loc="outside right upper")
     try:
         figure.savefig(path, dpi=110)
     except ValueError as error:

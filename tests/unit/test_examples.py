@@ -82,13 +82,16 @@ def arguments_of(words: list[str]) -> tuple[str, list[str]]:
 
 
 def write_genomes(arguments: list[str]) -> None:
-    """Small FASTA files of the names that are given, with the contigs that are to be held out."""
+    """Small FASTA files of the names that are given, with the contigs that are to be held out, and the BED file."""
     held_out = [arguments[place + 1].split(",") for place, word in enumerate(arguments) if word == "--val-contigs"]
     for argument in arguments[: next(place for place, word in enumerate(arguments) if word.startswith("--"))]:
-        label, _, path = argument.rpartition("=")
+        label, _, path = argument.split("::")[0].rpartition("=")
         names = ["chr1", *(name.removeprefix(f"{label}.") for name in sum(held_out, [])
                            if not label or name.startswith(f"{label}."))]
         draw = np.random.default_rng(list(path.encode()))
+        for place, word in enumerate(arguments):
+            if word == "--bed":
+                Path(arguments[place + 1]).write_text("chr1 0 2000 train\nchr1 2000 3000 valid\n")
         Path(path).write_text("".join(f">{name}\n{''.join(draw.choice(list('ACGT'), 3000))}\n" for name in names))
 
 
