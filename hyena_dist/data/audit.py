@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from hyena_dist.data.census import Census
-from hyena_dist.data.copies import WINDOW
 from hyena_dist.data.measure import CODES, Tally
+from hyena_dist.data.sketch import WINDOW
 from hyena_dist.data.splits import SPLITS
 
 AUDIT = "audit.json"

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from hyena_dist.data.contigs import Contig, Source
-from hyena_dist.data.copies import WINDOW, Copies, Samples
+from hyena_dist.data.copies import Copies, Samples
 from hyena_dist.data.errors import DataError
 from hyena_dist.data.index import ContigInfo
 from hyena_dist.data.measure import CODES, ContigMeasure, Measure, Tally
+from hyena_dist.data.sketch import WINDOW
 from hyena_dist.data.splits import SPLITS, Splits, Stretch
 from hyena_dist.data.twins import Twins
 from hyena_dist.data.vcf import Genotypes

@@ -4,11 +4,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hyena_dist.data.sketch import ONE_IN, WINDOW
+from hyena_dist.data.order import mix
+from hyena_dist.data.sketch import ONE_IN
 from hyena_dist.data.splits import SPLITS
 
-MOST_WINDOWS = 1 << 25
-"""Held at a time, 16 bytes each; beyond it every second is let go, and so on."""
+MOST = 1 << 26
+"""Samples that are held, of 8 bytes; beyond it every second is let go, and so on."""
 
 
 class Shared(NamedTuple):
@@ -34,11 +35,12 @@ class Copies(NamedTuple):
 
 
 class Samples:
-    """Samples of what trains and of what is held out."""
+    """Samples of what trains and of what is held out, thinned where they are too many to be held."""
 
     def __init__(self) -> None:
-        self._words: dict[bool, list[np.ndarray]] = {False: [np.zeros(0, np.uint64)], True: [np.zeros(0, np.uint64)]}
-        self._windows, self._places = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
+        self._columns: list[list[np.ndarray]] = [[np.zeros(0, kind)] for kind in
+                                                 (np.uint64, np.uint64, np.uint64, np.int64)]
+        """32-mers that train, those that are held out, windows and their places."""
         self._size, self._rate = 0, 1
 
     def add(self, train_words: np.ndarray, held_words: np.ndarray, windows: np.ndarray, places: np.ndarray) -> None:
@@ -48,45 +50,40 @@ class Samples:
             windows: hashes, uint64 [n].
             places: of each its first base in the concatenation of all contigs, times 4, and the number of its split.
         """
-        self._words[False].append(train_words)
-        self._words[True].append(held_words)
-        self._take(windows, places)
-        while self._size > MOST_WINDOWS:
+        self._take([train_words, held_words, windows, places])
+        while self._size > MOST:
             self._rate *= 2
-            all_windows, all_places = self._all()
-            self._windows, self._places, self._size = [], [], 0
-            self._take(all_windows, all_places)
+            held = [np.concatenate(column) for column in self._columns]
+            self._columns, self._size = [[], [], [], []], 0
+            self._take(held)
 
-    def _take(self, windows: np.ndarray, places: np.ndarray) -> None:
-        if self._rate > 1:
-            kept = windows % np.uint64(self._rate) == 0
-            windows, places = windows[kept], places[kept]
-        self._windows.append(windows)
-        self._places.append(places)
-        self._size += windows.size
-
-    def _all(self) -> tuple[np.ndarray, np.ndarray]:
-        return np.concatenate(self._windows), np.concatenate(self._places)
+    def _take(self, samples: list[np.ndarray]) -> None:
+        """Hold one of `rate`, chosen by what they are, so that all copies of one are held or none."""
+        kept = [mix(column) % np.uint64(self._rate) == 0 for column in samples[:3]] if self._rate > 1 else \
+            [slice(None)] * 3
+        for column, values, rows in zip(self._columns, samples, [*kept, kept[2]], strict=True):
+            column.append(values[rows])
+        self._size += sum(column[-1].size for column in self._columns)
 
     def shared(self) -> Shared:
         """Of the 32-mers of all that was taken."""
-        trained, held = (np.unique(np.concatenate(self._words[key])) for key in (False, True))
-        return Shared(held.size, int(np.isin(held, trained, assume_unique=True).sum()))
+        trained, held = (_distinct(np.sort(np.concatenate(self._columns[number]))) for number in (0, 1))
+        return Shared(held.size, int(_are_in(held, trained).sum()))
 
     def copies(self) -> Copies:
         """Of the windows of all that was taken."""
-        windows, places = self._all()
+        windows, places = (np.concatenate(column) for column in self._columns[2:])
         order = np.lexsort((places, windows))
         windows, places = windows[order], places[order]
         splits = places & 3
         counts = {split: int((splits == number).sum()) for number, split in enumerate(SPLITS)}
         within, across, first = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS[1:], 0), None
-        trained = np.unique(windows[splits == 0])
+        trained = _distinct(windows[splits == 0])
         for number, split in enumerate(SPLITS):
             own = windows[splits == number]
             within[split] = int((own[1:] == own[:-1]).sum())
             if number:
-                leaks = np.isin(own, trained)
+                leaks = _are_in(own, trained)
                 across[split] = int(leaks.sum())
                 if leaks.any() and first is None:
                     at = int(np.argmin(np.where(leaks, places[splits == number], np.iinfo(np.int64).max)))
@@ -95,4 +92,13 @@ class Samples:
         return Copies(ONE_IN * self._rate, counts, within, across, first)
 
 
-__all__ = ["WINDOW", "Copies", "Samples", "Shared"]
+def _distinct(words: np.ndarray) -> np.ndarray:
+    """Of sorted words each once. (numpy's own `unique` hashes them, which takes ten times as long.)"""
+    return words[np.concatenate((words[:1] == words[:1], words[1:] != words[:-1]))]
+
+
+def _are_in(words: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """[n] bool: which of the words are among others, which are sorted."""
+    if not others.size:
+        return np.zeros(words.size, bool)
+    return others[np.minimum(np.searchsorted(others, words), others.size - 1)] == words

@@ -135,7 +135,7 @@ def measure(pieces: Sequence[Piece]) -> Measure:
         found = look(np.concatenate(parts) if len(parts) > 2 else parts[0])
         starts = np.cumsum([0, *(part.size + 1 for part in parts[:-2:2])])
         row = np.searchsorted(starts, found.places, side="right") - 1
-        words[number > 0].append(np.unique(found.words))
+        words[number > 0].append(found.words)
         windows.append(found.windows)
         places.append((found.places - starts[row] + np.array(firsts)[row]) * 4 + number)
     return Measure(contigs, *map(np.concatenate, (words[False], words[True], windows, places)))

@@ -52,14 +52,6 @@ class Found(NamedTuple):
     """First base of each window, int64."""
 
 
-def _packed(letters: np.ndarray) -> np.ndarray:
-    """[n, 32 m] codes of bases as [n, m] words of two bits a base, uint64."""
-    for bits, size in ((2, 1), (4, 1), (8, 2), (16, 4), (32, 8)):  # of a word's half, and bytes of the word
-        words = letters.astype(f"u{size}")
-        letters = words[:, 0::2] << words.dtype.type(bits) | words[:, 1::2]
-    return letters
-
-
 def _reversed(words: np.ndarray) -> np.ndarray:
     """The reverse complements of 32-mers."""
     words = ~words
@@ -68,13 +60,23 @@ def _reversed(words: np.ndarray) -> np.ndarray:
     return words
 
 
-def _letters(codes: np.ndarray, starts: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """[n, length] codes from these places on, those in which all are A, C, G or T; and their places."""
-    starts = starts[(starts >= 0) & (starts <= codes.size - length)]
-    letters = np.lib.stride_tricks.sliding_window_view(codes, length)[starts] if starts.size else \
-        np.empty((0, length), np.uint8)
-    kept = letters.max(axis=1, initial=0) < 4
-    return letters[kept], starts[kept]
+def _words(fours: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
+    """[n, length / 32] the 32-mers, uint64, that follow each other from these places on.
+
+    Args:
+        fours: uint8, at each place the 4 bases from there on at two bits each.
+    """
+    windows = np.lib.stride_tricks.sliding_window_view(fours, length - 3)[:, ::4]
+    return np.ascontiguousarray(windows[starts]).view(">u8").astype(np.uint64)
+
+
+def _known(starts: np.ndarray, length: int, size: int, unknown: np.ndarray) -> np.ndarray:
+    """Of these places those from which on `length` bases lie inside `size` and hold none of the unknown, whose places
+    are in order."""
+    starts = starts[(starts >= 0) & (starts <= size - length)]
+    if not unknown.size:
+        return starts
+    return starts[np.searchsorted(unknown, starts) == np.searchsorted(unknown, starts + length)]
 
 
 def look(bases: np.ndarray) -> Found:
@@ -84,14 +86,19 @@ def look(bases: np.ndarray) -> Found:
     for first in range(0, bases.size, _BATCH):  # of places whose 8 bases begin in this batch
         begin = max(first - _WINDOW_BEFORE, 0)
         codes = _CODE[bases[begin : first + _BATCH + WINDOW]]
-        cores = (codes[first - begin : first - begin + _BATCH + _CORE - 1] & 3).astype(np.uint16)
-        for size in (1, 2, 4):  # of 1 base, 2, 4 and then 8
-            cores = cores[:-size] << np.uint16(2 * size) | cores[size:]
-        levels = _LEVELS[cores]
+        if codes.size < WINDOW:
+            codes = np.concatenate((codes, np.full(WINDOW - codes.size, 4, np.uint8)))
+        unknown = np.flatnonzero(codes == 4)
+        codes &= 3
+        twos = codes[:-1] << 2 | codes[1:]
+        fours = twos[:-2] << 4 | twos[2:]
+        halves = fours[first - begin : -4][:_BATCH], fours[first - begin + 4 :][:_BATCH]
+        levels = _LEVELS[halves[0].astype(np.uint16) << 8 | halves[1]]
         chosen = np.flatnonzero(levels)
-        words = _packed(_letters(codes, chosen[levels[chosen] == 2] + (first - begin - _BEFORE), _LENGTH)[0])
-        letters, starts = _letters(codes, chosen + (first - begin - _WINDOW_BEFORE), WINDOW)
-        parts = _packed(letters)
+        middles = chosen[levels[chosen] == 2]
+        words = _words(fours, _known(middles + (first - begin - _BEFORE), _LENGTH, codes.size, unknown), _LENGTH)
+        starts = _known(chosen + (first - begin - _WINDOW_BEFORE), WINDOW, codes.size, unknown)
+        parts = _words(fours, starts, WINDOW)
         varied = parts[:, 0] != parts[:, 1]
         parts, starts = parts[varied], starts[varied]
         forward, reverse = mix(*parts.T), mix(*_reversed(parts)[:, ::-1].T)

@@ -301,17 +301,20 @@ def test_windows_are_equal_where_their_bases_are(monkeypatch):
         assert np.array_equal(np.sort(one), np.sort(two))
 
 
-def test_windows_of_many_bases_are_thinned_alike_everywhere(monkeypatch):
-    """Memory is bounded, and copies are still found, by fewer windows."""
-    monkeypatch.setattr(copies, "MOST_WINDOWS", 500)
+def test_samples_of_many_bases_are_thinned_alike_everywhere(monkeypatch):
+    """Memory is bounded, and copies are still found, by fewer samples; the shares stay what they are."""
+    monkeypatch.setattr(copies, "MOST", 1000)
     taken = Samples()
     for number in range(8):
         found = look(np.frombuffer(plain(60_000, number % 7), np.uint8))
-        taken.add(found.words, found.words[:0], found.windows, (found.places + 60_000 * number) * 4 + (number == 7))
-    result = taken.copies()
-    assert result.one_in == 64 * 16
+        words = [found.words, found.words[:0]]
+        taken.add(*words[:: 1 if number < 7 else -1], found.windows,
+                  (found.places + 60_000 * number) * 4 + (number == 7))
+    result, shared = taken.copies(), taken.shared()
+    assert result.one_in > 64
     assert sum(result.windows.values()) <= 500
     assert result.across["val"] == result.windows["val"] > 10
+    assert shared.trained == shared.held_out > 2
 
 
 def test_samples_are_those_of_both_strands_and_of_any_place():
