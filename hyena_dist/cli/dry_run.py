@@ -6,6 +6,7 @@ with its remedy: shards that are not built yet, a checkpoint that lies elsewhere
 
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,8 +78,10 @@ def _shards(config: Config, data_ranks: int) -> Iterator[str]:
         return
     from hyena_dist.data.pool import open_pools
     from hyena_dist.train.curriculum import Curriculum
+    from hyena_dist.train.pretraining import repeats
     pools = open_pools(config.data)
-    Curriculum(pools, config, dp_size=data_ranks).close()
+    with closing(Curriculum(pools, config, dp_size=data_ranks)) as curriculum:
+        yield from repeats(curriculum, config.train.steps)
     for pool in pools:
         yield from _lengths(config, pool)
     for index, change in enumerate(config.data.changes()):

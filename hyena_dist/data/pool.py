@@ -38,6 +38,14 @@ class Pool:
                 for interval in whole
                 for start, end in overlap(interval.start, interval.end, self._regions.get(interval.contig, []))]
 
+    def species_of(self, contig: str) -> str:
+        """The species of a contig of the shards."""
+        return self._species[contig]
+
+    @cached_property
+    def _species(self) -> dict[str, str]:
+        return {contig.name: contig.species for contig in self.manifest.contigs}
+
     @cached_property
     def train_bases(self) -> int:
         """Bases of split train."""

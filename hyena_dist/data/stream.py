@@ -46,6 +46,11 @@ class Batch(NamedTuple):
     scored: int
     """How many of the targets are A, C, G or T."""
 
+    def scored_by_row(self) -> list[int]:
+        """How many of the targets of each window are A, C, G or T."""
+        targets = self.ids[:, 1:]
+        return ((targets >= A) & (targets <= T)).sum(-1).tolist()
+
     def to(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """input_ids [B, l], targets [B, l] and windows [B] on a device, int64; the host does not wait for the copy."""
         ids, windows = (tensor.pin_memory() if device.type == "cuda" else tensor for tensor in (self.ids, self.windows))
@@ -186,6 +191,12 @@ class TrainStream:
         """How many of the first windows are of each pool."""
         return self.order.counts(windows) if isinstance(self.order, MixtureOrder) else [windows]
 
+    def sources_of(self, windows: Sequence[int]) -> list[int]:
+        """Which pool each window is of, by the numbers that batches give them."""
+        if not isinstance(self.order, MixtureOrder):
+            return [0] * len(windows)
+        return [self.order.place(number)[0] for number in windows]
+
     def _facts(self) -> dict[str, Any]:
         """What a state depends on."""
         facts = {"version": STATE_VERSION, "manifest": identity_of(self.pools), "seed": self.seed,
@@ -291,6 +302,12 @@ class ValidationBatches:
         pools = [Pool(pools)] if isinstance(pools, Manifest) else pools
         most = None if tokens is None else max(1, tokens // len(pools) // seq_len)
         self._tiles = [(pool, *tile) for pool in pools for tile in _tiles(pool.intervals(split), seq_len, most)]
+        kinds = [(pool.name, pool.species_of(interval.contig)) for pool, interval, _ in self._tiles]
+        self.classes = list(dict.fromkeys(kinds))
+        """Source and species of each class of windows."""
+        place = {kind: number for number, kind in enumerate(self.classes)}
+        self.class_of = [place[kind] for kind in kinds]
+        """The class of each window, by its number."""
 
     def __len__(self) -> int:
         return -(-len(self._tiles) // self._stride)

@@ -1,6 +1,7 @@
 """The loss of a model over a split of a shard set, on any device and under any layout."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +9,8 @@ import torch.distributed as dist
 from torch import nn
 
 from hyena_dist.data.stream import Batch
-from hyena_dist.model.loss import token_loss
+from hyena_dist.data.tokenizer import IGNORE
+from hyena_dist.model.loss import token_losses
 from hyena_dist.parallel.groups import Groups
 
 
@@ -19,29 +21,35 @@ class SplitLoss:
     loss: float
     """Nats per scored base."""
     scored: int
+    parts: tuple[tuple[float, int], ...] = ()
+    """Of each class of windows, loss and number of the bases that were scored; nan where there were none."""
 
 
 @torch.no_grad()
-def evaluate_split(model: nn.Module, batches: Iterable[Batch], groups: Groups, device: torch.device,
-                   ) -> SplitLoss | None:
-    """Mean loss over every scored base of a split; None where it has none. Collective.
+def evaluate_split(model: nn.Module, batches: Iterable[Batch], groups: Groups, device: torch.device, *,
+                   class_of: Sequence[int] = (), classes: int = 1) -> SplitLoss | None:
+    """Mean loss over every scored base of a split, and over those of each class of windows; None where it has none.
+    Collective.
 
     The sums stay on the device until the end: the host does not wait for it between batches.
 
     Args:
         model: a HyenaModel or what an engine made of it; left in eval mode.
         batches: this rank's (`ValidationBatches`), on every rank as many.
+        class_of: of each window of the split by its number, 0 to classes - 1; windows beyond are of class 0.
     """
-    sums = torch.zeros((), dtype=torch.float64, device=device)
-    scored = 0
+    found = torch.zeros(2, classes, dtype=torch.float64, device=device)
+    of_window = torch.tensor([*class_of, 0], dtype=torch.int64, device=device)
     model.eval()
     for batch in batches:
-        input_ids, targets, _ = batch.to(device)
-        loss, _ = token_loss(model(input_ids), targets, groups.tensor)
-        sums += loss.double()
-        scored += batch.scored
-    found = torch.stack([sums, torch.full((), scored, dtype=torch.float64, device=device)])
+        input_ids, targets, windows = batch.to(device)
+        losses = token_losses(model(input_ids), targets, groups.tensor)
+        rows = torch.stack([losses.sum(-1).double(), (targets != IGNORE).sum(-1).double()])
+        found.index_add_(1, of_window[windows.clamp(max=len(class_of))], rows)
     if groups.data_context.size > 1:
         dist.all_reduce(found, group=groups.data_context.group)
-    total, count = found.tolist()
-    return SplitLoss(total / count, int(count)) if count else None
+    sums, counts = found.tolist()
+    if not sum(counts):
+        return None
+    parts = tuple((total / count if count else math.nan, int(count)) for total, count in zip(sums, counts, strict=True))
+    return SplitLoss(sum(sums) / sum(counts), int(sum(counts)), parts)

@@ -27,7 +27,14 @@ def perplexity(loss: float) -> float:
 
 def token_loss(logits: Tensor, targets: Tensor, tensor: Axis = ONE_RANK, *,
                ignore_index: int = IGNORE) -> tuple[Tensor, Tensor]:
-    """Cross-entropy summed over the scored targets, in nats, and their number; the same on every tensor rank.
+    """Cross-entropy summed over the scored targets, in nats, and their number; the same on every tensor rank. Arguments
+    and errors are those of `token_losses`."""
+    losses = token_losses(logits, targets, tensor, ignore_index=ignore_index)
+    return losses.flatten().sum(), (targets != ignore_index).sum()
+
+
+def token_losses(logits: Tensor, targets: Tensor, tensor: Axis = ONE_RANK, *, ignore_index: int = IGNORE) -> Tensor:
+    """Cross-entropy of each target in nats, [B, l], 0 where it is not scored; the same on every tensor rank.
 
     Args:
         logits: [B, l, V / T]; half precision is computed in float32.
@@ -47,11 +54,11 @@ def token_loss(logits: Tensor, targets: Tensor, tensor: Axis = ONE_RANK, *,
     inside = targets.clamp(0, size - 1)
     fits = (targets == inside) >= scored  # all but those that are scored and outside
     if tensor.size > 1:
-        return _CrossEntropy.apply(logits, targets, ~scored, ~fits, tensor), scored.sum()
+        return _CrossEntropy.apply(logits, targets, ~scored, ~fits, tensor)
     log_probability = torch.log_softmax(logits, -1, dtype=compute_dtype(logits))
     losses = F.nll_loss(log_probability.flatten(0, -2), torch.where(scored, inside, targets).flatten(),
                         ignore_index=ignore_index, reduction="none")
-    return (losses * (fits / fits).flatten()).sum(), scored.sum()  # 0 / 0 is NaN, and so is the gradient
+    return (losses * (fits / fits).flatten()).view(targets.shape)  # 0 / 0 is NaN, and so is the gradient
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -71,7 +78,7 @@ class _CrossEntropy(torch.autograd.Function):
         sums = all_reduce(sums, axis)
         ctx.save_for_backward(logits, targets, unscored, largest.add_(sums[0].log_().masked_fill_(outside, math.nan)))
         ctx.axis = axis
-        return (sums[0] - sums[1]).masked_fill_(unscored, 0).sum()
+        return (sums[0] - sums[1]).masked_fill_(unscored, 0)
 
     @staticmethod
     @once_differentiable
@@ -80,7 +87,7 @@ class _CrossEntropy(torch.autograd.Function):
         local, elsewhere = _local_targets(targets, unscored, logits.shape[-1], ctx.axis)
         probability = (logits.to(log_sum.dtype) - log_sum[..., None]).exp_()
         probability.scatter_add_(-1, local[..., None], elsewhere.to(log_sum.dtype).sub_(1)[..., None])
-        probability.mul_(grad).masked_fill_(unscored[..., None], 0)
+        probability.mul_(grad[..., None]).masked_fill_(unscored[..., None], 0)
         return probability.to(logits.dtype), None, None, None, None
 
 

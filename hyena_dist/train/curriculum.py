@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Generator, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from hyena_dist.config.schema import Config
 from hyena_dist.config.warmup import Stage, stage_at, stages
@@ -11,6 +13,18 @@ from hyena_dist.data.manifest import Manifest
 from hyena_dist.data.mixture import Change
 from hyena_dist.data.pool import Pool, first_weights
 from hyena_dist.data.stream import Batch, Part, StreamState, TrainStream
+
+
+class SourceUse(NamedTuple):
+    """What a run has seen of a source of its mixture."""
+
+    name: str
+    share: float
+    """Of all tokens."""
+    epochs: float
+    unique_bases: float
+    """How many of its bases were seen. The orders of stages know nothing of each other: over several it is what is to
+    be expected."""
 
 
 class Curriculum:
@@ -58,15 +72,29 @@ class Curriculum:
     def epochs_after(self, step: int) -> float:
         """How often the first `step` optimizer steps have seen the training bases: epochs of each stage's own order of
         windows, added up. Of a mixture it is the mean over the bases of all sources."""
+        if step <= 0:
+            return 0.0
         bases = [pool.train_bases for pool in self.pools]
-        epochs = [sum(stages) for stages in zip(*self.source_epochs(step), strict=True)]
-        return sum(of_source * size for of_source, size in zip(epochs, bases, strict=True)) / sum(bases)
+        uses = self.source_uses(step)
+        return sum(use.epochs * size for use, size in zip(uses, bases, strict=True)) / sum(bases)
 
-    def source_epochs(self, step: int) -> list[list[float]]:
-        """How often the first `step` optimizer steps have gone through each source, for each stage."""
-        return [self._stream_of(stage).epochs(max(min(step, stage.stop_step) - stage.first_step, 0)
-                                              * stage.global_batch_size)
-                for stage in self.stages if step > stage.first_step or not stage.index]
+    def source_uses(self, step: int) -> list[SourceUse]:
+        """What the first `step` optimizer steps, at least one, have seen of each source."""
+        tokens, epochs, unseen = (np.full(len(self.pools), start) for start in (0.0, 0.0, 1.0))
+        for stage in self.stages:
+            windows = max(min(step, stage.stop_step) - stage.first_step, 0) * stage.global_batch_size
+            if windows:
+                stream = self._stream_of(stage)
+                of_stage = np.array(stream.epochs(windows))
+                tokens += np.array(stream.counts(windows)) * stage.seq_len
+                epochs += of_stage
+                unseen *= 1 - np.minimum(of_stage, 1)
+        return [SourceUse(pool.name, float(tokens[i] / tokens.sum()), float(epochs[i]),
+                          float((1 - unseen[i]) * pool.train_bases)) for i, pool in enumerate(self.pools)]
+
+    def sources_of(self, stage: Stage, windows: Sequence[int]) -> list[int]:
+        """Which source each window of a stage is of, by their numbers."""
+        return self._stream_of(stage).sources_of(windows)
 
     def _stream_of(self, stage: Stage) -> TrainStream:
         if stage.index not in self._streams:

@@ -53,8 +53,15 @@ METRICS = (
     Metric("seq_len", "sequence length [tokens]"),
     Metric("scored", "bases scored [thousands]", smooth=True, unit=1e3),
     Metric("epoch", "epochs of the training bases"),
+    Metric("source_perplexity", "perplexity per base, by source"),
+    Metric("species_perplexity", "perplexity per base, by species"),
+    Metric("source_share", "share of the training tokens, by source"),
+    Metric("source_epochs", "epochs of each source"),
+    Metric("source_unique_bases", "bases seen of each source [millions]", unit=1e6),
+    Metric("source_loss_mass", "share of what was scored since the last validation, by source"),
 )
-"""Every metric of a run. A new one is a line here, and its value in the `extras` of a row."""
+"""Every metric of a run. A new one is a line here, and its value in the `extras` of a row. One of several things, such
+as the sources of a mixture, stands there once for each, under names like `source_share/human`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +112,8 @@ def extra_names(declared: Collection[str] = ()) -> frozenset[str]:
 
 def metric_of(name: str) -> Metric:
     """The metric of a name; one that this version does not know is drawn plainly."""
-    return next((metric for metric in METRICS if metric.name == name), Metric(name, name.replace("_", " ")))
+    kind = name.partition("/")[0]
+    return next((metric for metric in METRICS if metric.name == kind), Metric(name, name.replace("_", " ")))
 
 
 def peak_memory_bytes(device: torch.device) -> int:

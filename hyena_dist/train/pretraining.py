@@ -1,10 +1,12 @@
 """Pretraining, the first objective: predict the next base of every window of the shards."""
 
 import logging
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from hyena_dist.checkpoint.metadata import PRETRAINING
@@ -16,7 +18,7 @@ from hyena_dist.data.stream import Batch, Part, ValidationBatches
 from hyena_dist.engine.protocol import Table
 from hyena_dist.model.context import log_context_method
 from hyena_dist.model.evaluate import evaluate_split
-from hyena_dist.model.loss import token_loss
+from hyena_dist.model.loss import perplexity, token_loss
 from hyena_dist.model.model import build_model
 from hyena_dist.ops.dropout import DropoutKey
 from hyena_dist.parallel.groups import Groups
@@ -27,6 +29,9 @@ from hyena_dist.train.curriculum import Curriculum
 from hyena_dist.train.objective import Scores, Step, Watched
 
 logger = logging.getLogger(__name__)
+
+MANY_EPOCHS = 4
+"""After about so many the same text teaches a language model little more (Muennighoff et al. 2023)."""
 
 
 class Pretraining:
@@ -59,6 +64,10 @@ class Pretraining:
         self.validation = ValidationBatches(
             self.pools, seq_len=self._seq_len, batch_size=config.train.micro_batch_size, dp_rank=groups.data.rank,
             dp_size=groups.data.size, tokens=config.data.val_tokens, part=self._part(self._seq_len))
+        self._mass = [0.0] * len(self.pools)
+        """Of each source, what this rank's steps have scored since the last validation."""
+        self.extras = self._names()
+        self._warn_of_repeats()
         self.module: nn.Module = model.to(device)
         self.table: Table = model.placement()
         log_context_method(config, groups)
@@ -68,6 +77,11 @@ class Pretraining:
 
     def next_step(self) -> Step[Batch]:
         stage, batches = self.curriculum.take()
+        if len(self.pools) > 1:
+            for batch in batches:
+                sources = self.curriculum.sources_of(stage, batch.windows.tolist())
+                for source, scored in zip(sources, batch.scored_by_row(), strict=True):
+                    self._mass[source] += scored
         return Step(batches, stage=stage.index, seq_len=stage.seq_len, micro_batch_size=stage.micro_batch_size,
                     tokens=stage.tokens_per_step, new_shape=self.curriculum.stage is not stage)
 
@@ -78,8 +92,41 @@ class Pretraining:
         return loss
 
     def validate(self, module: nn.Module, watched: Watched[Batch]) -> Scores | None:
-        found = evaluate_split(module, watched(self.validation), self._groups, self._device)
-        return None if found is None else Scores(found.loss, found.scored, self._seq_len)
+        classes = self.validation.classes
+        found = evaluate_split(module, watched(self.validation), self._groups, self._device,
+                               class_of=self.validation.class_of, classes=max(1, len(classes)))
+        if found is None:
+            return None
+        extras = {**perplexities("source", [source for source, _ in classes], found.parts),
+                  **perplexities("species", [species for _, species in classes], found.parts)}
+        if len(self.pools) > 1:
+            extras |= self._uses()
+        return Scores(found.loss, found.scored, self._seq_len, extras)
+
+    def _uses(self) -> dict[str, float]:
+        """What the run has seen of each source so far; nothing before its first step. Collective."""
+        found: dict[str, float] = {}
+        if self.curriculum.step:
+            for use in self.curriculum.source_uses(self.curriculum.step):
+                found |= {f"source_share/{use.name}": use.share, f"source_epochs/{use.name}": use.epochs,
+                          f"source_unique_bases/{use.name}": use.unique_bases}
+        mass = torch.tensor(self._mass, dtype=torch.float64, device=self._device)
+        if self._groups.data_context.size > 1:
+            dist.all_reduce(mass, group=self._groups.data_context.group)
+        shares = (mass / mass.sum()).tolist()
+        self._mass = [0.0] * len(self.pools)
+        return found | {f"source_loss_mass/{pool.name}": share for pool, share in zip(self.pools, shares, strict=True)
+                        if math.isfinite(share)}
+
+    def _names(self) -> Collection[str]:
+        """The metrics that a validation may find."""
+        of_source = ("source_perplexity", "source_share", "source_epochs", "source_unique_bases", "source_loss_mass")
+        return [*(f"{kind}/{pool.name}" for kind in of_source for pool in self.pools if pool.name),
+                *(f"species_perplexity/{species}" for _, species in self.validation.classes)]
+
+    def _warn_of_repeats(self) -> None:
+        for line in repeats(self.curriculum, self._config.train.steps):
+            logger.warning("%s", line)
 
     def tokens(self, step: int) -> int:
         return tokens_after(self.curriculum.stages, step)
@@ -106,3 +153,29 @@ class Pretraining:
     def _part(self, seq_len: int) -> Part:
         """What this context rank reads of windows of a length."""
         return Part(*part_of_window(seq_len, self._groups.context, multiple=self._token_multiple))
+
+
+def perplexities(kind: str, names: Sequence[str], parts: Sequence[tuple[float, int]]) -> dict[str, float]:
+    """The perplexity of each name as a metric, where there are several.
+
+    Args:
+        names: of each class of windows; a name may come several times.
+        parts: loss and number of the scored bases of each class.
+    """
+    sums: dict[str, tuple[float, int]] = {}
+    for name, (loss, scored) in zip(names, parts, strict=False):
+        if scored:
+            total, count = sums.get(name, (0.0, 0))
+            sums[name] = total + loss * scored, count + scored
+    if len(set(names)) < 2:
+        return {}
+    return {f"{kind}_perplexity/{name}": perplexity(total / count) for name, (total, count) in sums.items()}
+
+
+def repeats(curriculum: Curriculum, steps: int) -> list[str]:
+    """A line for each source of a mixture that a run of so many steps goes through often."""
+    if len(curriculum.pools) < 2:
+        return []
+    return [f"data.mixture: source {use.name} will be seen {use.epochs:.1f} times by step {steps}: past about "
+            f"{MANY_EPOCHS} times the same bases teach little more; lower its weight, or give it more bases"
+            for use in curriculum.source_uses(steps) if use.epochs > MANY_EPOCHS]

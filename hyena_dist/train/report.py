@@ -42,7 +42,8 @@ def write_report(run_dir: Path) -> Path | None:
         return None
     unit, unit_name = scale_of(max(row.tokens for row in rows))
     series = _series(rows, unit)
-    panels = [panel for panel in series if panel not in MAIN and not metric_of(panel).beside]
+    panels = list(dict.fromkeys(name.partition("/")[0] for name in series
+                                if name not in MAIN and not metric_of(name).beside))
     lines = -(-len(panels) // 2)
     figure = plt.figure(figsize=(10, 4.5 + 1.9 * lines), layout="constrained")
     grid = figure.add_gridspec(lines + 1, 2, height_ratios=[2.2] + [1] * lines)
@@ -52,7 +53,8 @@ def write_report(run_dir: Path) -> Path | None:
     all_axes = [top]
     for number, panel in enumerate(panels):
         axes = figure.add_subplot(grid[1 + number // 2, number % 2])
-        _draw_panel(axes, panel, series[panel])
+        _draw_panel(axes, panel, series.get(panel, {}))
+        _draw_members(axes, {name: points for name, points in series.items() if name.startswith(f"{panel}/")})
         for name in series:
             if metric_of(name).beside == panel and (of_training := series[name].get("train")):
                 axes.plot(*of_training, color="black", linewidth=1.0, label=metric_of(name).label)
@@ -135,6 +137,15 @@ def _draw_panel(axes: Any, name: str, points: Points) -> None:
     _draw_points(axes, points, smooth=smooth, legend=False)
     axes.set_title(label, fontsize=9, loc="left")
     axes.tick_params(labelsize=8)
+
+
+def _draw_members(axes: Any, series: Mapping[str, Points]) -> None:
+    """A metric that there is for several things: a line for each, by what stands behind the slash of its name."""
+    for name, points in series.items():
+        for tokens, values in points.values():
+            axes.plot(tokens, values, ".-", linewidth=1.0, markersize=4, label=name.partition("/")[2])
+    if series:
+        axes.legend(fontsize=6, ncols=-(-len(series) // 6))
 
 
 def _draw_points(axes: Any, points: Points, *, smooth: bool, legend: bool = True) -> None:
