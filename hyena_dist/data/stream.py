@@ -74,13 +74,14 @@ class StreamState:
     index: int = 0
 
 
-def _read_row(manifest: Manifest, row: np.ndarray, part: Part, first_base: int, bases: int, reverse: bool) -> None:
-    """Fill a row, which is all padding, with a part of the window of `bases` bases from `first_base` on."""
-    first, last = part.first, min(part.first + part.tokens + 1, bases)
-    if first >= last:
+def _read_row(manifest: Manifest, row: np.ndarray, first: int, first_base: int, bases: int, reverse: bool) -> None:
+    """Fill a row, which is all padding, with what comes from number `first` on in the window of `bases` bases from
+    `first_base` on."""
+    count = min(row.size, bases - first)
+    if count <= 0:
         return
-    row = row[: last - first]
-    manifest.fill(row, first_base + (bases - last if reverse else first))
+    row = row[:count]
+    manifest.fill(row, first_base + (bases - first - count if reverse else first))
     if reverse:
         row[:] = COMPLEMENT[row[::-1]]
 
@@ -122,7 +123,7 @@ class _Windows:
             epoch = number >> _EPOCH_SHIFT
             interval, start, end, reverse = self.order.window(epoch, number - (epoch << _EPOCH_SHIFT))
             manifest, first_base = self.places[interval]
-            _read_row(manifest, row, self.part, first_base + start, end - start, self.rc_augment and reverse)
+            _read_row(manifest, row, self.part.first, first_base + start, end - start, self.rc_augment and reverse)
         return ids, np.array(numbers, dtype=np.int64), _scored(ids)
 
 
@@ -319,7 +320,7 @@ class ValidationBatches:
             ids = np.full((self._batch_size, self._part.tokens + 1), PAD, dtype=np.uint8)
             for row, (pool, interval, base) in zip(ids, self._tiles[numbers.start : numbers.stop], strict=False):
                 bases = min(self._seq_len + 1, interval.bases - base)
-                _read_row(pool.manifest, row, self._part, interval.first_base + base, bases, reverse=False)
+                _read_row(pool.manifest, row, self._part.first, interval.first_base + base, bases, reverse=False)
             yield Batch(torch.from_numpy(ids), torch.tensor(numbers), _scored(ids))
 
 
