@@ -20,6 +20,9 @@ from typing import TYPE_CHECKING
 from hyena_dist.config.errors import UserError, one_line, write_remedy
 from hyena_dist.runtime.signals import raise_interrupts
 
+_MOST_WORKERS = 4
+"""By default: one process reads, which is two fifths of the work, so that more would have nothing to do."""
+
 if TYPE_CHECKING:  # numpy and webdataset take a second: --help should not
     from hyena_dist.data.census import Census
     from hyena_dist.data.contigs import Source
@@ -52,9 +55,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--allow-copies", type=float, default=0.0, metavar="SHARE",
                         help="share of the held-out sequence of which copies may train, by sampled windows, on either "
                              "strand (default: 0); what there is, is counted. Repeats alone are some hundredths")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)) if sys.platform == "linux"
-                        else os.cpu_count() or 1, metavar="N",
-                        help="processes to build with (default: all cores); the shards are the same with any number")
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    parser.add_argument("--workers", type=int, default=min(cores, _MOST_WORKERS), metavar="N",
+                        help=f"processes to build with (default: all cores, at most {_MOST_WORKERS}); the shards are "
+                             f"the same with any number")
     parser.add_argument("--dry-run", action="store_true", help="read and check everything, write nothing")
     return parser.parse_args(argv)
 

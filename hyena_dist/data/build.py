@@ -2,7 +2,8 @@
 WebDataset tars with an index. A sample is one whole segment, or as many short ones in a row as fit.
 
 The result is written into a temporary directory beside the target, synced, and renamed as the last act: a build that
-was killed or ran out of disk leaves nothing that looks whole. The same input gives the same bytes.
+was killed or ran out of disk leaves nothing that looks whole, and is done again from the start. The same input gives
+the same bytes, whatever the number of processes.
 """
 
 import json
