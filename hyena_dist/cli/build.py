@@ -93,7 +93,7 @@ def print_summary(census: "Census", splits: "Splits") -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from hyena_dist.data.build import build, survey
+    from hyena_dist.data.build import SHARD_BASES, build, survey
     from hyena_dist.data.census import Census
     from hyena_dist.data.contigs import Source
     from hyena_dist.data.index import FILE_NAME
@@ -101,8 +101,11 @@ def run(args: argparse.Namespace) -> None:
     sources = [Source.parse(argument) for argument in args.files]
     splits = choose_splits(args, sources)
     if args.dry_run:
-        print_summary(survey(sources, splits, workers=args.workers, allow_copies=args.allow_copies), splits)
-        print(f"{args.out}: not written (dry run)")
+        census = survey(sources, splits, workers=args.workers, allow_copies=args.allow_copies)
+        print_summary(census, splits)
+        bases = sum(census.bases.values())
+        print(f"{args.out}: not written (dry run); it would hold {bases:,} bases in {-(-bases // SHARD_BASES)} shards, "
+              f"of some {bases // 4:,} bytes and more where there are soft-masked bases and codes")
         return
     census = Census()
     manifest = build(sources, args.out, splits, census=census, workers=args.workers,

@@ -244,7 +244,7 @@ def test_bad_fasta_and_existing_output_end_in_one_line_and_status_2(tmp_path, ca
 def test_dry_run_writes_nothing_and_a_build_says_what_it_wrote(tmp_path, capsys):
     fasta = write_fasta(tmp_path / "a.fa.gz", CONTIGS)
     assert build_command(fasta, "--out", tmp_path / "out", "--val-fraction", "0.1", "--dry-run") == 0
-    assert "dry run" in capsys.readouterr().out
+    assert "not written (dry run); it would hold 20,000 bases in 1 shards, of some 5,000" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
     assert build_command(fasta, f"mouse={fasta}", "--out", tmp_path / "new/out", "--val-contigs",
                          "chr1,mouse.chr1") == 0
