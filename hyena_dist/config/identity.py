@@ -37,7 +37,7 @@ CHANGEABLE = frozenset({
     "train.keep_every", "train.profile_steps", "train.wandb",
     # On what it runs. A checkpoint does not depend on it; its weights are float32 at any precision.
     "train.precision", "train.micro_batch_size", "train.activation_checkpointing", "train.activation_offload",
-    "data.num_workers", "ops.backend",
+    "data.lower_case_weight", "data.num_workers", "ops.backend",
     *(f"parallel.{key}" for key in ("tensor", "context", "sequence", "context_method", "overlap_groups")),
     *(f"engine.{key}" for key in ("name", "zero_stage", "offload", "deepspeed")),
 })

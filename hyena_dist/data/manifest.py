@@ -124,8 +124,11 @@ class Manifest:
         except (DataError, OSError) as error:
             raise self._damaged(number, error) from None
 
-    def fill(self, ids: np.ndarray, first_base: int) -> None:
+    def fill(self, ids: np.ndarray, first_base: int, *, soft: bool = False) -> None:
         """Write the token ids from this place of the concatenated contigs on into `ids`, to its end.
+
+        Args:
+            soft: add SOFT to the ids of soft-masked bases.
 
         Raises:
             ValueError: the shards do not hold all of these bases.
@@ -147,7 +150,7 @@ class Manifest:
             layout = self._layouts.get(number) or self._layout_of(number, file)
             try:
                 layout.fill(file, sample.offset, place + local,
-                            ids if count == size else ids[filled : filled + count])
+                            ids if count == size else ids[filled : filled + count], soft)
             except (DataError, OSError) as error:
                 raise self._damaged(number, error) from None
             filled += count

@@ -29,7 +29,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from hyena_dist.data.errors import DataError
-from hyena_dist.data.tokenizer import BYTE_TO_ID
+from hyena_dist.data.tokenizer import BYTE_TO_ID, SOFT
 
 BLOCK_BASES = 1 << 14
 """A short window reads and checks a whole block for itself: with blocks of 65,536 bases the loader is 0.68 times as
@@ -64,11 +64,12 @@ class Place(NamedTuple):
 class Layout(Protocol):
     """Where in a segment its bases are."""
 
-    def fill(self, file: int, offset: int, start: int, ids: np.ndarray) -> None:
+    def fill(self, file: int, offset: int, start: int, ids: np.ndarray, soft: bool = False) -> None:
         """Write the token ids of bases from `start` on into `ids`, to its end.
 
         Args:
             file, offset: where the segment lies.
+            soft: add SOFT to the ids of soft-masked bases.
 
         Raises:
             DataError: they are damaged.
@@ -93,6 +94,13 @@ class CodeRuns(NamedTuple):
     ends: list[int]
     letters: list[int]
     """Upper-case ASCII."""
+
+
+class SoftRuns(NamedTuple):
+    """Stretches [start, end) of lower case, in order."""
+
+    starts: list[int]
+    ends: list[int]
 
 
 def _pack_columns(*columns: np.ndarray) -> bytes:
@@ -165,6 +173,13 @@ def decode_codes(data: bytes, bases: int) -> CodeRuns:
     return CodeRuns(starts.tolist(), ends.tolist(), letters.tolist())
 
 
+@lru_cache(maxsize=4096)
+def decode_soft(data: bytes, bases: int) -> SoftRuns:
+    """Read case runs."""
+    starts, ends = _from_gaps(*_unpack_columns(data, 2, bases))
+    return SoftRuns(starts.tolist(), ends.tolist())
+
+
 def unpack_ids(packed: bytes, start: int, ids: np.ndarray) -> None:
     """Write the token ids of packed bases from `start` on into `ids`, code runs not yet put in."""
     skip, size = start & 3, ids.size
@@ -176,6 +191,12 @@ def put_codes(runs: CodeRuns, start: int, ids: np.ndarray) -> None:
     """Write the ids of the code runs that touch bases from `start` on into `ids`."""
     for i in range(bisect_right(runs.ends, start), bisect_left(runs.starts, start + ids.size)):
         ids[max(runs.starts[i] - start, 0) : runs.ends[i] - start] = BYTE_TO_ID[runs.letters[i]]
+
+
+def put_soft(runs: SoftRuns, start: int, ids: np.ndarray) -> None:
+    """Add SOFT to those ids of bases from `start` on that lie in the runs."""
+    for i in range(bisect_right(runs.ends, start), bisect_left(runs.starts, start + ids.size)):
+        ids[max(runs.starts[i] - start, 0) : runs.ends[i] - start] |= SOFT
 
 
 def decode_parts(size: int, packed: bytes, codes: bytes, case: bytes) -> np.ndarray:
@@ -232,7 +253,7 @@ class BlockLayout(NamedTuple):
             raise DataError(f"has {nbytes:,} bytes, its table says {offsets[-1]:,}")
         return cls(bases, rows[:, 0].tolist(), rows[:, 1].tolist(), offsets.tolist())
 
-    def fill(self, file: int, offset: int, start: int, ids: np.ndarray) -> None:
+    def fill(self, file: int, offset: int, start: int, ids: np.ndarray, soft: bool = False) -> None:
         block, skip, left = start // BLOCK_BASES, start % BLOCK_BASES, ids.size
         if skip + left <= BLOCK_BASES:  # as most windows: one block, and no part of `ids` to be cut out
             at = self.offsets[block]
@@ -240,19 +261,22 @@ class BlockLayout(NamedTuple):
             if zlib.crc32(data) != self.checksums[block]:
                 raise self.damaged(block, data)
             unpack_ids(data, skip, ids)
-            if self.code_bytes[block]:
-                self._put_codes(block, data, skip, ids)
+            if self.code_bytes[block] or soft:
+                self._put_runs(block, data, skip, ids, soft)
             return
         first = BLOCK_BASES - skip
-        self.fill(file, offset, start, ids[:first])
+        self.fill(file, offset, start, ids[:first], soft)
         for done in range(first, left, BLOCK_BASES):
-            self.fill(file, offset, start + done, ids[done : done + BLOCK_BASES])
+            self.fill(file, offset, start + done, ids[done : done + BLOCK_BASES], soft)
 
-    def _put_codes(self, block: int, data: bytes, start: int, ids: np.ndarray) -> None:
+    def _put_runs(self, block: int, data: bytes, start: int, ids: np.ndarray, soft: bool) -> None:
         size = self.block_bases(block)
         at = packed_bytes(size)
         try:
-            put_codes(decode_codes(data[at : at + self.code_bytes[block]], size), start, ids)
+            case_at = at + self.code_bytes[block]
+            put_codes(decode_codes(data[at:case_at], size), start, ids)
+            if soft and len(data) > case_at:
+                put_soft(decode_soft(data[case_at:], size), start, ids)
         except (zlib.error, ValueError) as error:
             raise DataError(f"block {block} holds damaged runs ({error})") from None
 

@@ -28,10 +28,11 @@ def _read_head(head: bytes) -> tuple[int, int]:
 
 
 class PlainLayout(NamedTuple):
-    """The head of a segment, and its code runs."""
+    """The head of a segment, and its runs."""
 
     bases: int
     codes: segment.CodeRuns
+    soft: segment.SoftRuns
 
     @classmethod
     def read(cls, place: segment.Place, bases: int) -> "PlainLayout":
@@ -40,17 +41,22 @@ class PlainLayout(NamedTuple):
         if size != bases:
             raise DataError(f"has {size:,} bases, not {bases:,}")
         try:
-            codes = segment.decode_codes(place.read(_HEAD.size + segment.packed_bytes(size), code_bytes), size)
+            codes_at = _HEAD.size + segment.packed_bytes(size)
+            codes = segment.decode_codes(place.read(codes_at, code_bytes), size)
+            case_at = codes_at + code_bytes
+            soft = segment.decode_soft(place.read(case_at, place.nbytes - case_at), size)
         except (zlib.error, ValueError) as error:
             raise DataError(f"holds damaged runs ({error})") from None
-        return cls(size, codes)
+        return cls(size, codes, soft)
 
-    def fill(self, file: int, offset: int, start: int, ids: np.ndarray) -> None:
+    def fill(self, file: int, offset: int, start: int, ids: np.ndarray, soft: bool = False) -> None:
         first = start // 4
         at, count = _HEAD.size + first, segment.packed_bytes(start + ids.size) - first
         packed = segment.Place(file, offset, at + count).read(at, count)
         segment.unpack_ids(packed, start - 4 * first, ids)
         segment.put_codes(self.codes, start, ids)
+        if soft:
+            segment.put_soft(self.soft, start, ids)
 
 
 def decode(data: bytes) -> np.ndarray:

@@ -21,7 +21,7 @@ from hyena_dist.data.manifest import Interval, Manifest
 from hyena_dist.data.mixture import Change, MixtureOrder
 from hyena_dist.data.order import WindowOrder, mix
 from hyena_dist.data.pool import Pool, identity_of
-from hyena_dist.data.tokenizer import COMPLEMENT, PAD, A, T, split_window
+from hyena_dist.data.tokenizer import COMPLEMENT, PAD, SOFT, A, T, split_window
 from hyena_dist.data.workers import read_ahead
 
 STATE_VERSION = 2
@@ -43,13 +43,25 @@ class Batch(NamedTuple):
     """uint8 [B, l + 1], padded with [PAD] on the right; `split_window` makes inputs and targets of them."""
     windows: torch.Tensor
     """int64 [B], a number of each window that is its own within the stage."""
-    scored: int
-    """How many of the targets are A, C, G or T."""
+    scored: float
+    """How many of the targets are A, C, G or T; where soft-masked ones have a weight, the sum of the weights."""
+    soft: torch.Tensor | None = None
+    """bool [B, l], which targets are soft-masked; None: nobody asked."""
 
-    def scored_by_row(self) -> list[int]:
-        """How many of the targets of each window are A, C, G or T."""
+    def scored_by_row(self, lower_case_weight: float = 1.0) -> list[float]:
+        """`scored` of each window alone."""
         targets = self.ids[:, 1:]
-        return ((targets >= A) & (targets <= T)).sum(-1).tolist()
+        scored = (targets >= A) & (targets <= T)
+        counts = scored.sum(-1).double()
+        if self.soft is not None:
+            counts += (lower_case_weight - 1) * (scored & self.soft).sum(-1)
+        return counts.tolist()
+
+    def soft_on(self, device: torch.device) -> torch.Tensor | None:
+        """`soft` on a device; the host does not wait for the copy."""
+        if self.soft is None:
+            return None
+        return (self.soft.pin_memory() if device.type == "cuda" else self.soft).to(device, non_blocking=True)
 
     def to(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """input_ids [B, l], targets [B, l] and windows [B] on a device, int64; the host does not wait for the copy."""
@@ -74,33 +86,50 @@ class StreamState:
     index: int = 0
 
 
-def _read_row(manifest: Manifest, row: np.ndarray, first: int, first_base: int, bases: int, reverse: bool) -> None:
+def _read_row(manifest: Manifest, row: np.ndarray, first: int, first_base: int, bases: int, *, reverse: bool,
+              soft: bool) -> None:
     """Fill a row, which is all padding, with what comes from number `first` on in the window of `bases` bases from
     `first_base` on."""
     count = min(row.size, bases - first)
     if count <= 0:
         return
     row = row[:count]
-    manifest.fill(row, first_base + (bases - first - count if reverse else first))
-    if reverse:
+    manifest.fill(row, first_base + (bases - first - count if reverse else first), soft=soft)
+    if reverse and soft:
+        row[:] = (COMPLEMENT[row & ~np.uint8(SOFT)] | row & SOFT)[::-1]
+    elif reverse:
         row[:] = COMPLEMENT[row[::-1]]
 
 
-def _scored(ids: np.ndarray) -> int:
-    """How many targets of rows are A, C, G or T. A piece at a time, because large temporaries take new pages."""
+def _scored(ids: np.ndarray, soft: np.ndarray | None = None, weight: float = 1.0) -> float:
+    """How many targets of rows are A, C, G or T; of those that are soft-masked each counts as much as its weight. A
+    piece at a time, because large temporaries take new pages."""
     rows, width = ids.shape
     step = max(1, _LOOK_BASES // rows)
-    return sum(int(np.count_nonzero(ids[:, first : first + step] - np.uint8(A) <= T - A))  # bytes: less than A is large
-               for first in range(1, width, step))
+    count = masked = 0
+    for first in range(1, width, step):
+        scored = ids[:, first : first + step] - np.uint8(A) <= T - A  # of bytes: less than A is large
+        count += int(np.count_nonzero(scored))
+        if soft is not None:
+            masked += int(np.count_nonzero(scored & soft[:, first - 1 : first - 1 + step]))
+    return count - masked + weight * masked if masked else count
 
 
-def _has_a_scored_base(manifest: Manifest, intervals: list[Interval]) -> bool:
-    """Whether any base but the first of an interval is A, C, G or T; where the shards are damaged too, which the read
-    of that window will tell."""
+def _without_soft(ids: np.ndarray) -> np.ndarray:
+    """Take SOFT off the ids of rows. Returns bool [B, l], which targets had it."""
+    soft = ids[:, 1:] >= SOFT
+    ids &= ~np.uint8(SOFT)
+    return soft
+
+
+def _has_a_scored_base(manifest: Manifest, intervals: list[Interval], *, upper_only: bool = False) -> bool:
+    """Whether any base but the first of an interval is A, C, G or T, and of upper case if that is asked; where the
+    shards are damaged too, which the read of that window will tell."""
     try:
         for interval in intervals:
             for start in range(interval.start + 1, interval.end, _LOOK_BASES):
-                ids = manifest.read(interval.contig, start, min(start + _LOOK_BASES, interval.end))
+                ids = np.empty(min(start + _LOOK_BASES, interval.end) - start, dtype=np.uint8)
+                manifest.fill(ids, interval.first_base + start - interval.start, soft=upper_only)
                 if ((ids >= A) & (ids <= T)).any():
                     return True
     except DataError:
@@ -116,18 +145,22 @@ class _Windows:
     """
 
     def __init__(self, places: list[tuple[Manifest, int]], order: WindowOrder | MixtureOrder, rc_augment: bool,
-                 part: Part):
+                 part: Part, lower_case_weight: float):
         self.places, self.order, self.rc_augment, self.part = places, order, rc_augment, part
+        self.lower_case_weight = lower_case_weight
 
-    def read(self, numbers: list[int]) -> tuple[np.ndarray, np.ndarray, int]:
+    def read(self, numbers: list[int]) -> tuple[np.ndarray, np.ndarray, float, np.ndarray | None]:
         """The content of a batch, as arrays."""
         ids = np.full((len(numbers), self.part.tokens + 1), PAD, dtype=np.uint8)
+        weighted = self.lower_case_weight != 1
         for row, number in zip(ids, numbers, strict=True):
             epoch = number >> _EPOCH_SHIFT
             interval, start, end, reverse = self.order.window(epoch, number - (epoch << _EPOCH_SHIFT))
             manifest, first_base = self.places[interval]
-            _read_row(manifest, row, self.part.first, first_base + start, end - start, self.rc_augment and reverse)
-        return ids, np.array(numbers, dtype=np.int64), _scored(ids)
+            _read_row(manifest, row, self.part.first, first_base + start, end - start,
+                      reverse=self.rc_augment and reverse, soft=weighted)
+        soft = _without_soft(ids) if weighted else None
+        return ids, np.array(numbers, dtype=np.int64), _scored(ids, soft, self.lower_case_weight), soft
 
 
 class _RankNumbers:
@@ -160,17 +193,19 @@ class TrainStream:
         rc_augment: show each window, with probability 1/2, as its reverse complement.
         stage: number of the length warm-up's stage; each stage has its own order.
         weights: of several pools, from which window on.
+        lower_case_weight: how much a soft-masked base counts in the loss; batches say which are where it is not 1.
 
     Raises:
         DataError: a pool has no training base to score.
     """
 
     def __init__(self, pools: Manifest | Sequence[Pool], *, seq_len: int, seed: int, rc_augment: bool = False,
-                 stage: int = 0, weights: Sequence[Change] = ()):
+                 stage: int = 0, weights: Sequence[Change] = (), lower_case_weight: float = 1.0):
         self.pools = [Pool(pools)] if isinstance(pools, Manifest) else list(pools)
         self.seq_len, self.seed, self.rc_augment, self.stage = seq_len, seed, rc_augment, stage
         self.weights = list(weights)
-        of_pools = [_training_intervals(pool) for pool in self.pools]
+        self.lower_case_weight = lower_case_weight
+        of_pools = [_training_intervals(pool, lower_case_weight) for pool in self.pools]
         self.intervals = [interval for intervals in of_pools for interval in intervals]
         self._places = [(pool.manifest, interval.first_base)
                         for pool, intervals in zip(self.pools, of_pools, strict=True) for interval in intervals]
@@ -250,12 +285,13 @@ class TrainStream:
                              f"train.micro_batch_size * data-parallel size ({micro_batch_size} * {dp_size})")
         if start.stage != self.stage:
             raise DataError(f"the state is of stage {start.stage}, this stream of stage {self.stage}")
-        windows = _Windows(self._places, self.order, self.rc_augment, part or Part(0, self.seq_len))
+        windows = _Windows(self._places, self.order, self.rc_augment, part or Part(0, self.seq_len),
+                           self.lower_case_weight)
         numbers = _RankNumbers(self.order, start, micro_batch_size, dp_rank, dp_size)
         return _batches(windows, numbers, num_workers)
 
 
-def _training_intervals(pool: Pool) -> list[Interval]:
+def _training_intervals(pool: Pool, lower_case_weight: float) -> list[Interval]:
     """Raises DataError: there is nothing to train on."""
     intervals = pool.intervals("train")
     if not any(interval.bases > 1 for interval in intervals):
@@ -263,6 +299,9 @@ def _training_intervals(pool: Pool) -> list[Interval]:
     if not _has_a_scored_base(pool.manifest, intervals):
         raise DataError(f"{pool.where} has no training base to score: all are N or other codes than A, C, G and T; "
                         f"build shards of sequence that is known")
+    if not lower_case_weight and not _has_a_scored_base(pool.manifest, intervals, upper_only=True):
+        raise DataError(f"{pool.where} has no training base to score: all that are known are soft-masked, and "
+                        f"data.lower_case_weight is 0; give them a weight, as data.lower_case_weight=1")
     if short := [interval.contig for interval in intervals if interval.bases < 2]:
         logger.info("%s: %d stretches of a single base have no next base and are skipped, the first on %s", pool.where,
                     len(short), short[0])
@@ -280,8 +319,9 @@ def _batches(windows: _Windows, numbers: _RankNumbers, num_workers: int) -> Gene
             arrays: Iterable[Any] = stack.enter_context(closing(read_ahead(windows.read, numbers, num_workers)))
         else:
             arrays = map(windows.read, numbers)
-        for ids, window_numbers, scored in arrays:
-            yield Batch(torch.from_numpy(ids), torch.from_numpy(window_numbers), scored)
+        for ids, window_numbers, scored, soft in arrays:
+            yield Batch(torch.from_numpy(ids), torch.from_numpy(window_numbers), scored,
+                        None if soft is None else torch.from_numpy(soft))
 
 
 class ValidationBatches:
@@ -323,8 +363,10 @@ class ValidationBatches:
             ids = np.full((self._batch_size, self._part.tokens + 1), PAD, dtype=np.uint8)
             for row, (pool, interval, base) in zip(ids, self._tiles[numbers.start : numbers.stop], strict=False):
                 bases = min(self._seq_len + 1, interval.bases - base)
-                _read_row(pool.manifest, row, self._part.first, interval.first_base + base, bases, reverse=False)
-            yield Batch(torch.from_numpy(ids), torch.tensor(numbers), _scored(ids))
+                _read_row(pool.manifest, row, self._part.first, interval.first_base + base, bases, reverse=False,
+                          soft=True)
+            soft = _without_soft(ids)
+            yield Batch(torch.from_numpy(ids), torch.tensor(numbers), _scored(ids), torch.from_numpy(soft))
 
 
 def _tiles(intervals: Sequence[Interval], seq_len: int, most: int | None) -> list[tuple[Interval, int]]:

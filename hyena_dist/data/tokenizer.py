@@ -10,6 +10,8 @@ import torch
 
 TOKENS = ("[CLS]", "[SEP]", "[BOS]", "[MASK]", "[PAD]", "[RESERVED]", "[UNK]", "A", "C", "G", "T", "N")
 PAD, UNK, A, C, G, T, N = 4, 6, 7, 8, 9, 10, 11
+SOFT = 32
+"""Added to the id of a base that is soft-masked (lower case), where readers are asked to tell."""
 IGNORE = -100
 """Target of a position that is not scored, as in torch's cross entropy."""
 

@@ -25,12 +25,20 @@ def perplexity(loss: float) -> float:
         return math.inf
 
 
-def token_loss(logits: Tensor, targets: Tensor, tensor: Axis = ONE_RANK, *,
-               ignore_index: int = IGNORE) -> tuple[Tensor, Tensor]:
+def token_loss(logits: Tensor, targets: Tensor, tensor: Axis = ONE_RANK, *, ignore_index: int = IGNORE,
+               weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Cross-entropy summed over the scored targets, in nats, and their number; the same on every tensor rank. Arguments
-    and errors are those of `token_losses`."""
-    losses = token_losses(logits, targets, tensor, ignore_index=ignore_index)
-    return losses.flatten().sum(), (targets != ignore_index).sum()
+    and errors are those of `token_losses`.
+
+    Args:
+        weights: [B, l], how much each target counts in both sums; None: all 1.
+    """
+    losses, scored = token_losses(logits, targets, tensor, ignore_index=ignore_index), targets != ignore_index
+    if weights is None:
+        return losses.flatten().sum(), scored.sum()
+    weights = weights.to(losses.dtype)
+    # What has no weight is left out and not multiplied by 0: its loss may be infinite, where a token is impossible.
+    return (losses.where(weights != 0, 0) * weights).sum(), (scored * weights).sum()
 
 
 def token_losses(logits: Tensor, targets: Tensor, tensor: Axis = ONE_RANK, *, ignore_index: int = IGNORE) -> Tensor:

@@ -55,6 +55,7 @@ METRICS = (
     Metric("epoch", "epochs of the training bases"),
     Metric("source_perplexity", "perplexity per base, by source"),
     Metric("species_perplexity", "perplexity per base, by species"),
+    Metric("case_perplexity", "perplexity per base, by case"),
     Metric("source_share", "share of the training tokens, by source"),
     Metric("source_epochs", "epochs of each source"),
     Metric("source_unique_bases", "bases seen of each source [millions]", unit=1e6),

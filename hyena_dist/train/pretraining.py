@@ -30,6 +30,7 @@ from hyena_dist.train.objective import Scores, Step, Watched
 
 logger = logging.getLogger(__name__)
 
+CASES = ("upper", "lower")
 MANY_EPOCHS = 4
 """After about so many the same text teaches a language model little more (Muennighoff et al. 2023)."""
 
@@ -80,15 +81,18 @@ class Pretraining:
         if len(self.pools) > 1:
             for batch in batches:
                 sources = self.curriculum.sources_of(stage, batch.windows.tolist())
-                for source, scored in zip(sources, batch.scored_by_row(), strict=True):
+                rows = batch.scored_by_row(self._config.data.lower_case_weight)
+                for source, scored in zip(sources, rows, strict=True):
                     self._mass[source] += scored
         return Step(batches, stage=stage.index, seq_len=stage.seq_len, micro_batch_size=stage.micro_batch_size,
                     tokens=stage.tokens_per_step, new_shape=self.curriculum.stage is not stage)
 
     def loss(self, module: nn.Module, batch: Batch, step: int) -> Tensor:
         input_ids, targets, windows = batch.to(self._device)
+        soft = batch.soft_on(self._device)
+        weights = None if soft is None else torch.where(soft, self._config.data.lower_case_weight, 1.0)
         loss, _ = token_loss(module(input_ids, DropoutKey(self._config.train.seed, step, windows)), targets,
-                             self._groups.tensor)
+                             self._groups.tensor, weights=weights)
         return loss
 
     def validate(self, module: nn.Module, watched: Watched[Batch]) -> Scores | None:
@@ -99,6 +103,8 @@ class Pretraining:
             return None
         extras = {**perplexities("source", [source for source, _ in classes], found.parts),
                   **perplexities("species", [species for _, species in classes], found.parts)}
+        if all(scored for _, scored in found.cases):
+            extras |= perplexities("case", CASES, found.cases)
         if len(self.pools) > 1:
             extras |= self._uses()
         return Scores(found.loss, found.scored, self._seq_len, extras)
@@ -121,7 +127,8 @@ class Pretraining:
     def _names(self) -> Collection[str]:
         """The metrics that a validation may find."""
         of_source = ("source_perplexity", "source_share", "source_epochs", "source_unique_bases", "source_loss_mass")
-        return [*(f"{kind}/{pool.name}" for kind in of_source for pool in self.pools if pool.name),
+        return [*(f"case_perplexity/{case}" for case in CASES),
+                *(f"{kind}/{pool.name}" for kind in of_source for pool in self.pools if pool.name),
                 *(f"species_perplexity/{species}" for _, species in self.validation.classes)]
 
     def _warn_of_repeats(self) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch import Tensor
 
 from hyena_dist.checkpoint.format import split_parts
 from hyena_dist.config.sections.model import ModelSection
@@ -25,7 +26,7 @@ from hyena_dist.model.loss import token_loss
 from hyena_dist.model.model import HyenaModel
 from hyena_dist.ops.dropout import DropoutKey
 from hyena_dist.parallel.collectives import all_gather, all_reduce
-from hyena_dist.parallel.groups import Groups, init_groups
+from hyena_dist.parallel.groups import Axis, Groups, init_groups
 from hyena_dist.parallel.tokens import slice_tokens
 from tests.compare import rel
 from tests.dist.harness import run_distributed
@@ -228,18 +229,32 @@ def _impossible_tokens() -> dict[str, bool | float]:
     total, _ = token_loss(part, targets, axis)
     total.backward()
     expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+    weighted = _weighted(logits, targets, axis)
     logits[0, 1], logits[1, 2] = -math.inf, -math.inf  # nothing is possible there, and nothing is asked
     bare, _ = token_loss(logits.chunk(2, dim=-1)[axis.rank], targets, axis)
     targets[0, 1] = 3
     scored, _ = token_loss(logits.chunk(2, dim=-1)[axis.rank], targets, axis)
     return {"loss": rel(total, expected), "bare": rel(bare, expected), "finite": bool(part.grad.isfinite().all()),
             "gradient": (part.grad - whole.grad.chunk(2, dim=-1)[axis.rank]).abs().max().item(),
-            "control": bool(scored.isfinite())}
+            "control": bool(scored.isfinite()), "weighted": weighted}
+
+
+def _weighted(logits: Tensor, targets: Tensor, axis: Axis) -> float:
+    """How far loss, count and gradient with weights are from those of one rank."""
+    weights = torch.tensor([[0.5, 2.0, 0.0, 1.0, 0.25], [3.0, 0.125, 1.0, 0.0, 1.0]], dtype=torch.float64)
+    whole, part = (values.clone().requires_grad_() for values in (logits, logits.chunk(2, dim=-1)[axis.rank]))
+    losses = F.cross_entropy(whole.flatten(0, 1), targets.flatten(), reduction="none")
+    expected = (losses * weights.flatten()).sum()
+    total, count = token_loss(part, targets, axis, weights=weights)
+    expected.backward()
+    total.backward()
+    return max(rel(total, expected), abs(float(count) - float(weights[targets != -100].sum())),
+               (part.grad - whole.grad.chunk(2, dim=-1)[axis.rank]).abs().max().item())
 
 
 def test_impossible_tokens_of_a_split_vocabulary():
     for found in run_distributed(_impossible_tokens, 2):
-        assert max(found["loss"], found["bare"], found["gradient"]) < 1e-12, found
+        assert max(found["loss"], found["bare"], found["gradient"], found["weighted"]) < 1e-12, found
         assert found["finite"]
         assert not found["control"], "where it is scored"
 

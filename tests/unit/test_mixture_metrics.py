@@ -86,12 +86,14 @@ def test_perplexity_by_species_also_of_a_single_shard_set(run, directory):
     objective, _, after, _ = run
     plain = Pretraining(config(directory, shards=str(directory / "mammals"), mixture=None), Groups.single(), CPU)
     scores = plain.validate(objective.module, iter)
-    assert scores.extras.keys() == {"species_perplexity/man", "species_perplexity/mouse"}
-    assert after.extras.keys() >= scores.extras.keys() | {"species_perplexity/worm"}
-    for name, value in scores.extras.items():
+    by_species = {name: value for name, value in scores.extras.items() if not name.startswith("case")}
+    assert by_species.keys() == {"species_perplexity/man", "species_perplexity/mouse"}
+    assert after.extras.keys() >= by_species.keys() | {"species_perplexity/worm"}
+    for name, value in by_species.items():
         assert abs(after.extras[name] / value - 1) < 1e-6
     one = Pretraining(config(directory, shards=str(directory / "worms"), mixture=None), Groups.single(), CPU)
-    assert one.validate(objective.module, iter).extras == {}, "of one species there is nothing to set apart"
+    found = one.validate(objective.module, iter).extras
+    assert not [name for name in found if "species" in name], "of one species there is nothing to set apart"
 
 
 def test_shares_epochs_and_mass_are_those_of_the_windows_that_came(run):

@@ -67,7 +67,7 @@ def test_a_median_is_none_of_the_jumps_and_follows_a_steep_start() -> None:
 
 
 def test_every_metric_has_a_panel_and_so_has_one_that_nobody_declared(tmp_path: Path, figures: list[Figure]) -> None:
-    of_several = [metric.name for metric in METRICS if metric.name.startswith(("source_", "species_"))]
+    of_several = [metric.name for metric in METRICS if metric.name.startswith(("source_", "species_", "case_"))]
     extras = {"mfu": 0.4, "bandwidth": 0.3, "steady_tokens_per_second": 8e3, "of_a_newer_version": 3,
               **{f"{name}/{of}": 1.5 for name in of_several for of in ("human", "worm")}}
     figure = draw(tmp_path, figures, *(line(step, 4.0, **extras) for step in range(1, 5)), line(4, 3.9, "val"))

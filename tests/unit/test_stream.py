@@ -33,7 +33,7 @@ def stream(manifest, **changes):
 
 def rows_of(batches, count):
     """The first windows of some batches: (number, ids)."""
-    rows = (row for ids, numbers, _ in batches for row in zip(numbers.tolist(), map(tuple, ids.tolist()), strict=True))
+    rows = (row for ids, numbers, *_ in batches for row in zip(numbers.tolist(), map(tuple, ids.tolist()), strict=True))
     return list(itertools.islice(rows, count))
 
 

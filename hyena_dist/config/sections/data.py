@@ -33,6 +33,9 @@ class DataSection:
     the same ones; null: all of the split."""
     rc_augment: bool = False
     """Show each training window, with probability 1/2, as its reverse complement."""
+    lower_case_weight: float = 1.0
+    """How much a soft-masked base (lower case: repeats, mostly) counts in the training loss, beside 1 of any other;
+    the loss is divided by the sum of the weights. 0.1 is usual; 0: not at all. Validation counts all bases alike."""
     num_workers: int = 1
     """Reader processes per rank; 0 reads in the training process. Never changes which windows come."""
     seed: int = 0
@@ -43,6 +46,7 @@ class DataSection:
         positive("data", seq_len=self.seq_len)
         not_negative("data", num_workers=self.num_workers)
         seed_in_range("data", self.seed)
+        not_negative("data", lower_case_weight=self.lower_case_weight)
         for key in ("val_seq_len", "val_tokens"):
             if getattr(self, key) is not None:
                 positive("data", **{key: getattr(self, key)})
