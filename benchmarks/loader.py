@@ -3,7 +3,7 @@
 The published pattern is written from its description: a pyfaidx file opened once, a Python string per window, a
 character tokenizer with a dictionary that gives a list of ids, a LongTensor of it, cloned shifted halves. It is the
 bare pattern, without the tokenizer library's own overhead. Both sides end at int64 inputs and targets of the same
-windows.
+windows. A third reads a mixture of twenty sources, each of all of the shards, at weights of 1 to 20.
 """
 
 import tempfile
@@ -20,6 +20,8 @@ from benchmarks.timing import interleaved, ratio
 from hyena_dist.data.build import build
 from hyena_dist.data.contigs import Source
 from hyena_dist.data.manifest import Manifest
+from hyena_dist.data.mixture import Change
+from hyena_dist.data.pool import Pool
 from hyena_dist.data.sources import read_contigs
 from hyena_dist.data.splits import Splits
 from hyena_dist.data.stream import TrainStream
@@ -29,6 +31,8 @@ REAL_SEQUENCE = Path(__file__).parents[1] / "shards/sample/human_chr2.fa.gz"
 RANDOM_BASES = 6 << 20
 BATCH_TOKENS = 1 << 15
 """Tokens of a micro-batch at short lengths; at longer ones a micro-batch is one window."""
+SOURCES = 20
+"""Of the mixture."""
 _CHARACTERS = {token: index for index, token in enumerate(TOKENS)}
 
 
@@ -38,6 +42,7 @@ class LoaderRow(NamedTuple):
     seq_len: int
     tokens_per_second: float
     published_tokens_per_second: float
+    mixture_tokens_per_second: float
     ratio: float
     bytes_per_base: float
     """Shards and index over bases, the same in every row."""
@@ -72,10 +77,20 @@ def _reads(read: Callable[[], int]) -> Callable[[int], None]:
     return until
 
 
-def _readers(stream: TrainStream, fasta: pyfaidx.Fasta) -> tuple[Callable[[], int], Callable[[], int]]:
-    """Our loader and the published pattern, each over the windows of the stream in their order."""
+def _mixture(manifest: Manifest, seq_len: int) -> TrainStream:
+    pools = [Pool(manifest, name=f"source{number}") for number in range(SOURCES)]
+    return TrainStream(pools, seq_len=seq_len, seed=0, weights=[Change(0, tuple(range(1, SOURCES + 1)))])
+
+
+def _ours(stream: TrainStream) -> Callable[[], int]:
+    """Reads a batch of our loader."""
     batch_size = max(1, BATCH_TOKENS // stream.seq_len)
     batches = stream.batches(stream.start(), micro_batch_size=batch_size, global_batch_size=batch_size)
+    return lambda: split_window(next(batches).ids)[0].numel()
+
+
+def _published_reader(stream: TrainStream, fasta: pyfaidx.Fasta) -> Callable[[], int]:
+    """Reads a window of the stream, in their order, by the published pattern."""
 
     def windows() -> Iterator[tuple[str, int, int]]:
         state = stream.start()
@@ -87,13 +102,7 @@ def _readers(stream: TrainStream, fasta: pyfaidx.Fasta) -> tuple[Callable[[], in
 
     places = windows()
 
-    def ours() -> int:
-        return split_window(next(batches).ids)[0].numel()
-
-    def published() -> int:
-        return _published(fasta, *next(places))[0].numel()
-
-    return ours, published
+    return lambda: _published(fasta, *next(places))[0].numel()
 
 
 def _check_same_tokens(manifest: Manifest, fasta: pyfaidx.Fasta, stream: TrainStream) -> None:
@@ -131,9 +140,10 @@ def run(*, seq_lens: tuple[int, ...] = (1024, 1 << 20), rounds: int = 5, tokens:
             for seq_len in seq_lens:
                 stream = TrainStream(manifest, seq_len=seq_len, seed=0)
                 _check_same_tokens(manifest, fasta, stream)
-                ours, published = _readers(stream, fasta)
-                times = interleaved({"ours": _reads(ours), "published": _reads(published)}, lambda _: tokens,
+                sides = {"ours": _ours(stream), "published": _published_reader(stream, fasta),
+                         "mixture": _ours(_mixture(manifest, seq_len))}
+                times = interleaved({name: _reads(read) for name, read in sides.items()}, lambda _: tokens,
                                     rounds=rounds, device=torch.device("cpu"))
-                rows.append(LoaderRow(seq_len, tokens / times["ours"].seconds, tokens / times["published"].seconds,
+                rows.append(LoaderRow(seq_len, *(tokens / times[name].seconds for name in sides),
                                       ratio(times["published"].wall, times["ours"].wall), bytes_per_base))
     return rows

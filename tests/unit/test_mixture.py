@@ -31,6 +31,8 @@ from hyena_dist.data.pool import Pool, first_weights, open_pools
 from hyena_dist.data.splits import FractionSplits
 from hyena_dist.data.stream import TrainStream, ValidationBatches
 from hyena_dist.data.tokenizer import COMPLEMENT, PAD
+from hyena_dist.tasks import evaluate as evaluation
+from hyena_dist.train.banner import banner
 from hyena_dist.train.curriculum import Curriculum
 from tests.genomes import genome, shards
 
@@ -371,6 +373,7 @@ TWO = "data.mixture=[{name: a, shards: a, weight: 1}, {name: b, shards: b, weigh
     (["data.mixture_temperature=0.5"], "data.mixture_temperature is of a mixture, and data.mixture is null"),
     (["data.mixture_schedule=[]"], "data.mixture_schedule is of a mixture, and data.mixture is null"),
     (["data.mixture=[{name: a}]", "data.mixture_temperature=-1"], "data.mixture_temperature must be 0 or greater"),
+    (["data.mixture=[{name: a}]", "data.mixture_temperature=50"], "mixture_temperature must be at most 10, got 50"),
     ([TWO, "data.mixture_schedule=5"], "data.mixture_schedule must be a list of changes"),
     ([TWO, "data.mixture_schedule=[5]"], r"data.mixture_schedule\[0\] must be a change like"),
     ([TWO, "data.mixture_schedule=[{step: 0, weights: {a: 1, b: 1}}]"], r"\[0\].step must be a whole number greater"),
@@ -399,6 +402,15 @@ def test_a_mixture_is_read_written_and_its_paths_expanded(tmp_path):
     assert load_config(tmp_path / "again.yaml") == run
     with pytest.raises(ConfigError, match=r"data.mixture\[0\].shards=\$SETS/a: the environment variable SETS is not"):
         load_config(tmp_path / "c.yaml", ["data.mixture=[{name: a, shards: $SETS/a, weight: 1}]"], env={})
+
+
+def test_the_banner_and_the_evaluation_know_of_a_mixture(pools, monkeypatch):
+    run = config(pools)
+    lines = banner(run, {"WORLD_SIZE": "1", "LOCAL_RANK": "0"})
+    assert any(line.startswith("length") and line.endswith(" of a mixture: one, two, part") for line in lines)
+    monkeypatch.setattr(evaluation, "load_run", lambda *_: (run, None, None))
+    with pytest.raises(ConfigError, match="runs/x: it was trained on a mixture, .*: say which .*--shards DIR"):
+        evaluation.evaluate("runs/x")
 
 
 def test_validation_scores_every_source_and_a_cap_is_shared(pools):

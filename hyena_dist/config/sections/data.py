@@ -6,6 +6,9 @@ from typing import Any
 from hyena_dist.config.sections.mixture import MixtureChange, MixtureSource, read_mixture, read_schedule
 from hyena_dist.config.sections.ranges import not_negative, path, positive, seed_in_range
 
+MOST_TEMPERATURE = 10
+"""Beyond it all but the largest source are next to nothing."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataSection:
@@ -55,6 +58,9 @@ class DataSection:
     def _check_mixture(self) -> None:
         if self.mixture_temperature is not None:
             not_negative("data", mixture_temperature=self.mixture_temperature)
+            if self.mixture_temperature > MOST_TEMPERATURE:
+                raise ValueError(f"data.mixture_temperature must be at most {MOST_TEMPERATURE}, got "
+                                 f"{self.mixture_temperature}: at 1 sources are drawn by size")
         if self.mixture is None:
             for key in ("mixture_temperature", "mixture_schedule"):
                 if getattr(self, key) is not None:
