@@ -242,11 +242,12 @@ def test_the_sources_of_a_run_are_read(pools, whole):
     assert abs(counts[2][2] - 0.7 * 8 * (LAST - 11)) < 1
 
 
-def test_100_runs_cut_and_resumed_anywhere_are_the_whole(pools, whole):
+@pytest.mark.parametrize("runs", [20, pytest.param(100, marks=pytest.mark.slow)])
+def test_runs_cut_and_resumed_anywhere_are_the_whole(pools, whole, runs):
     """Cut at two random steps, each part with other ranks, micro-batches and readers; the states are those of JSON."""
     rng = np.random.default_rng(15)
     opened = open_pools(data(pools))
-    for case in range(100):
+    for case in range(runs):
         cuts = sorted(rng.integers(0, LAST + 1, 2).tolist())
         found, saved = [], None
         for first, last in itertools.pairwise([0, *cuts, LAST]):
