@@ -99,11 +99,16 @@ def _joining(rank: int, ranks: int) -> Iterator[None]:
                               f"({first_sentence(error)}): {remedy}") from error
 
 
+DRIVER = Path("/dev/nvidiactl")
+"""There where a machine has NVIDIA's driver."""
+
+
 def _select_device(environment: dict[str, str]) -> torch.device:
     """Select the CUDA device of this rank. Where the launcher shows each rank only its own one, that is device 0."""
     if not torch.cuda.is_available():
         shown = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        if shown not in ("", "-1", "NoDevFiles"):  # these ask for the CPU
+        # The first three ask for the CPU. Without NVIDIA's driver it is the launcher that has set it.
+        if shown not in ("", "-1", "NoDevFiles") and DRIVER.exists():
             logger.warning("CUDA_VISIBLE_DEVICES=%s names no GPU that torch can use on this machine: the run is on the "
                            "CPU; correct or unset it where there is one", shown)
         return torch.device("cpu")

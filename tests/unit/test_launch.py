@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from hyena_dist.config.errors import ConfigError
+from hyena_dist.runtime import launch
 from hyena_dist.runtime.launch import Place, _flight_recorder, _select_device, gather_places, shared_device
 from hyena_dist.runtime.launcher import (
     alone_in_a_job,
@@ -167,6 +168,10 @@ def test_a_run_that_lands_on_the_cpu_because_of_a_variable_is_told_so(shown: str
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if shown is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+    monkeypatch.setattr(launch, "DRIVER", Path("/no/driver"))
+    assert _select_device({"LOCAL_RANK": "0", "RANK": "0"}) == torch.device("cpu")
+    assert "names no GPU" not in caplog.text, "the deepspeed command sets it on any machine"
+    monkeypatch.setattr(launch, "DRIVER", Path("/"))
     assert _select_device({"LOCAL_RANK": "0", "RANK": "0"}) == torch.device("cpu")
     assert (f"CUDA_VISIBLE_DEVICES={shown} names no GPU" in caplog.text) is said
 
