@@ -121,7 +121,11 @@ def run(args: argparse.Namespace) -> None:
             print(f"{split:5} {contig}:{start + 1:,} {bases}")
     if args.picture:
         from hyena_dist.cli.picture import draw
-        draw(manifest, longest(manifest, args.contigs or 1), args.picture)
+        try:
+            draw(manifest, longest(manifest, args.contigs or 1), args.picture)
+        except OSError as error:
+            raise OSError(f"{args.picture}: cannot be written ({error}); "
+                          f"{write_remedy(error, 'change --picture')}") from error
         print(f"{args.picture}: written")
 
 
@@ -135,7 +139,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except OSError as error:
-        print(f"error: {args.picture}: cannot be written ({error}); {write_remedy(error, 'change --picture')}",
-              file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     return 0
