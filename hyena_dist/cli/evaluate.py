@@ -1,9 +1,11 @@
 """Perplexity of a trained run on held-out bases, on a GPU if there is one, beside Markov chains fitted on the same
-training bases. What is found on the run's own validation bases is left in RUN/evaluation.json, and RUN/report.png is
-drawn again with the Markov chains in it.
+training bases: of all of them, and by source, species, share of G and C, upper and lower case, and the classes of a
+BED. What is found on the run's own validation bases is left in RUN/evaluation.json, and RUN/report.png is drawn again
+with the Markov chains in it.
 
 example: python launchers/evaluate.py runs/quickstart
          python launchers/evaluate.py runs/quickstart --checkpoint best
+         python launchers/evaluate.py runs/quickstart --shards shards/other --regions genes.bed --out other.tsv
 """
 
 import argparse
@@ -14,12 +16,12 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
-from hyena_dist.config.errors import UserError, one_line
+from hyena_dist.config.errors import ConfigError, UserError, one_line
 from hyena_dist.runtime.signals import raise_interrupts
 
 if TYPE_CHECKING:
@@ -34,8 +36,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("run_dir", help="a run directory with a whole checkpoint")
     parser.add_argument("--checkpoint", default="latest", metavar="latest|best|PATH",
                         help="the newest (latest), that of the lowest validation loss, or a checkpoint's directory")
-    parser.add_argument("--shards", help="another shard directory than the run's own")
-    parser.add_argument("--split", default="val", choices=("val", "test"), help="held-out bases to score (val)")
+    parser.add_argument("--shards", metavar="DIR", help="another shard directory than the run's own; of a run of a "
+                        "mixture, that or the directory in which its sets lie")
+    parser.add_argument("--split", default="val", choices=("val", "test", "train"), help="the bases to score (val)")
+    parser.add_argument("--regions", metavar="BED", help="rows of contig, start, end, class: the perplexity of each "
+                        "class is shown, and of the rest")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write what was found to this .json or .tsv, too")
     parser.add_argument("--must-beat-order", type=int, choices=ORDERS, metavar="K",
                         help="exit with status 1 unless the model beats the Markov chain of this order")
     return parser.parse_args(argv)
@@ -58,15 +64,16 @@ def _run(args: argparse.Namespace) -> int:
     # Imported here: torch and megatron-core take seconds, --help should not.
     from hyena_dist.tasks.evaluate import evaluate
     raise_interrupts()
-    result = evaluate(args.run_dir, checkpoint=args.checkpoint, shards=args.shards, split=args.split)
-    print(f"{result.checkpoint}, split {args.split}")
-    table = Table()
-    table.add_column("model")
-    table.add_column("perplexity per base", justify="right")
-    for order, perplexity in enumerate(result.markov):
-        table.add_row(f"Markov chain, order {order}", f"{perplexity:.4f}")
-    table.add_row("HyenaDNA", f"{result.model:.4f}", style="bold")
-    Console().print(table)
+    if args.out is not None and args.out.suffix not in FORMATS:
+        raise ConfigError(f"--out {args.out}: name a file that ends in {' or '.join(FORMATS)}")
+    if args.out is not None and not args.out.absolute().parent.is_dir():
+        raise ConfigError(f"--out {args.out}: there is no directory {args.out.parent}: make it, or choose another")
+    result = evaluate(args.run_dir, checkpoint=args.checkpoint, shards=args.shards, split=args.split,
+                      regions=args.regions)
+    _print(result)
+    if args.out is not None:
+        _write(args.out, FORMATS[args.out.suffix](result))
+        print(f"written: {args.out}")
     if args.shards is None and args.split == "val":
         try:
             print(f"written: {', '.join(map(str, _keep(Path(args.run_dir), result)))}")
@@ -78,6 +85,68 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _print(result: "Evaluation") -> None:
+    print(f"{result.checkpoint}, split {result.split} of {_names(result.shards)}: {result.bases:,} bases scored, "
+          f"windows of {result.seq_len:,}; Markov chains fitted on {_names(result.markov_of)}")
+    table = Table()
+    table.add_column("model")
+    table.add_column("perplexity per base", justify="right")
+    for order, perplexity in enumerate(result.markov):
+        table.add_row(f"Markov chain, order {order}", f"{perplexity:.4f}")
+    table.add_row("HyenaDNA", f"{result.model:.4f}", style="bold")
+    console = Console()
+    console.print(table)
+    several = {what: groups for what, groups in result.groups.items() if len(groups) > 1}
+    if not several:
+        return
+    console.width = max(console.width, 100)  # a file has no width
+    table = Table("by", "group", *(Column(name, justify="right", no_wrap=True) for name in
+                                   ("bases", "HyenaDNA", "best Markov chain")))
+    for what, groups in several.items():
+        for number, (name, group) in enumerate(groups.items()):
+            best = min(range(len(group.markov)), key=group.markov.__getitem__)
+            table.add_row("" if number else what, name, f"{group.bases:,}", f"{group.model:.4f}",
+                          f"{group.markov[best]:.4f} (order {best})", end_section=number == len(groups) - 1)
+    console.print(table)
+
+
+def _names(directories: Sequence[str]) -> str:
+    return ", ".join(dict.fromkeys(directories))
+
+
+def _json(result: "Evaluation") -> str:
+    content = {**asdict(result), "checkpoint": result.checkpoint.name}
+    return json.dumps(_finite(content), indent=1) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for what JSON has no number for."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _tsv(result: "Evaluation") -> str:
+    rows: list[list[Any]] = [["by", "group", "bases", "model",
+                              *(f"markov_{order}" for order in range(len(result.markov)))],
+                             ["all", "all", result.bases, result.model, *result.markov]]
+    rows += [[what, name, group.bases, group.model, *group.markov]
+             for what, groups in result.groups.items() for name, group in groups.items()]
+    return "".join("\t".join(map(str, row)) + "\n" for row in rows)
+
+
+FORMATS = {".json": _json, ".tsv": _tsv}
+"""Of --out, by its ending."""
+
+
+def _write(path: Path, text: str) -> None:
+    from hyena_dist.runtime.files import write_whole
+
+    write_whole(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+
+
 def _keep(run_dir: Path, evaluation: "Evaluation") -> list[Path]:
     """Leave an evaluation on the run's own validation bases in its directory, and draw its report again, with the
     Markov chains; returns the files that were written.
@@ -85,12 +154,9 @@ def _keep(run_dir: Path, evaluation: "Evaluation") -> list[Path]:
     Raises:
         OSError: they cannot be written.
     """
-    from hyena_dist.runtime.files import write_whole
     from hyena_dist.train.report import EVALUATION, write_report
 
     path = run_dir / EVALUATION
-    model = evaluation.model if math.isfinite(evaluation.model) else None  # JSON has no other numbers
-    content = {**asdict(evaluation), "checkpoint": evaluation.checkpoint.name, "model": model}
-    write_whole(path, lambda aside: aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8"))
+    _write(path, _json(evaluation))
     report = write_report(run_dir)
     return [path, *([report] if report else [])]

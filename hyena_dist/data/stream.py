@@ -345,8 +345,9 @@ class ValidationBatches:
         self._stride, self._part = batch_size * dp_size, part or Part(0, seq_len)
         pools = [Pool(pools)] if isinstance(pools, Manifest) else pools
         most = None if tokens is None else max(1, tokens // len(pools) // seq_len)
-        self._tiles = [(pool, *tile) for pool in pools for tile in _tiles(pool.intervals(split), seq_len, most)]
-        kinds = [(pool.name, pool.species_of(interval.contig)) for pool, interval, _ in self._tiles]
+        self.tiles = [(pool, *tile) for pool in pools for tile in _tiles(pool.intervals(split), seq_len, most)]
+        """Of each window, by its number: pool, interval, and its first base there."""
+        kinds = [(pool.name, pool.species_of(interval.contig)) for pool, interval, _ in self.tiles]
         self.classes = list(dict.fromkeys(kinds))
         """Source and species of each class of windows."""
         place = {kind: number for number, kind in enumerate(self.classes)}
@@ -354,14 +355,14 @@ class ValidationBatches:
         """The class of each window, by its number."""
 
     def __len__(self) -> int:
-        return -(-len(self._tiles) // self._stride)
+        return -(-len(self.tiles) // self._stride)
 
     def __iter__(self) -> Iterator[Batch]:
-        for first in range(0, len(self._tiles), self._stride):
+        for first in range(0, len(self.tiles), self._stride):
             start = first + self._dp_rank * self._batch_size
             numbers = range(start, start + self._batch_size)
             ids = np.full((self._batch_size, self._part.tokens + 1), PAD, dtype=np.uint8)
-            for row, (pool, interval, base) in zip(ids, self._tiles[numbers.start : numbers.stop], strict=False):
+            for row, (pool, interval, base) in zip(ids, self.tiles[numbers.start : numbers.stop], strict=False):
                 bases = min(self._seq_len + 1, interval.bases - base)
                 _read_row(pool.manifest, row, self._part.first, interval.first_base + base, bases, reverse=False,
                           soft=True)

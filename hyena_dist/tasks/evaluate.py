@@ -1,9 +1,10 @@
 """A trained run on held-out bases, beside Markov chains fitted on the same training bases."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from hyena_dist.checkpoint.directory import choose_checkpoint
@@ -13,27 +14,52 @@ from hyena_dist.config.errors import ConfigError, is_out_of_memory
 from hyena_dist.config.identity import differences, identity
 from hyena_dist.config.load import read_config
 from hyena_dist.config.schema import Config
+from hyena_dist.config.sections.data import DataSection
+from hyena_dist.data.index import FILE_NAME
 from hyena_dist.data.manifest import Manifest
-from hyena_dist.data.stream import ValidationBatches
-from hyena_dist.model.evaluate import evaluate_split
+from hyena_dist.data.pool import Pool, open_pools
+from hyena_dist.model.evaluate import SplitLoss, evaluate_split
 from hyena_dist.model.loss import perplexity
 from hyena_dist.model.model import HyenaModel, build_model
 from hyena_dist.parallel.groups import Groups
-from hyena_dist.tasks.markov import markov_perplexity
+from hyena_dist.tasks.held_out import HeldOut
+from hyena_dist.tasks.markov import fit, score
 
 ROWS_PER_BATCH_TOKENS = 2**15
 """Tokens of a forward pass: enough to fill two cores, little enough for any machine."""
 
 
 @dataclass(frozen=True)
+class Group:
+    """Some of the scored bases."""
+
+    bases: int
+    model: float
+    """Perplexity per base."""
+    markov: list[float]
+    """The same of each chain, by order, 0 upwards."""
+
+
+@dataclass(frozen=True)
 class Evaluation:
-    """Perplexities on one split of one shard set, over exactly the same scored bases."""
+    """Perplexities per base on one split, over exactly the same scored bases."""
 
     checkpoint: Path
     split: str
+    shards: list[str]
+    """Whose split it is: of each source, where a mixture is scored."""
+    seq_len: int
+    """Windows have at most so many tokens."""
+    bases: int
+    """Scored ones."""
     model: float
     markov: list[float]
     """By order, 0 upwards."""
+    markov_of: list[str]
+    """On whose training bases the chains were fitted."""
+    groups: dict[str, dict[str, Group]]
+    """By what bases are told apart, then by group: of source, species, G and C, case and, where a BED was given,
+    region. A base in several regions counts in each, one in two sources is scored in both."""
 
 
 def load_run(run_dir: str | Path, checkpoint: str = "latest") -> tuple[Config, HyenaModel, Path]:
@@ -64,42 +90,70 @@ def load_run(run_dir: str | Path, checkpoint: str = "latest") -> tuple[Config, H
     return config, model.eval(), chosen.path
 
 
-def model_perplexity(model: HyenaModel, manifest: Manifest, *, split: str, seq_len: int) -> float:
-    """Perplexity over every scored base of a split, tiled with windows of `seq_len`, on the model's device.
-
-    Raises:
-        ConfigError: the split has no bases.
-    """
-    device = next(model.parameters()).device
-    batches = ValidationBatches(manifest, split=split, seq_len=seq_len,
-                                batch_size=max(1, ROWS_PER_BATCH_TOKENS // seq_len))
-    found = evaluate_split(model, batches, Groups.single(), device)
-    if found is None:
-        raise ConfigError(f"{manifest.directory} has no bases of split {split} to score: build the shards with some")
-    return perplexity(found.loss)
-
-
 def evaluate(run_dir: str | Path, *, checkpoint: str = "latest", shards: str | None = None,
-             split: str = "val") -> Evaluation:
+             split: str = "val", regions: str | Path | None = None) -> Evaluation:
     """Score a checkpoint of a run, as `load_run` takes it, on a split of the run's own shards, or of others; on a GPU
-    if there is one.
+    if there is one. Windows are those of the run's validation, but all that there are.
+
+    The Markov chains are fitted on the run's own training bases; where those are not on this machine, on those of the
+    shards that are scored.
+
+    Args:
+        shards: other shards than the run's own; or, of a run of a mixture, the directory where its sets lie now.
+        regions: a BED whose fourth column is a class of bases, to be told apart.
 
     Raises:
-        UserError: no such run or checkpoint, unreadable shards, an empty split, windows too long for the GPU.
+        UserError: no such run or checkpoint, unreadable shards or regions, an empty split, windows too long for the
+            GPU.
     """
     config, model, path = load_run(run_dir, checkpoint)
-    if shards is None and config.data.mixture is not None:
-        raise ConfigError(f"{run_dir}: it was trained on a mixture, data.mixture: say which shards to score with "
-                          f"--shards DIR")
-    if shards is None and not Path(config.data.shards).is_dir():
-        raise ConfigError(f"{run_dir}: its data.shards={config.data.shards} is no directory here"
-                          + ("" if Path(config.data.shards).is_absolute() else ", where relative paths count from")
-                          + ": say where they are with --shards DIR")
-    manifest = Manifest.load(shards or config.data.shards)
     seq_len = config.data.val_seq_len or config.data.seq_len
+    pools = _pools(Path(run_dir), config, shards)
+    trained = open_pools(config.data) if shards is not None and _is_here(config.data) else pools
+    held_out = HeldOut(pools, split=split, seq_len=seq_len, batch_size=max(1, ROWS_PER_BATCH_TOKENS // seq_len),
+                       regions=None if regions is None else Path(regions))
+    found = _score(model, held_out, seq_len)
+    if found is None:
+        raise ConfigError(f"{' and '.join(pool.where for pool in pools)}: split {split} has no base to score (A, C, G, "
+                          "T): build the shards with some")
+    chains = score(fit(trained), pools, split, labels=held_out.kinds * held_out.classes, label=held_out.label)
+    return Evaluation(path, split, [str(pool.manifest.directory) for pool in pools], seq_len, found.scored,
+                      perplexity(found.loss), [perplexity(loss / bases) for loss, bases in chains.sum(2)],
+                      [str(pool.manifest.directory) for pool in trained], _groups(held_out, found, chains))
+
+
+def _is_here(data: DataSection) -> bool:
+    """Whether the run's own shards are on this machine, and the BED files of its mixture."""
+    sources = data.sources()
+    directories = [Path(data.shards) / (source.shards or "") for source in sources] or [Path(data.shards)]
+    return all(path.is_dir() for path in directories) and all(
+        Path(source.regions).is_file() for source in sources if source.regions is not None)
+
+
+def _pools(run_dir: Path, config: Config, shards: str | None) -> list[Pool]:
+    """What is scored."""
+    data = config.data
+    if shards is not None and (data.mixture is None or (Path(shards) / FILE_NAME).exists()):
+        return [Pool(Manifest.load(shards))]
+    if shards is not None:
+        data = replace(data, shards=shards)
+    elif data.mixture is None and not _is_here(data):
+        raise ConfigError(f"{run_dir}: its data.shards={data.shards} is no directory here"
+                          + ("" if Path(data.shards).is_absolute() else ", where relative paths count from")
+                          + ": say where they are with --shards DIR")
+    elif not _is_here(data):
+        raise ConfigError(f"{run_dir}: it was trained on a mixture, and not all of its shard sets and BED files "
+                          f"are here (data.shards={data.shards}): say with --shards DIR where the sets lie, or what "
+                          "else to score")
+    return open_pools(data)
+
+
+def _score(model: HyenaModel, held_out: HeldOut, seq_len: int) -> SplitLoss | None:
     try:
         model.to("cuda" if torch.cuda.is_available() else "cpu")
-        found = model_perplexity(model, manifest, split=split, seq_len=seq_len)
+        return evaluate_split(model, held_out.batches, Groups.single(), next(model.parameters()).device,
+                              class_of=held_out.class_of, classes=held_out.classes, kinds=held_out.kinds,
+                              kinds_of=held_out.kinds_of)
     except torch.OutOfMemoryError as error:
         raise ConfigError(f"windows of data.val_seq_len={seq_len} do not fit into the GPU's free memory: free some, or "
                           "evaluate on the CPU with CUDA_VISIBLE_DEVICES= before the command") from error
@@ -108,4 +162,25 @@ def evaluate(run_dir: str | Path, *, checkpoint: str = "latest", shards: str | N
             raise
         raise ConfigError(f"windows of data.val_seq_len={seq_len} do not fit into this machine's free memory: free "
                           "some, or evaluate on a larger one") from error
-    return Evaluation(path, split, found, markov_perplexity(manifest, split))
+
+
+def _groups(held_out: HeldOut, found: SplitLoss, chains: np.ndarray) -> dict[str, dict[str, Group]]:
+    """The model's perplexities and those of the chains, group by group.
+
+    Args:
+        chains: [orders, 2, kinds * classes], by `markov.score`.
+    """
+    of_orders = [SplitLoss(0.0, 0, sums.reshape(found.sums.shape)) for sums in chains]
+    groups: dict[str, dict[str, Group]] = {}
+    for names_of, by in ((held_out.of_classes, SplitLoss.by_class), (held_out.of_kinds, SplitLoss.by_kind)):
+        for what, names in names_of.items():
+            own, *others = (by(sums, names) for sums in (found, *of_orders))
+            groups[what] = {name: Group(own[name].scored, perplexity(own[name].loss),
+                                        [perplexity(other[name].loss) for other in others])
+                            for name in sorted(own, key=_in_order)}
+    return {what: by_name for what, by_name in groups.items() if by_name}
+
+
+def _in_order(name: str) -> tuple[int, str]:
+    """Decile 10 comes behind decile 9."""
+    return len(name.partition(":")[0]) if name.startswith("decile ") else 0, name

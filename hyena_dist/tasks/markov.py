@@ -5,25 +5,41 @@ context is the k bases before; where fewer are known, because the interval begin
 stands between, the chain of the longest known context scores. Contexts never cross an interval's border.
 """
 
-from collections.abc import Iterator
-from math import exp
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from hyena_dist.data.errors import DataError
-from hyena_dist.data.manifest import Manifest
-from hyena_dist.data.tokenizer import A, T
+from hyena_dist.data.manifest import Interval
+from hyena_dist.data.pool import Pool
+from hyena_dist.data.tokenizer import SOFT, A, T
 
 MAX_ORDER = 6
 _CHUNK = 1 << 22
 
 
-def _chunks(manifest: Manifest, split: str, max_order: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Token ids of a split in chunks, and how many at the front of each are context only (none at a border)."""
-    for interval in manifest.intervals(split):
-        for start in range(interval.start, interval.end, _CHUNK):
-            context = min(max_order, start - interval.start)
-            yield manifest.read(interval.contig, start - context, min(start + _CHUNK, interval.end)), context
+class _Chunk(NamedTuple):
+    """Bases of an interval in a row."""
+
+    number: int
+    """Of the interval, over all pools."""
+    interval: Interval
+    start: int
+    """Of the chunk in the interval, without its context."""
+    ids: np.ndarray
+    """uint8, the token ids of the context and of the chunk; those of soft-masked bases have SOFT."""
+    context: int
+    """How many at the front are context only: none at a border of the interval."""
+
+
+def _chunks(pools: Sequence[Pool], split: str, max_order: int) -> Iterator[_Chunk]:
+    intervals = [(pool, interval) for pool in pools for interval in pool.intervals(split)]
+    for number, (pool, interval) in enumerate(intervals):
+        for start in range(0, interval.bases, _CHUNK):
+            context = min(max_order, start)
+            ids = np.empty(min(start + _CHUNK, interval.bases) - start + context, dtype=np.uint8)
+            pool.manifest.fill(ids, interval.first_base + start - context, soft=True)
+            yield _Chunk(number, interval, start, ids, context)
 
 
 def _words(ids: np.ndarray, context: int, max_order: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -40,32 +56,43 @@ def _words(ids: np.ndarray, context: int, max_order: int) -> Iterator[tuple[np.n
         yield word[context:], whole[context:]
 
 
-def fit(manifest: Manifest, max_order: int = MAX_ORDER) -> list[np.ndarray]:
-    """Log-probabilities [4 ** (k + 1)] of each word's last base given those before it, for k = 0 ... max_order."""
+def fit(pools: Sequence[Pool], max_order: int = MAX_ORDER) -> list[np.ndarray]:
+    """Log-probabilities [4 ** (k + 1)] of each word's last base given those before it, for k = 0 ... max_order, over
+    the training bases of every pool."""
     counts = [np.zeros(4 ** (order + 1), dtype=np.int64) for order in range(max_order + 1)]
-    for ids, context in _chunks(manifest, "train", max_order):
-        for count, (word, whole) in zip(counts, _words(ids, context, max_order), strict=True):
+    for chunk in _chunks(pools, "train", max_order):
+        words = _words(chunk.ids & ~np.uint8(SOFT), chunk.context, max_order)
+        for count, (word, whole) in zip(counts, words, strict=True):
             count += np.bincount(word[whole], minlength=count.size)
     tables = [count.reshape(-1, 4) + 1.0 for count in counts]
     return [np.log(table / table.sum(axis=1, keepdims=True)).ravel() for table in tables]
 
 
-def markov_perplexity(manifest: Manifest, split: str = "val", max_order: int = MAX_ORDER) -> list[float]:
-    """Perplexity of the chains of order 0 ... max_order on a split: every A, C, G and T but an interval's first.
+Label = Callable[[int, Interval, int, np.ndarray], np.ndarray]
+"""The labels of bases in a row, from 0 on. Takes the number of their interval over all pools, the interval, the first
+base's place in it, and bool [n], which are soft-masked. Returns int64 [n]."""
 
-    Raises:
-        DataError: the split has no base to score.
+
+def score(tables: Sequence[np.ndarray], pools: Sequence[Pool], split: str, *, labels: int = 1,
+          label: Label = lambda *_: np.zeros(1, dtype=np.int64)) -> np.ndarray:
+    """The losses of the chains of order 0 upwards on a split: of every A, C, G and T but an interval's first.
+
+    Args:
+        tables: by `fit`.
+        labels: how many kinds of bases are told apart.
+
+    Returns:
+        float64 [orders, 2, labels]: the sum of the losses in nats, and the number of scored bases, of each label.
     """
-    tables = fit(manifest, max_order)
-    losses, scored_bases = np.zeros(max_order + 1), 0
-    for ids, context in _chunks(manifest, split, max_order):
+    found = np.zeros((len(tables), 2, labels))
+    for number, interval, start, ids, context in _chunks(pools, split, len(tables) - 1):
+        soft, ids = ids[context:] >= SOFT, ids & ~np.uint8(SOFT)
         scored = (ids[context:] >= A) & (ids[context:] <= T)
-        scored[: 0 if context else 1] = False
+        scored[: 0 if start else 1] = False
+        of_bases = np.broadcast_to(label(number, interval, start, soft), scored.shape)[scored]
         best = np.zeros(scored.size)
-        for order, (word, whole) in enumerate(_words(ids, context, max_order)):
+        for order, (word, whole) in enumerate(_words(ids, context, len(tables) - 1)):
             best[whole] = tables[order][word[whole]]
-            losses[order] -= best[scored].sum()
-        scored_bases += int(scored.sum())
-    if not scored_bases:
-        raise DataError(f"{manifest.directory} has no base of split {split!r} to score; build shards with some")
-    return [exp(loss / scored_bases) for loss in losses]
+            found[order, 0] -= np.bincount(of_bases, best[scored], minlength=labels)
+        found[:, 1] += np.bincount(of_bases, minlength=labels)
+    return found

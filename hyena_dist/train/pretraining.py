@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from hyena_dist.data.pool import identity_of, open_pools
 from hyena_dist.data.stream import Batch, Part, ValidationBatches
 from hyena_dist.engine.protocol import Table
 from hyena_dist.model.context import log_context_method
-from hyena_dist.model.evaluate import evaluate_split
+from hyena_dist.model.evaluate import CASES, Score, evaluate_split
 from hyena_dist.model.loss import perplexity, token_loss
 from hyena_dist.model.model import build_model
 from hyena_dist.ops.dropout import DropoutKey
@@ -30,7 +30,6 @@ from hyena_dist.train.objective import Scores, Step, Watched
 
 logger = logging.getLogger(__name__)
 
-CASES = ("upper", "lower")
 MANY_EPOCHS = 4
 """After about so many the same text teaches a language model little more (Muennighoff et al. 2023)."""
 
@@ -101,10 +100,9 @@ class Pretraining:
                                class_of=self.validation.class_of, classes=max(1, len(classes)))
         if found is None:
             return None
-        extras = {**perplexities("source", [source for source, _ in classes], found.parts),
-                  **perplexities("species", [species for _, species in classes], found.parts)}
-        if all(scored for _, scored in found.cases):
-            extras |= perplexities("case", CASES, found.cases)
+        extras = {**perplexities("source", found.by_class([(source,) for source, _ in classes])),
+                  **perplexities("species", found.by_class([(species,) for _, species in classes])),
+                  **perplexities("case", found.by_kind(CASES))}
         if len(self.pools) > 1:
             extras |= self._uses()
         return Scores(found.loss, found.scored, self._seq_len, extras)
@@ -127,7 +125,7 @@ class Pretraining:
     def _names(self) -> Collection[str]:
         """The metrics that a validation may find."""
         of_source = ("source_perplexity", "source_share", "source_epochs", "source_unique_bases", "source_loss_mass")
-        return [*(f"case_perplexity/{case}" for case in CASES),
+        return [*(f"case_perplexity/{case}" for case, in CASES),
                 *(f"{kind}/{pool.name}" for kind in of_source for pool in self.pools if pool.name),
                 *(f"species_perplexity/{species}" for _, species in self.validation.classes)]
 
@@ -162,21 +160,10 @@ class Pretraining:
         return Part(*part_of_window(seq_len, self._groups.context, multiple=self._token_multiple))
 
 
-def perplexities(kind: str, names: Sequence[str], parts: Sequence[tuple[float, int]]) -> dict[str, float]:
-    """The perplexity of each name as a metric, where there are several.
-
-    Args:
-        names: of each class of windows; a name may come several times.
-        parts: loss and number of the scored bases of each class.
-    """
-    sums: dict[str, tuple[float, int]] = {}
-    for name, (loss, scored) in zip(names, parts, strict=False):
-        if scored:
-            total, count = sums.get(name, (0.0, 0))
-            sums[name] = total + loss * scored, count + scored
-    if len(set(names)) < 2:
-        return {}
-    return {f"{kind}_perplexity/{name}": perplexity(total / count) for name, (total, count) in sums.items()}
+def perplexities(kind: str, scores: Mapping[str, Score]) -> dict[str, float]:
+    """The perplexity of each group as a metric, where there are several."""
+    return {f"{kind}_perplexity/{name}": perplexity(score.loss) for name, score in scores.items()
+            if len(scores) > 1}
 
 
 def repeats(curriculum: Curriculum, steps: int) -> list[str]:

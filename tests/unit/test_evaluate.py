@@ -8,6 +8,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -131,7 +132,8 @@ def test_a_loss_beyond_the_largest_float_is_infinite_perplexity(run_dir: Path, s
     assert [perplexity(loss) for loss in (0.0, 710.0, math.inf)] == [1.0, math.inf, math.inf]
     assert math.isnan(perplexity(math.nan))
     for loss, said in ((800.0, "inf"), (1.0, "2.7183")):
-        monkeypatch.setattr(evaluate, "evaluate_split", lambda *_, each=loss, **__: SplitLoss(each, 1))
+        monkeypatch.setattr(evaluate, "evaluate_split", lambda *_, each=loss, kinds, classes, **__: SplitLoss(
+            each, 1, np.zeros((2, kinds, classes))))
         status = main([str(run_dir), "--shards", str(shards), "--must-beat-order", "0"])
         assert re.search(rf"HyenaDNA\W+{said}", capsys.readouterr().out)
         assert status == (loss > 2)
@@ -154,7 +156,7 @@ def test_windows_that_the_gpu_cannot_hold_are_a_line(run_dir: Path, shards: Path
     def out_of_memory(*_: object, **__: object) -> float:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(evaluate, "model_perplexity", out_of_memory)
+    monkeypatch.setattr(evaluate, "evaluate_split", out_of_memory)
     assert main([str(run_dir), "--shards", str(shards)]) == 2
     said = capsys.readouterr().err
     assert "do not fit into the GPU's free memory: free some, or evaluate on the CPU with CUDA_VISIBLE_DEVICES=" in said
@@ -167,7 +169,7 @@ def test_windows_that_the_host_cannot_hold_are_a_line(run_dir: Path, shards: Pat
     def fail(*_: object, **__: object) -> float:
         raise error
 
-    monkeypatch.setattr(evaluate, "model_perplexity", fail)
+    monkeypatch.setattr(evaluate, "evaluate_split", fail)
     assert main([str(run_dir), "--shards", str(shards)]) == 2
     assert "do not fit into this machine's free memory" in capsys.readouterr().err
     monkeypatch.setattr(evaluate, "is_out_of_memory", lambda _: False)  # the control: a defect is none

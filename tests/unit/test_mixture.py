@@ -410,7 +410,9 @@ def test_the_banner_and_the_evaluation_know_of_a_mixture(pools, monkeypatch):
     lines = banner(run, {"WORLD_SIZE": "1", "LOCAL_RANK": "0"})
     assert any(line.startswith("length") and line.endswith(" of a mixture: one, two, part") for line in lines)
     monkeypatch.setattr(evaluation, "load_run", lambda *_: (run, None, None))
-    with pytest.raises(ConfigError, match="runs/x: it was trained on a mixture, .*: say which .*--shards DIR"):
+    monkeypatch.chdir("/")
+    run = replace(run, data=replace(run.data, shards="nowhere"))
+    with pytest.raises(ConfigError, match="runs/x: it was trained on a mixture, .*: say with --shards DIR where"):
         evaluation.evaluate("runs/x")
 
 
