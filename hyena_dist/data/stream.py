@@ -48,14 +48,13 @@ class Batch(NamedTuple):
     soft: torch.Tensor | None = None
     """bool [B, l], which targets are soft-masked; None: nobody asked."""
 
-    def scored_by_row(self, lower_case_weight: float = 1.0) -> list[float]:
-        """`scored` of each window alone."""
+    def scored_by_row(self) -> torch.Tensor:
+        """int64 [B, 2], how many targets of each window are A, C, G or T, those that are soft-masked apart: second,
+        where somebody asked for them."""
         targets = self.ids[:, 1:]
         scored = (targets >= A) & (targets <= T)
-        counts = scored.sum(-1).double()
-        if self.soft is not None:
-            counts += (lower_case_weight - 1) * (scored & self.soft).sum(-1)
-        return counts.tolist()
+        masked = torch.zeros_like(scored) if self.soft is None else scored & self.soft
+        return torch.stack([(scored & ~masked).sum(-1), masked.sum(-1)], -1)
 
     def soft_on(self, device: torch.device) -> torch.Tensor | None:
         """`soft` on a device; the host does not wait for the copy."""

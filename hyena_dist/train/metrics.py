@@ -59,7 +59,7 @@ METRICS = (
     Metric("source_share", "share of the training tokens, by source"),
     Metric("source_epochs", "epochs of each source"),
     Metric("source_unique_bases", "bases seen of each source [millions]", unit=1e6),
-    Metric("source_loss_mass", "share of what was scored since the last validation, by source"),
+    Metric("source_loss_mass", "share of the loss, by source"),
 )
 """Every metric of a run. A new one is a line here, and its value in the `extras` of a row. One of several things, such
 as the sources of a mixture, stands there once for each, under names like `source_share/human`."""

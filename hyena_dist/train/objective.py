@@ -125,7 +125,8 @@ class Objective(Protocol[B]):
         """How many steps were passed over so far."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Which batches come next, and whatever else of the objective a checkpoint must bring back; JSON holds it."""
+        """Which batches come next, and whatever else of the objective a checkpoint must bring back; JSON holds it.
+        Collective."""
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken, at any number of ranks.

@@ -1,12 +1,10 @@
 """Pretraining, the first objective: predict the next base of every window of the shards."""
 
 import logging
-import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from hyena_dist.checkpoint.metadata import PRETRAINING
@@ -26,6 +24,7 @@ from hyena_dist.parallel.tokens import part_of_window
 from hyena_dist.runtime.agree import agree
 from hyena_dist.runtime.startup import check_same_data
 from hyena_dist.train.curriculum import Curriculum
+from hyena_dist.train.loss_mass import LossMass
 from hyena_dist.train.objective import Scores, Step, Watched
 
 logger = logging.getLogger(__name__)
@@ -64,8 +63,7 @@ class Pretraining:
         self.validation = ValidationBatches(
             self.pools, seq_len=self._seq_len, batch_size=config.train.micro_batch_size, dp_rank=groups.data.rank,
             dp_size=groups.data.size, tokens=config.data.val_tokens, part=self._part(self._seq_len))
-        self._mass = [0.0] * len(self.pools)
-        """Of each source, what this rank's steps have scored since the last validation."""
+        self._mass = LossMass([pool.name for pool in self.pools], config.data.lower_case_weight, groups, device)
         self.extras = self._names()
         self._warn_of_repeats()
         self.module: nn.Module = model.to(device)
@@ -79,10 +77,7 @@ class Pretraining:
         stage, batches = self.curriculum.take()
         if len(self.pools) > 1:
             for batch in batches:
-                sources = self.curriculum.sources_of(stage, batch.windows.tolist())
-                rows = batch.scored_by_row(self._config.data.lower_case_weight)
-                for source, scored in zip(sources, rows, strict=True):
-                    self._mass[source] += scored
+                self._mass.add(self.curriculum.sources_of(stage, batch.windows.tolist()), batch)
         return Step(batches, stage=stage.index, seq_len=stage.seq_len, micro_batch_size=stage.micro_batch_size,
                     tokens=stage.tokens_per_step, new_shape=self.curriculum.stage is not stage)
 
@@ -114,13 +109,7 @@ class Pretraining:
             for use in self.curriculum.source_uses(self.curriculum.step):
                 found |= {f"source_share/{use.name}": use.share, f"source_epochs/{use.name}": use.epochs,
                           f"source_unique_bases/{use.name}": use.unique_bases}
-        mass = torch.tensor(self._mass, dtype=torch.float64, device=self._device)
-        if self._groups.data_context.size > 1:
-            dist.all_reduce(mass, group=self._groups.data_context.group)
-        shares = (mass / mass.sum()).tolist()
-        self._mass = [0.0] * len(self.pools)
-        return found | {f"source_loss_mass/{pool.name}": share for pool, share in zip(self.pools, shares, strict=True)
-                        if math.isfinite(share)}
+        return found | {f"source_loss_mass/{name}": share for name, share in self._mass.shares().items()}
 
     def _names(self) -> Collection[str]:
         """The metrics that a validation may find."""
@@ -147,10 +136,13 @@ class Pretraining:
         return self.curriculum.passed
 
     def state_dict(self) -> dict[str, Any]:
-        return self.curriculum.state_dict()
+        mass = {"source_mass": self._mass.state_dict()} if len(self.pools) > 1 else {}
+        return {**self.curriculum.state_dict(), **mass}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         self.curriculum.load_state_dict(saved)
+        if len(self.pools) > 1:
+            self._mass.load_state_dict(saved.get("source_mass"))
 
     def close(self) -> None:
         self.curriculum.close()

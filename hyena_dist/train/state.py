@@ -26,7 +26,7 @@ class RunState:
         self._config, self._groups = config, groups
 
     def metadata(self) -> dict[str, Any]:
-        """All but the tensors, for `CheckpointSaver.save`."""
+        """All but the tensors, for `CheckpointSaver.save`. Collective."""
         scaler = self.engine.loss_scaler
         return {"step": self.status.step, "identity": identity(self._config), "config": dump_config(self._config),
                 "objective": self.objective.name, "frozen": sorted(self.engine.frozen),

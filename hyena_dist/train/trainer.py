@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -96,7 +96,7 @@ class Trainer:
         if status.step and status.val_step != status.step and self._validation_is_due():
             if reason := self._validate():  # the run was stopped before it could
                 return reason
-            agree(self._note_validation, self.groups)
+            agree(partial(self._note_validation, self.state.metadata()), self.groups)
         while status.step < train.steps:
             self._train_step()
             self._stop.settled()
@@ -202,11 +202,11 @@ class Trainer:
         self._lost.saved()
         self._watchdog.beat()
 
-    def _note_validation(self) -> None:
+    def _note_validation(self, metadata: dict[str, Any]) -> None:
         """Write a validation that was made up for into the checkpoint of this step, with the keys it was made with."""
         path = step_directory(self._run.checkpoints, self.status.step)
         if self._is_first and is_whole(path):
-            amend_metadata(path, **self.state.metadata())
+            amend_metadata(path, **metadata)
 
     def _roll_back(self, lost: int) -> None:
         """To the last checkpoint, but on with the batches after those of step `lost`."""

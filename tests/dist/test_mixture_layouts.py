@@ -16,6 +16,7 @@ from hyena_dist.config.sections.train import TrainSection
 from hyena_dist.data.splits import FractionSplits
 from hyena_dist.parallel.groups import init_groups
 from hyena_dist.train.metrics import Row, read_rows
+from hyena_dist.train.pretraining import Pretraining
 from hyena_dist.train.session import open_trainer
 from tests.dist.harness import run_distributed
 from tests.genomes import genome, shards
@@ -39,22 +40,53 @@ def config_of(sets: Path, run_dir: Path, weight: float = 0.1, **sections: Any) -
         optim=OptimSection(lr=1e-3, warmup_steps=1, eps=1e-4), **sections)
 
 
-def _on_each_rank(sets: Path, directory: Path) -> None:
+def _masses(objective: Pretraining) -> dict[str, float]:
+    scores = objective.validate(objective.module, iter)
+    assert scores is not None
+    return {name: value for name, value in scores.extras.items() if name.startswith("source_loss_mass")}
+
+
+def _loss_mass(sets: Path, directory: Path) -> list[dict[str, float]]:
+    """After 4 steps in one go, and with another layout for the last 2."""
+    def objective(context: int) -> Pretraining:
+        parallel = ParallelSection(context=context)
+        return Pretraining(config_of(sets, directory, parallel=parallel), init_groups(context=context),
+                           torch.device("cpu"))
+
+    whole, first, second = objective(1), objective(1), objective(2)
+    for _ in range(4):
+        whole.next_step()
+    for _ in range(2):
+        first.next_step()
+    second.load_state_dict(first.state_dict())
+    for _ in range(2):
+        second.next_step()
+    return [_masses(whole), _masses(second)]
+
+
+def _on_each_rank(sets: Path, directory: Path) -> list[dict[str, float]]:
     layouts = {**LAYOUTS, "control": {"weight": 1.0}}
     for name, layout in layouts.items():
         parallel = layout.get("parallel", ParallelSection())
         groups = init_groups(tensor=parallel.tensor, context=parallel.context)
         with open_trainer(config_of(sets, directory / name, **layout), groups, torch.device("cpu")) as trainer:
             trainer.fit()
+    return _loss_mass(sets, directory / "masses")
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Row]]:
+def masses() -> list[list[dict[str, float]]]:
+    """Of each rank, filled in by `runs`."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, masses: list[list[dict[str, float]]]) -> dict[str, list[Row]]:
     directory = tmp_path_factory.mktemp("layouts")
     for number, name in enumerate(("one", "two")):
         (directory / name).mkdir()
         shards(directory / name, genome(number, 3000, 900), FractionSplits(0.2))
-    run_distributed(_on_each_rank, 2, directory, directory / "runs")
+    masses += run_distributed(_on_each_rank, 2, directory, directory / "runs")
     return {name: read_rows(directory / "runs" / name / "metrics.jsonl") for name in (*LAYOUTS, "control")}
 
 
@@ -73,6 +105,15 @@ def test_every_layout_is_the_same_training(runs: dict[str, list[Row]], name: str
         worst = max(abs(found[key] / expected[key] - 1) for key in found)
         print(f"{name}, {row.split} {row.step}: {worst:.1e}, tolerance {TOLERANCE}")
         assert worst < TOLERANCE
+
+
+@pytest.mark.usefixtures("runs")
+def test_loss_mass_is_exact_when_a_run_goes_on_at_another_layout(masses: list[list[dict[str, float]]]) -> None:
+    (whole, resumed), other = masses
+    assert whole == resumed
+    assert other == [whole, resumed], "the same on every rank"
+    assert sum(whole.values()) == pytest.approx(1)
+    assert len(set(whole.values())) == 2
 
 
 def test_rows_say_what_came_of_each_source(runs: dict[str, list[Row]]) -> None:

@@ -1,5 +1,6 @@
 """What a run on a mixture says: loss by source and species, shares, epochs, unique bases, loss mass, repeats."""
 
+import json
 import math
 import re
 from collections import Counter
@@ -9,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from hyena_dist.config.errors import UserError
 from hyena_dist.config.schema import Config
 from hyena_dist.config.sections.data import DataSection
 from hyena_dist.config.sections.model import ModelSection
@@ -107,8 +109,35 @@ def test_shares_epochs_and_mass_are_those_of_the_windows_that_came(run):
         assert 0 < epochs
         assert unique == pytest.approx(min(epochs, 1) * pool.train_bases)
     again = objective.validate(objective.module, iter)
-    assert not [name for name in again.extras if "mass" in name], "nothing was scored since"
+    assert again.extras == after.extras, "nothing was scored since, and all before counts still"
     assert after.extras.keys() <= extra_names(objective.extras)
+
+
+def _masses(objective):
+    return {name: value for name, value in objective.validate(objective.module, iter).extras.items() if "mass" in name}
+
+
+def test_loss_mass_goes_on_from_a_checkpoint(directory, caplog):
+    """Exactly, also with soft-masked bases at a weight of their own, whose sums have roundings."""
+    weighted = config(directory, lower_case_weight=0.1)
+    whole, first, second, without = (Pretraining(weighted, Groups.single(), CPU) for _ in range(4))
+    for _ in range(7):
+        whole.next_step()
+    for _ in range(3):
+        first.next_step()
+    saved = json.loads(json.dumps(first.state_dict()))
+    assert saved == first.state_dict(), "asking changes nothing"
+    second.load_state_dict(saved)
+    assert _masses(second) == _masses(first)
+    without.load_state_dict({key: value for key, value in saved.items() if key != "source_mass"})
+    assert "source_loss_mass counts from this step on" in caplog.text
+    for _ in range(4):
+        second.next_step()
+        without.next_step()
+    assert _masses(second) == _masses(whole) != _masses(without)
+    for wrong in ([[1, 2]], [[1, 2], [3]], [[1, 2], [3, -1]], [[1, 2], [3, True]], {}, [[1, 2], [3, 1.0]]):
+        with pytest.raises(UserError, match=r"the saved source_mass is .* not two counts for each of the 2 sources"):
+            second.load_state_dict({**saved, "source_mass": wrong})
 
 
 def test_unique_bases_are_all_there_are_in_the_end(directory):
