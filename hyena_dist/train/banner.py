@@ -17,7 +17,7 @@ from hyena_dist.costs.memory import parameters, run_memory
 from hyena_dist.data.errors import DataError
 from hyena_dist.data.index import FILE_NAME, read_index
 from hyena_dist.data.splits import SPLITS
-from hyena_dist.train.wording import amount, binary, counted, duration, score
+from hyena_dist.train.wording import MANY_EPOCHS, TEACHES_LITTLE, amount, binary, counted, duration, score
 
 
 def banner(config: Config, environment: Mapping[str, str]) -> list[str]:
@@ -109,7 +109,10 @@ def _length(config: Config, data_ranks: int) -> str:
     except (DataError, OSError):  # the run says why, in its own words
         return f"{text}; {config.data.shards} cannot be read yet"
     bases = sum(row.end - row.start for row in segments if SPLITS[row.split] == "train")
-    return f"{text}, {tokens / bases:.3g} epochs of {amount(bases)} training bases" if bases else text
+    if not bases:
+        return text
+    text += f", {tokens / bases:.3g} epochs of {amount(bases)} training bases"
+    return f"{text}: {TEACHES_LITTLE}" if tokens / bases > MANY_EPOCHS else text
 
 
 def _memory(config: Config, cpu: bool, data_ranks: int, room: int) -> str:

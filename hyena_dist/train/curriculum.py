@@ -1,5 +1,6 @@
 """The training windows of a run, stage by stage of its length warm-up."""
 
+from bisect import bisect_right
 from collections.abc import Callable, Generator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
@@ -91,6 +92,19 @@ class Curriculum:
                 unseen *= 1 - np.minimum(of_stage, 1)
         return [SourceUse(pool.name, float(tokens[i] / tokens.sum()), float(epochs[i]),
                           float((1 - unseen[i]) * pool.train_bases)) for i, pool in enumerate(self.pools)]
+
+    def step_past(self, source: int, epochs: float, steps: int) -> int | None:
+        """The first of so many optimizer steps after which the run has seen a source more often than that; None: there
+        is none. It looks at few more epochs than these, however many there are to come."""
+        def seen(step: int) -> float:
+            return self.source_uses(step)[source].epochs
+
+        last = 1
+        while last < steps and seen(last) <= epochs:
+            last = min(2 * last, steps)
+        if seen(last) <= epochs:
+            return None
+        return bisect_right(range(last + 1), epochs, lo=1, key=seen)
 
     def sources_of(self, stage: Stage, windows: Sequence[int]) -> list[int]:
         """Which source each window of a stage is of, by their numbers."""

@@ -26,11 +26,9 @@ from hyena_dist.runtime.startup import check_same_data
 from hyena_dist.train.curriculum import Curriculum
 from hyena_dist.train.loss_mass import LossMass
 from hyena_dist.train.objective import Scores, Step, Watched
+from hyena_dist.train.wording import MANY_EPOCHS, TEACHES_LITTLE
 
 logger = logging.getLogger(__name__)
-
-MANY_EPOCHS = 4
-"""After about so many the same text teaches a language model little more (Muennighoff et al. 2023)."""
 
 
 class Pretraining:
@@ -65,7 +63,9 @@ class Pretraining:
             dp_size=groups.data.size, tokens=config.data.val_tokens, part=self._part(self._seq_len))
         self._mass = LossMass([pool.name for pool in self.pools], config.data.lower_case_weight, groups, device)
         self.extras = self._names()
-        self._warn_of_repeats()
+        self._repeated: dict[int, list[str]] = {}
+        """What is to be said at a step."""
+        self._look_for_repeats()
         self.module: nn.Module = model.to(device)
         self.table: Table = model.placement()
         log_context_method(config, groups)
@@ -75,6 +75,8 @@ class Pretraining:
 
     def next_step(self) -> Step[Batch]:
         stage, batches = self.curriculum.take()
+        for line in self._repeated.pop(self.curriculum.step, ()):
+            logger.warning("%s", line)
         if len(self.pools) > 1:
             for batch in batches:
                 self._mass.add(self.curriculum.sources_of(stage, batch.windows.tolist()), batch)
@@ -118,9 +120,17 @@ class Pretraining:
                 *(f"{kind}/{pool.name}" for kind in of_source for pool in self.pools if pool.name),
                 *(f"species_perplexity/{species}" for _, species in self.validation.classes)]
 
-    def _warn_of_repeats(self) -> None:
-        for line in repeats(self.curriculum, self._config.train.steps):
-            logger.warning("%s", line)
+    def _look_for_repeats(self) -> None:
+        """Find the steps at which a source will have been seen many times. Of a mixture it is said at once, too; of a
+        single set the banner says it."""
+        steps = self._config.train.steps
+        for source, pool in enumerate(self.pools):
+            if (step := self.curriculum.step_past(source, MANY_EPOCHS, steps)) is not None:
+                self._repeated.setdefault(step, []).append(
+                    f"step {step}: {_source_in_words(pool.name)} now came {MANY_EPOCHS} times: {TEACHES_LITTLE}")
+        if len(self.pools) > 1:
+            for line in repeats(self.curriculum, steps):
+                logger.warning("%s", line)
 
     def tokens(self, step: int) -> int:
         return tokens_after(self.curriculum.stages, step)
@@ -159,9 +169,11 @@ def perplexities(kind: str, scores: Mapping[str, Score]) -> dict[str, float]:
 
 
 def repeats(curriculum: Curriculum, steps: int) -> list[str]:
-    """A line for each source of a mixture that a run of so many steps goes through often."""
-    if len(curriculum.pools) < 2:
-        return []
-    return [f"data.mixture: source {use.name} will be seen {use.epochs:.1f} times by step {steps}: past about "
-            f"{MANY_EPOCHS} times the same bases teach little more; lower its weight, or give it more bases"
+    """A line for each source that a run of so many steps goes through often."""
+    return [f"{_source_in_words(use.name)} will be seen {use.epochs:.1f} times by step {steps}: {TEACHES_LITTLE}; "
+            + ("lower its weight, or give it more bases" if use.name else "train for fewer steps, or on more bases")
             for use in curriculum.source_uses(steps) if use.epochs > MANY_EPOCHS]
+
+
+def _source_in_words(name: str) -> str:
+    return f"data.mixture: source {name}" if name else "data.shards: the training bases"

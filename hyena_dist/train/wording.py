@@ -2,6 +2,10 @@
 
 _UNITS = ((1e12, "trillion"), (1e9, "billion"), (1e6, "million"), (1e3, "thousand"))
 
+MANY_EPOCHS = 4
+"""After about so many the same text teaches a language model little more (Muennighoff et al. 2023)."""
+TEACHES_LITTLE = f"past about {MANY_EPOCHS} times the same bases teach little more"
+
 
 def duration(seconds: float) -> str:
     """`7 s`, `3 min 52 s`, `2 h 5 min`, `1 d 3 h`."""

@@ -40,6 +40,8 @@ def test_it_says_what_will_run(shards: Path, tmp_path: Path) -> None:
     assert said["step"] == "8 windows of 1,024 = 8,192 tokens, 4 windows at a time on each data rank, 2 times"
     assert re.fullmatch(r"100 steps = 819 thousand tokens, 0\.\d+ epochs of \d+ thousand training bases",
                         said["length"])
+    often = lines_of(config_of(tmp_path / "run", "train.steps=100000", shards=shards))["length"]
+    assert re.search(r" epochs of .* training bases: past about 4 times the same bases teach little more$", often)
     assert said["device"].startswith("CPU, ")
     assert said["ranks"] == "1, deepspeed ZeRO 1, fp32"
     assert said["memory"].startswith("about "), said["memory"]

@@ -155,6 +155,55 @@ def test_unique_bases_are_all_there_are_in_the_end(directory):
         assert repeats(curriculum, 12) == [], "control"
 
 
+def _said(objective, steps, caplog):
+    """The steps at which a training says that a source came often, with the lines."""
+    caplog.clear()
+    found = {}
+    for _ in range(steps):
+        objective.next_step()
+        if lines := [line for line in caplog.messages if "4 times" in line]:
+            (found[objective.curriculum.step],) = lines
+        caplog.clear()
+    return found
+
+
+@pytest.mark.parametrize("stages", ["none", [{"seq_len": 32, "steps": 9}]])
+def test_it_is_said_once_when_the_training_bases_came_four_times(directory, stages, caplog):
+    """Of a single set too, whose end the banner and the dry run tell before."""
+    plain = config(directory, shards=str(directory / "mammals"), mixture=None)
+    plain = replace(plain, train=replace(plain.train, steps=60, seq_len_warmup=stages))
+    objective = Pretraining(plain, Groups.single(), CPU)
+    assert not [line for line in caplog.messages if "times" in line], "the banner says it"
+    found = _said(objective, 60, caplog)
+    (step, line), = found.items()
+    assert line == (f"step {step}: data.shards: the training bases now came 4 times: past about 4 times the same bases "
+                    "teach little more")
+    assert objective.curriculum.epochs_after(step - 1) <= 4 < objective.curriculum.epochs_after(step)
+    for taken, again in ((step - 1, True), (step, False)):  # a run that was stopped there, and goes on
+        first, second = (Pretraining(plain, Groups.single(), CPU) for _ in range(2))
+        for _ in range(taken):
+            first.next_step()
+        second.load_state_dict(first.state_dict())
+        assert bool(_said(second, 5, caplog)) == again
+    few = replace(plain, train=replace(plain.train, steps=step - 1))
+    assert not _said(Pretraining(few, Groups.single(), CPU), step - 1, caplog), "control"
+    (line,) = repeats(objective.curriculum, 60)
+    assert re.match(r"data.shards: the training bases will be seen \d+\.\d times by step 60: past about 4", line)
+    assert repeats(objective.curriculum, step - 1) == []
+
+
+def test_of_a_mixture_each_source_is_named_at_its_step(directory, caplog):
+    longer = config(directory)
+    longer = replace(longer, train=replace(longer.train, steps=200))
+    objective = Pretraining(longer, Groups.single(), CPU)
+    found = _said(objective, 200, caplog)
+    assert [line.split(" now came")[0] for line in found.values()] == [
+        f"step {step}: data.mixture: source {name}" for step, name in zip(found, ("worms", "mammals"), strict=True)]
+    for source, step in zip((1, 0), found, strict=True):
+        before, after = (objective.curriculum.source_uses(each)[source].epochs for each in (step - 1, step))
+        assert before <= 4 < after
+
+
 def test_a_report_has_a_panel_of_each_kind(tmp_path, monkeypatch):
     """Twenty sources are twenty lines in a panel and not twenty panels."""
     from hyena_dist.train import report
