@@ -89,7 +89,8 @@ def read_points(path: str | Path, columns: Mapping[str, str] | None = None) -> l
         raise ConfigError(f"{path} is the directory of a sweep: names of columns are for a CSV: leave them out")
     files = sorted(path.glob("points/*/point.json"))
     if not files:
-        raise ConfigError(f"{path} has no points/*/point.json: give the directory of a sweep that was started, or a CSV")
+        raise ConfigError(f"{path} has no points/*/point.json: give the directory of a sweep that was started, or a "
+                          "CSV")
     rows = []
     for file in files:
         try:
@@ -151,7 +152,9 @@ def choose(rows: Iterable[Mapping[str, Any]], *, min_steps: int = 0) -> tuple[li
         ConfigError: a row holds something else than a number where there should be one.
     """
     rows = list(rows)
-    parents = {str(row.get("id")): str(row["forked_from"]) for row in rows if row.get("forked_from")}
+    ids = {str(row["run_dir"]): str(row.get("id")) for row in rows if row.get("run_dir")}
+    parents = {str(row.get("id")): ids.get(str(row["forked_from"]), str(row["forked_from"]))
+               for row in rows if row.get("forked_from")}
     points: list[Point] = []
     left: list[Left] = []
     seen: dict[Any, str] = {}
@@ -176,7 +179,8 @@ def _why_left_out(row: Mapping[str, Any], min_steps: int) -> str | None:
     if status != "finished":
         error = one_line(row["error"]) if row.get("error") else ""
         return f"{status}: {error}" if error else f"{status}, not finished"
-    for key, what in (("loss", "final validation loss"), ("params", "number of weights"), ("tokens", "number of tokens")):
+    for key, what in (("loss", "final validation loss"), ("params", "number of weights"),
+                      ("tokens", "number of tokens")):
         value = _number(row, key)
         if value is None or not math.isfinite(value) or value <= 0:
             return f"no {what}" if value is None else f"its {what} is {value:g}"
