@@ -181,9 +181,9 @@ def huber(x: Array, loss: Array, axes: Sequence[str], *, floor: float | None = N
             gradient[0] = 0.0
         return float(value) / DELTA**2, gradient / DELTA**2  # in units of delta: tolerances are relative to noise
 
-    floors = [np.log(floor)] if floor is not None else (base - 1.5, base - 0.5, base - 0.05)
-    starts = [np.array(start) for start in product(floors, *[(base - 2.5, base - 0.5)] * k,
-                                                   *[(0.2, 1.0)] * k)]
+    floors = [np.log(floor)] if floor is not None else (base - 1.0, base - 0.1)
+    slopes = (0.2, 0.5, 1.0) if k < 3 else (0.2, 0.8)
+    starts = [np.array(start) for start in product(floors, *[(base - 1.5,)] * k, *[slopes] * k)]
     ends = [minimize(objective, start, jac=True, method="L-BFGS-B",
                      options={"maxiter": 5000, "maxfun": 10000, "ftol": 1e-15, "gtol": 1e-9}) for start in starts]
     best = min(ends, key=lambda end: end.fun)

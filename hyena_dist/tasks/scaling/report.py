@@ -10,6 +10,7 @@ from typing import Any
 from hyena_dist.runtime.files import write_whole, writing
 from hyena_dist.tasks.scaling.analysis import Analysis, Fitted, analyse, epochs_of
 from hyena_dist.tasks.scaling.bootstrap import Interval
+from hyena_dist.tasks.scaling.points import read_points
 from hyena_dist.tasks.scaling.prose import markdown
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,15 @@ def report(points: Iterable[Mapping[str, Any]], out: Path, *, title: str = "", m
     for name, text in texts.items():
         write_whole(out / name, lambda aside, text=text: aside.write_text(text, encoding="utf-8"))  # type: ignore[misc]
     return found, [*(out / name for name in texts), *pictures]
+
+
+def write_report(source: Path, out: Path) -> list[Path]:
+    """The report on a sweep's directory, or on a CSV; returns the files that were written.
+
+    Raises:
+        ConfigError, OSError: as `read_points` and `report`.
+    """
+    return report(read_points(source), out, title=f"Scaling report: {source.name}")[1]
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
