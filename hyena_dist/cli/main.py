@@ -7,6 +7,7 @@ commands: pretrain   train a model on shards
           build      shards of files of sequence
           verify     shards, against their index and the files they came from
           show       what is in shards: composition, splits, some of the bases
+          scaling    scaling laws from finished runs, and learning rates across widths
 
 examples: hyena-dist pretrain --config quickstart --dry-run
           torchrun --nproc_per_node 2 -m hyena_dist.cli.main pretrain --config quickstart
@@ -20,7 +21,7 @@ from importlib import import_module
 
 from hyena_dist.runtime.signals import PROCESS, die_of_interrupts
 
-COMMANDS = ("pretrain", "evaluate", "convert", "build", "verify", "show")
+COMMANDS = ("pretrain", "evaluate", "convert", "build", "verify", "show", "scaling")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
