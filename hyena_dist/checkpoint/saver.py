@@ -6,6 +6,7 @@ any moment, killed or not, leaves whole checkpoints only: they are written aside
 
 import logging
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -43,6 +44,8 @@ class CheckpointSaver:
             raise ValueError(f"keep must be at least 2, got {keep}")
         self.failure: OSError | None = None
         """Why the last save wrote nothing; None if it did, or is still writing. After `wait` the same on all ranks."""
+        self.seconds = 0.0
+        """What the last save took, its writing included."""
         self._directory = Path(checkpoints_dir)
         self._keep, self._keep_every = keep, keep_every
         self._groups = groups
@@ -80,8 +83,9 @@ class CheckpointSaver:
         path = step_directory(self._directory, step)
         if broadcast(self._is_first and _is_saved(path), self._own):
             return
+        started = time.monotonic()
         snapshot = take_snapshot(engine, table, self._groups, metadata)
-        self._writing = self._thread.submit(self._write, path, snapshot)
+        self._writing = self._thread.submit(self._write, path, snapshot, started)
 
     def wait(self) -> OSError | None:
         """Wait until nothing is being written; return `failure`, the same on every rank.
@@ -104,12 +108,13 @@ class CheckpointSaver:
     def _is_first(self) -> bool:
         return self._groups.world.rank == 0
 
-    def _write(self, path: Path, snapshot: Snapshot) -> OSError | None:
+    def _write(self, path: Path, snapshot: Snapshot, started: float) -> OSError | None:
         failure = None
         try:
             write_snapshot(path, snapshot, self._own)
         except OSError as error:  # the same on every rank
             failure = error
+        self.seconds = time.monotonic() - started
         if self._is_first:
             try:
                 if failure is not None:

@@ -29,7 +29,7 @@ FIXED = frozenset({
 
 CHANGEABLE = frozenset({
     # How training goes on. Weights, Adam's moments and the place in the data mean the same under any of these.
-    "train.steps", "train.on_nonfinite", "model.embed_dropout", "model.resid_dropout",
+    "train.steps", "train.max_hours", "train.on_nonfinite", "model.embed_dropout", "model.resid_dropout",
     *(f"optim.{key}" for key in ("lr", "schedule", "cooldown", "min_lr", "warmup_steps", "weight_decay", "betas", "eps",
                                  "grad_clip")),
     # What is measured, and when it is measured and saved.

@@ -13,8 +13,8 @@ from hyena_dist.runtime.files import write_whole
 from hyena_dist.runtime.launcher import job_id, leave
 from hyena_dist.runtime.signals import EXIT_REQUEUE
 
-MOST_STARTS = 5
-"""Starts in a row that stopped without a step, before a run is no longer to be started again."""
+MOST_STARTS = 3
+"""How often a run is started again without having had a step since; then it gives up."""
 
 
 def requeue_marker(run_dir: Path) -> Path:

@@ -13,11 +13,15 @@ from types import FrameType
 EXIT_REQUEUE = 85
 """Exit status of a run that saved and stopped before its end. A launcher may change it: the marker is the truth."""
 
+STARTED = time.monotonic()
+"""When this program began, as near as one of its modules can tell."""
+
+TIME_IS_UP = "train.max_hours"
 LAUNCHER_GONE = "launcher gone"
-REASONS = ("SIGUSR1", "SIGHUP", "SIGINT", "SIGTERM", LAUNCHER_GONE)
+REASONS = (TIME_IS_UP, "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGINT", "SIGTERM", LAUNCHER_GONE)
 """What a run stops for. When ranks have several, the last of this order is the answer of all."""
 
-SIGNALS = (signal.SIGUSR1, signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 PATIENCE = 20.0
 """Seconds after a signal in which a run that has no step yet may agree with its ranks; then each ends by itself. A
 launcher kills 30 seconds after its signal."""
@@ -26,7 +30,7 @@ TORCHRUN_ECHO = 2.0
 
 
 class Signals:
-    """Notes SIGTERM, SIGUSR1, SIGINT and SIGHUP between `install` and `uninstall`, which are for the main thread.
+    """Notes `SIGNALS` between `install` and `uninstall`, which are for the main thread.
 
     Only the first counts: launchers repeat themselves while a run saves. A second SIGINT, of somebody at a keyboard,
     ends the process at once with status 130. A signal that was ignored when the program started, as under nohup or in a

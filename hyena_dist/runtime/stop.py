@@ -1,15 +1,18 @@
 """Stopping on request: a signal that reaches any rank becomes one decision of all ranks, at the same step."""
 
 import time
+from collections import deque
 from types import TracebackType
 
 import torch
 import torch.distributed as dist
 
 from hyena_dist.parallel.groups import Axis
-from hyena_dist.runtime.signals import PROCESS, REASONS, Signals
+from hyena_dist.runtime.signals import PROCESS, REASONS, STARTED, TIME_IS_UP, Signals
 
 _LONG_STEP_MILLISECONDS = 1000
+SPARE_SECONDS, SPARE_SHARE = 120.0, 0.1
+"""What is kept of a time limit for the end of the run: at most so long, and at most this share of it."""
 
 
 class StopSignal:
@@ -21,10 +24,15 @@ class StopSignal:
 
     Args:
         axis: all ranks, over gloo, so that the answer waits for no device; collectives on it are of the main thread.
+        seconds: what this start of the program may take, with its last save; None: as long as it likes.
     """
 
-    def __init__(self, axis: Axis) -> None:
-        self._axis = axis
+    def __init__(self, axis: Axis, *, seconds: float | None = None) -> None:
+        self._axis, self._seconds = axis, seconds
+        self.save_seconds = 0.0
+        """What a save takes, once there was one."""
+        self._gaps: deque[float] = deque(maxlen=20)
+        """Seconds between the latest calls of `agreed`: what a step takes."""
         self._signals = PROCESS
         self._own = False
         self._work: dist.Work | None = None
@@ -75,11 +83,14 @@ class StopSignal:
         The answer is that of the call before, so that nobody waits for a peer; while steps take longer than a second it
         is of this call, because a launcher kills 30 seconds after its signal.
         """
+        now = time.monotonic()
+        gap = 0.0 if self._last_call is None else now - self._last_call
+        self._last_call = now
+        self._gaps.append(gap)
+        self._look_at_the_time(now)
         if self._axis.size == 1:
             return self.requested
-        now = time.monotonic()
-        elapsed = 0 if self._last_call is None else int(1000 * (now - self._last_call))
-        self._last_call = now
+        elapsed = int(1000 * gap)
         answer = self._answer() if self._work is not None else None
         if answer is None:
             reason = self.requested
@@ -88,6 +99,15 @@ class StopSignal:
             if self._wait_now:
                 answer = self._answer()
         return answer
+
+    def _look_at_the_time(self, now: float) -> None:
+        """Ask for a stop where another step and a save might not end in time. Twice what they took, for they vary; and
+        before the first save nobody knows how long one takes."""
+        if self._seconds is None or self.requested is not None:
+            return
+        spare = max(min(SPARE_SECONDS, SPARE_SHARE * self._seconds), 2 * (max(self._gaps) + self.save_seconds))
+        if now - STARTED >= self._seconds - spare:
+            self.request(TIME_IS_UP)
 
     def _answer(self) -> str | None:
         assert self._work is not None

@@ -49,7 +49,7 @@ def open_trainer(config: Config, groups: Groups, device: torch.device, *,
     run = RunDirectory(config, first=first)
     control = gloo_copy(groups.world)
     with ExitStack() as stack:
-        stop = stack.enter_context(StopSignal(control))
+        stop = stack.enter_context(StopSignal(control, seconds=_seconds(config)))
         agree(run.claim, groups)
         stack.callback(run.release)
         agree(lambda: stack.enter_context(RankLog(run.path, groups.world.rank)), groups)
@@ -83,3 +83,7 @@ def open_trainer(config: Config, groups: Groups, device: torch.device, *,
         trainer = Trainer(config, groups, device, state, run=run, saver=saver, stop=stop, watchdog=watchdog,
                           ledger=ledger, lost=lost, profiler=profiler)
         yield trainer
+
+
+def _seconds(config: Config) -> float | None:
+    return None if config.train.max_hours is None else 3600 * config.train.max_hours

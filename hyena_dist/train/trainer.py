@@ -199,6 +199,7 @@ class Trainer:
     def _save(self) -> None:
         self._watchdog.beat(allow=SAVE_SECONDS)
         self._saver.save(self.engine, self.objective.table, self.status.step, self.state.metadata())
+        self._stop.save_seconds = max(self._stop.save_seconds, self._saver.seconds)  # of the saves before
         self._lost.saved()
         self._watchdog.beat()
 

@@ -80,6 +80,10 @@ class TrainSection:
     least memory. Values and weight names are the same."""
     activation_offload: bool = False
     """Keep what the backward pass needs in the memory of the host instead of the device."""
+    max_hours: float | None = None
+    """Hours after which this start of the program has saved and ended, as by a signal: for where none comes before the
+    time is up. It stops a tenth of them before, at most two minutes, or as long before as steps and saves need; null:
+    no limit."""
     eval_every: int = 200
     """Steps between validations; 0: only after the last step."""
     save_every: int = 200
@@ -123,6 +127,8 @@ class TrainSection:
                              f"./{self.resume}")
         positive("train", steps=self.steps, micro_batch_size=self.micro_batch_size,
                   global_batch_size=self.global_batch_size)
+        if self.max_hours is not None:
+            positive("train", max_hours=self.max_hours)
         not_negative("train", eval_every=self.eval_every, save_every=self.save_every,
                       profile_steps=self.profile_steps)
         self._check_kept()
