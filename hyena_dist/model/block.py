@@ -9,6 +9,7 @@ from hyena_dist.model.initial import initialize_part, layer_name
 from hyena_dist.model.kinds import mixer_kind
 from hyena_dist.model.layers import MLP, Norm, active_key
 from hyena_dist.ops.dropout import DropoutKey, dropout
+from hyena_dist.ops.segments import Offsets, Segments
 from hyena_dist.parallel.groups import context_axis, tensor_axis
 
 
@@ -37,19 +38,20 @@ class Block(nn.Module):
         self.mlp = MLP(config, pg_collection, seed=None)
         initialize_part(self, layer_name(layer_number), config, self.tensor, seed)
 
-    def forward(self, x: Tensor, key: DropoutKey | None = None) -> Tensor:
+    def forward(self, x: Tensor, key: DropoutKey | None = None,
+                segments: Offsets | Segments | None = None) -> Tensor:
         """[l or l / T, B, D] -> the same.
 
         Args:
-            key: as HyenaModel's `dropout_key`.
+            key, segments: as HyenaModel's `dropout_key` and `segments`.
         """
         p = self.config.resid_dropout
         if not self.training or p == 0:
             # The branches add x themselves, which spares a tensor each.
-            x, _ = self.mixer(x, norm=self.input_norm, residual=True)
+            x, _ = self.mixer(x, norm=self.input_norm, residual=True, segments=segments)
             return self.mlp(x, self.mlp_norm, residual=True)
         if key is None:
             key = active_key(None, x.shape[1], len(x), self.config, self.tensor, self.context, x.device)
-        mixed, _ = self.mixer(x, norm=self.input_norm)
+        mixed, _ = self.mixer(x, norm=self.input_norm, segments=segments)
         x = x + dropout(mixed, p, key, 2 * self.layer_number)
         return x + dropout(self.mlp(x, self.mlp_norm), p, key, 2 * self.layer_number + 1)

@@ -16,6 +16,7 @@ from torch import Tensor
 from hyena_dist.config.context import choose_method, exchanged_rows
 from hyena_dist.config.schema import Config
 from hyena_dist.ops import long_conv
+from hyena_dist.ops.segments import Segments
 from hyena_dist.parallel import distributed_fft
 from hyena_dist.parallel.collectives import Exchange, shift_left, shift_right
 from hyena_dist.parallel.groups import Axis, Groups
@@ -42,7 +43,7 @@ class _Neighbours:
     """The halo of the short convolution."""
 
     def __init__(self, axis: Axis) -> None:
-        self.axis = axis
+        self.axis, self.rank, self.ranks = axis, axis.rank, axis.size
 
     def from_left(self, x: Tensor) -> Tensor:
         return shift_right(x, self.axis)
@@ -56,6 +57,8 @@ class _Rows(NamedTuple):
 
     rows: slice
     """Of the rank's rows of the group."""
+    windows: slice
+    """The windows whose channels they are."""
     own: slice
     """The channels among those of which the rank generates filters."""
     channels: slice
@@ -74,6 +77,8 @@ class AllToAll(_Neighbours):
     the ranks do not divide the channels, two ranks share one.
     """
 
+    knows_segments = True  # a rank has rows of whole sequences, in which it convolves them apart
+
     def __init__(self, axis: Axis, *, batch: int, channels: int, groups: int) -> None:
         super().__init__(axis)
         self._batch = batch
@@ -90,11 +95,13 @@ class AllToAll(_Neighbours):
             self._rows.append(_by_channels(owned, batch, own=generated - first, channels=group.start))
             generated += stop - first
 
-    def filters(self, mixer_filter: Filter, length: int) -> Tensor:
-        """[N - 1, this rank's channels, L], by one call of the filter; l is `length`."""
-        return mixer_filter([slice(0, self.axis.size * length)], self.channels)
+    def filters(self, mixer_filter: Filter, length: int, segments: Segments | None = None) -> Tensor:
+        """[N - 1, this rank's channels, as many lags as the longest sequence has tokens], by one call of the filter; l
+        is `length`."""
+        return mixer_filter([slice(0, segments.longest if segments else self.axis.size * length)], self.channels)
 
-    def convolve(self, inputs: Tensor, filters: Tensor, bias: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def convolve(self, inputs: Tensor, filters: Tensor, bias: Tensor,
+                 segments: Segments | None = None) -> tuple[Tensor, list[Tensor]]:
         """Keeps of every group the rows of u and of the inner gates [N - 1, R, L], and the inputs [R, L] of the second
         convolution and those after it."""
         started = [self._send_rows(inputs[:, :, group]) for group in self._groups]
@@ -108,14 +115,15 @@ class AllToAll(_Neighbours):
                 y = torch.empty_like(u)
                 for block in blocks:
                     gate = block.of(gates[o]) if o < len(gates) else None
-                    long_conv.convolve(block.of(u), h[block.own], bias[o, block.channels], gate, out=block.of(y))
+                    long_conv.convolve(block.of(u), h[block.own], bias[o, block.channels], gate, out=block.of(y),
+                                       segments=segments and segments.part(block.windows))
                 kept += [y] if o < len(gates) else []
                 u = y
             returning.append(self._send_tokens(u[None]))
         return self._receive_channels(returning)[0], kept
 
-    def convolve_backward(self, dconv: Tensor, filters: Tensor, bias: Tensor,
-                          kept: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def convolve_backward(self, dconv: Tensor, filters: Tensor, bias: Tensor, kept: list[Tensor],
+                          segments: Segments | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Writes gradients over what was kept."""
         started = [self._send_rows(dconv[None, :, group]) for group in self._groups]
         returning: list[Exchange] = []
@@ -127,7 +135,8 @@ class AllToAll(_Neighbours):
                 for block in blocks:
                     gate = block.of(gates[o]) if o < len(gates) else None
                     _, dh, db, _ = long_conv.convolve_backward(
-                        block.of(dy), block.of(u), filters[o, block.own], bias[o, block.channels], gate, over=True)
+                        block.of(dy), block.of(u), filters[o, block.own], bias[o, block.channels], gate, over=True,
+                        segments=segments and segments.part(block.windows))
                     dfilters[o, block.own], dbias[o, block.channels] = dh, db
                 dy = u  # it is the gradient now
             returning.append(self._send_tokens(received))
@@ -152,12 +161,15 @@ class DistributedFft(_Neighbours):
     """Tokens stay and the transform is spread over the ranks; each generates all channels of the filters, at the lags
     that it needs."""
 
-    def filters(self, mixer_filter: Filter, length: int) -> Tensor:
+    knows_segments = False
+
+    def filters(self, mixer_filter: Filter, length: int, _segments: Segments | None = None) -> Tensor:
         """[N - 1, C, P, l / P]; l is `length`."""
         lags = distributed_fft.strided_lags(length * self.axis.size, self.axis.rank, self.axis.size)
         return mixer_filter(lags).unflatten(-1, (self.axis.size, -1))
 
-    def convolve(self, inputs: Tensor, filters: Tensor, bias: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def convolve(self, inputs: Tensor, filters: Tensor, bias: Tensor,
+                 _segments: Segments | None = None) -> tuple[Tensor, list[Tensor]]:
         """Keeps the inputs and every convolution but the last."""
         u, *gates = inputs
         kept = [inputs]
@@ -168,8 +180,8 @@ class DistributedFft(_Neighbours):
                 u = gates[o] * conv
         return conv, kept
 
-    def convolve_backward(self, dconv: Tensor, filters: Tensor, bias: Tensor,
-                          kept: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def convolve_backward(self, dconv: Tensor, filters: Tensor, bias: Tensor, kept: list[Tensor],
+                          _segments: Segments | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Writes gradients over the inputs."""
         inputs, *convs = kept
         dfilters, dbias = torch.empty_like(filters), torch.empty_like(bias)
@@ -196,8 +208,10 @@ def _by_channels(owned: range, batch: int, *, own: int, channels: int) -> list[_
     whole = range(-(-owned.start // batch) * batch, owned.stop // batch * batch)
     inner = [whole.start, whole.stop] if whole else [edge for edge in (whole.start,) if edge < owned.stop]
     edges = [owned.start, *inner, owned.stop]
-    return [_Rows(slice(start - owned.start, stop - owned.start), *(
-        slice(base + start // batch, base + (stop - 1) // batch + 1) for base in (own, channels)))
+    return [_Rows(slice(start - owned.start, stop - owned.start),
+                  slice(0, batch) if start % batch == 0 and stop % batch == 0 else
+                  slice(start % batch, (stop - 1) % batch + 1),
+                  *(slice(base + start // batch, base + (stop - 1) // batch + 1) for base in (own, channels)))
         for start, stop in pairwise(edges) if start < stop]
 
 

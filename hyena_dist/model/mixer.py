@@ -29,6 +29,7 @@ from hyena_dist.ops.backends import check_backend, say_once
 from hyena_dist.ops.hyena import HyenaWeights, hyena
 from hyena_dist.ops.implicit_filter import decay_rates, implicit_filter, keeps_trunk
 from hyena_dist.ops.precision import without_autocast
+from hyena_dist.ops.segments import Offsets, Segments, segments_of
 from hyena_dist.parallel.collectives import copy_to
 from hyena_dist.parallel.groups import context_axis, tensor_axis
 
@@ -132,31 +133,37 @@ class HyenaMixer(nn.Module):
             say_once("the kernels are of one context rank")
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, *, norm: Norm | None = None,
-                residual: bool = False, **attention_arguments: Any) -> tuple[Tensor, None]:
+                residual: bool = False, segments: Offsets | Segments | None = None,
+                **attention_arguments: Any) -> tuple[Tensor, None]:
         """[l or l / T, B, D] -> (the same shape, no bias left to add).
 
         Args:
             norm: the norm before the mixer, where it is not applied yet.
             residual: add hidden_states, not normalised.
+            segments: sequences that stand one after the other in the tokens of all context ranks (`ops.segments`), and
+                are convolved apart.
 
         Raises:
-            ValueError: an argument of attention that is not None, another width, more tokens than max_seq_len.
+            ValueError: an argument of attention that is not None, another width, more tokens than max_seq_len, segments
+                that do not fit, or that the context ranks cannot convolve apart.
         """
         refuse_arguments("HyenaMixer is a causal convolution and", attention_mask=attention_mask, **attention_arguments)
         refuse_shape("HyenaMixer", hidden_states, self.config, self.axis, self.in_proj.axis)
         x = enter_tensor_region(hidden_states, self.config, self.in_proj.axis)
         inside = residual and self.in_proj.axis.size == 1
+        segments = segments_of(segments, x.shape[1], len(x) * self.axis.size)
         exchange, recompute = self._exchange(batch=x.shape[1]), self.config.recompute_inner
         if exchange is None:
-            filters = self.filter([slice(0, len(x))], recompute=recompute or not keeps_trunk(len(x)))
+            lags = segments.longest if segments else len(x)
+            filters = self.filter([slice(0, lags)], recompute=recompute or not keeps_trunk(lags))
         else:
-            filters = exchange.filters(self.filter, len(x))
+            filters = exchange.filters(self.filter, len(x), segments)
         in_proj, short, out_proj = self.in_proj, self.short_conv, self.out_proj
         weights = HyenaWeights(in_proj.weight, in_proj.bias, short.weight, short.bias, filters,
                                self.conv_bias.view(self.config.num_filters, self.channels), out_proj.weight,
                                out_proj.local_bias)
         out = hyena(x, weights, in_tensor_region(norm), residual=inside, recompute=recompute,
-                    backend=self.config.ops_backend, exchange=exchange)
+                    backend=self.config.ops_backend, segments=segments, exchange=exchange)
         out = out_proj.finish(out)
         return hidden_states + out if residual and not inside else out, None
 

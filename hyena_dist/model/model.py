@@ -20,6 +20,7 @@ from hyena_dist.model.placement import Placement
 from hyena_dist.model.table import placement_table
 from hyena_dist.ops.dropout import DropoutKey, dropout
 from hyena_dist.ops.precision import autocast_kind
+from hyena_dist.ops.segments import Offsets, segments_of
 from hyena_dist.parallel.groups import Groups, context_axis, tensor_axis
 from hyena_dist.parallel.tokens import padded_length, token_multiple
 
@@ -54,7 +55,8 @@ class HyenaModel(nn.Module):
         `to_empty`, and of those that FSDP2 has sharded."""
         initialize(self, self.placement(), self.tensor, self.seed)
 
-    def forward(self, input_ids: Tensor, dropout_key: DropoutKey | None = None) -> Tensor:
+    def forward(self, input_ids: Tensor, dropout_key: DropoutKey | None = None,
+                segments: Offsets | None = None) -> Tensor:
         """int64 [B, l] -> [B, l, V / T], V padded as published; l is all tokens of the sequence on one context rank.
 
         On a context rank the input is that rank's slice (`parallel.tokens.slice_tokens`), on a tensor rank the logits
@@ -63,26 +65,31 @@ class HyenaModel(nn.Module):
         Args:
             dropout_key: what the dropout masks depend on, so that they are the same after a resume and at every
                 layout; None: drawn from torch's generator. Not looked at in eval mode or without dropout.
+            segments: the offsets of sequences that stand one after the other in a row, as (0, 100, 250), of each row or
+                the same for all; each gets the logits that it has alone. They begin with 0 and end with the number
+                of tokens, on context ranks with that of all ranks.
 
         An empty batch, [0, l], gives [0, l, V / T]: of its loss, which is 0, every weight has a gradient of 0.
 
         Raises:
-            ValueError: another shape or type, no token, or L exceeds max_seq_len.
+            ValueError: another shape or type, no token, L exceeds max_seq_len, offsets that do not fit, or segments
+                that a mixer does not know.
         """
         if _is_empty(input_ids):
             return self.forward(*_one_row(input_ids))[:0]
         with self._autocast(input_ids):
-            x = enter_tensor_region(self._run_blocks(input_ids, dropout_key), self.config, self.tensor)
+            x = enter_tensor_region(self._run_blocks(input_ids, dropout_key, segments), self.config, self.tensor)
             return self.head(x, self.final_norm.in_tensor_region(), self.embedding.word_embeddings.weight)
 
-    def hidden_states(self, input_ids: Tensor, dropout_key: DropoutKey | None = None) -> Tensor:
+    def hidden_states(self, input_ids: Tensor, dropout_key: DropoutKey | None = None,
+                      segments: Offsets | None = None) -> Tensor:
         """int64 [B, l] -> the final norm's output in Megatron's layout, [l or l / T, B, D]."""
         if _is_empty(input_ids):
             return self.hidden_states(*_one_row(input_ids))[:, :0]
         with self._autocast(input_ids):
-            return self.final_norm(self._run_blocks(input_ids, dropout_key))
+            return self.final_norm(self._run_blocks(input_ids, dropout_key, segments))
 
-    def _run_blocks(self, input_ids: Tensor, dropout_key: DropoutKey | None) -> Tensor:
+    def _run_blocks(self, input_ids: Tensor, dropout_key: DropoutKey | None, segments: Offsets | None) -> Tensor:
         """int64 [B, l] -> what the final norm reads, [l or l / T, B, D]."""
         config = self.config
         if input_ids.dim() != 2 or input_ids.dtype not in (torch.int64, torch.int32) or input_ids.numel() == 0:
@@ -93,6 +100,7 @@ class HyenaModel(nn.Module):
         if length > padded_length(config.max_seq_len, self.token_multiple):
             raise ValueError(f"the input has {length} tokens, but this model takes at most max_seq_len = "
                              f"{config.max_seq_len}: shorten the input or use a model of a longer context")
+        apart = segments_of(segments, len(input_ids), length)
         key = self._active_key(dropout_key, input_ids)
         x = self.embedding(input_ids)
         if key is not None:
@@ -101,8 +109,8 @@ class HyenaModel(nn.Module):
         with on_host() if config.offload_activations else nullcontext():
             for layer in self.layers:
                 # Dropout is a hash of the element's place: no generator's state has to be kept and brought back.
-                x = (checkpoint(layer, x, key, use_reentrant=False, preserve_rng_state=False) if recompute
-                     else layer(x, key))
+                x = (checkpoint(layer, x, key, apart, use_reentrant=False, preserve_rng_state=False) if recompute
+                     else layer(x, key, apart))
         return x
 
     @property

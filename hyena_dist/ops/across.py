@@ -2,7 +2,8 @@
 
 The short convolution takes the K - 1 tokens on the left of the slice, a halo, from the rank on the left. What the long
 convolutions read, u and the gates between two of them, goes through an `Exchange`, which gives the last convolution of
-this slice; everything else is local, in chunks of channels.
+this slice; everything else is local, in chunks of channels. Segments are those of the whole sequence: the same on every
+rank, wherever their borders lie.
 
 What the buffers hold in the backward pass, one thing after the other:
 
@@ -20,8 +21,9 @@ import torch
 from torch import Tensor
 
 from hyena_dist.ops.chunking import chunks
-from hyena_dist.ops.mix import Asked, MixWeights, Segments
+from hyena_dist.ops.mix import Asked, MixWeights
 from hyena_dist.ops.precision import compute_dtype
+from hyena_dist.ops.segments import Segments
 from hyena_dist.ops.short_conv import ShortConvTape
 from hyena_dist.ops.workspace import Workspace
 
@@ -32,19 +34,32 @@ REST = slice(1, None)
 class Exchange(Protocol):
     """What crosses the context ranks, outside autograd. Every method is collective."""
 
+    @property
+    def rank(self) -> int:
+        """Which slice of the tokens this rank has."""
+
+    @property
+    def ranks(self) -> int:
+        """How many slices there are."""
+
+    @property
+    def knows_segments(self) -> bool:
+        """Whether it convolves segments apart."""
+
     def from_left(self, x: Tensor) -> Tensor:
         """x of the rank on the left, of the same shape; zeros on the first rank."""
 
     def from_right(self, x: Tensor) -> Tensor:
         """The same of the rank on the right; zeros on the last rank."""
 
-    def convolve(self, inputs: Tensor, filters: Tensor, bias: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def convolve(self, inputs: Tensor, filters: Tensor, bias: Tensor,
+                 segments: Segments | None) -> tuple[Tensor, list[Tensor]]:
         """inputs [N - 1, B, C, l]: u and the gates between two convolutions, in the order of their use -> the last
         convolution [B, C, l], which is the caller's to write over, and what the gradients need. The filters have the
         channels and lags that this rank needs of them, bias is [N - 1, C]."""
 
     def convolve_backward(self, dconv: Tensor, filters: Tensor, bias: Tensor,
-                          kept: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+                          kept: list[Tensor], segments: Segments | None) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients at inputs, filters and bias from that at the last convolution; this rank's part of them."""
 
 
@@ -55,36 +70,45 @@ class Across:
         self._exchange = exchange
 
     def refusal(self, asked: Asked) -> str | None:
-        if asked.segmented:
-            return "segments are not cut over context ranks yet: take parallel.context=1"
+        if asked.segmented and not self._exchange.knows_segments:
+            return ("the transform that is spread over context ranks does not know segments: take "
+                    "parallel.context_method=all_to_all, or parallel.context=1")
         if asked.length < asked.taps - 1:
             return (f"a context rank has {asked.length} tokens, and the short convolution reaches {asked.taps - 1} "
                     "back, into one neighbour only: use fewer context ranks or longer sequences")
         return None
 
-    def mix(self, p: Tensor, weights: MixWeights, _segments: Segments) -> tuple[Tensor, list[Tensor]]:
+    def mix(self, p: Tensor, weights: MixWeights, segments: Segments | None) -> tuple[Tensor, list[Tensor]]:
         blocks, reach = _blocks(p, weights), _reach(weights)
         work = Workspace(compute_dtype(p, weights.bias), p.device)
-        short = _short_conv(p, weights, work)
+        short = _short_conv(p, weights, work, self._positions(segments, p))
         tail = blocks[..., blocks.shape[-1] - reach :].contiguous()
         halo = self._exchange.from_left(tail) if reach else tail
-        conv, kept = self._exchange.convolve(_gated_inputs(blocks, halo, short, work), weights.filters, weights.bias)
+        conv, kept = self._exchange.convolve(_gated_inputs(blocks, halo, short, work), weights.filters, weights.bias,
+                                             segments)
         return _gated(blocks, halo, conv, short), [halo, conv, *kept]
 
-    def mix_backward(self, p: Tensor, dy: Tensor, weights: MixWeights, _segments: Segments,
+    def mix_backward(self, p: Tensor, dy: Tensor, weights: MixWeights, segments: Segments | None,
                      kept: list[Tensor]) -> MixWeights:
         blocks, work = _blocks(p, weights), Workspace(compute_dtype(p, weights.bias), p.device)
-        short = _short_conv(p, weights, work)
+        short = _short_conv(p, weights, work, self._positions(segments, p))
         halo, conv, *kept = kept
         dhalo = torch.empty_like(halo)
         _gated_backward(blocks, halo, conv, dy, dhalo, short)
         work.clear()  # the exchange comes next
-        dinputs, dfilters, dbias = self._exchange.convolve_backward(conv, weights.filters, weights.bias, kept)
+        dinputs, dfilters, dbias = self._exchange.convolve_backward(conv, weights.filters, weights.bias, kept,
+                                                                     segments)
         _gated_inputs_backward(blocks, halo, dinputs, dhalo, short, work)
         reach = _reach(weights)
         if reach:  # the rank on the right has used the last tokens too
             blocks[..., blocks.shape[-1] - reach :] += self._exchange.from_right(dhalo)
         return MixWeights(short.dweight.flatten(0, 1), short.dbias.flatten(), dfilters, dbias)
+
+    def _positions(self, segments: Segments | None, p: Tensor) -> Tensor | None:
+        """[B, l]: the place in its segment of every token of the slice."""
+        if segments is None:
+            return None
+        return segments.positions(p.device).chunk(self._exchange.ranks, dim=1)[self._exchange.rank]
 
 
 def _blocks(p: Tensor, weights: MixWeights) -> Tensor:
@@ -97,13 +121,13 @@ def _reach(weights: MixWeights) -> int:
     return weights.short_weight.shape[1] - 1
 
 
-def _short_conv(p: Tensor, weights: MixWeights, work: Workspace) -> ShortConvTape:
+def _short_conv(p: Tensor, weights: MixWeights, work: Workspace, positions: Tensor | None) -> ShortConvTape:
     """Of blocks of channels; one for the whole of a pass, because it collects the gradients."""
     assert weights.short_weight is not None
     assert weights.short_bias is not None
     blocks = len(weights.filters) + 2, weights.bias.shape[1]
     return ShortConvTape(weights.short_weight.unflatten(0, blocks), weights.short_bias.unflatten(0, blocks),
-                         compute_dtype(p, weights.short_weight), work)
+                         compute_dtype(p, weights.short_weight), work, positions)
 
 
 def _gated_inputs(blocks: Tensor, halo: Tensor, short: ShortConvTape, work: Workspace) -> Tensor:

@@ -29,9 +29,10 @@ from hyena_dist.ops.linear import (
     linear_to_channels_backward,
 )
 from hyena_dist.ops.long_conv import resolve
-from hyena_dist.ops.mix import Asked, Backend, MixWeights, Segments, check_filters, mix_reference
+from hyena_dist.ops.mix import Asked, Backend, MixWeights, check_filters, mix_reference
 from hyena_dist.ops.norm import NO_NORM, NormArguments, NormWeights
 from hyena_dist.ops.precision import product_dtype, without_autocast
+from hyena_dist.ops.segments import Offsets, Segments, segments_of
 
 
 class HyenaWeights(NamedTuple):
@@ -55,8 +56,8 @@ class HyenaWeights(NamedTuple):
 
 
 def hyena(x: Tensor, weights: HyenaWeights, norm: NormWeights | None = None, *, residual: bool = False,
-          recompute: bool = False, method: str = "auto", backend: str = "auto", segments: Segments = None,
-          exchange: Exchange | None = None) -> Tensor:
+          recompute: bool = False, method: str = "auto", backend: str = "auto",
+          segments: Offsets | Segments | None = None, exchange: Exchange | None = None) -> Tensor:
     """x [l, B, D] -> [l, B, D]. Saves x, the filters and the inner projection [B, (N + 1) C, l], from which the
     backward pass recomputes the rest chunk by chunk, and over which it writes its gradient: a graph is good for one
     backward pass. With an exchange it also saves what that keeps, and the last convolution.
@@ -66,13 +67,15 @@ def hyena(x: Tensor, weights: HyenaWeights, norm: NormWeights | None = None, *, 
         recompute: do not save the projection, recompute it.
         method: of the long convolutions (`ops.long_conv`) of torch's operations.
         backend: auto, torch or triton (`ops.backends`), of an operator whose convolutions do not cross ranks.
-        segments: borders that no convolution crosses (`ops.mix`).
+        segments: sequences in the rows that no convolution crosses the borders of (`ops.segments`); with an exchange
+            those of the whole rows, not of the slice.
         exchange: where x is a slice of the tokens, how the convolutions cross the context ranks.
 
     Raises:
         ValueError: segments that do not fit the tokens or the filters, or a slice that the exchange cannot serve.
     """
     dtype = product_dtype(x)
+    segments = segments_of(segments, x.shape[1], len(x) * (1 if exchange is None else exchange.ranks))
     asked = Asked(x.device, torch.float64 if weights.filters.dtype == torch.float64 else dtype,
                   order=len(weights.filters) + 1, taps=weights.short_weight.shape[1], length=len(x),
                   segmented=segments is not None)
@@ -91,10 +94,10 @@ def hyena(x: Tensor, weights: HyenaWeights, norm: NormWeights | None = None, *, 
 
 
 def hyena_reference(x: Tensor, weights: HyenaWeights, norm: NormWeights | None = None,
-                    segments: Segments = None) -> Tensor:
+                    segments: Offsets | None = None) -> Tensor:
     """The same function by the slow references, through autograd."""
     p = linear_reference(x, weights.in_weight, weights.in_bias, norm).permute(1, 2, 0)
-    y = mix_reference(p, weights.of_mix(), segments)
+    y = mix_reference(p, weights.of_mix(), segments_of(segments, len(p), p.shape[2]))
     return linear_reference(y.permute(2, 0, 1), weights.out_weight, weights.out_bias)
 
 
@@ -105,7 +108,7 @@ class _Options(NamedTuple):
     """Of the two products."""
     backend: Backend
     folded: bool
-    segments: Segments
+    segments: Segments | None
 
 
 class _Hyena(torch.autograd.Function):

@@ -5,6 +5,7 @@ float32 and y is returned in the dtype of u; float64 stays float64.
 """
 
 import math
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Protocol
 
@@ -15,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from hyena_dist.ops.chunking import chunks
 from hyena_dist.ops.precision import compute_dtype, without_autocast
+from hyena_dist.ops.segments import Group, Segments
 
 METHODS = ("auto", "right_angle", "rfft")
 
@@ -146,41 +148,143 @@ def _twists(size: int, length: int, dtype: torch.dtype, device: torch.device) ->
     return twist, twist.conj().resolve_conj() / size
 
 
+Spectra = list[tuple[Tensor, Tensor]]
+"""Of u and of h, of every transform of a `Convolution`."""
+
+
+class Convolution(Protocol):
+    """h (*) u of chunks of channels, and its gradients: u [B, c, L], h [c, at least as many lags as are needed].
+
+    What comes back may be strided: read it once.
+    """
+
+    lags: int
+    """How many lags it needs of h."""
+
+    def convolve(self, u: Tensor, h: Tensor) -> Tensor:
+        """h (*) u"""
+
+    def spectra(self, u: Tensor, h: Tensor) -> Spectra:
+        """What the two functions below work with."""
+
+    def product(self, spectra: Spectra) -> Tensor:
+        """h (*) u, which leaves the spectra as they are."""
+
+    def correlate(self, g: Tensor, spectra: Spectra, dh: Tensor) -> Tensor:
+        """From the gradient g at the result that at u; that at h is written to dh [c, lags]. The spectra are
+        overwritten."""
+
+
+def convolution(method: str, length: int, segments: Segments | None, dtype: torch.dtype,
+                device: torch.device) -> Convolution:
+    """The convolution of rows of `length` tokens by a method (`resolve`), which no segment's border lets through."""
+    if segments is None:
+        return _Whole(transform(method, length, dtype, device), length)
+    return _Apart(segments, method, dtype, device)
+
+
+class _Whole:
+    """Rows as one sequence each, by one transform."""
+
+    def __init__(self, fft: Transform, length: int) -> None:
+        self._fft, self.lags = fft, length
+
+    def convolve(self, u: Tensor, h: Tensor) -> Tensor:
+        return self._fft.inverse(self._fft.forward(u).mul_(self._fft.forward(h[:, : self.lags])))
+
+    def spectra(self, u: Tensor, h: Tensor) -> Spectra:
+        return [(self._fft.forward(u), self._fft.forward(h[:, : self.lags]))]
+
+    def product(self, spectra: Spectra) -> Tensor:
+        return self._fft.inverse(spectra[0][0] * spectra[0][1])
+
+    def correlate(self, g: Tensor, spectra: Spectra, dh: Tensor) -> Tensor:
+        return correlate(self._fft, g, *spectra[0], dh)
+
+
+class _Apart:
+    """Segments as sequences of their own, by one transform of every group of like size (`ops.segments.Group`).
+
+    Places of padding hold a token of the same segment. It stands behind the segment, where it changes no result that is
+    used; only the gradient at the result has to be 0 there.
+    """
+
+    def __init__(self, segments: Segments, method: str, dtype: torch.dtype, device: torch.device) -> None:
+        self.lags, self._batch = segments.longest, segments.batch
+        self._groups, self._places = segments.groups(device), segments.places(device)
+        self._ffts = [transform(method, group.size, dtype, device) for group in self._groups]
+
+    def convolve(self, u: Tensor, h: Tensor) -> Tensor:
+        return self._back(fft.inverse(fft.forward(x).mul_(fft.forward(h[:, : group.size])))
+                          for group, fft, x in self._apart(u))
+
+    def spectra(self, u: Tensor, h: Tensor) -> Spectra:
+        return [(fft.forward(x), fft.forward(h[:, : group.size])) for group, fft, x in self._apart(u)]
+
+    def product(self, spectra: Spectra) -> Tensor:
+        return self._back(fft.inverse(of_u * of_h) for fft, (of_u, of_h) in zip(self._ffts, spectra, strict=True))
+
+    def correlate(self, g: Tensor, spectra: Spectra, dh: Tensor) -> Tensor:
+        dh.zero_()
+
+        def found() -> Iterator[Tensor]:
+            for (group, fft, x), of_both in zip(self._apart(g), spectra, strict=True):
+                of_group = torch.empty(dh.shape[0], group.size, dtype=g.dtype, device=g.device)
+                yield correlate(fft, x.masked_fill(group.padding[:, None], 0), *of_both, of_group)
+                dh[:, : group.size] += of_group
+
+        return self._back(found())
+
+    def _apart(self, x: Tensor) -> Iterator[tuple[Group, Transform, Tensor]]:
+        """[B, c, L] -> each group and its segments, [G, c, size]."""
+        rows = x.transpose(0, 1).flatten(1)
+        for group, fft in zip(self._groups, self._ffts, strict=True):
+            chosen = rows.index_select(1, group.tokens.flatten())
+            yield group, fft, chosen.unflatten(1, group.tokens.shape).transpose(0, 1)
+
+    def _back(self, parts: Iterable[Tensor]) -> Tensor:
+        """[G, c, size] of every group -> [B, c, L]."""
+        rows = torch.cat([part.transpose(0, 1).flatten(1) for part in parts], dim=1)
+        return rows.index_select(1, self._places).unflatten(1, (self._batch, -1)).transpose(0, 1)
+
+
 def convolve(u: Tensor, h: Tensor, bias: Tensor, gate: Tensor | None = None, method: str = "auto", *,
-             out: Tensor | None = None) -> Tensor:
-    """`causal_conv`, outside autograd; `out` [B, C, L] is where the result is written."""
+             out: Tensor | None = None, segments: Segments | None = None) -> Tensor:
+    """`causal_conv`, outside autograd; `out` [B, C, L] is where the result is written. With segments h may have fewer
+    lags: as many as the longest has tokens."""
     dtype = compute_dtype(u, h)
     batch, channels, length = u.shape
     y = torch.empty(u.shape, dtype=u.dtype, device=u.device) if out is None else out
     with without_autocast(u):
-        fft = transform(resolve(method, u.device), length, dtype, u.device)
+        conv_of = convolution(resolve(method, u.device), length, segments, dtype, u.device)
         for part in chunks(channels, batch * length, u.device):
             x = u[:, part].to(dtype)
-            conv = fft.inverse(fft.forward(x).mul_(fft.forward(h[part].to(dtype))))
+            conv = conv_of.convolve(x, h[part].to(dtype))
             conv = torch.addcmul(conv, x, bias[part, None].to(dtype))
             y[:, part] = conv if gate is None else conv.mul_(gate[:, part])
     return y
 
 
 def convolve_backward(dy: Tensor, u: Tensor, h: Tensor, bias: Tensor, gate: Tensor | None = None, method: str = "auto",
-                      *, over: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+                      *, over: bool = False, segments: Segments | None = None,
+                      ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Gradients of `convolve` at u, h, bias and gate from that at its result. With `over`, those at u and at the gate
     are written over them."""
     dtype = compute_dtype(u, h)
     batch, channels, length = u.shape
     du = u if over else torch.empty(u.shape, dtype=u.dtype, device=u.device)
-    dh, dbias = torch.empty_like(h), torch.empty_like(bias)
+    dh, dbias = torch.zeros_like(h) if segments else torch.empty_like(h), torch.empty_like(bias)
     dgate = gate if gate is None or over else torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
     with without_autocast(u):
-        fft = transform(resolve(method, u.device), length, dtype, u.device)
+        conv_of = convolution(resolve(method, u.device), length, segments, dtype, u.device)
         for part in chunks(channels, batch * length, u.device):
             x, g, b = u[:, part].to(dtype), dy[:, part].to(dtype), bias[part, None].to(dtype)
-            spectrum_u, spectrum_h = fft.forward(x), fft.forward(h[part].to(dtype))
+            spectra = conv_of.spectra(x, h[part].to(dtype))
             if gate is not None and dgate is not None:
-                conv = torch.addcmul(fft.inverse(spectrum_u * spectrum_h), x, b).mul_(g)
+                conv = torch.addcmul(conv_of.product(spectra), x, b).mul_(g)
                 g = g * gate[:, part]
                 dgate[:, part] = conv
-            dx = correlate(fft, g, spectrum_u, spectrum_h, dh[part])
+            dx = conv_of.correlate(g, spectra, dh[part, : conv_of.lags])
             dbias[part] = (g * x).sum((0, 2))
             du[:, part] = torch.addcmul(dx, g, b)
     return du, dh, dbias, dgate

@@ -28,13 +28,19 @@ class ShortConvTape:
     weight [*C, K] and bias [*C] may have their channels in several dimensions; `rows` says which of them a chunk
     x [B, *c, L] is. Chunks are in the dtype of computation. With `work`, what `forward` returns is good until the next
     call of either.
+
+    Args:
+        positions: [B, L], the place of every token in its segment, before whose start nothing is read; None: each row
+            is one segment, or goes on from its halo.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype, work: Workspace | None = None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype, work: Workspace | None = None,
+                 positions: Tensor | None = None) -> None:
         self.dtype = dtype
         self._taps = weight.to(dtype).flip(-1)  # [..., j] multiplies the token j back
         self._bias, self._results_in_work = bias.to(dtype)[..., None], work is not None
         self._work = work or Workspace(dtype, weight.device)
+        self._inside = None if positions is None else [(positions >= j).to(dtype) for j in range(weight.shape[-1])]
         self.dweight, self.dbias = torch.zeros_like(weight), torch.zeros_like(bias)
 
     def forward(self, x: Tensor, rows: Rows, halo: Tensor | None = None) -> Tensor:
@@ -42,9 +48,9 @@ class ShortConvTape:
         out = self._work("short", *x.shape) if self._results_in_work else None
         y = torch.addcmul(self._bias[rows], x, taps[0], out=out)
         for j in self._reached(x):
-            y[..., j:].addcmul_(x[..., :-j], taps[j])
+            y[..., j:].addcmul_(self._only_inside(x[..., :-j], j, slice(j, None)), taps[j])
             if halo is not None:
-                y[..., :j].addcmul_(halo[..., -j:], taps[j])
+                y[..., :j].addcmul_(self._only_inside(halo[..., -j:], j, slice(j)), taps[j])
         return y
 
     def backward(self, dy: Tensor, x: Tensor, rows: Rows, dx: Tensor, halo: Tensor | None = None) -> Tensor:
@@ -56,16 +62,29 @@ class ShortConvTape:
         self.dbias[rows] = _over_tokens(dy)
         dtaps[0].copy_(self._sum_of_products(dy, x))
         for j in self._reached(x):
-            dtaps[j].copy_(self._sum_of_products(dy[..., j:], x[..., :-j]))
+            dtaps[j].copy_(self._sum_of_products(self._only_inside(dy[..., j:], j, slice(j, None)), x[..., :-j]))
             if halo is not None:
-                dhalo[..., -j:].addcmul_(dy[..., :j], taps[j])
-                dtaps[j].add_(_over_tokens(dy[..., :j] * halo[..., -j:]))
+                first = self._only_inside(dy[..., :j], j, slice(j))
+                dhalo[..., -j:].addcmul_(first, taps[j])
+                dtaps[j].add_(_over_tokens(first * halo[..., -j:]))
         found = torch.mul(dy, taps[0], out=dx if dx.dtype == dy.dtype else None)
         for j in self._reached(dy):
-            found[..., :-j].addcmul_(dy[..., j:], taps[j])
+            found[..., :-j].addcmul_(self._only_inside(dy[..., j:], j, slice(j, None)), taps[j])
         if found is not dx:
             dx.copy_(found)
         return dhalo
+
+    def _only_inside(self, x: Tensor, back: int, tokens: slice) -> Tensor:
+        """x [B, *c, n], what goes from each of the n tokens to the one so many back or comes from it, 0 where a border
+        is between them.
+
+        Args:
+            tokens: which of the row they are.
+        """
+        if self._inside is None:
+            return x
+        inside = self._inside[back][:, tokens].reshape(len(x), *[1] * (x.dim() - 2), -1)
+        return torch.mul(x, inside, out=self._work("inside", *x.shape))
 
     def _sum_of_products(self, a: Tensor, b: Tensor) -> Tensor:
         return _over_tokens(torch.mul(a, b, out=self._work("short", *a.shape)))

@@ -4,11 +4,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from hyena_dist.model.context import DistributedFft
 from hyena_dist.ops import hyena as hyena_module
 from hyena_dist.ops.across import Across
 from hyena_dist.ops.backends import mix_kernels, say_once
 from hyena_dist.ops.hyena import HyenaWeights, hyena, hyena_reference
-from hyena_dist.ops.mix import Asked, MixWeights, Segments, mix_reference
+from hyena_dist.ops.mix import Asked, MixWeights, mix_reference
+from hyena_dist.ops.segments import Segments
+from hyena_dist.parallel.groups import Axis
 from tests.compare import rel
 
 D, C, LENGTH = 6, 4, 30
@@ -23,12 +26,12 @@ class Plain:
     def refusal(self, _asked: Asked) -> str | None:
         return None
 
-    def mix(self, p: Tensor, weights: MixWeights, segments: Segments) -> tuple[Tensor, list[Tensor]]:
+    def mix(self, p: Tensor, weights: MixWeights, segments: Segments | None) -> tuple[Tensor, list[Tensor]]:
         self.calls.append("forward")
         u = mix_reference(p, weights, segments)
         return u, [u]
 
-    def mix_backward(self, p: Tensor, dy: Tensor, weights: MixWeights, segments: Segments,
+    def mix_backward(self, p: Tensor, dy: Tensor, weights: MixWeights, segments: Segments | None,
                      kept: list[Tensor]) -> MixWeights:
         self.calls.append("backward")
         with torch.enable_grad():
@@ -82,5 +85,6 @@ def test_a_slice_refuses_segments_and_fewer_tokens_than_the_short_convolution_re
     assert "has 1 tokens" in across.refusal(asked)
     assert across.refusal(asked._replace(length=2)) is None
     tensors = leaves()
-    with pytest.raises(ValueError, match="segments are not cut over context ranks yet"):
-        hyena(tensors[0], HyenaWeights(*tensors[1:]), segments=(0, 11, LENGTH), exchange=object())
+    with pytest.raises(ValueError, match="does not know segments: take parallel.context_method=all_to_all"):
+        hyena(tensors[0], HyenaWeights(*tensors[1:]), segments=(0, 11, 2 * LENGTH),
+              exchange=DistributedFft(Axis(None, rank=0, size=2)))

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from hyena_dist.ops import chunking
 from hyena_dist.ops import hyena as hyena_module
+from hyena_dist.ops import segments as segments_module
 from hyena_dist.ops.hyena import HyenaWeights, hyena, hyena_reference
-from hyena_dist.ops.mix import spans
 from hyena_dist.ops.norm import NormWeights
+from hyena_dist.ops.segments import Segments
 from tests.compare import rel
 
 TOLERANCE = 1e-12
@@ -53,6 +54,7 @@ def worst(found: list[Tensor], expected: list[Tensor]) -> float:
 def test_segments_equal_sequences_of_their_own(name, order, chunk, monkeypatch):
     monkeypatch.setattr(chunking, "CHUNK_ELEMENTS", chunk)
     monkeypatch.setattr(chunking, "LEAST_SEQUENCES", 1)
+    monkeypatch.setattr(segments_module, "LEAST_SIZE", 2)  # so that there are several groups
     segments = SEGMENTS[name]
     longest = max(stop - start for start, stop in pairwise(segments))
     for lags in {longest, LENGTH}:  # lags that no token reaches change nothing
@@ -69,6 +71,46 @@ def test_segments_equal_sequences_of_their_own(name, order, chunk, monkeypatch):
             error = worst(found, values_and_gradients(apart(segments), leaves(order, LENGTH)))
             print(f"{name}: borders {wrong} instead move values or gradients by {error:.1e}, tolerance {TOLERANCE}")
             assert error > 1e-3
+
+
+def of_rows(rows: tuple[tuple[int, ...], ...]):
+    """The operator on each segment of each row as a sequence of its own."""
+    def function(x: Tensor, weights: HyenaWeights, norm: NormWeights) -> Tensor:
+        return torch.cat([apart(edges)(x[:, row, None], weights, norm) for row, edges in enumerate(rows)], dim=1)
+    return function
+
+
+@pytest.mark.parametrize("method", ["rfft", "right_angle"])
+@pytest.mark.parametrize("order", [2, 3])
+def test_each_row_has_segments_of_its_own(order, method):
+    rows = ((0, 7, 61), (0, 30, 33, 50, 61))
+    tensors = leaves(order, 54)
+    expected = values_and_gradients(of_rows(rows), tensors)
+    for function, options in ((hyena, {"method": method}), (hyena_reference, {})):
+        found = values_and_gradients(lambda *a, f=function, o=options: f(*a, segments=rows, **o), tensors)
+        assert worst(found, expected) < TOLERANCE
+    tensors = leaves(order, 61)
+    error = worst(values_and_gradients(lambda *a: hyena(*a, segments=rows[::-1], method=method), tensors),
+                  values_and_gradients(of_rows(rows), tensors))
+    print(f"the rows' segments exchanged: {error:.1e}, tolerance {TOLERANCE}")
+    assert error > 1e-3
+
+
+def test_segments_of_half_precision_are_computed_in_float32():
+    single = [tensor.detach().float().requires_grad_() for tensor in leaves(2, LENGTH)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, expected = (values_and_gradients(function, single) for function in (
+            lambda *a: hyena(*a, segments=SEGMENTS["two"]), apart(SEGMENTS["two"])))
+    assert worst(found, expected) < 2e-2
+
+
+def test_segments_of_other_rows_are_refused():
+    x, *rest = leaves(2, LENGTH)
+    other = Segments((0, 30), 2, 30)
+    for wrong, message in ((((0, 61),) * 3, "segments are of 3 rows, the batch has 2"),
+                           (other, "the segments are of 2 rows of 30 tokens, the input has 2 of 61")):
+        with pytest.raises(ValueError, match=message):
+            hyena(x, HyenaWeights(*rest[:8]), segments=wrong)
 
 
 def test_the_reference_knows_segments():
@@ -88,7 +130,7 @@ def test_the_short_convolution_is_not_folded_across_borders(monkeypatch):
 @pytest.mark.parametrize("segments", [(0,), (), (1, 61), (0, 60), (0, 30, 30, 61), (0, 40, 20, 61), (0, 62)])
 def test_offsets_that_are_no_segments_are_refused(segments):
     with pytest.raises(ValueError, match=r"segments of 61 tokens must be offsets that grow from 0 to 61, got"):
-        spans(segments, 61)
+        Segments([segments], 1, 61)
 
 
 def test_filters_that_are_too_short_are_refused():

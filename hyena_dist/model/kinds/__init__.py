@@ -24,18 +24,22 @@ if TYPE_CHECKING:
     from hyena_dist.model.config import HyenaConfig
     from hyena_dist.model.layers import Norm
     from hyena_dist.model.placement import Weights
+    from hyena_dist.ops.segments import Segments
 
 
 class Mixer(Protocol):
     """The call of a mixer, as a block calls it, and Megatron a `self_attention`."""
 
     def __call__(self, hidden_states: "Tensor", attention_mask: "Tensor | None" = None, *, norm: "Norm | None" = None,
-                 residual: bool = False, **attention_arguments: Any) -> "tuple[Tensor, None]":
+                 residual: bool = False, segments: "Segments | None" = None,
+                 **attention_arguments: Any) -> "tuple[Tensor, None]":
         """[l, B, D], under sequence parallelism [l / T, B, D] -> (the same shape, no bias left to add).
 
         Args:
             norm: the norm before the mixer, where it is not applied yet.
             residual: add hidden_states, not normalised.
+            segments: sequences in the rows that are mixed apart; a kind that does not know them refuses what is not
+                None, as anything that it would ignore.
             attention_arguments: what Megatron may pass; a mixer refuses what it would ignore.
         """
         ...

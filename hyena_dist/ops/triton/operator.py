@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from hyena_dist.ops.costs import declare_cost
-from hyena_dist.ops.mix import Asked, MixWeights, Segments
+from hyena_dist.ops.mix import Asked, MixWeights
+from hyena_dist.ops.segments import Segments
 from hyena_dist.ops.triton.fft import ByCufft
 from hyena_dist.ops.triton.groups import ByGroups
 from hyena_dist.ops.triton.long_row import LongRow
@@ -24,12 +25,13 @@ def refusal(asked: Asked) -> str | None:
     return "the kernels do not know segments" if asked.segmented else None
 
 
-def mix(p: Tensor, weights: MixWeights, _segments: Segments) -> tuple[Tensor, list[Tensor]]:
+def mix(p: Tensor, weights: MixWeights, _segments: Segments | None) -> tuple[Tensor, list[Tensor]]:
     """From the projection [B, 3 C, L] to what the last product reads, [B, C, L]."""
     return _mix(p, *_tensors(weights)), []
 
 
-def mix_backward(p: Tensor, dy: Tensor, weights: MixWeights, _segments: Segments, _kept: list[Tensor]) -> MixWeights:
+def mix_backward(p: Tensor, dy: Tensor, weights: MixWeights, _segments: Segments | None,
+                 _kept: list[Tensor]) -> MixWeights:
     """Gradients of `mix` at the weights. The gradient at p is written over p, and `mix(p)` over dy; both must be
     contiguous."""
     dweight, dbias, dh, ddirect = _mix_backward(p, dy, *_tensors(weights))
