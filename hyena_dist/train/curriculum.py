@@ -14,6 +14,9 @@ from hyena_dist.data.mixture import Change
 from hyena_dist.data.pool import Pool, first_weights
 from hyena_dist.data.stream import Batch, Part, StreamState, TrainStream
 
+MANY_EPOCHS = 4
+"""After about so many the same text teaches a language model little more (Muennighoff et al. 2023)."""
+
 
 class SourceUse(NamedTuple):
     """What a run has seen of a source of its mixture."""

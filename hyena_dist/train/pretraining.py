@@ -25,14 +25,12 @@ from hyena_dist.parallel.groups import Groups
 from hyena_dist.parallel.tokens import part_of_window
 from hyena_dist.runtime.agree import agree
 from hyena_dist.runtime.startup import check_same_data
-from hyena_dist.train.curriculum import Curriculum
+from hyena_dist.train.curriculum import MANY_EPOCHS, Curriculum
 from hyena_dist.train.objective import Scores, Step, Watched
 
 logger = logging.getLogger(__name__)
 
 CASES = ("upper", "lower")
-MANY_EPOCHS = 4
-"""After about so many the same text teaches a language model little more (Muennighoff et al. 2023)."""
 
 
 class Pretraining:
