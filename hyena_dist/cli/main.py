@@ -6,6 +6,7 @@ commands: pretrain   train a model on shards
           convert    a run, checkpoint or published weights, to any of their formats
           build      shards of files of sequence
           verify     shards, against their index and the files they came from
+          sweep      many runs as one: plan, run, status, report, fork
           show       what is in shards: composition, splits, some of the bases
           scaling    scaling laws from finished runs, and learning rates across widths
 
@@ -21,7 +22,7 @@ from importlib import import_module
 
 from hyena_dist.runtime.signals import PROCESS, die_of_interrupts
 
-COMMANDS = ("pretrain", "evaluate", "convert", "build", "verify", "show", "scaling")
+COMMANDS = ("pretrain", "evaluate", "convert", "sweep", "scaling", "build", "verify", "show")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

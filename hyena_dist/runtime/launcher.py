@@ -24,7 +24,8 @@ reading a checkpoint. Short enough not to hold a cluster for an evening."""
 _MOST_MINUTES = 365 * 24 * 60
 
 _LAUNCHERS = frozenset({"deepspeed", "deepspeed.launcher.launch", "deepspeed.launcher.runner",
-                        "torchrun", "torch.distributed.run", "torch.distributed.launch"})
+                        "torchrun", "torch.distributed.run", "torch.distributed.launch",
+                        "sweep", "sweep.py"})  # its points save and end when it is killed
 
 
 def collective_timeout(env: Mapping[str, str] = os.environ) -> timedelta:

@@ -1,0 +1,107 @@
+"""RUNS/points/ID/point.json: what is known of a point, written as a whole or not at all. All points together are the
+one table of a sweep."""
+
+import json
+import math
+import socket
+import time
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hyena_dist.config.errors import ConfigError, one_line
+from hyena_dist.config.plain import read_object
+from hyena_dist.runtime.files import write_whole
+from hyena_dist.tasks.sweep.point import POINTS, Costs, Point
+
+STATE = "point.json"
+STATUSES = ("planned", "running", "finished", "failed", "diverged")
+"""planned also of one that was stopped before its end, and goes on from its checkpoint."""
+UNKNOWN = dict.fromkeys(("error", "seconds", "mfu", "loss", "perplexity", "val", "metric", "started", "ended", "host"))
+"""What only the run tells."""
+REQUIRED: dict[str, tuple[type, ...]] = {
+    "id": (str,), "status": (str,), "set": (dict,), "run_dir": (str,), "params": (int,),
+    "params_non_embedding": (int,), "flops": (float, int), "tokens": (int,), "steps": (int,), "seq_len": (int,),
+    "hidden_size": (int,), "num_layers": (int,), "lr": (float, int)}
+"""What every state has, and of which type."""
+State = dict[str, Any]
+
+
+def new_state(point: Point, costs: Costs) -> State:
+    """The state of a point that has not run."""
+    config = point.config
+    return {"id": point.id, "status": "planned", **UNKNOWN, "seed": config.train.seed, "set": point.set,
+            "run_dir": config.train.run_dir, **asdict(costs), "steps": config.train.steps,
+            "seq_len": config.data.seq_len, "hidden_size": config.model.hidden_size,
+            "num_layers": config.model.num_layers, "lr": config.optim.lr, "budget": point.budget,
+            "forked_from": point.forked_from, "fork_at": point.fork_at}
+
+
+def read_state(directory: Path) -> State | None:
+    """The state of a point; None: it has none yet.
+
+    Raises:
+        ConfigError: the file is none of a point's, or of another point; names it and the remedy.
+    """
+    path = directory / STATE
+    try:
+        state = read_object(path)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: is no state of a point ({one_line(error)}): {_REMEDY}") from error
+    for key, kinds in REQUIRED.items():
+        if type(state.get(key)) not in kinds:
+            raise ConfigError(f"{path}: is no state of a point (its {key} is {state.get(key)!r:.40}): {_REMEDY}")
+    if state["status"] not in STATUSES:
+        raise ConfigError(f"{path}: is no state of a point (its status is {state['status']!r:.40}): {_REMEDY}")
+    if directory.parent.name == POINTS and state["id"] != directory.name:
+        raise ConfigError(f"{path}: is the state of another point ({state['id']:.40}): {_REMEDY}")
+    if state["status"] == "finished" and not _is_number(state.get("loss")):
+        raise ConfigError(f"{path}: is finished without a loss: {_REMEDY}")
+    return {**UNKNOWN, **state}
+
+
+_REMEDY = "delete it, and the point goes on from the checkpoints of its run"
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def write_state(directory: Path, state: State) -> None:
+    """Write a point's state.
+
+    Raises:
+        OSError: it could not be written; the one before is still there.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(state, indent=1, allow_nan=False) + "\n"
+    write_whole(directory / STATE, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def read_states(runs: Path) -> list[State]:
+    """The states of all points in a sweep's directory, those that its file no longer has too.
+
+    Raises:
+        ConfigError: one of them is no state.
+    """
+    found: Iterable[Path] = sorted((runs / POINTS).glob(f"*/{STATE}"))
+    return [state for path in found if (state := read_state(path.parent)) is not None]
+
+
+def started(state: State) -> State:
+    """The state of a point whose run begins or goes on now."""
+    return {**state, "status": "running", "error": None, "started": state["started"] or now(), "ended": None,
+            "host": socket.gethostname()}
+
+
+def ended(state: State, status: str, error: str | None, **found: Any) -> State:
+    """The state of a point whose run has ended so."""
+    return {**state, **found, "status": status, "error": error, "ended": None if status == "planned" else now()}
+
+
+def now() -> str:
+    """The time as states have it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
