@@ -15,8 +15,7 @@ from hyena_dist.tasks.sweep.expand import varied
 from hyena_dist.tasks.sweep.point import Costs, Point
 from hyena_dist.tasks.sweep.results import progress
 from hyena_dist.tasks.sweep.state import State, read_state, read_states
-from hyena_dist.train.wording import MANY_EPOCHS
-from hyena_dist.train.wording import amount, duration
+from hyena_dist.train.wording import MANY_EPOCHS, amount, duration
 
 WIDTH = 120
 """Of a table in a file, which has no width."""
