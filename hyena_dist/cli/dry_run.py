@@ -103,18 +103,21 @@ def _paths(config: Config) -> list[tuple[Path, str]]:
 
 def _lengths(config: Config, pool: "Pool") -> Iterator[str]:
     shards = pool.where if pool.name else f"data.shards={pool.where}"
-    lengths = {"train": config.data.seq_len, "val": config.data.val_seq_len or config.data.seq_len}
+    from hyena_dist.data.tokenizer import tokenizer_of
+    tokenizer, lengths = tokenizer_of(config.model), {"train": config.data.seq_len,
+                                                      "val": config.data.val_seq_len or config.data.seq_len}
     for split, seq_len in lengths.items():
         longest = max((interval.bases for interval in pool.intervals(split)), default=0)
         key = "data.val_seq_len" if split == "val" and config.data.val_seq_len else "data.seq_len"
-        if longest < 2:
+        most = tokenizer.tokens(longest) - 1
+        if most < 1:
             lost = "it is not validated" if pool.name else "every validation loss will be nan"
             yield (f"{shards} has no bases of split {split}: {lost}: build shards with --val-contigs, --val-fraction "
                    "or --bed")
-        elif longest - 1 < seq_len:
+        elif most < seq_len:
             of = f" of source {pool.name}" if pool.name else ""
             yield (f"{key} ({seq_len}) is more than the longest stretch of split {split}{of} has ({longest:,} bases): "
-                   f"every window is padded: use {longest - 1} or less, or build shards of longer contigs")
+                   f"every window is padded: use {most} or less, or build shards of longer contigs")
 
 
 def _checkpoints(config: Config) -> Iterator[str]:

@@ -4,6 +4,11 @@ An epoch tiles every interval with windows of L + 1 bases at stride L, from a ph
 each interval and epoch; the bases before the phase are a shorter window of their own. So every base but an interval's
 first is a target exactly once per epoch. An interval of at most L + 1 bases is one window.
 
+The same holds of k-mers that start every s bases: L + 1 of them are L s + k bases, windows stand at stride L s, and
+the phase, in [0, L s), also draws in which of the s frames the interval is read in this epoch. Every k-mer of that
+frame but the first is a target exactly once; fewer than s bases at each end belong to no k-mer of the frame. An
+interval of one window is read in any frame in which it has as many k-mers as in the first.
+
 The W windows of an epoch, counted along the genome, are cut into C = 64 blocks of equal size (to within one). Each
 canonical stream shuffles one block, and window i of the epoch is number i // C of stream i mod C. Where the number of
 data ranks divides C, a rank so reads C / ranks streams in an epoch, and no other part of the genome.
@@ -19,6 +24,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+from hyena_dist.data.tokenizer import NUCLEOTIDES, Tokenizer
 
 CANONICAL_STREAMS = 64
 _STREAM_BITS = CANONICAL_STREAMS.bit_length() - 1
@@ -81,7 +88,7 @@ BLOCK_OF_STREAM = _bit_reversed()
 
 
 class Window(NamedTuple):
-    """Bases [start, end) of an interval, counted from the interval's start; at most L + 1."""
+    """Bases [start, end) of an interval, counted from the interval's start; at most those of L + 1 tokens."""
 
     interval: int
     start: int
@@ -93,32 +100,39 @@ class Window(NamedTuple):
 class _Tiling:
     """The windows of one epoch, counted along the genome."""
 
-    def __init__(self, lengths: np.ndarray, seq_len: int, draw: np.ndarray):
-        targets = lengths - 1
-        self.lengths, self.seq_len = lengths, seq_len
-        self.phases = np.where(targets > seq_len, (draw % np.uint64(seq_len)).astype(np.int64), 0)
-        self.has_head = (self.phases > 0).astype(np.int64)
-        counts = self.has_head + -(-(targets - self.phases) // seq_len)
+    def __init__(self, lengths: np.ndarray, seq_len: int, draw: np.ndarray, tokenizer: Tokenizer):
+        stride = tokenizer.stride
+        self.lengths, self.stride, self.step, self.width = lengths, stride, seq_len * stride, tokenizer.k
+        after_first = np.maximum(lengths - tokenizer.k, 0)  # bases behind the first token
+        frames = after_first % stride + 1  # of an interval of one window, those that do not cost it a token
+        phases = np.where(after_first // stride > seq_len, np.uint64(self.step), frames.astype(np.uint64))
+        self.phases = (draw % phases).astype(np.int64)
+        self.has_head = (self.phases >= stride).astype(np.int64)
+        targets = (after_first - self.phases) // stride
+        counts = self.has_head + -(-targets // seq_len)
         self.first = np.concatenate(([0], np.cumsum(counts)))
         self.size = int(self.first[-1])
 
     def locate(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Interval, start and end of windows."""
         interval = np.searchsorted(self.first, windows, "right") - 1
-        start = self.phases[interval] + (windows - self.first[interval] - self.has_head[interval]) * self.seq_len
-        end = np.minimum(start + self.seq_len + 1, self.lengths[interval])
-        return interval, np.maximum(start, 0), end
+        phase = self.phases[interval]
+        start = phase + (windows - self.first[interval] - self.has_head[interval]) * self.step
+        end = np.minimum(start + self.step + self.width, self.lengths[interval])
+        return interval, np.maximum(start, phase % self.stride), end  # a head begins in the frame of the others
 
 
 class WindowOrder:
-    """The windows of intervals of these lengths, for one seed, stage and sequence length."""
+    """The windows of intervals of these lengths in bases, for one seed, stage and sequence length in tokens."""
 
-    def __init__(self, lengths: Sequence[int], seq_len: int, *, seed: int, stage: int):
+    def __init__(self, lengths: Sequence[int], seq_len: int, *, seed: int, stage: int,
+                 tokenizer: Tokenizer = NUCLEOTIDES):
         self.lengths = np.array([max(length, 1) for length in lengths], dtype=np.int64)
-        self.seq_len, self.seed, self.stage = seq_len, seed, stage
+        self.seq_len, self.seed, self.stage, self.tokenizer = seq_len, seed, stage, tokenizer
         self._epoch_sizes: dict[int, int] = {}
-        self._one_size = bool((self.lengths <= seq_len + 1).all())
-        """Whether all epochs have as many windows, since no interval has a phase."""
+        one_window = tokenizer.bases(seq_len + 2) - 1
+        self._one_size = bool((self.lengths <= one_window).all())
+        """Whether all epochs have as many windows, since every interval is one."""
         self._reached = 0, 0
         """An epoch, and the windows of those before it."""
         self._tiling: tuple[int, _Tiling] | None = None
@@ -127,7 +141,7 @@ class WindowOrder:
     def _tiling_of(self, epoch: int) -> _Tiling:
         if self._tiling is None or self._tiling[0] != epoch:
             draw = mix(_PHASE, self.seed, self.stage, epoch, np.arange(self.lengths.size))
-            self._tiling = epoch, _Tiling(self.lengths, self.seq_len, draw)
+            self._tiling = epoch, _Tiling(self.lengths, self.seq_len, draw, self.tokenizer)
         return self._tiling[1]
 
     def epoch_size(self, epoch: int) -> int:

@@ -7,7 +7,6 @@ exactly the windows that come next. In a mixture the source of a window follows 
 while reading: worker processes may read ahead, but what comes, and when, never depends on them.
 """
 
-import logging
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
@@ -21,7 +20,8 @@ from hyena_dist.data.manifest import Interval, Manifest
 from hyena_dist.data.mixture import Change, MixtureOrder
 from hyena_dist.data.order import WindowOrder, mix
 from hyena_dist.data.pool import Pool, identity_of
-from hyena_dist.data.tokenizer import COMPLEMENT, PAD, SOFT, A, T, split_window
+from hyena_dist.data.tokenizer import COMPLEMENT, NUCLEOTIDES, PAD, SOFT, Tokenizer
+from hyena_dist.data.trainable import training_intervals
 from hyena_dist.data.workers import read_ahead
 
 STATE_VERSION = 2
@@ -33,28 +33,27 @@ _MOST_EPOCHS = 1 << (63 - _EPOCH_SHIFT)
 
 _LOOK_BASES = 1 << 16
 
-logger = logging.getLogger(__name__)
-
-
 class Batch(NamedTuple):
     """Windows of one micro-batch, or a context rank's part of them, in the host's memory."""
 
     ids: torch.Tensor
-    """uint8 [B, l + 1], padded with [PAD] on the right; `split_window` makes inputs and targets of them."""
+    """[B, l + 1], uint8 or of k-mers int32, padded with [PAD] on the right; `tokenizer.split_window` makes inputs and
+    targets of them."""
     windows: torch.Tensor
     """int64 [B], a number of each window that is its own within the stage."""
     scored: float
-    """How many of the targets are A, C, G or T; where soft-masked ones have a weight, the sum of the weights."""
+    """How many bases the scored targets tell, `tokenizer.stride` each; where soft-masked ones have a weight, the sum of
+    the weights."""
     soft: torch.Tensor | None = None
     """bool [B, l], which targets are soft-masked; None: nobody asked."""
+    tokenizer: Tokenizer = NUCLEOTIDES
 
     def scored_by_row(self) -> torch.Tensor:
-        """int64 [B, 2], how many targets of each window are A, C, G or T, those that are soft-masked apart: second,
-        where somebody asked for them."""
-        targets = self.ids[:, 1:]
-        scored = (targets >= A) & (targets <= T)
+        """int64 [B, 2], how many bases the scored targets of each window tell, those that are soft-masked apart:
+        second, where somebody asked for them."""
+        scored = torch.from_numpy(self.tokenizer.scored(self.ids.numpy()))
         masked = torch.zeros_like(scored) if self.soft is None else scored & self.soft
-        return torch.stack([(scored & ~masked).sum(-1), masked.sum(-1)], -1)
+        return self.tokenizer.stride * torch.stack([(scored & ~masked).sum(-1), masked.sum(-1)], -1)
 
     def soft_on(self, device: torch.device) -> torch.Tensor | None:
         """`soft` on a device; the host does not wait for the copy."""
@@ -65,12 +64,13 @@ class Batch(NamedTuple):
     def to(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """input_ids [B, l], targets [B, l] and windows [B] on a device, int64; the host does not wait for the copy."""
         ids, windows = (tensor.pin_memory() if device.type == "cuda" else tensor for tensor in (self.ids, self.windows))
-        return (*split_window(ids.to(device, non_blocking=True)), windows.to(device, non_blocking=True))
+        return (*self.tokenizer.split_window(ids.to(device, non_blocking=True)),
+                windows.to(device, non_blocking=True))
 
 
 class Part(NamedTuple):
-    """The tokens [first, first + tokens) of every window, which are what a context rank reads of it, and the base after
-    them, which is the last one's target. What lies past the window is padding."""
+    """The tokens [first, first + tokens) of every window, which are what a context rank reads of it, and the token
+    after them, which is the last one's target. What lies past the window is padding."""
 
     first: int
     tokens: int
@@ -85,55 +85,44 @@ class StreamState:
     index: int = 0
 
 
-def _read_row(manifest: Manifest, row: np.ndarray, first: int, first_base: int, bases: int, *, reverse: bool,
-              soft: bool) -> None:
-    """Fill a row, which is all padding, with what comes from number `first` on in the window of `bases` bases from
-    `first_base` on."""
-    count = min(row.size, bases - first)
+def _read_row(manifest: Manifest, tokenizer: Tokenizer, row: np.ndarray, first: int, first_base: int, bases: int, *,
+              reverse: bool, soft: bool) -> None:
+    """Fill a row, which is all padding, with the tokens from number `first` on of the window of `bases` bases from
+    `first_base` on; of their reverse complement, if that is asked."""
+    tokens = tokenizer.tokens(bases)
+    count = min(row.size, tokens - first)
     if count <= 0:
         return
-    row = row[:count]
-    manifest.fill(row, first_base + (bases - first - count if reverse else first), soft=soft)
+    row, place = row[:count], first * tokenizer.stride
+    read = row if tokenizer.k == 1 else np.empty(tokenizer.bases(count), dtype=np.uint8)
+    manifest.fill(read, first_base + (tokenizer.bases(tokens) - place - read.size if reverse else place), soft=soft)
     if reverse and soft:
-        row[:] = (COMPLEMENT[row & ~np.uint8(SOFT)] | row & SOFT)[::-1]
+        read[:] = (COMPLEMENT[read & ~np.uint8(SOFT)] | read & SOFT)[::-1]
     elif reverse:
-        row[:] = COMPLEMENT[row[::-1]]
+        read[:] = COMPLEMENT[read[::-1]]
+    if read is not row:
+        row[:] = tokenizer.of_bases(read)
 
 
-def _scored(ids: np.ndarray, soft: np.ndarray | None = None, weight: float = 1.0) -> float:
-    """How many targets of rows are A, C, G or T; of those that are soft-masked each counts as much as its weight. A
-    piece at a time, because large temporaries take new pages."""
+def _scored(tokenizer: Tokenizer, ids: np.ndarray, soft: np.ndarray | None = None, weight: float = 1.0) -> float:
+    """How many bases the scored targets of rows tell; of those that are soft-masked each counts as much as its weight.
+    A piece at a time, because large temporaries take new pages."""
     rows, width = ids.shape
     step = max(1, _LOOK_BASES // rows)
     count = masked = 0
     for first in range(1, width, step):
-        scored = ids[:, first : first + step] - np.uint8(A) <= T - A  # of bytes: less than A is large
+        scored = tokenizer.scored(ids[:, first - 1 : first + step])
         count += int(np.count_nonzero(scored))
         if soft is not None:
             masked += int(np.count_nonzero(scored & soft[:, first - 1 : first - 1 + step]))
-    return count - masked + weight * masked if masked else count
+    return tokenizer.stride * (count - masked + weight * masked if masked else count)
 
 
-def _without_soft(ids: np.ndarray) -> np.ndarray:
-    """Take SOFT off the ids of rows. Returns bool [B, l], which targets had it."""
-    soft = ids[:, 1:] >= SOFT
-    ids &= ~np.uint8(SOFT)
+def _without_soft(tokenizer: Tokenizer, ids: np.ndarray) -> np.ndarray:
+    """Take the marks of soft-masked tokens off the ids of rows. Returns bool [B, l], which targets had it."""
+    soft = ids[:, 1:] >= tokenizer.soft
+    ids &= ids.dtype.type(tokenizer.soft - 1)
     return soft
-
-
-def _has_a_scored_base(manifest: Manifest, intervals: list[Interval], *, upper_only: bool = False) -> bool:
-    """Whether any base but the first of an interval is A, C, G or T, and of upper case if that is asked; where the
-    shards are damaged too, which the read of that window will tell."""
-    try:
-        for interval in intervals:
-            for start in range(interval.start + 1, interval.end, _LOOK_BASES):
-                ids = np.empty(min(start + _LOOK_BASES, interval.end) - start, dtype=np.uint8)
-                manifest.fill(ids, interval.first_base + start - interval.start, soft=upper_only)
-                if ((ids >= A) & (ids <= T)).any():
-                    return True
-    except DataError:
-        return True
-    return False
 
 
 class _Windows:
@@ -144,22 +133,23 @@ class _Windows:
     """
 
     def __init__(self, places: list[tuple[Manifest, int]], order: WindowOrder | MixtureOrder, rc_augment: bool,
-                 part: Part, lower_case_weight: float):
+                 part: Part, lower_case_weight: float, tokenizer: Tokenizer):
         self.places, self.order, self.rc_augment, self.part = places, order, rc_augment, part
-        self.lower_case_weight = lower_case_weight
+        self.lower_case_weight, self.tokenizer = lower_case_weight, tokenizer
 
     def read(self, numbers: list[int]) -> tuple[np.ndarray, np.ndarray, float, np.ndarray | None]:
         """The content of a batch, as arrays."""
-        ids = np.full((len(numbers), self.part.tokens + 1), PAD, dtype=np.uint8)
+        ids = np.full((len(numbers), self.part.tokens + 1), PAD, dtype=self.tokenizer.dtype)
         weighted = self.lower_case_weight != 1
         for row, number in zip(ids, numbers, strict=True):
             epoch = number >> _EPOCH_SHIFT
             interval, start, end, reverse = self.order.window(epoch, number - (epoch << _EPOCH_SHIFT))
             manifest, first_base = self.places[interval]
-            _read_row(manifest, row, self.part.first, first_base + start, end - start,
+            _read_row(manifest, self.tokenizer, row, self.part.first, first_base + start, end - start,
                       reverse=self.rc_augment and reverse, soft=weighted)
-        soft = _without_soft(ids) if weighted else None
-        return ids, np.array(numbers, dtype=np.int64), _scored(ids, soft, self.lower_case_weight), soft
+        soft = _without_soft(self.tokenizer, ids) if weighted else None
+        scored = _scored(self.tokenizer, ids, soft, self.lower_case_weight)
+        return ids, np.array(numbers, dtype=np.int64), scored, soft
 
 
 class _RankNumbers:
@@ -187,29 +177,31 @@ class TrainStream:
 
     Args:
         pools: a manifest, for all of its training bases; or the sources of a mixture.
-        seq_len: L; windows have L + 1 bases.
+        seq_len: L; windows have L + 1 tokens.
         seed: draws the order.
         rc_augment: show each window, with probability 1/2, as its reverse complement.
         stage: number of the length warm-up's stage; each stage has its own order.
         weights: of several pools, from which window on.
         lower_case_weight: how much a soft-masked base counts in the loss; batches say which are where it is not 1.
+        tokenizer: makes tokens of the bases.
 
     Raises:
         DataError: a pool has no training base to score.
     """
 
     def __init__(self, pools: Manifest | Sequence[Pool], *, seq_len: int, seed: int, rc_augment: bool = False,
-                 stage: int = 0, weights: Sequence[Change] = (), lower_case_weight: float = 1.0):
+                 stage: int = 0, weights: Sequence[Change] = (), lower_case_weight: float = 1.0,
+                 tokenizer: Tokenizer = NUCLEOTIDES):
         self.pools = [Pool(pools)] if isinstance(pools, Manifest) else list(pools)
         self.seq_len, self.seed, self.rc_augment, self.stage = seq_len, seed, rc_augment, stage
         self.weights = list(weights)
-        self.lower_case_weight = lower_case_weight
-        of_pools = [_training_intervals(pool, lower_case_weight) for pool in self.pools]
+        self.lower_case_weight, self.tokenizer = lower_case_weight, tokenizer
+        of_pools = [training_intervals(pool, lower_case_weight, tokenizer) for pool in self.pools]
         self.intervals = [interval for intervals in of_pools for interval in intervals]
         self._places = [(pool.manifest, interval.first_base)
                         for pool, intervals in zip(self.pools, of_pools, strict=True) for interval in intervals]
         orders = [WindowOrder([interval.bases for interval in intervals], seq_len, seed=_seed_of(seed, number),
-                              stage=stage) for number, intervals in enumerate(of_pools)]
+                              stage=stage, tokenizer=tokenizer) for number, intervals in enumerate(of_pools)]
         self.order: WindowOrder | MixtureOrder = orders[0] if len(orders) == 1 else MixtureOrder(orders, self.weights)
 
     def start(self) -> StreamState:
@@ -241,6 +233,8 @@ class TrainStream:
                  "seq_len": self.seq_len, "rc_augment": self.rc_augment}
         if len(self.pools) > 1:
             facts["weights"] = [[change.window, *change.weights] for change in self.weights]
+        if self.tokenizer != NUCLEOTIDES:
+            facts["kmer"] = [self.tokenizer.k, self.tokenizer.overlap]
         return facts
 
     def state_dict(self, state: StreamState) -> dict[str, Any]:
@@ -285,26 +279,9 @@ class TrainStream:
         if start.stage != self.stage:
             raise DataError(f"the state is of stage {start.stage}, this stream of stage {self.stage}")
         windows = _Windows(self._places, self.order, self.rc_augment, part or Part(0, self.seq_len),
-                           self.lower_case_weight)
+                           self.lower_case_weight, self.tokenizer)
         numbers = _RankNumbers(self.order, start, micro_batch_size, dp_rank, dp_size)
         return _batches(windows, numbers, num_workers)
-
-
-def _training_intervals(pool: Pool, lower_case_weight: float) -> list[Interval]:
-    """Raises DataError: there is nothing to train on."""
-    intervals = pool.intervals("train")
-    if not any(interval.bases > 1 for interval in intervals):
-        raise DataError(f"{pool.where} has no training window; build shards with bases of split train")
-    if not _has_a_scored_base(pool.manifest, intervals):
-        raise DataError(f"{pool.where} has no training base to score: all are N or other codes than A, C, G and T; "
-                        f"build shards of sequence that is known")
-    if not lower_case_weight and not _has_a_scored_base(pool.manifest, intervals, upper_only=True):
-        raise DataError(f"{pool.where} has no training base to score: all that are known are soft-masked, and "
-                        f"data.lower_case_weight is 0; give them a weight, as data.lower_case_weight=1")
-    if short := [interval.contig for interval in intervals if interval.bases < 2]:
-        logger.info("%s: %d stretches of a single base have no next base and are skipped, the first on %s", pool.where,
-                    len(short), short[0])
-    return intervals
 
 
 def _seed_of(seed: int, number: int) -> int:
@@ -320,15 +297,16 @@ def _batches(windows: _Windows, numbers: _RankNumbers, num_workers: int) -> Gene
             arrays = map(windows.read, numbers)
         for ids, window_numbers, scored, soft in arrays:
             yield Batch(torch.from_numpy(ids), torch.from_numpy(window_numbers), scored,
-                        None if soft is None else torch.from_numpy(soft))
+                        None if soft is None else torch.from_numpy(soft), windows.tokenizer)
 
 
 class ValidationBatches:
-    """The windows of a split, tiled with stride L = seq_len from each interval's start, as batches of one data rank.
-    Of several pools one after the other: what is in two of them is scored for each.
+    """The windows of a split, tiled with a stride of L = seq_len tokens from each interval's start, as batches of one
+    data rank. Of several pools one after the other: what is in two of them is scored for each.
 
-    Each A, C, G and T is scored exactly once, but an interval's first base, which has nothing before it. All ranks get
-    the same number of batches of the same shape; rows past the end are [PAD] and score nothing.
+    Each A, C, G and T is scored exactly once, but an interval's first base, which has nothing before it; of k-mers all
+    that `Tokenizer.scored` scores, in the frame that begins with the interval. All ranks get the same number of batches
+    of the same shape; rows past the end are [PAD] and score nothing.
 
     Args:
         pools: a manifest, for all of its bases, or several sources.
@@ -336,15 +314,19 @@ class ValidationBatches:
             whatever the number of ranks and the size of a batch; None: all of them. Several pools have equal parts of
             them.
         part: what this rank reads of every window; None: all of it.
+        tokenizer: makes tokens of the bases.
     """
 
     def __init__(self, pools: Manifest | Sequence[Pool], *, split: str = "val", seq_len: int, batch_size: int,
-                 dp_rank: int = 0, dp_size: int = 1, tokens: int | None = None, part: Part | None = None):
-        self._seq_len, self._batch_size, self._dp_rank = seq_len, batch_size, dp_rank
+                 dp_rank: int = 0, dp_size: int = 1, tokens: int | None = None, part: Part | None = None,
+                 tokenizer: Tokenizer = NUCLEOTIDES):
+        self._batch_size, self._dp_rank, self.tokenizer = batch_size, dp_rank, tokenizer
+        self._window = tokenizer.bases(seq_len + 1)
         self._stride, self._part = batch_size * dp_size, part or Part(0, seq_len)
         pools = [Pool(pools)] if isinstance(pools, Manifest) else pools
         most = None if tokens is None else max(1, tokens // len(pools) // seq_len)
-        self.tiles = [(pool, *tile) for pool in pools for tile in _tiles(pool.intervals(split), seq_len, most)]
+        self.tiles = [(pool, *tile) for pool in pools for tile in
+                      _tiles(pool.intervals(split), seq_len, most, tokenizer)]
         """Of each window, by its number: pool, interval, and its first base there."""
         kinds = [(pool.name, pool.species_of(interval.contig)) for pool, interval, _ in self.tiles]
         self.classes = list(dict.fromkeys(kinds))
@@ -360,17 +342,20 @@ class ValidationBatches:
         for first in range(0, len(self.tiles), self._stride):
             start = first + self._dp_rank * self._batch_size
             numbers = range(start, start + self._batch_size)
-            ids = np.full((self._batch_size, self._part.tokens + 1), PAD, dtype=np.uint8)
+            ids = np.full((self._batch_size, self._part.tokens + 1), PAD, dtype=self.tokenizer.dtype)
             for row, (pool, interval, base) in zip(ids, self.tiles[numbers.start : numbers.stop], strict=False):
-                bases = min(self._seq_len + 1, interval.bases - base)
-                _read_row(pool.manifest, row, self._part.first, interval.first_base + base, bases, reverse=False,
-                          soft=True)
-            soft = _without_soft(ids)
-            yield Batch(torch.from_numpy(ids), torch.tensor(numbers), _scored(ids), torch.from_numpy(soft))
+                bases = min(self._window, interval.bases - base)
+                _read_row(pool.manifest, self.tokenizer, row, self._part.first, interval.first_base + base, bases,
+                          reverse=False, soft=True)
+            soft = _without_soft(self.tokenizer, ids)
+            yield Batch(torch.from_numpy(ids), torch.tensor(numbers), _scored(self.tokenizer, ids),
+                        torch.from_numpy(soft), self.tokenizer)
 
 
-def _tiles(intervals: Sequence[Interval], seq_len: int, most: int | None) -> list[tuple[Interval, int]]:
+def _tiles(intervals: Sequence[Interval], seq_len: int, most: int | None,
+           tokenizer: Tokenizer) -> list[tuple[Interval, int]]:
     """Interval and first base of the windows of a split; at most so many, at even distances."""
-    tiles = [(interval, start) for interval in intervals for start in range(0, interval.bases - 1, seq_len)]
+    tiles = [(interval, first * tokenizer.stride) for interval in intervals
+             for first in range(0, tokenizer.tokens(interval.bases) - 1, seq_len)]
     windows = len(tiles) if most is None else min(len(tiles), most)
     return [tiles[number * len(tiles) // windows] for number in range(windows)]
