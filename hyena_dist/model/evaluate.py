@@ -28,7 +28,7 @@ class SplitLoss:
     """The same on every rank."""
 
     loss: float
-    """Nats per scored base."""
+    """Nats per scored base, also where a token is several."""
     scored: int
     sums: np.ndarray
     """float64 [2, kinds, classes]: the losses and the number of the bases that were scored, of each kind of bases in
