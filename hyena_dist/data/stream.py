@@ -89,19 +89,24 @@ def _read_row(manifest: Manifest, tokenizer: Tokenizer, row: np.ndarray, first: 
               reverse: bool, soft: bool) -> None:
     """Fill a row, which is all padding, with the tokens from number `first` on of the window of `bases` bases from
     `first_base` on; of their reverse complement, if that is asked."""
-    tokens = tokenizer.tokens(bases)
-    count = min(row.size, tokens - first)
+    if tokenizer.k > 1:
+        tokens = tokenizer.tokens(bases)
+        count = min(row.size, tokens - first)
+        if count > 0:
+            read = np.empty(tokenizer.bases(count), dtype=np.uint8)
+            _read_row(manifest, NUCLEOTIDES, read, first * tokenizer.stride, first_base, tokenizer.bases(tokens),
+                      reverse=reverse, soft=soft)
+            row[:count] = tokenizer.of_bases(read)
+        return
+    count = min(row.size, bases - first)
     if count <= 0:
         return
-    row, place = row[:count], first * tokenizer.stride
-    read = row if tokenizer.k == 1 else np.empty(tokenizer.bases(count), dtype=np.uint8)
-    manifest.fill(read, first_base + (tokenizer.bases(tokens) - place - read.size if reverse else place), soft=soft)
+    row = row[:count]
+    manifest.fill(row, first_base + (bases - first - count if reverse else first), soft=soft)
     if reverse and soft:
-        read[:] = (COMPLEMENT[read & ~np.uint8(SOFT)] | read & SOFT)[::-1]
+        row[:] = (COMPLEMENT[row & ~np.uint8(SOFT)] | row & SOFT)[::-1]
     elif reverse:
-        read[:] = COMPLEMENT[read[::-1]]
-    if read is not row:
-        row[:] = tokenizer.of_bases(read)
+        row[:] = COMPLEMENT[row[::-1]]
 
 
 def _scored(tokenizer: Tokenizer, ids: np.ndarray, soft: np.ndarray | None = None, weight: float = 1.0) -> float:
