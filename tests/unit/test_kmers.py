@@ -20,6 +20,7 @@ from hyena_dist.data.stream import Batch, Part, TrainStream, ValidationBatches
 from hyena_dist.data.tokenizer import COMPLEMENT, IGNORE, NUCLEOTIDES, PAD, UNK, A, Tokenizer, encode, tokenizer_of
 from hyena_dist.model.evaluate import evaluate_split
 from hyena_dist.parallel.groups import Groups
+from hyena_dist.tasks.held_out import HeldOut
 from hyena_dist.tasks.markov import fit, score
 from tests.genomes import genome, shards
 
@@ -238,6 +239,39 @@ def test_markov_chains_score_the_same_bases(manifest, tokenizer, monkeypatch):
     found = score(tables, pools, "val", tokenizer=tokenizer)[1, :, 0]
     assert found.tolist() == pytest.approx([loss, count], rel=1e-12)
     assert score(tables, pools, "val")[1, 1, 0] > count, "the control: single bases"
+
+
+@kinds
+@pytest.mark.parametrize("chunk", [100, 1 << 22])
+def test_groups_hold_the_same_bases_for_the_model_and_the_chains(manifest, tokenizer, chunk, tmp_path, monkeypatch):
+    monkeypatch.setattr("hyena_dist.tasks.markov._CHUNK", chunk)
+    (tmp_path / "classes.bed").write_text("".join(
+        f"{contig}\t{start}\t{start + 37}\t{name}\n" for contig in ("chr1", "chr7") for start in range(11, 2400, 101)
+        for name in (("exon", "repeat") if start % 2 else ("exon",))))
+    pools = [Pool(manifest)]
+    held_out = HeldOut(pools, split="val", seq_len=L, batch_size=3, regions=tmp_path / "classes.bed",
+                       tokenizer=tokenizer)
+    found = evaluate_split(uniform(4104), held_out.batches, Groups.single(), torch.device("cpu"),
+                           class_of=held_out.class_of, classes=held_out.classes, kinds=held_out.kinds,
+                           kinds_of=held_out.kinds_of)
+    chains = score(fit(pools, 1), pools, "val", labels=held_out.kinds * held_out.classes, label=held_out.label,
+                   tokenizer=tokenizer)
+    assert chains[0, 1].tolist() == found.sums[1].flatten().tolist()
+    assert (found.sums[1] > 0).sum() > 20
+    assert found.scored == sum(map(len, scored_bases_by_hand(manifest, tokenizer).values()))
+    control = score(fit(pools, 1), pools, "val", labels=held_out.kinds * held_out.classes, label=held_out.label)
+    assert control[0, 1].tolist() != chains[0, 1].tolist()
+
+
+@kinds
+def test_the_share_of_g_and_c_is_that_of_the_bases_told(tokenizer):
+    bases = b"GATTACACGGGCATNACGGGTTTAACCCGTAAGCAT"
+    ids = tokenizer.encode(bases)
+    ends = range(tokenizer.k + tokenizer.stride, len(bases) + 1, tokenizer.stride)
+    wanted = [sum(base in b"GC" for base in bases[end - tokenizer.stride : end]) * counts
+              for end, counts in zip(ends, scored_by_hand(ids.tolist(), tokenizer), strict=True)]
+    assert tokenizer.strong(ids[None])[0].tolist() == wanted
+    assert sum(wanted) > 4
 
 
 def test_nothing_to_train_on_is_said(tmp_path):
