@@ -11,8 +11,8 @@ DIRECTORY = Path(hyena_dist.__file__).parent / "presets"
 
 def names() -> list[str]:
     """Of all presets, as in `quickstart` and `published/tiny-1k`."""
-    return sorted(str(path.relative_to(DIRECTORY).with_suffix("")) for folder in
-                  (DIRECTORY, DIRECTORY / "published", DIRECTORY / "studies") for path in folder.glob("*.yaml"))
+    return sorted(str(path.relative_to(DIRECTORY).with_suffix("")) for folder in (DIRECTORY, DIRECTORY / "published")
+                  for path in folder.glob("*.yaml"))
 
 
 def find(config: str) -> Path:

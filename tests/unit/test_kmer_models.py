@@ -23,11 +23,14 @@ from hyena_dist.convert.section import ConversionError
 from hyena_dist.data.manifest import Manifest
 from hyena_dist.data.splits import FractionSplits
 from hyena_dist.data.stream import TrainStream
-from hyena_dist.data.tokenizer import decode, tokenizer_of
+from hyena_dist.data.tokenizer import Tokenizer, decode, tokenizer_of
+from hyena_dist.model.kinds import check
 from hyena_dist.model.loss import token_loss
 from hyena_dist.model.model import HyenaModel, build_model
 from hyena_dist.parallel.groups import Groups
 from hyena_dist.tasks.evaluate import load_run
+from hyena_dist.tasks.sweep.expand import expand
+from hyena_dist.tasks.sweep.file import read_sweep
 from tests.dist.test_checkpoint import DictEngine
 from tests.genomes import shards
 
@@ -88,6 +91,17 @@ def test_a_model_learns_what_repeats_and_is_scored_per_base(run, capsys):
     assert found["model"] == pytest.approx(by_hand, rel=1e-5)
     assert found["model"] < 1.15 < found["markov"][1] < found["markov"][0]
     assert perplexity_by_hand(model, config.model, bases[::-1]) > 3, "the control: a sequence that it has not learnt"
+
+
+def test_the_study_compares_at_equal_bases():
+    points = expand(read_sweep(Path(__file__).parents[2] / "configs" / "studies" / "kmers.yaml"))
+    tokenizers = [tokenizer_of(point.config.model) for point in points]
+    assert tokenizers == [Tokenizer(), Tokenizer(3), Tokenizer(3, overlap=True)]
+    for point, tokenizer in zip(points, tokenizers, strict=True):
+        config = point.config
+        check(config, world_size=2)
+        assert (config.data.seq_len * tokenizer.stride, config.train.global_batch_size, config.train.steps) == (
+            1536, 8, 480)
 
 
 @pytest.mark.parametrize("format", ["safetensors", "checkpoint"])
