@@ -31,6 +31,7 @@ from hyena_dist.parallel.groups import Groups
 from hyena_dist.tasks.evaluate import load_run
 from hyena_dist.tasks.sweep.expand import expand
 from hyena_dist.tasks.sweep.file import read_sweep
+from hyena_dist.tasks.sweep.point import learnt
 from tests.dist.test_checkpoint import DictEngine
 from tests.genomes import shards
 
@@ -102,6 +103,7 @@ def test_the_study_compares_at_equal_bases():
         check(config, world_size=2)
         assert (config.data.seq_len * tokenizer.stride, config.train.global_batch_size, config.train.steps) == (
             1536, 8, 480)
+        assert ("model.kmer" in learnt(config, data="")) == (tokenizer.k > 1), "ids of points of single bases stay"
 
 
 @pytest.mark.parametrize("format", ["safetensors", "checkpoint"])
