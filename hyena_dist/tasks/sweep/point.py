@@ -105,7 +105,7 @@ def learnt(config: Config, *, data: str) -> dict[str, Any]:
         kept["optim.min_lr"] = 0.1 * config.optim.lr
     if not kept["train.seq_len_warmup"]:
         del kept["train.seq_len_warmup_batch"]
-    return json.loads(json.dumps(kept))  # type: ignore[no-any-return]
+    return json.loads(json.dumps(kept))
 
 
 def point_id(config: Config) -> str:
