@@ -120,6 +120,10 @@ def run(command: str, monkeypatch) -> int:
     if name == "build":
         write_genomes(arguments)
         return build.main([*arguments, "--dry-run"])
+    if name == "sweep" and words[0] == "sbatch":
+        arguments = ["run", *arguments]  # as the script does
+    if name == "sweep" and arguments[0] == "plan":
+        return sweep.main(arguments)
     if name == "gpu_check" and "--wheels" in arguments:
         Path(arguments[arguments.index("--wheels") + 1]).mkdir(parents=True)
     COMMANDS[name].parse_args(arguments)  # the others have no --dry-run: what they want is there after a run only
@@ -136,7 +140,8 @@ def test_an_example_passes_its_own_checks(where, command, monkeypatch, capsys):
 def test_examples_are_found():
     places = {where for where, _ in EXAMPLES}
     assert places >= {"README.md", "docs/training.md", "docs/shards.md", "docs/formats.md", "docs/parallelism.md",
-                      "launchers/slurm/pretrain.sbatch", "hyena-dist --help", *(f"{name} --help" for name in COMMANDS)}
+                      "launchers/slurm/pretrain.sbatch", "launchers/slurm/sweep.sbatch", "docs/sweeps.md",
+                      "hyena-dist --help", *(f"{name} --help" for name in COMMANDS)}
 
 
 @pytest.mark.usefixtures("elsewhere")

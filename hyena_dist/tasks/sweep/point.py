@@ -107,7 +107,7 @@ def learnt(config: Config, *, data: str) -> dict[str, Any]:
         del kept["model.kmer"], kept["model.kmer_overlap"]
     if not kept["train.seq_len_warmup"]:
         del kept["train.seq_len_warmup_batch"]
-    return json.loads(json.dumps(kept))  # type: ignore[no-any-return]
+    return json.loads(json.dumps(kept))
 
 
 def point_id(config: Config) -> str:
