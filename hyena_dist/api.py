@@ -19,6 +19,8 @@ MODULES = {
     "init_groups": "parallel.groups",
     "Groups": "parallel.groups",
     "slice_tokens": "parallel.tokens",
+    # bases to token ids
+    "tokenizer_of": "data.tokenizer",
     # model and loss
     "HyenaModel": "model.model",
     "HyenaMixer": "model.mixer",
