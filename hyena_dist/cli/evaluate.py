@@ -87,7 +87,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _print(result: "Evaluation") -> None:
     print(f"{result.checkpoint}, split {result.split} of {_names(result.shards)}: {result.bases:,} bases scored, "
-          f"windows of {result.seq_len:,}; Markov chains fitted on {_names(result.markov_of)}")
+          f"windows of {result.seq_len:,} tokens; Markov chains fitted on {_names(result.markov_of)}")
     table = Table()
     table.add_column("model")
     table.add_column("perplexity per base", justify="right")

@@ -19,6 +19,8 @@ class Misfit:
     """Whose value to change: a whole number."""
     step: int = 1
     """What that value has to be a multiple of."""
+    near: int | None = None
+    """The value near which another one is looked for; None: the key's own."""
     otherwise: str = ""
     """What to do where no other value of the key satisfies all rules, or beside it."""
 
@@ -51,7 +53,8 @@ def _advised(misfit: Misfit, rules: Rules, config: Config, world_size: int) -> s
         return [str(value) for value in values if _satisfies(rules, _with(config, misfit.key, value), world_size,
                                                              misfit.key, len(others))][:1]
 
-    size, step = _value_of(config, misfit.key), misfit.step
+    size = _value_of(config, misfit.key) if misfit.near is None else misfit.near
+    step = misfit.step
     below = nearest(range((size - 1) // step * step, max(0, size - (TRIED + 1) * step), -step))
     above = nearest(range((size // step + 1) * step, size + (TRIED + 1) * step, step))
     advice = f"use {' or '.join([*below, *above])}" if below or above else ""

@@ -210,8 +210,10 @@ def _tensor(config: Config) -> list[Problem]:
     sizes = (("model.hidden_size", model.hidden_size, "model.hidden_size", ranks),
              ("model.ffn_hidden_size", model.inner_size, inner, 1 if inner == "model.hidden_size" else ranks),
              ("the padded model.vocab_size", model.padded_vocab_size, "model.vocab_size", VOCAB_MULTIPLE))
+    # Of k-mers the vocabulary is larger than its key says.
     return [Misfit(f"{name} ({size}) is not a multiple of parallel.tensor ({ranks})", key, step,
-                    otherwise="change parallel.tensor") for name, size, key, step in sizes if size % ranks]
+                   near=size if key == "model.vocab_size" else None, otherwise="change parallel.tensor")
+            for name, size, key, step in sizes if size % ranks]
 
 
 def _not_a_multiple(key: str, size: int, divisor: int, of: str) -> str:

@@ -136,6 +136,8 @@ BASE = Config(data=DataSection(shards="s"), train=TrainSection(run_dir="r", glob
     (replace(BASE, parallel=ParallelSection(sequence=True)), 1, "parallel.sequence splits tokens"),
     (replace(BASE, parallel=ParallelSection(tensor=3)), 3, r"hidden_size \(128\) is not .* \(3\): use 126 or 129;"),
     (replace(BASE, parallel=ParallelSection(tensor=32)), 32, r"vocab_size \(16\) is not .*: set .*vocab_size to 32"),
+    (replace(BASE, model=replace(BASE.model, kmer=6), parallel=ParallelSection(tensor=16)), 16,
+     r"vocab_size \(4104\) is not .*: set model.vocab_size to 4112"),
     (replace(BASE, parallel=ParallelSection(context=3, context_method="all_to_all")), 3,
      r"\(256\) is not a multiple of parallel.context \(3\): set parallel.context_method=distributed_fft$"),
     (replace(BASE, parallel=ParallelSection(context=3)), 8, r"context = 3 does not divide the 8 ranks: start 6 or 12$"),
