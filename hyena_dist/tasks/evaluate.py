@@ -139,6 +139,9 @@ def _pools(run_dir: Path, config: Config, shards: str | None) -> list[Pool]:
         return [Pool(Manifest.load(shards))]
     if shards is not None:
         data = replace(data, shards=shards)
+        if not _is_here(data):
+            raise ConfigError(f"--shards {shards}: is no shard directory, nor one in which all shard sets of the run's "
+                              "mixture lie, with its BED files where they were: give one of these")
     elif data.mixture is None and not _is_here(data):
         raise ConfigError(f"{run_dir}: its data.shards={data.shards} is no directory here"
                           + ("" if Path(data.shards).is_absolute() else ", where relative paths count from")

@@ -43,9 +43,11 @@ class HeldOut:
         if not self.batches.tiles:
             raise ConfigError(f"{' and '.join(pool.where for pool in pools)}: no bases of split {split} to score: "
                               "build the shards with some")
-        self._deciles, names = _gc_deciles(self.batches)
+        deciles, names = _gc_deciles(self.batches)
         count = len(names)
-        self.class_of = (np.array(self.batches.class_of) * count + self._deciles).tolist()
+        self.class_of = (np.array(self.batches.class_of) * count + deciles).tolist()
+        self._of_window = np.array([*self.class_of, 0])
+        """As an array, with one more: an interval without a window may be the last."""
         self.classes = len(self.batches.classes) * count
         self.of_classes: dict[str, list[Collection[str]]] = {
             "source": [(source,) if source else () for source, _ in self.batches.classes for _ in names],
@@ -89,8 +91,7 @@ class HeldOut:
             first = interval.start + start
             kinds += len(CASES) * self._regions.labels(interval.contig, first, first + soft.size)
         kinds = kinds[last - start]
-        of_window = np.array([*self.class_of, 0])  # an interval without a window may be the last
-        return kinds * self.classes + of_window[windows]
+        return kinds * self.classes + self._of_window[windows]
 
 
 def _open_regions(path: Path, pools: Sequence[Pool]) -> Regions:

@@ -219,6 +219,7 @@ def test_regions_that_are_none(run_dir, tmp_path, capsys, text, message):
 def test_what_cannot_be_scored_or_written(run_dir, tmp_path, sets, capsys):
     build([Source(sets / "worm.fa")], tmp_path / "trains", Splits())
     for arguments, message in ((["--shards", str(tmp_path / "trains")], "trains: no bases of split val to score"),
+                               (["--shards", str(tmp_path / "none")], "none: is no shard directory, nor one in which "),
                                (["--out", "a.xlsx"], "--out a.xlsx: name a file that ends in .json or .tsv"),
                                (["--out", "no/where.tsv"], "--out no/where.tsv: there is no directory no")):
         assert main([str(run_dir), *arguments]) == 2
