@@ -80,7 +80,8 @@ def check_runs(x: Array, loss: Array, axes: Sequence[str], *, floor: float | Non
         raise ConfigError(f"a floor of {floor:g} is not below the lowest loss, {loss.min():g}: give a smaller one")
 
 
-def project(exponents: Sequence[float], x: Array, loss: Array, floor: float | None = None) -> tuple[Array, float]:
+def project(exponents: Sequence[float] | Array, x: Array, loss: Array,
+            floor: float | None = None) -> tuple[Array, float]:
     """The best floor and amplitudes for given exponents, none negative.
 
     Args:
@@ -184,7 +185,7 @@ def huber(x: Array, loss: Array, axes: Sequence[str], *, floor: float | None = N
     floors = [np.log(floor)] if floor is not None else (base - 1.0, base - 0.1)
     slopes = (0.2, 0.5, 1.0) if k < 3 else (0.2, 0.8)
     starts = [np.array(start) for start in product(floors, *[(base - 1.5,)] * k, *[slopes] * k)]
-    ends = [minimize(objective, start, jac=True, method="L-BFGS-B",
+    ends = [minimize(objective, start, jac=True, method="L-BFGS-B", bounds=[(None, None)] * (1 + k) + [BOX] * k,
                      options={"maxiter": 5000, "maxfun": 10000, "ftol": 1e-15, "gtol": 1e-9}) for start in starts]
     best = min(ends, key=lambda end: end.fun)
     agree = sum(bool(np.abs(end.x[1 + k:] - best.x[1 + k:]).max() < 1e-3 and end.fun <= best.fun * (1 + 1e-6))

@@ -76,6 +76,8 @@ class Left:
     reason: str
 
 
+POSITIVE = ("flops", "budget", "unique_tokens", "seq_len", "hidden_size", "num_layers", "lr")
+"""Numbers that are taken as not known where they are 0 or less; so is every number that is not finite."""
 NUMBERS = tuple(item.name for item in fields(Point) if item.name not in ("id", "metric_name", "family", "varied"))
 
 
@@ -203,11 +205,10 @@ def _point(row: Mapping[str, Any], name: str, parents: Mapping[str, str]) -> Poi
         values["metric"], metric_name = _number(metric, "value"), str(metric.get("name") or "metric")
     else:
         values["metric"], metric_name = _number(row, "metric"), "metric"
-    for key in ("flops", "budget"):
-        values[key] = values[key] if values[key] is not None and values[key] > 0 else None  # type: ignore[operator]
-    given = {key: value for key, value in values.items() if value is not None}
+    given = {key: value for key, value in values.items() if value is not None and math.isfinite(value)
+             and (value > 0 or key not in POSITIVE)}
     return Point(id=name, metric_name=metric_name, family=_root(name, parents), varied=dict(row.get("set") or {}),
-                 **given)  # type: ignore[arg-type]
+                 **given)
 
 
 def _root(name: str, parents: Mapping[str, str]) -> str:
@@ -242,3 +243,18 @@ def groups_by_flops(points: Sequence[Point]) -> dict[float, list[Point]]:
         else:
             groups.append([point])
     return {math.exp(sum(math.log(p.budget or p.flops or 1.0) for p in group) / len(group)): group for group in groups}
+
+
+def lengths_at_fixed_compute(points: Sequence[Point]) -> list[tuple[float, float, dict[int, float]]]:
+    """(operations, weights, the lowest loss of each length) of every budget and size that has several lengths."""
+    found = []
+    for flops, group in groups_by_flops([point for point in points if point.seq_len]).items():
+        for size in sorted({point.params for point in group}):
+            losses: dict[int, float] = {}
+            for point in group:
+                if point.params == size:
+                    length = int(point.seq_len or 0)
+                    losses[length] = min(point.loss, losses.get(length, point.loss))
+            if len(losses) > 1:
+                found.append((flops, size, losses))
+    return found

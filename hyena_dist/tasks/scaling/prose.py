@@ -7,7 +7,8 @@ import numpy as np
 from hyena_dist.tasks.scaling.analysis import Analysis, Fitted, epochs_of
 from hyena_dist.tasks.scaling.bootstrap import Interval
 from hyena_dist.tasks.scaling.optimum import Allocation
-from hyena_dist.tasks.scaling.shapes import depth_map, lengths_at_fixed_compute
+from hyena_dist.tasks.scaling.points import lengths_at_fixed_compute
+from hyena_dist.tasks.scaling.shapes import depth_map
 from hyena_dist.train.wording import amount
 
 CAPTIONS = {
@@ -159,8 +160,8 @@ def _budgets(found: Analysis, pictures: Sequence[str]) -> Iterable[str]:
                f"C^{allocation.tokens_power:.3f} ({_between(allocation.tokens_interval)}). Published, by parabolas: "
                "Evo 1's Hyena .504 and .499, StripedHyena .483 and .539, Transformer++ .552 and .551, all on DNA.")
     else:
-        yield ("" if found.main is None else "## Best size for a budget\n\nNot computed: it needs a law in both "
-               "weights and tokens, and the exact operations of runs of three sizes.")
+        yield ("" if found.main is None else "## Best size for a budget\n\nNot computed: it needs a law with a "
+               "term in weights and one in tokens, and the exact operations of runs of three sizes.")
     yield _picture("optimum.png", pictures)
     if found.biased is not None:
         yield ("Biased, for comparison only: through the lowest points of parabolas N* grows as "
