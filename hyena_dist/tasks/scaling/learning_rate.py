@@ -185,7 +185,7 @@ def draw_rates(rule: Rule, path: Path) -> None:
             right.plot(line, rule.rate * (line / rule.reference) ** -rule.power, color=LAW, linewidth=1.4,
                        label=f"lr* ~ width^{-rule.power:.2f} ({-rule.interval.high:.2f} to {-rule.interval.low:.2f})")
             right.legend()
-        left.set(xscale="log", xlabel="learning rate", ylabel="validation loss [nats a token]",
+        left.set(xscale="log", xlabel="learning rate", ylabel="validation loss [nats]",
                  title="Loss by learning rate (hollow: not fitted)")
         right.set(xscale="log", yscale="log", xlabel="width", ylabel="best learning rate",
                   title="Lowest points with their 95 % intervals")

@@ -94,7 +94,7 @@ def draw_loss(found: Analysis, path: Path) -> bool:
                 _against_length(axes, points)
             else:
                 _against(axes, found, panel)
-            axes.set_ylabel("validation loss [nats a token]")
+            axes.set_ylabel("validation loss [nats]")
         drawn.suptitle("Loss of every run" + ("" if found.main is None else ", and the law through them"
                                                if found.main.trust.identified else
                                                ", and a law that these runs do not identify"))
@@ -186,7 +186,7 @@ def draw_residuals(found: Analysis, path: Path) -> bool:
             if on_axis:
                 log_x(axes, main.law.axes[j])
             else:
-                axes.set_xlabel("loss by the law [nats a token]")
+                axes.set_xlabel("loss by the law [nats]")
         all_axes[0].set_ylabel("measured loss beyond the law's [%]")
         drawn.suptitle(f"Residuals, {main.name}: no pattern should be left (grey: twice their spread of "
                        f"{spread:.2g} %)")

@@ -38,7 +38,7 @@ class Point:
     tokens: float
     """D: tokens that it was trained on, repeated ones included."""
     loss: float
-    """Final validation loss, nats a token."""
+    """Final validation loss in nats: a base of this project's runs, a token of others."""
     flops: float | None = None
     """C: exact floating-point operations of the training; None: not known, and never 6 N D for want of them."""
     budget: float | None = None

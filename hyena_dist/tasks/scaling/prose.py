@@ -55,7 +55,7 @@ def _amounts(interval: Interval) -> str:
 def _in_short(found: Analysis) -> str:
     best = min(found.points, key=lambda point: point.loss)
     lines = [f"{len(found.points)} finished runs" + (f", and {len(found.left)} left out by rule" if found.left else "")
-             + f". The lowest validation loss is {best.loss:.4f} nats a token, a perplexity of "
+             + f". The lowest validation loss is {best.loss:.4f} nats, a perplexity of "
              f"{np.exp(best.loss):.4f}, of run {best.label}: {amount(best.params)} weights, {amount(best.tokens)} "
              "tokens."]
     if found.main is None:

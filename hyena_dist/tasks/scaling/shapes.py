@@ -62,7 +62,7 @@ def draw_metric(found: Analysis, path: Path) -> bool:
     with figure(path, 2, width=4.8, height=3.8) as (drawn, (left, right)):
         left.plot([point.loss for point in known], values, "o", color=RUN, markeredgecolor="white", markersize=6)
         left.invert_xaxis()
-        left.set_xlabel("validation loss [nats a token], better to the right")
+        left.set_xlabel("validation loss [nats], better to the right")
         left.set_ylabel(name)
         shown = right.scatter(size, values, c=[point.tokens for point in known], norm=norm, cmap=cmap, s=30,
                               edgecolor="white", linewidth=0.4)
