@@ -59,7 +59,7 @@ class Point:
     family: str = ""
     """The run that it was forked from in the end, or itself."""
     varied: dict[str, Any] = field(default_factory=dict)
-    """The keys that the sweep set for it."""
+    """The keys that the sweep set for it and not for all points alike."""
 
     @property
     def label(self) -> str:
@@ -163,6 +163,7 @@ def choose(rows: Iterable[Mapping[str, Any]], *, min_steps: int = 0) -> tuple[li
     ids = {str(row["run_dir"]): str(row.get("id")) for row in rows if row.get("run_dir")}
     parents = {str(row.get("id")): ids.get(str(row["forked_from"]), str(row["forked_from"]))
                for row in rows if row.get("forked_from")}
+    varied = _varied(rows)
     points: list[Point] = []
     left: list[Left] = []
     seen: dict[Any, str] = {}
@@ -170,7 +171,7 @@ def choose(rows: Iterable[Mapping[str, Any]], *, min_steps: int = 0) -> tuple[li
         name = str(row.get("id"))
         reason = _why_left_out(row, min_steps)
         if reason is None:
-            point = _point(row, name, parents)
+            point = _point(row, name, parents, varied)
             key = (point.params, point.tokens, point.flops, point.loss, point.seq_len, point.seed, point.lr)
             if key in seen:
                 reason = f"the same run as {seen[key]}: size, tokens, operations, seed and loss are equal"
@@ -198,7 +199,14 @@ def _why_left_out(row: Mapping[str, Any], min_steps: int) -> str | None:
     return None
 
 
-def _point(row: Mapping[str, Any], name: str, parents: Mapping[str, str]) -> Point:
+def _varied(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys that a sweep set to different values, or for some of its points only."""
+    settings = [row.get("set") or {} for row in rows]
+    return [key for key in dict.fromkeys(key for of_row in settings for key in of_row)
+            if len({repr(of_row.get(key)) for of_row in settings}) > 1]
+
+
+def _point(row: Mapping[str, Any], name: str, parents: Mapping[str, str], varied: Sequence[str]) -> Point:
     metric = row.get("metric")
     values = {key: _number(row, key) for key in NUMBERS if key != "metric"}
     if isinstance(metric, Mapping):
@@ -207,8 +215,9 @@ def _point(row: Mapping[str, Any], name: str, parents: Mapping[str, str]) -> Poi
         values["metric"], metric_name = _number(row, "metric"), "metric"
     given = {key: value for key, value in values.items() if value is not None and math.isfinite(value)
              and (value > 0 or key not in POSITIVE)}
-    return Point(id=name, metric_name=metric_name, family=_root(name, parents), varied=dict(row.get("set") or {}),
-                 **given)
+    settings = row.get("set") or {}
+    return Point(id=name, metric_name=metric_name, family=_root(name, parents),
+                 varied={key: settings[key] for key in varied if key in settings}, **given)
 
 
 def _root(name: str, parents: Mapping[str, str]) -> str:

@@ -95,7 +95,7 @@ def _used(found: Analysis) -> Iterable[str]:
             ("operations C", " to ".join(f"{value:.3g}" for value in sorted(
                 {min(c), max(c)})) if (c := [p.flops for p in points if p.flops]) else "not recorded"),
             ("window length T", span([p.seq_len for p in points])), ("layers", span([p.num_layers for p in points])),
-            ("passes over the data", " to ".join(f"{value:.2f}" for value in sorted({min(e), max(e)}))
+            ("passes over the data", " to ".join(f"{value:.3g}" for value in sorted({min(e), max(e)}))
              if (e := [x for p in points if (x := epochs_of(p)) is not None]) else "not recorded"),
             ("validation loss", f"{min(p.loss for p in points):.4f} to {max(p.loss for p in points):.4f}")]
     families = len({point.family for point in points})
