@@ -218,9 +218,10 @@ def profile_is_open(law: Law, x: Array, loss: Array, axis: int) -> str | None:
 
 
 def profile(law: Law, x: Array, loss: Array, first: Array, second: Array) -> Array:
-    """Sums of squared residuals over a grid of the first two exponents, with the others at their best: [p, q]."""
+    """Sums of squared residuals over a grid of the first two exponents, with the others at the best of five
+    values around the law's: [p, q]."""
     floor = law.floor if law.floor_given else None
     scaled = x / np.exp(np.log(x).mean(0))
-    others = [np.geomspace(0.02, 2.0, 10)] * (len(law.axes) - 2)
+    others = [np.clip(exponent * np.geomspace(1 / 4, 4, 5), *BOX) for exponent in law.exponents[2:]]
     return np.array([[min(project((a, b, *rest), scaled, loss, floor)[1] for rest in product(*others))
                       for b in second] for a in first])
