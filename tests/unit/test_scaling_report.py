@@ -239,5 +239,6 @@ def test_the_points_of_the_sweep_command_are_what_is_read(tmp_path: Path) -> Non
     text = (tmp_path / "report" / "report.md").read_text("utf-8")
     assert "14 finished runs, and 1 left out by rule. The lowest validation loss is 1.3100" in text
     assert f"| {points[0].id} | planned, not finished |" in text
-    assert "hidden_size=32, lr=0.002" in text
+    assert "(hidden_size=32, lr=0.002)" in text, "and not what was set for all alike"
+    assert "3 combinations of size, tokens and length were trained at several learning rates" in text
     assert tmp_path / "report" / "report.md" in files

@@ -177,6 +177,12 @@ def _warnings(points: Sequence[Point], fits: Sequence[Fitted], curves: Sequence[
     elif any((epochs_of(point) or 0.0) > 1.0 for point in points) and any((epochs_of(point) or 2.0) <= 1.0
                                                                            for point in points):
         yield "Some runs repeat data and some do not, and there are too few of either to fit them apart."
+    rates: dict[tuple[float, float, float | None], set[float | None]] = {}
+    for point in points:
+        rates.setdefault((point.params, point.tokens, point.seq_len), set()).add(point.lr)
+    if several := sum(len(of_cell) > 1 for of_cell in rates.values()):
+        yield (f"{several} combinations of size, tokens and length were trained at several learning rates, and the law "
+               "goes through the middle of them. For a law of well-tuned runs report on the best rate of each.")
     for fitted in fits[:1]:
         yield from _disagreements(fitted)
     if allocation is not None:

@@ -96,7 +96,7 @@ def draw_isoflops(found: Analysis, path: Path) -> bool:
                           markeredgecolor="white", markersize=12, zorder=5)
         axes.plot([], [], "*", color=LAW, markersize=10, linestyle="none", label="lowest point")
         log_x(axes, "N")
-        axes.set_ylabel("validation loss [nats a token]")
+        axes.set_ylabel("validation loss [nats]")
         axes.legend(title="operations C [FLOPs]", fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
         axes.set_title("Runs of one budget and parabolas through them. BIASED: a picture, not the fit")
     return True

@@ -80,7 +80,8 @@ def check_runs(x: Array, loss: Array, axes: Sequence[str], *, floor: float | Non
         raise ConfigError(f"a floor of {floor:g} is not below the lowest loss, {loss.min():g}: give a smaller one")
 
 
-def project(exponents: Sequence[float], x: Array, loss: Array, floor: float | None = None) -> tuple[Array, float]:
+def project(exponents: Sequence[float] | Array, x: Array, loss: Array,
+            floor: float | None = None) -> tuple[Array, float]:
     """The best floor and amplitudes for given exponents, none negative.
 
     Args:
@@ -184,7 +185,7 @@ def huber(x: Array, loss: Array, axes: Sequence[str], *, floor: float | None = N
     floors = [np.log(floor)] if floor is not None else (base - 1.0, base - 0.1)
     slopes = (0.2, 0.5, 1.0) if k < 3 else (0.2, 0.8)
     starts = [np.array(start) for start in product(floors, *[(base - 1.5,)] * k, *[slopes] * k)]
-    ends = [minimize(objective, start, jac=True, method="L-BFGS-B",
+    ends = [minimize(objective, start, jac=True, method="L-BFGS-B", bounds=[(None, None)] * (1 + k) + [BOX] * k,
                      options={"maxiter": 5000, "maxfun": 10000, "ftol": 1e-15, "gtol": 1e-9}) for start in starts]
     best = min(ends, key=lambda end: end.fun)
     agree = sum(bool(np.abs(end.x[1 + k:] - best.x[1 + k:]).max() < 1e-3 and end.fun <= best.fun * (1 + 1e-6))
@@ -217,9 +218,10 @@ def profile_is_open(law: Law, x: Array, loss: Array, axis: int) -> str | None:
 
 
 def profile(law: Law, x: Array, loss: Array, first: Array, second: Array) -> Array:
-    """Sums of squared residuals over a grid of the first two exponents, with the others at their best: [p, q]."""
+    """Sums of squared residuals over a grid of the first two exponents, with the others at the best of five
+    values around the law's: [p, q]."""
     floor = law.floor if law.floor_given else None
     scaled = x / np.exp(np.log(x).mean(0))
-    others = [np.geomspace(0.02, 2.0, 10)] * (len(law.axes) - 2)
+    others = [np.clip(exponent * np.geomspace(1 / 4, 4, 5), *BOX) for exponent in law.exponents[2:]]
     return np.array([[min(project((a, b, *rest), scaled, loss, floor)[1] for rest in product(*others))
                       for b in second] for a in first])

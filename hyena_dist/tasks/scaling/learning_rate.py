@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import t as t_distribution
 
 from hyena_dist.config.errors import ConfigError
@@ -32,8 +33,8 @@ class Curve:
     rates: Array
     losses: Array
     """[n], every rate that was tried, lowest first."""
-    fitted: Array
-    """Which of them the parabola goes through, [n] bool."""
+    fitted: NDArray[np.bool_]
+    """Which of them the parabola goes through, [n]."""
     coefficients: Array
     """Of its square, first power and 1, in log lr; empty: too few rates."""
     lowest: float
@@ -79,7 +80,7 @@ def learning_rate_rule(points: Sequence[Point]) -> Rule:
     return _rule(curves, quantile)
 
 
-def _chosen(rates: dict[float, list[float]]) -> tuple[Array, Array, Array]:
+def _chosen(rates: dict[float, list[float]]) -> tuple[Array, Array, NDArray[np.bool_]]:
     """(rates, mean losses over seeds, which are near the best), by rate."""
     values = np.array(sorted(rates))
     losses = np.array([np.mean(rates[rate]) for rate in values])
@@ -91,11 +92,12 @@ def _parabola(logs: Array, losses: Array) -> tuple[Array, Array, float]:
     """(coefficients, the inverse of the normal matrix, the sum of squared residuals)."""
     matrix = np.column_stack([logs**2, logs, np.ones(len(logs))])
     coefficients, *_ = np.linalg.lstsq(matrix, losses, rcond=None)
-    return coefficients, np.linalg.inv(matrix.T @ matrix), float(((matrix @ coefficients - losses) ** 2).sum())
+    left = float(((matrix @ coefficients - losses) ** 2).sum())
+    return np.asarray(coefficients), np.linalg.inv(matrix.T @ matrix), left
 
 
-def _curve(width: float, parts: tuple[Array, Array, Array], fit: tuple[Array, Array, float] | None, spread: float,
-           quantile: float) -> Curve:
+def _curve(width: float, parts: tuple[Array, Array, NDArray[np.bool_]], fit: tuple[Array, Array, float] | None,
+           spread: float, quantile: float) -> Curve:
     rates, losses, near = parts
     none = Interval(np.nan, np.nan, "")
     if fit is None:
@@ -183,7 +185,7 @@ def draw_rates(rule: Rule, path: Path) -> None:
             right.plot(line, rule.rate * (line / rule.reference) ** -rule.power, color=LAW, linewidth=1.4,
                        label=f"lr* ~ width^{-rule.power:.2f} ({-rule.interval.high:.2f} to {-rule.interval.low:.2f})")
             right.legend()
-        left.set(xscale="log", xlabel="learning rate", ylabel="validation loss [nats a token]",
+        left.set(xscale="log", xlabel="learning rate", ylabel="validation loss [nats]",
                  title="Loss by learning rate (hollow: not fitted)")
         right.set(xscale="log", yscale="log", xlabel="width", ylabel="best learning rate",
                   title="Lowest points with their 95 % intervals")

@@ -10,16 +10,16 @@ import numpy as np
 from hyena_dist.runtime.files import write_whole
 from hyena_dist.tasks.scaling.analysis import Analysis, Fitted
 from hyena_dist.tasks.scaling.fit import Array, profile, threshold
-from hyena_dist.tasks.scaling.points import Point, groups_by_flops
+from hyena_dist.tasks.scaling.points import Point, lengths_at_fixed_compute
 
 LABELS = {"N": "weights N", "D": "training tokens D", "T": "window length T [tokens]",
           "C": "operations C [FLOPs]"}
 RUN, LAW, OTHER = "#20639b", "#c8453b", "#4f8f5b"
-CLOUD = 42
+CLOUD = 32
 """Steps along each side of a profile's map."""
-SAFE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
-        "axes.axisbelow": True, "legend.frameon": False, "axes.titlelocation": "left", "axes.titlesize": 10,
-        "figure.constrained_layout.use": True}
+STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+              "grid.alpha": 0.25, "axes.axisbelow": True, "legend.frameon": False, "axes.titlelocation": "left",
+              "axes.titlesize": 10, "figure.constrained_layout.use": True}
 
 
 @contextmanager
@@ -29,7 +29,7 @@ def figure(path: Path, columns: int = 1, rows: int = 1, *, width: float = 5.0, h
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    with plt.rc_context(SAFE):
+    with plt.rc_context(STYLE):
         drawn, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False)
         try:
             yield drawn, list(axes.flat)
@@ -94,8 +94,10 @@ def draw_loss(found: Analysis, path: Path) -> bool:
                 _against_length(axes, points)
             else:
                 _against(axes, found, panel)
-            axes.set_ylabel("validation loss [nats a token]")
-        drawn.suptitle("Loss of every run, and the law through them" if found.main else "Loss of every run")
+            axes.set_ylabel("validation loss [nats]")
+        drawn.suptitle("Loss of every run" + ("" if found.main is None else ", and the law through them"
+                                               if found.main.trust.identified else
+                                               ", and a law that these runs do not identify"))
     return True
 
 
@@ -155,14 +157,9 @@ def _against_length(axes: Any, points: Sequence[Point]) -> None:
     known = [point for point in points if point.seq_len]
     size = np.array([point.params for point in known])
     norm, cmap = colours(size)
-    for group in groups_by_flops(known).values():
-        sizes: dict[float, list[Point]] = {}
-        for point in group:
-            sizes.setdefault(point.params, []).append(point)
-        for of_size in sizes.values():
-            joined = sorted(of_size, key=lambda point: point.seq_len or 0.0)
-            axes.plot([point.seq_len for point in joined], [point.loss for point in joined], linewidth=0.9, alpha=0.7,
-                      color=cmap(norm(joined[0].params)))
+    for _, of_size, losses in lengths_at_fixed_compute(known):
+        axes.plot(sorted(losses), [losses[length] for length in sorted(losses)], linewidth=0.9, alpha=0.7,
+                  color=cmap(norm(of_size)))
     drawn = axes.scatter([point.seq_len for point in known], [point.loss for point in known], c=size, norm=norm,
                          cmap=cmap, s=22, edgecolor="white", linewidth=0.4, zorder=3)
     axes.figure.colorbar(drawn, ax=axes, label=LABELS["N"], pad=0.01)
@@ -189,7 +186,7 @@ def draw_residuals(found: Analysis, path: Path) -> bool:
             if on_axis:
                 log_x(axes, main.law.axes[j])
             else:
-                axes.set_xlabel("loss by the law [nats a token]")
+                axes.set_xlabel("loss by the law [nats]")
         all_axes[0].set_ylabel("measured loss beyond the law's [%]")
         drawn.suptitle(f"Residuals, {main.name}: no pattern should be left (grey: twice their spread of "
                        f"{spread:.2g} %)")

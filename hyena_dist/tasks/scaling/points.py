@@ -38,7 +38,7 @@ class Point:
     tokens: float
     """D: tokens that it was trained on, repeated ones included."""
     loss: float
-    """Final validation loss, nats a token."""
+    """Final validation loss in nats: a base of this project's runs, a token of others."""
     flops: float | None = None
     """C: exact floating-point operations of the training; None: not known, and never 6 N D for want of them."""
     budget: float | None = None
@@ -59,7 +59,7 @@ class Point:
     family: str = ""
     """The run that it was forked from in the end, or itself."""
     varied: dict[str, Any] = field(default_factory=dict)
-    """The keys that the sweep set for it."""
+    """The keys that the sweep set for it and not for all points alike."""
 
     @property
     def label(self) -> str:
@@ -76,6 +76,8 @@ class Left:
     reason: str
 
 
+POSITIVE = ("flops", "budget", "unique_tokens", "seq_len", "hidden_size", "num_layers", "lr")
+"""Numbers that are taken as not known where they are 0 or less; so is every number that is not finite."""
 NUMBERS = tuple(item.name for item in fields(Point) if item.name not in ("id", "metric_name", "family", "varied"))
 
 
@@ -161,6 +163,7 @@ def choose(rows: Iterable[Mapping[str, Any]], *, min_steps: int = 0) -> tuple[li
     ids = {str(row["run_dir"]): str(row.get("id")) for row in rows if row.get("run_dir")}
     parents = {str(row.get("id")): ids.get(str(row["forked_from"]), str(row["forked_from"]))
                for row in rows if row.get("forked_from")}
+    varied = _varied(rows)
     points: list[Point] = []
     left: list[Left] = []
     seen: dict[Any, str] = {}
@@ -168,7 +171,7 @@ def choose(rows: Iterable[Mapping[str, Any]], *, min_steps: int = 0) -> tuple[li
         name = str(row.get("id"))
         reason = _why_left_out(row, min_steps)
         if reason is None:
-            point = _point(row, name, parents)
+            point = _point(row, name, parents, varied)
             key = (point.params, point.tokens, point.flops, point.loss, point.seq_len, point.seed, point.lr)
             if key in seen:
                 reason = f"the same run as {seen[key]}: size, tokens, operations, seed and loss are equal"
@@ -196,18 +199,25 @@ def _why_left_out(row: Mapping[str, Any], min_steps: int) -> str | None:
     return None
 
 
-def _point(row: Mapping[str, Any], name: str, parents: Mapping[str, str]) -> Point:
+def _varied(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys that a sweep set to different values, or for some of its points only."""
+    settings = [row.get("set") or {} for row in rows]
+    return [key for key in dict.fromkeys(key for of_row in settings for key in of_row)
+            if len({repr(of_row.get(key)) for of_row in settings}) > 1]
+
+
+def _point(row: Mapping[str, Any], name: str, parents: Mapping[str, str], varied: Sequence[str]) -> Point:
     metric = row.get("metric")
     values = {key: _number(row, key) for key in NUMBERS if key != "metric"}
     if isinstance(metric, Mapping):
         values["metric"], metric_name = _number(metric, "value"), str(metric.get("name") or "metric")
     else:
         values["metric"], metric_name = _number(row, "metric"), "metric"
-    for key in ("flops", "budget"):
-        values[key] = values[key] if values[key] is not None and values[key] > 0 else None  # type: ignore[operator]
-    given = {key: value for key, value in values.items() if value is not None}
-    return Point(id=name, metric_name=metric_name, family=_root(name, parents), varied=dict(row.get("set") or {}),
-                 **given)  # type: ignore[arg-type]
+    given = {key: value for key, value in values.items() if value is not None and math.isfinite(value)
+             and (value > 0 or key not in POSITIVE)}
+    settings = row.get("set") or {}
+    return Point(id=name, metric_name=metric_name, family=_root(name, parents),
+                 varied={key: settings[key] for key in varied if key in settings}, **given)
 
 
 def _root(name: str, parents: Mapping[str, str]) -> str:
@@ -242,3 +252,18 @@ def groups_by_flops(points: Sequence[Point]) -> dict[float, list[Point]]:
         else:
             groups.append([point])
     return {math.exp(sum(math.log(p.budget or p.flops or 1.0) for p in group) / len(group)): group for group in groups}
+
+
+def lengths_at_fixed_compute(points: Sequence[Point]) -> list[tuple[float, float, dict[int, float]]]:
+    """(operations, weights, the lowest loss of each length) of every budget and size that has several lengths."""
+    found = []
+    for flops, group in groups_by_flops([point for point in points if point.seq_len]).items():
+        for size in sorted({point.params for point in group}):
+            losses: dict[int, float] = {}
+            for point in group:
+                if point.params == size:
+                    length = int(point.seq_len or 0)
+                    losses[length] = min(point.loss, losses.get(length, point.loss))
+            if len(losses) > 1:
+                found.append((flops, size, losses))
+    return found

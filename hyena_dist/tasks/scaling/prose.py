@@ -7,7 +7,8 @@ import numpy as np
 from hyena_dist.tasks.scaling.analysis import Analysis, Fitted, epochs_of
 from hyena_dist.tasks.scaling.bootstrap import Interval
 from hyena_dist.tasks.scaling.optimum import Allocation
-from hyena_dist.tasks.scaling.shapes import depth_map, lengths_at_fixed_compute
+from hyena_dist.tasks.scaling.points import lengths_at_fixed_compute
+from hyena_dist.tasks.scaling.shapes import depth_map
 from hyena_dist.train.wording import amount
 
 CAPTIONS = {
@@ -54,7 +55,7 @@ def _amounts(interval: Interval) -> str:
 def _in_short(found: Analysis) -> str:
     best = min(found.points, key=lambda point: point.loss)
     lines = [f"{len(found.points)} finished runs" + (f", and {len(found.left)} left out by rule" if found.left else "")
-             + f". The lowest validation loss is {best.loss:.4f} nats a token, a perplexity of "
+             + f". The lowest validation loss is {best.loss:.4f} nats, a perplexity of "
              f"{np.exp(best.loss):.4f}, of run {best.label}: {amount(best.params)} weights, {amount(best.tokens)} "
              "tokens."]
     if found.main is None:
@@ -94,7 +95,7 @@ def _used(found: Analysis) -> Iterable[str]:
             ("operations C", " to ".join(f"{value:.3g}" for value in sorted(
                 {min(c), max(c)})) if (c := [p.flops for p in points if p.flops]) else "not recorded"),
             ("window length T", span([p.seq_len for p in points])), ("layers", span([p.num_layers for p in points])),
-            ("passes over the data", " to ".join(f"{value:.2f}" for value in sorted({min(e), max(e)}))
+            ("passes over the data", " to ".join(f"{value:.3g}" for value in sorted({min(e), max(e)}))
              if (e := [x for p in points if (x := epochs_of(p)) is not None]) else "not recorded"),
             ("validation loss", f"{min(p.loss for p in points):.4f} to {max(p.loss for p in points):.4f}")]
     families = len({point.family for point in points})
@@ -159,8 +160,8 @@ def _budgets(found: Analysis, pictures: Sequence[str]) -> Iterable[str]:
                f"C^{allocation.tokens_power:.3f} ({_between(allocation.tokens_interval)}). Published, by parabolas: "
                "Evo 1's Hyena .504 and .499, StripedHyena .483 and .539, Transformer++ .552 and .551, all on DNA.")
     else:
-        yield ("" if found.main is None else "## Best size for a budget\n\nNot computed: it needs a law in both "
-               "weights and tokens, and the exact operations of runs of three sizes.")
+        yield ("" if found.main is None else "## Best size for a budget\n\nNot computed: it needs a law with a "
+               "term in weights and one in tokens, and the exact operations of runs of three sizes.")
     yield _picture("optimum.png", pictures)
     if found.biased is not None:
         yield ("Biased, for comparison only: through the lowest points of parabolas N* grows as "

@@ -8,7 +8,7 @@ import numpy as np
 from hyena_dist.tasks.scaling.analysis import Analysis
 from hyena_dist.tasks.scaling.fit import Array
 from hyena_dist.tasks.scaling.pictures import LABELS, RUN, colours, figure, log_x
-from hyena_dist.tasks.scaling.points import Point, groups_by_flops
+from hyena_dist.tasks.scaling.points import Point
 
 
 def depth_map(points: Sequence[Point]) -> tuple[list[int], list[int], Array] | None:
@@ -23,21 +23,6 @@ def depth_map(points: Sequence[Point]) -> tuple[list[int], list[int], Array] | N
         place = depths.index(int(point.num_layers or 0)), lengths.index(int(point.seq_len or 0))
         losses[place] = point.loss if np.isnan(losses[place]) else min(losses[place], point.loss)
     return depths, lengths, losses
-
-
-def lengths_at_fixed_compute(points: Sequence[Point]) -> list[tuple[float, float, dict[int, float]]]:
-    """(operations, weights, the lowest loss of each length) of every budget and size that has several lengths."""
-    found = []
-    for flops, group in groups_by_flops([point for point in points if point.seq_len]).items():
-        for size in sorted({point.params for point in group}):
-            losses: dict[int, float] = {}
-            for point in group:
-                if point.params == size:
-                    length = int(point.seq_len or 0)
-                    losses[length] = min(point.loss, losses.get(length, point.loss))
-            if len(losses) > 1:
-                found.append((flops, size, losses))
-    return found
 
 
 def draw_depth(found: Analysis, path: Path) -> bool:
@@ -56,7 +41,7 @@ def draw_depth(found: Analysis, path: Path) -> bool:
                 value = losses[i, j]
                 best = not np.isnan(losses[:, j]).all() and value == np.nanmin(losses[:, j])
                 axes.text(j, i, "no run" if np.isnan(value) else f"{value:.4f}", ha="center", va="center", fontsize=8,
-                          color="grey" if np.isnan(value) else "white" if value < middle else "black",
+                          color="grey" if np.isnan(value) else "white" if value > middle else "black",
                           weight="bold" if best else "normal")
         axes.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths])
         axes.set_yticks(range(len(depths)), [str(depth) for depth in depths])
@@ -77,7 +62,7 @@ def draw_metric(found: Analysis, path: Path) -> bool:
     with figure(path, 2, width=4.8, height=3.8) as (drawn, (left, right)):
         left.plot([point.loss for point in known], values, "o", color=RUN, markeredgecolor="white", markersize=6)
         left.invert_xaxis()
-        left.set_xlabel("validation loss [nats a token], better to the right")
+        left.set_xlabel("validation loss [nats], better to the right")
         left.set_ylabel(name)
         shown = right.scatter(size, values, c=[point.tokens for point in known], norm=norm, cmap=cmap, s=30,
                               edgecolor="white", linewidth=0.4)

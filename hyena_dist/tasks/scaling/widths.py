@@ -4,7 +4,7 @@ Where they do, one learning rate serves all widths. Two rules are tried on real 
 values and learning rate know nothing of the width, and a derived one, that of the maximal update (docs/scaling.md).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,10 +72,11 @@ def check_widths(shards: str | Path, rule: str, widths: Sequence[int], *, steps:
              for width in widths]
     places = tuple(found[0][0])
 
-    def table(kind: int) -> Tensor:
-        return torch.tensor([[of_width[kind][place] for place in places] for of_width in found])
+    def table(of_widths: Iterable[dict[str, float]]) -> Tensor:
+        return torch.tensor([[of_width[place] for place in places] for of_width in of_widths])
 
-    return Check(rule, widths, places, table(0), table(1), table(2), tuple(of_width[3] for of_width in found))
+    before, after, changes, losses = zip(*found, strict=True)
+    return Check(rule, widths, places, table(before), table(after), table(changes), tuple(losses))
 
 
 def _train(stream: TrainStream, rule: str, width: int, smallest: int, *, section: ModelSection, steps: int, lr: float,
