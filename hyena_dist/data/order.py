@@ -8,6 +8,9 @@ The W windows of an epoch, counted along the genome, are cut into C = 64 blocks 
 canonical stream shuffles one block, and window i of the epoch is number i // C of stream i mod C. Where the number of
 data ranks divides C, a rank so reads C / ranks streams in an epoch, and no other part of the genome.
 
+Where windows are packed, those of fewer than L + 1 bases share windows (`data.packing`). They are put together anew in
+each epoch, in an order that is drawn for it; an epoch's windows are then counted with the full ones first.
+
 Stream s reads block bit-reverse(s), so that neighbouring streams lie far apart: any 8 windows in a row come from 8
 different eighths of the data. With neighbouring blocks a batch of few windows would be of one genome.
 
@@ -15,17 +18,21 @@ All draws are hashes (splitmix64) of integers and the shuffle is a Feistel netwo
 version of any random generator, costs no memory, and starts anywhere at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
+
+from hyena_dist.data.packing import packed
 
 CANONICAL_STREAMS = 64
 _STREAM_BITS = CANONICAL_STREAMS.bit_length() - 1
 _BLOCK = 4096
 """Windows whose places are computed together; more only cost memory, fewer cost time per window."""
 _ROUNDS = 4
-_PHASE, _REVERSE, _SHUFFLE = range(3)
+_PHASE, _REVERSE, _SHUFFLE, _PACK = range(4)
 """What a hash is for; keeps the draws apart."""
 
 
@@ -81,7 +88,8 @@ BLOCK_OF_STREAM = _bit_reversed()
 
 
 class Window(NamedTuple):
-    """Bases [start, end) of an interval, counted from the interval's start; at most L + 1."""
+    """Bases [start, end) of an interval, counted from the interval's start; at most L + 1. A packed window has several
+    such pieces."""
 
     interval: int
     start: int
@@ -109,25 +117,57 @@ class _Tiling:
         end = np.minimum(start + self.seq_len + 1, self.lengths[interval])
         return interval, np.maximum(start, 0), end
 
+    def pieces(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The pieces of windows, one after the other, for `locate`, and how many each window has."""
+        return windows, np.ones_like(windows)
+
+
+class _Packing:
+    """The same of packed windows.
+
+    Args:
+        draw: of a number of pieces, a hash for each, by which they are ordered before they are packed.
+    """
+
+    def __init__(self, tiling: _Tiling, draw: Callable[[int], np.ndarray]) -> None:
+        _, start, end = tiling.locate(np.arange(tiling.size))
+        self.locate = tiling.locate
+        order = np.argsort(draw(tiling.size), kind="stable")
+        self._members, self._first = packed(end - start, order, tiling.seq_len + 1)
+        self.size = self._first.size - 1
+        self.shared = int(np.count_nonzero(end - start <= tiling.seq_len))
+
+    def pieces(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        counts = self._first[windows + 1] - self._first[windows]
+        inside = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        return self._members[np.repeat(self._first[windows], counts) + inside], counts
+
 
 class WindowOrder:
-    """The windows of intervals of these lengths, for one seed, stage and sequence length."""
+    """The windows of intervals of these lengths, for one seed, stage and sequence length.
 
-    def __init__(self, lengths: Sequence[int], seq_len: int, *, seed: int, stage: int):
+    Args:
+        pack: those of fewer than L + 1 bases share windows.
+    """
+
+    def __init__(self, lengths: Sequence[int], seq_len: int, *, seed: int, stage: int, pack: bool = False):
         self.lengths = np.array([max(length, 1) for length in lengths], dtype=np.int64)
-        self.seq_len, self.seed, self.stage = seq_len, seed, stage
+        self.seq_len, self.seed, self.stage, self.pack = seq_len, seed, stage, pack
         self._epoch_sizes: dict[int, int] = {}
-        self._one_size = bool((self.lengths <= seq_len + 1).all())
+        self._one_size = bool((self.lengths <= seq_len + 1).all()) and not pack
         """Whether all epochs have as many windows, since no interval has a phase."""
         self._reached = 0, 0
         """An epoch, and the windows of those before it."""
-        self._tiling: tuple[int, _Tiling] | None = None
-        self._block: tuple[tuple[int, int], list[Window]] | None = None
+        self._tiling: tuple[int, _Tiling | _Packing] | None = None
+        self._block: tuple[tuple[int, int], list[list[Window]]] | None = None
 
-    def _tiling_of(self, epoch: int) -> _Tiling:
+    def _tiling_of(self, epoch: int) -> _Tiling | _Packing:
         if self._tiling is None or self._tiling[0] != epoch:
-            draw = mix(_PHASE, self.seed, self.stage, epoch, np.arange(self.lengths.size))
-            self._tiling = epoch, _Tiling(self.lengths, self.seq_len, draw)
+            def draw(what: int, count: int) -> np.ndarray:
+                return mix(what, self.seed, self.stage, epoch, np.arange(count))
+
+            tiling = _Tiling(self.lengths, self.seq_len, draw(_PHASE, self.lengths.size))
+            self._tiling = epoch, _Packing(tiling, partial(draw, _PACK)) if self.pack else tiling
         return self._tiling[1]
 
     def epoch_size(self, epoch: int) -> int:
@@ -161,13 +201,22 @@ class WindowOrder:
         return epoch + index / self.epoch_size(epoch)
 
     def window(self, epoch: int, index: int) -> Window:
-        """Window `index` of an epoch."""
+        """Window `index` of an epoch; of a packed one the first piece."""
+        return self.pieces(epoch, index)[0]
+
+    def pieces(self, epoch: int, index: int) -> list[Window]:
+        """The pieces of window `index` of an epoch, one after the other; only a packed one has several."""
         key = epoch, index // _BLOCK
         if self._block is None or self._block[0] != key:
             self._block = key, self._compute(epoch, key[1] * _BLOCK)
         return self._block[1][index % _BLOCK]
 
-    def _compute(self, epoch: int, first: int) -> list[Window]:
+    def shared(self, epoch: int) -> tuple[int, int]:
+        """How many pieces of an epoch share windows, and how many windows it has."""
+        tiling = self._tiling_of(epoch)
+        return tiling.shared if isinstance(tiling, _Packing) else 0, tiling.size
+
+    def _compute(self, epoch: int, first: int) -> list[list[Window]]:
         tiling = self._tiling_of(epoch)
         indices = np.arange(first, min(first + _BLOCK, tiling.size))
         stream, position = indices % CANONICAL_STREAMS, indices // CANONICAL_STREAMS
@@ -178,5 +227,7 @@ class WindowOrder:
         keys = mix(_SHUFFLE, self.seed, self.stage, epoch, np.arange(CANONICAL_STREAMS))
         windows = first_windows[stream] + shuffled(position, sizes, keys, stream)
         reverse = mix(_REVERSE, self.seed, self.stage, epoch, indices) & np.uint64(1) == 1
-        columns = (*tiling.locate(windows), reverse)
-        return [Window(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+        numbers, counts = tiling.pieces(windows)
+        columns = (*tiling.locate(numbers), np.repeat(reverse, counts))
+        pieces = map(Window, *(column.tolist() for column in columns))
+        return [list(islice(pieces, count)) for count in counts.tolist()]

@@ -7,7 +7,6 @@ exactly the windows that come next. In a mixture the source of a window follows 
 while reading: worker processes may read ahead, but what comes, and when, never depends on them.
 """
 
-import logging
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
@@ -20,8 +19,10 @@ from hyena_dist.data.errors import DataError
 from hyena_dist.data.manifest import Interval, Manifest
 from hyena_dist.data.mixture import Change, MixtureOrder
 from hyena_dist.data.order import WindowOrder, mix
+from hyena_dist.data.packing import across, edges, packed_by_kind
 from hyena_dist.data.pool import Pool, identity_of
-from hyena_dist.data.tokenizer import COMPLEMENT, PAD, SOFT, A, T, split_window
+from hyena_dist.data.tokenizer import COMPLEMENT, IGNORE, PAD, SOFT, A, T, split_window
+from hyena_dist.data.trainable import training_intervals
 from hyena_dist.data.workers import read_ahead
 
 STATE_VERSION = 2
@@ -32,9 +33,6 @@ _MOST_EPOCHS = 1 << (63 - _EPOCH_SHIFT)
 """Whose numbers are int64."""
 
 _LOOK_BASES = 1 << 16
-
-logger = logging.getLogger(__name__)
-
 
 class Batch(NamedTuple):
     """Windows of one micro-batch, or a context rank's part of them, in the host's memory."""
@@ -47,25 +45,35 @@ class Batch(NamedTuple):
     """How many of the targets are A, C, G or T; where soft-masked ones have a weight, the sum of the weights."""
     soft: torch.Tensor | None = None
     """bool [B, l], which targets are soft-masked; None: nobody asked."""
+    segments: Sequence[Sequence[int]] | None = None
+    """Of packed windows: the offsets of the pieces of each row, over all context ranks (`ops.segments`)."""
+    across: torch.Tensor | None = None
+    """bool [B, l], of packed windows: which targets are of another piece than their input, and not scored."""
 
     def scored_by_row(self) -> torch.Tensor:
         """int64 [B, 2], how many targets of each window are A, C, G or T, those that are soft-masked apart: second,
         where somebody asked for them."""
         targets = self.ids[:, 1:]
         scored = (targets >= A) & (targets <= T)
+        if self.across is not None:
+            scored &= ~self.across
         masked = torch.zeros_like(scored) if self.soft is None else scored & self.soft
         return torch.stack([(scored & ~masked).sum(-1), masked.sum(-1)], -1)
 
     def soft_on(self, device: torch.device) -> torch.Tensor | None:
         """`soft` on a device; the host does not wait for the copy."""
-        if self.soft is None:
-            return None
-        return (self.soft.pin_memory() if device.type == "cuda" else self.soft).to(device, non_blocking=True)
+        return None if self.soft is None else _sent(self.soft, device)
 
     def to(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """input_ids [B, l], targets [B, l] and windows [B] on a device, int64; the host does not wait for the copy."""
-        ids, windows = (tensor.pin_memory() if device.type == "cuda" else tensor for tensor in (self.ids, self.windows))
-        return (*split_window(ids.to(device, non_blocking=True)), windows.to(device, non_blocking=True))
+        inputs, targets = split_window(_sent(self.ids, device))
+        if self.across is not None:
+            targets.masked_fill_(_sent(self.across, device), IGNORE)
+        return inputs, targets, _sent(self.windows, device)
+
+
+def _sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 class Part(NamedTuple):
@@ -74,6 +82,12 @@ class Part(NamedTuple):
 
     first: int
     tokens: int
+    all_tokens: int | None = None
+    """How many the padded window has over all context ranks; None: these are the last."""
+
+    @property
+    def whole(self) -> int:
+        return self.first + self.tokens if self.all_tokens is None else self.all_tokens
 
 
 @dataclass(frozen=True)
@@ -100,6 +114,41 @@ def _read_row(manifest: Manifest, row: np.ndarray, first: int, first_base: int, 
         row[:] = COMPLEMENT[row[::-1]]
 
 
+def _read_pieces(row: np.ndarray, part: Part, pieces: Iterable[tuple[Manifest, int, int, int]], *, reverse: bool,
+                 soft: bool) -> list[int]:
+    """Fill a row, which is all padding, with this part of a window of pieces: the shards of each, the first base of the
+    stretch that it is of, and from which base of that to which. Returns how many bases each piece has."""
+    sizes: list[int] = []
+    for manifest, first_base, start, end in pieces:
+        begin = sum(sizes) - part.first
+        if begin < row.size:
+            _read_row(manifest, row[max(begin, 0) :], max(-begin, 0), first_base + start, end - start, reverse=reverse,
+                      soft=soft)
+        sizes.append(end - start)
+    return sizes
+
+
+def _content(ids: np.ndarray, numbers: Sequence[int], sizes: list[list[int]], part: Part, *, soft: bool, weight: float,
+             pack: bool) -> tuple[Any, ...]:
+    """What `_batch` makes a batch of, in arrays, which reader processes can send: from ids, with the marks of
+    soft-masked bases if `soft`, and the sizes of the pieces of each row."""
+    masked = _without_soft(ids) if soft else None
+    counted, segments, beyond = ids, None, None
+    if pack:
+        segments = [edges(row, part.whole) for row in sizes]
+        beyond = across(segments, part.first, part.tokens)
+        counted = ids.copy()
+        counted[:, 1:][beyond] = PAD
+    return ids, np.array(numbers, dtype=np.int64), _scored(counted, masked, weight), masked, segments, beyond
+
+
+def _batch(ids: np.ndarray, numbers: np.ndarray, scored: float, soft: np.ndarray | None,
+           segments: list[tuple[int, ...]] | None, beyond: np.ndarray | None) -> Batch:
+    return Batch(torch.from_numpy(ids), torch.from_numpy(numbers), scored,
+                 None if soft is None else torch.from_numpy(soft), segments,
+                 None if beyond is None else torch.from_numpy(beyond))
+
+
 def _scored(ids: np.ndarray, soft: np.ndarray | None = None, weight: float = 1.0) -> float:
     """How many targets of rows are A, C, G or T; of those that are soft-masked each counts as much as its weight. A
     piece at a time, because large temporaries take new pages."""
@@ -121,21 +170,6 @@ def _without_soft(ids: np.ndarray) -> np.ndarray:
     return soft
 
 
-def _has_a_scored_base(manifest: Manifest, intervals: list[Interval], *, upper_only: bool = False) -> bool:
-    """Whether any base but the first of an interval is A, C, G or T, and of upper case if that is asked; where the
-    shards are damaged too, which the read of that window will tell."""
-    try:
-        for interval in intervals:
-            for start in range(interval.start + 1, interval.end, _LOOK_BASES):
-                ids = np.empty(min(start + _LOOK_BASES, interval.end) - start, dtype=np.uint8)
-                manifest.fill(ids, interval.first_base + start - interval.start, soft=upper_only)
-                if ((ids >= A) & (ids <= T)).any():
-                    return True
-    except DataError:
-        return True
-    return False
-
-
 class _Windows:
     """The windows of an order, read a micro-batch at a time by their numbers.
 
@@ -144,22 +178,21 @@ class _Windows:
     """
 
     def __init__(self, places: list[tuple[Manifest, int]], order: WindowOrder | MixtureOrder, rc_augment: bool,
-                 part: Part, lower_case_weight: float):
+                 part: Part, lower_case_weight: float, *, pack: bool):
         self.places, self.order, self.rc_augment, self.part = places, order, rc_augment, part
-        self.lower_case_weight = lower_case_weight
+        self.lower_case_weight, self.pack = lower_case_weight, pack
 
-    def read(self, numbers: list[int]) -> tuple[np.ndarray, np.ndarray, float, np.ndarray | None]:
+    def read(self, numbers: list[int]) -> tuple[Any, ...]:
         """The content of a batch, as arrays."""
         ids = np.full((len(numbers), self.part.tokens + 1), PAD, dtype=np.uint8)
-        weighted = self.lower_case_weight != 1
+        weighted, sizes = self.lower_case_weight != 1, []
         for row, number in zip(ids, numbers, strict=True):
             epoch = number >> _EPOCH_SHIFT
-            interval, start, end, reverse = self.order.window(epoch, number - (epoch << _EPOCH_SHIFT))
-            manifest, first_base = self.places[interval]
-            _read_row(manifest, row, self.part.first, first_base + start, end - start,
-                      reverse=self.rc_augment and reverse, soft=weighted)
-        soft = _without_soft(ids) if weighted else None
-        return ids, np.array(numbers, dtype=np.int64), _scored(ids, soft, self.lower_case_weight), soft
+            pieces = self.order.pieces(epoch, number - (epoch << _EPOCH_SHIFT))
+            places = [(*self.places[piece.interval], piece.start, piece.end) for piece in pieces]
+            sizes.append(_read_pieces(row, self.part, places, reverse=self.rc_augment and pieces[0].reverse,
+                                      soft=weighted))
+        return _content(ids, numbers, sizes, self.part, soft=weighted, weight=self.lower_case_weight, pack=self.pack)
 
 
 class _RankNumbers:
@@ -193,23 +226,24 @@ class TrainStream:
         stage: number of the length warm-up's stage; each stage has its own order.
         weights: of several pools, from which window on.
         lower_case_weight: how much a soft-masked base counts in the loss; batches say which are where it is not 1.
+        pack: stretches that do not fill a window share one (`data.packing`), with those of the same pool.
 
     Raises:
         DataError: a pool has no training base to score.
     """
 
     def __init__(self, pools: Manifest | Sequence[Pool], *, seq_len: int, seed: int, rc_augment: bool = False,
-                 stage: int = 0, weights: Sequence[Change] = (), lower_case_weight: float = 1.0):
+                 stage: int = 0, weights: Sequence[Change] = (), lower_case_weight: float = 1.0, pack: bool = False):
         self.pools = [Pool(pools)] if isinstance(pools, Manifest) else list(pools)
         self.seq_len, self.seed, self.rc_augment, self.stage = seq_len, seed, rc_augment, stage
         self.weights = list(weights)
-        self.lower_case_weight = lower_case_weight
-        of_pools = [_training_intervals(pool, lower_case_weight) for pool in self.pools]
+        self.lower_case_weight, self.pack = lower_case_weight, pack
+        of_pools = [training_intervals(pool, lower_case_weight) for pool in self.pools]
         self.intervals = [interval for intervals in of_pools for interval in intervals]
         self._places = [(pool.manifest, interval.first_base)
                         for pool, intervals in zip(self.pools, of_pools, strict=True) for interval in intervals]
         orders = [WindowOrder([interval.bases for interval in intervals], seq_len, seed=_seed_of(seed, number),
-                              stage=stage) for number, intervals in enumerate(of_pools)]
+                              stage=stage, pack=pack) for number, intervals in enumerate(of_pools)]
         self.order: WindowOrder | MixtureOrder = orders[0] if len(orders) == 1 else MixtureOrder(orders, self.weights)
 
     def start(self) -> StreamState:
@@ -238,7 +272,7 @@ class TrainStream:
     def _facts(self) -> dict[str, Any]:
         """What a state depends on."""
         facts = {"version": STATE_VERSION, "manifest": identity_of(self.pools), "seed": self.seed,
-                 "seq_len": self.seq_len, "rc_augment": self.rc_augment}
+                 "seq_len": self.seq_len, "rc_augment": self.rc_augment, "pack": self.pack}
         if len(self.pools) > 1:
             facts["weights"] = [[change.window, *change.weights] for change in self.weights]
         return facts
@@ -257,6 +291,7 @@ class TrainStream:
             raise DataError(f"cannot resume the data stream: the saved order of windows has version "
                             f"{saved.get('version')!r}, this code's has {STATE_VERSION}; resume with the code that "
                             "saved it, or take its weights alone: train.resume=weights:PATH in a new train.run_dir")
+        saved = {"pack": False} | saved  # states from before the key
         for key, own in {**self._facts(), "stage": self.stage}.items():
             if saved.get(key) != own:
                 raise DataError(f"cannot resume the data stream: the saved {key} is {saved.get(key)!r}, this run's is "
@@ -285,26 +320,9 @@ class TrainStream:
         if start.stage != self.stage:
             raise DataError(f"the state is of stage {start.stage}, this stream of stage {self.stage}")
         windows = _Windows(self._places, self.order, self.rc_augment, part or Part(0, self.seq_len),
-                           self.lower_case_weight)
+                           self.lower_case_weight, pack=self.pack)
         numbers = _RankNumbers(self.order, start, micro_batch_size, dp_rank, dp_size)
         return _batches(windows, numbers, num_workers)
-
-
-def _training_intervals(pool: Pool, lower_case_weight: float) -> list[Interval]:
-    """Raises DataError: there is nothing to train on."""
-    intervals = pool.intervals("train")
-    if not any(interval.bases > 1 for interval in intervals):
-        raise DataError(f"{pool.where} has no training window; build shards with bases of split train")
-    if not _has_a_scored_base(pool.manifest, intervals):
-        raise DataError(f"{pool.where} has no training base to score: all are N or other codes than A, C, G and T; "
-                        f"build shards of sequence that is known")
-    if not lower_case_weight and not _has_a_scored_base(pool.manifest, intervals, upper_only=True):
-        raise DataError(f"{pool.where} has no training base to score: all that are known are soft-masked, and "
-                        f"data.lower_case_weight is 0; give them a weight, as data.lower_case_weight=1")
-    if short := [interval.contig for interval in intervals if interval.bases < 2]:
-        logger.info("%s: %d stretches of a single base have no next base and are skipped, the first on %s", pool.where,
-                    len(short), short[0])
-    return intervals
 
 
 def _seed_of(seed: int, number: int) -> int:
@@ -318,9 +336,8 @@ def _batches(windows: _Windows, numbers: _RankNumbers, num_workers: int) -> Gene
             arrays: Iterable[Any] = stack.enter_context(closing(read_ahead(windows.read, numbers, num_workers)))
         else:
             arrays = map(windows.read, numbers)
-        for ids, window_numbers, scored, soft in arrays:
-            yield Batch(torch.from_numpy(ids), torch.from_numpy(window_numbers), scored,
-                        None if soft is None else torch.from_numpy(soft))
+        for content in arrays:
+            yield _batch(*content)
 
 
 class ValidationBatches:
@@ -336,17 +353,19 @@ class ValidationBatches:
             whatever the number of ranks and the size of a batch; None: all of them. Several pools have equal parts of
             them.
         part: what this rank reads of every window; None: all of it.
+        pack: stretches that do not fill a window share one (`data.packing`), with those of the same pool and species.
     """
 
     def __init__(self, pools: Manifest | Sequence[Pool], *, split: str = "val", seq_len: int, batch_size: int,
-                 dp_rank: int = 0, dp_size: int = 1, tokens: int | None = None, part: Part | None = None):
-        self._seq_len, self._batch_size, self._dp_rank = seq_len, batch_size, dp_rank
+                 dp_rank: int = 0, dp_size: int = 1, tokens: int | None = None, part: Part | None = None,
+                 pack: bool = False):
+        self._batch_size, self._dp_rank, self._pack = batch_size, dp_rank, pack
         self._stride, self._part = batch_size * dp_size, part or Part(0, seq_len)
         pools = [Pool(pools)] if isinstance(pools, Manifest) else pools
         most = None if tokens is None else max(1, tokens // len(pools) // seq_len)
-        self.tiles = [(pool, *tile) for pool in pools for tile in _tiles(pool.intervals(split), seq_len, most)]
-        """Of each window, by its number: pool, interval, and its first base there."""
-        kinds = [(pool.name, pool.species_of(interval.contig)) for pool, interval, _ in self.tiles]
+        self.windows = [(pool, window) for pool in pools for window in _windows(pool, split, seq_len, most, pack=pack)]
+        """Pool and pieces of each window, by its number; a piece is of an interval from a base of it to another."""
+        kinds = [(pool.name, pool.species_of(tiles[0][0].contig)) for pool, tiles in self.windows]
         self.classes = list(dict.fromkeys(kinds))
         """Source and species of each class of windows."""
         place = {kind: number for number, kind in enumerate(self.classes)}
@@ -354,23 +373,28 @@ class ValidationBatches:
         """The class of each window, by its number."""
 
     def __len__(self) -> int:
-        return -(-len(self.tiles) // self._stride)
+        return -(-len(self.windows) // self._stride)
 
     def __iter__(self) -> Iterator[Batch]:
-        for first in range(0, len(self.tiles), self._stride):
-            start = first + self._dp_rank * self._batch_size
-            numbers = range(start, start + self._batch_size)
+        for first in range(0, len(self.windows), self._stride):
+            numbers = range(self._batch_size * self._dp_rank + first, self._batch_size * (self._dp_rank + 1) + first)
             ids = np.full((self._batch_size, self._part.tokens + 1), PAD, dtype=np.uint8)
-            for row, (pool, interval, base) in zip(ids, self.tiles[numbers.start : numbers.stop], strict=False):
-                bases = min(self._seq_len + 1, interval.bases - base)
-                _read_row(pool.manifest, row, self._part.first, interval.first_base + base, bases, reverse=False,
-                          soft=True)
-            soft = _without_soft(ids)
-            yield Batch(torch.from_numpy(ids), torch.tensor(numbers), _scored(ids), torch.from_numpy(soft))
+            sizes: list[list[int]] = [[] for _ in numbers]
+            for row, (pool, tiles) in enumerate(self.windows[numbers.start : numbers.stop]):
+                pieces = [(pool.manifest, interval.first_base, start, end) for interval, start, end in tiles]
+                sizes[row] = _read_pieces(ids[row], self._part, pieces, reverse=False, soft=True)
+            yield _batch(*_content(ids, numbers, sizes, self._part, soft=True, weight=1.0, pack=self._pack))
 
 
-def _tiles(intervals: Sequence[Interval], seq_len: int, most: int | None) -> list[tuple[Interval, int]]:
-    """Interval and first base of the windows of a split; at most so many, at even distances."""
-    tiles = [(interval, start) for interval in intervals for start in range(0, interval.bases - 1, seq_len)]
-    windows = len(tiles) if most is None else min(len(tiles), most)
-    return [tiles[number * len(tiles) // windows] for number in range(windows)]
+def _windows(pool: Pool, split: str, seq_len: int, most: int | None, *,
+             pack: bool) -> list[list[tuple[Interval, int, int]]]:
+    """Of each window of a split its pieces, of an interval from a base of it to another; at most so many windows, at
+    even distances."""
+    tiles = [(interval, start, min(start + seq_len + 1, interval.bases)) for interval in pool.intervals(split)
+             for start in range(0, interval.bases - 1, seq_len)]
+    windows = [[number] for number in range(len(tiles))]
+    if pack:
+        windows = packed_by_kind([end - start for _, start, end in tiles],
+                                 [pool.species_of(interval.contig) for interval, *_ in tiles], seq_len + 1)
+    count = len(windows) if most is None else min(len(windows), most)
+    return [[tiles[tile] for tile in windows[number * len(windows) // count]] for number in range(count)]

@@ -37,7 +37,7 @@ class HeldOut:
                  regions: Path | None = None) -> None:
         self._seq_len = seq_len
         self.batches = ValidationBatches(pools, split=split, seq_len=seq_len, batch_size=batch_size)
-        if not self.batches.tiles:
+        if not self.batches.windows:
             raise ConfigError(f"{' and '.join(pool.where for pool in pools)}: no bases of split {split} to score: "
                               "build the shards with some")
         self._deciles, names = _gc_deciles(self.batches)
@@ -63,8 +63,8 @@ class HeldOut:
         kinds = soft_kinds(batch)
         if self._regions is not None:
             for row, number in zip(kinds, batch.windows.tolist(), strict=True):
-                if number < len(self.batches.tiles):
-                    _, interval, base = self.batches.tiles[number]
+                if number < len(self.batches.windows):
+                    _, ((interval, base, _),) = self.batches.windows[number]
                     start = interval.start + base + 1
                     labels = self._regions.labels(interval.contig, start, min(start + row.numel(), interval.end))
                     row[: labels.size] += len(CASES) * torch.from_numpy(labels)
@@ -105,7 +105,7 @@ def _windows_before(pools: Sequence[Pool], split: str, seq_len: int) -> list[int
 def _gc_deciles(batches: ValidationBatches) -> tuple[np.ndarray, list[Collection[str]]]:
     """The decile of each window by the share of G and C among its scored bases, int64 [windows], and the name of each
     decile. Windows without such bases are in one more, which has no name."""
-    shares = np.full(len(batches.tiles), np.nan)
+    shares = np.full(len(batches.windows), np.nan)
     for batch in batches:
         targets = batch.ids[:, 1:]
         known = ((targets >= A) & (targets <= T)).sum(-1).numpy()

@@ -115,7 +115,7 @@ class Curriculum:
             data = self.config.data
             self._streams[stage.index] = TrainStream(
                 self.pools, seq_len=stage.seq_len, seed=data.seed, rc_augment=data.rc_augment, stage=stage.index,
-                weights=self._weights_of(stage), lower_case_weight=data.lower_case_weight)
+                weights=self._weights_of(stage), lower_case_weight=data.lower_case_weight, pack=data.pack)
         return self._streams[stage.index]
 
     def _weights_of(self, stage: Stage) -> list[Change]:

@@ -60,7 +60,8 @@ class Pretraining:
         self._seq_len = config.data.val_seq_len or config.data.seq_len
         self.validation = ValidationBatches(
             self.pools, seq_len=self._seq_len, batch_size=config.train.micro_batch_size, dp_rank=groups.data.rank,
-            dp_size=groups.data.size, tokens=config.data.val_tokens, part=self._part(self._seq_len))
+            dp_size=groups.data.size, tokens=config.data.val_tokens, part=self._part(self._seq_len),
+            pack=config.data.pack)
         self._mass = LossMass([pool.name for pool in self.pools], config.data.lower_case_weight, groups, device)
         self.extras = self._names()
         self._repeated: dict[int, list[str]] = {}
@@ -87,8 +88,8 @@ class Pretraining:
         input_ids, targets, windows = batch.to(self._device)
         soft = batch.soft_on(self._device)
         weights = None if soft is None else torch.where(soft, self._config.data.lower_case_weight, 1.0)
-        loss, _ = token_loss(module(input_ids, DropoutKey(self._config.train.seed, step, windows)), targets,
-                             self._groups.tensor, weights=weights)
+        loss, _ = token_loss(module(input_ids, DropoutKey(self._config.train.seed, step, windows), batch.segments),
+                             targets, self._groups.tensor, weights=weights)
         return loss
 
     def validate(self, module: nn.Module, watched: Watched[Batch]) -> Scores | None:
