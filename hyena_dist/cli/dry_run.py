@@ -54,6 +54,17 @@ def look(config: Config, ranks: int) -> Iterator[str]:
     yield from _memory(config, data_ranks)
 
 
+def packing(config: Config, ranks: int) -> list[str]:
+    """How many contigs share windows, where the shards are here and may be packed."""
+    if not config.data.pack or any(not path.exists() for path, _ in _paths(config)):
+        return []
+    from hyena_dist.data.pool import open_pools
+    from hyena_dist.train.curriculum import Curriculum
+    data_ranks = ranks // (config.parallel.tensor * config.parallel.context)
+    with closing(Curriculum(open_pools(config.data), config, dp_size=data_ranks)) as curriculum:
+        return curriculum.packed()
+
+
 def _run_directory(config: Config) -> Iterator[str]:
     path = Path(config.train.run_dir).absolute()
     there = next(each for each in (path, *path.parents) if os.path.lexists(each))
@@ -111,10 +122,25 @@ def _lengths(config: Config, pool: "Pool") -> Iterator[str]:
             lost = "it is not validated" if pool.name else "every validation loss will be nan"
             yield (f"{shards} has no bases of split {split}: {lost}: build shards with --val-contigs, --val-fraction "
                    "or --bed")
+        elif config.data.pack:
+            continue
         elif longest - 1 < seq_len:
             of = f" of source {pool.name}" if pool.name else ""
             yield (f"{key} ({seq_len}) is more than the longest stretch of split {split}{of} has ({longest:,} bases): "
-                   f"every window is padded: use {longest - 1} or less, or build shards of longer contigs")
+                   f"every window is padded: use {longest - 1} or less, let contigs share windows (data.pack=true), or "
+                   "build shards of longer contigs")
+        elif split == "train":
+            yield from _short(pool, shards, seq_len)
+
+
+def _short(pool: "Pool", shards: str, seq_len: int) -> Iterator[str]:
+    """Where half of the windows, or more, hold a contig that does not fill half of them."""
+    lengths = [interval.bases for interval in pool.intervals("train") if interval.bases > 1]
+    short = sum(length <= seq_len // 2 for length in lengths)
+    windows = sum(-(-(length - 1) // seq_len) for length in lengths)
+    if 2 * short >= windows:
+        yield (f"{shards}: {short:,} of {windows:,} windows of split train hold a contig of at most half of "
+               f"data.seq_len ({seq_len}) and padding: let contigs share windows (data.pack=true), or use shorter ones")
 
 
 def _checkpoints(config: Config) -> Iterator[str]:

@@ -122,6 +122,17 @@ class _Tiling:
         return windows, np.ones_like(windows)
 
 
+class Shared(NamedTuple):
+    """What is packed of an epoch."""
+
+    pieces: int
+    """Those that are too short for a window."""
+    windows: int
+    """Which they share."""
+    of_windows: int
+    """All windows of the epoch."""
+
+
 class _Packing:
     """The same of packed windows.
 
@@ -135,7 +146,8 @@ class _Packing:
         order = np.argsort(draw(tiling.size), kind="stable")
         self._members, self._first = packed(end - start, order, tiling.seq_len + 1)
         self.size = self._first.size - 1
-        self.shared = int(np.count_nonzero(end - start <= tiling.seq_len))
+        pieces = int(np.count_nonzero(end - start <= tiling.seq_len))
+        self.shared = Shared(pieces, self.size - (tiling.size - pieces), self.size)
 
     def pieces(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         counts = self._first[windows + 1] - self._first[windows]
@@ -211,10 +223,10 @@ class WindowOrder:
             self._block = key, self._compute(epoch, key[1] * _BLOCK)
         return self._block[1][index % _BLOCK]
 
-    def shared(self, epoch: int) -> tuple[int, int]:
-        """How many pieces of an epoch share windows, and how many windows it has."""
+    def shared(self, epoch: int) -> Shared:
+        """What of an epoch is packed; nothing, where windows are not."""
         tiling = self._tiling_of(epoch)
-        return tiling.shared if isinstance(tiling, _Packing) else 0, tiling.size
+        return tiling.shared if isinstance(tiling, _Packing) else Shared(0, 0, tiling.size)
 
     def _compute(self, epoch: int, first: int) -> list[list[Window]]:
         tiling = self._tiling_of(epoch)

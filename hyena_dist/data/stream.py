@@ -120,8 +120,7 @@ def _read_pieces(row: np.ndarray, part: Part, pieces: Iterable[tuple[Manifest, i
     stretch that it is of, and from which base of that to which. Returns how many bases each piece has."""
     sizes: list[int] = []
     for manifest, first_base, start, end in pieces:
-        begin = sum(sizes) - part.first
-        if begin < row.size:
+        if (begin := sum(sizes) - part.first) < row.size:
             _read_row(manifest, row[max(begin, 0) :], max(-begin, 0), first_base + start, end - start, reverse=reverse,
                       soft=soft)
         sizes.append(end - start)
@@ -242,9 +241,10 @@ class TrainStream:
         self.intervals = [interval for intervals in of_pools for interval in intervals]
         self._places = [(pool.manifest, interval.first_base)
                         for pool, intervals in zip(self.pools, of_pools, strict=True) for interval in intervals]
-        orders = [WindowOrder([interval.bases for interval in intervals], seq_len, seed=_seed_of(seed, number),
-                              stage=stage, pack=pack) for number, intervals in enumerate(of_pools)]
-        self.order: WindowOrder | MixtureOrder = orders[0] if len(orders) == 1 else MixtureOrder(orders, self.weights)
+        self.orders = [WindowOrder([interval.bases for interval in intervals], seq_len, seed=_seed_of(seed, number),
+                                   stage=stage, pack=pack) for number, intervals in enumerate(of_pools)]
+        self.order: WindowOrder | MixtureOrder = (self.orders[0] if len(self.orders) == 1 else
+                                                  MixtureOrder(self.orders, self.weights))
 
     def start(self) -> StreamState:
         """The state before the first window of this stage."""
@@ -364,7 +364,7 @@ class ValidationBatches:
         pools = [Pool(pools)] if isinstance(pools, Manifest) else pools
         most = None if tokens is None else max(1, tokens // len(pools) // seq_len)
         self.windows = [(pool, window) for pool in pools for window in _windows(pool, split, seq_len, most, pack=pack)]
-        """Pool and pieces of each window, by its number; a piece is of an interval from a base of it to another."""
+        """Pool and pieces of each window: of an interval, from one base of it to another."""
         kinds = [(pool.name, pool.species_of(tiles[0][0].contig)) for pool, tiles in self.windows]
         self.classes = list(dict.fromkeys(kinds))
         """Source and species of each class of windows."""
@@ -380,9 +380,9 @@ class ValidationBatches:
             numbers = range(self._batch_size * self._dp_rank + first, self._batch_size * (self._dp_rank + 1) + first)
             ids = np.full((self._batch_size, self._part.tokens + 1), PAD, dtype=np.uint8)
             sizes: list[list[int]] = [[] for _ in numbers]
-            for row, (pool, tiles) in enumerate(self.windows[numbers.start : numbers.stop]):
-                pieces = [(pool.manifest, interval.first_base, start, end) for interval, start, end in tiles]
-                sizes[row] = _read_pieces(ids[row], self._part, pieces, reverse=False, soft=True)
+            for row, (pool, pieces) in enumerate(self.windows[numbers.start : numbers.stop]):
+                places = ((pool.manifest, interval.first_base, start, end) for interval, start, end in pieces)
+                sizes[row] = _read_pieces(ids[row], self._part, places, reverse=False, soft=True)
             yield _batch(*_content(ids, numbers, sizes, self._part, soft=True, weight=1.0, pack=self._pack))
 
 

@@ -106,6 +106,18 @@ class Curriculum:
             return None
         return bisect_right(range(last + 1), epochs, lo=1, key=seen)
 
+    def packed(self) -> list[str]:
+        """What shares windows in an epoch at the full length, a line for each source; nothing without data.pack."""
+        if not self.config.data.pack:
+            return []
+        stage, lines = self.stages[-1], []
+        for pool, order in zip(self.pools, self._stream_of(self.stages[-1]).orders, strict=True):
+            pieces, windows, of_windows = order.shared(0)
+            lines.append(f"data.pack: {f'source {pool.name}: ' if pool.name else ''}{pieces:,} contigs and ends of "
+                         f"contigs are too short for a window of {stage.seq_len:,} and share {windows:,} of the "
+                         f"{of_windows:,} windows of an epoch")
+        return lines
+
     def sources_of(self, stage: Stage, windows: Sequence[int]) -> list[int]:
         """Which source each window of a stage is of, by their numbers."""
         return self._stream_of(stage).sources_of(windows)

@@ -70,6 +70,8 @@ class Pretraining:
         self.module: nn.Module = model.to(device)
         self.table: Table = model.placement()
         log_context_method(config, groups)
+        for line in self.curriculum.packed():
+            logger.info("%s", line)
 
     def utilisation(self) -> Utilisation:
         return Utilisation.of_device(self._config, self._groups.world.size, self._device)

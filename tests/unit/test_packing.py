@@ -3,11 +3,13 @@ across a border, and the order stays a pure function of seed, stage and epoch.""
 
 import itertools
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from hyena_dist.cli.pretrain import main
 from hyena_dist.data.build import build
 from hyena_dist.data.contigs import Source
 from hyena_dist.data.errors import DataError
@@ -21,6 +23,7 @@ from hyena_dist.data.stream import Part, TrainStream, ValidationBatches
 from hyena_dist.data.tokenizer import COMPLEMENT, IGNORE, PAD, A, T, encode
 from tests.genomes import genome, shards, write_fasta
 
+ROOT = Path(__file__).parents[2]
 L = 64
 CONTIGS = genome(5, 3000, 1, 2, 40, 65, 64, 66, *[10 + 3 * n for n in range(40)])
 
@@ -96,8 +99,9 @@ def test_packing_needs_fewer_windows_and_differs_by_epoch_stage_and_seed(manifes
     plain = stream(manifest, pack=False)
     print(f"{plain.order.epoch_size(0)} windows without packing, {s.order.epoch_size(0)} with it")
     assert s.order.epoch_size(0) < 0.8 * plain.order.epoch_size(0)
-    shared, windows = s.order.shared(0)
-    assert (shared > 40, windows) == (True, s.order.epoch_size(0))
+    shared, full = s.order.shared(0), plain.order.epoch_size(0) - s.order.shared(0).pieces
+    assert shared.windows + full == shared.of_windows
+    assert (shared.of_windows, plain.order.shared(0)) == (s.order.epoch_size(0), (0, 0, plain.order.epoch_size(0)))
     orders = [first(s, 0), first(s, 1), first(stream(manifest, stage=1), 0), first(stream(manifest, seed=8), 0)]
     assert all(a != b for a, b in itertools.combinations(orders, 2))
     assert first(stream(manifest), 0) == orders[0]
@@ -199,3 +203,20 @@ def test_what_lies_across_a_border():
     assert across([(0, 3, 7, 8), (0, 8)], 0, 8).tolist() == [[False, False, True, False, False, False, True, False],
                                                              [False] * 8]
     assert across([(0, 3, 5, 8)], 4, 4).tolist() == [[True, False, False, False]]
+
+
+def test_the_dry_run_says_what_shares_windows_and_what_should(manifest, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def said(*overrides: str) -> str:
+        quickstart = ["--config", str(ROOT / "configs/quickstart.yaml"), f"data.shards={manifest.directory}"]
+        assert main([*quickstart, f"data.seq_len={L}", *overrides, "--dry-run"]) == 0
+        return capsys.readouterr().err
+
+    shared = WindowOrder([i.bases for i in manifest.intervals("train")], L, seed=0, stage=0, pack=True).shared(0)
+    assert (f"note: data.pack: {shared.pieces} contigs and ends of contigs are too short for a window of 64 and share "
+            f"{shared.windows} of the {shared.of_windows} windows of an epoch") in said("data.pack=true")
+    plain = said("data.seq_len=512")
+    assert "hold a contig of at most half of data.seq_len (512) and padding: let contigs share windows" in plain
+    assert "data.pack" not in said("data.seq_len=16")
+    assert "every window is padded" not in said("data.seq_len=1000", "data.pack=true", "data.val_seq_len=64")
