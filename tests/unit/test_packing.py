@@ -220,3 +220,9 @@ def test_the_dry_run_says_what_shares_windows_and_what_should(manifest, tmp_path
     assert "hold a contig of at most half of data.seq_len (512) and padding: let contigs share windows" in plain
     assert "data.pack" not in said("data.seq_len=16")
     assert "every window is padded" not in said("data.seq_len=1000", "data.pack=true", "data.val_seq_len=64")
+
+
+def test_the_program_of_the_page(capsys):
+    program = (ROOT / "docs/short-contigs.md").read_text("utf-8").split("```python\n")[1].split("```")[0]
+    exec(compile(program, "docs/short-contigs.md", "exec"), {})
+    assert float(capsys.readouterr().out.split()[0]) < 1e-5
