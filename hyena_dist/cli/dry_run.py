@@ -19,6 +19,7 @@ from hyena_dist.train.wording import binary
 
 if TYPE_CHECKING:
     from hyena_dist.data.pool import Pool
+    from hyena_dist.data.tokenizer import Tokenizer
 
 
 def check_ranks(config: Config, ranks: int | None) -> tuple[int, list[str]]:
@@ -114,30 +115,33 @@ def _paths(config: Config) -> list[tuple[Path, str]]:
 
 def _lengths(config: Config, pool: "Pool") -> Iterator[str]:
     shards = pool.where if pool.name else f"data.shards={pool.where}"
-    lengths = {"train": config.data.seq_len, "val": config.data.val_seq_len or config.data.seq_len}
+    from hyena_dist.data.tokenizer import tokenizer_of
+    tokenizer, lengths = tokenizer_of(config.model), {"train": config.data.seq_len,
+                                                      "val": config.data.val_seq_len or config.data.seq_len}
     for split, seq_len in lengths.items():
         longest = max((interval.bases for interval in pool.intervals(split)), default=0)
         key = "data.val_seq_len" if split == "val" and config.data.val_seq_len else "data.seq_len"
-        if longest < 2:
+        most = tokenizer.tokens(longest) - 1
+        if most < 1:
             lost = "it is not validated" if pool.name else "every validation loss will be nan"
             yield (f"{shards} has no bases of split {split}: {lost}: build shards with --val-contigs, --val-fraction "
                    "or --bed")
         elif config.data.pack:
             continue
-        elif longest - 1 < seq_len:
+        elif most < seq_len:
             of = f" of source {pool.name}" if pool.name else ""
             yield (f"{key} ({seq_len}) is more than the longest stretch of split {split}{of} has ({longest:,} bases): "
-                   f"every window is padded: use {longest - 1} or less, let contigs share windows (data.pack=true), or "
+                   f"every window is padded: use {most} or less, let contigs share windows (data.pack=true), or "
                    "build shards of longer contigs")
         elif split == "train":
-            yield from _short(pool, shards, seq_len)
+            yield from _short(pool, shards, seq_len, tokenizer)
 
 
-def _short(pool: "Pool", shards: str, seq_len: int) -> Iterator[str]:
+def _short(pool: "Pool", shards: str, seq_len: int, tokenizer: "Tokenizer") -> Iterator[str]:
     """Where half of the windows, or more, hold a contig that does not fill half of them."""
-    lengths = [interval.bases for interval in pool.intervals("train") if interval.bases > 1]
-    short = sum(length <= seq_len // 2 for length in lengths)
-    windows = sum(-(-(length - 1) // seq_len) for length in lengths)
+    lengths = [tokenizer.tokens(interval.bases) for interval in pool.intervals("train")]
+    short = sum(1 < length <= seq_len // 2 for length in lengths)
+    windows = sum(-(-(length - 1) // seq_len) for length in lengths if length > 1)
     if 2 * short >= windows:
         yield (f"{shards}: {short:,} of {windows:,} windows of split train hold a contig of at most half of "
                f"data.seq_len ({seq_len}) and padding: let contigs share windows (data.pack=true), or use shorter ones")

@@ -96,12 +96,13 @@ def _plan(args: argparse.Namespace) -> int:
     points = expand(sweep)
     found = {point.id: costs(point.config, ranks=sweep.ranks) for point in points if point.problem is None}
     print_plan(points, found, read_states(sweep.runs))
+    roots = [point for point in _roots(points) if point.problem is None]
     for problem in dict.fromkeys(shards_problem(point.config) for point in points if point.problem is None):
         if problem is not None:
             print(f"warning: {one_line(problem)}: until they are there ids, unique tokens and epochs are not known",
                   file=sys.stderr)
     if args.slurm:
-        print(f"sbatch --array=0-{len(_roots(points)) - 1} launchers/slurm/sweep.sbatch --config {args.config}")
+        print(f"sbatch --array=0-{max(len(roots) - 1, 0)} launchers/slurm/sweep.sbatch --config {args.config}")
     return 2 if _refused(sweep, points) else 0
 
 

@@ -50,8 +50,8 @@ def print_plan(points: Sequence[Point], costs: Mapping[str, Costs], states: Sequ
     seconds, flops, unknown = 0.0, 0.0, False
     roots = 0
     for point in points:
-        number = "" if point.forked_from else str(roots)
-        roots += point.forked_from is None
+        is_root = point.forked_from is None and point.problem is None
+        number, roots = str(roots) if is_root else "", roots + is_root  # what run --index means
         name = f"{point.id}" + (f"\nfork of {point.forked_from}" if point.forked_from else "")
         settings = _settings(point.set, keys)
         if point.id not in costs:

@@ -17,7 +17,8 @@ FIXED = frozenset({
     *(f"model.{key}" for key in (
         "num_layers", "hidden_size", "ffn_hidden_size", "max_seq_len", "hyena_order", "filter_order", "filter_emb_dim",
         "filter_sine_freq", "filter_num_inner_mlps", "filter_shift", "filter_seq_len", "short_conv_kernel",
-        "vocab_size", "num_attention_heads", "layer_pattern", "tie_embeddings")),
+        "vocab_size", "num_attention_heads", "layer_pattern", "tie_embeddings", "kmer",
+        "kmer_overlap")),
     # Which windows come, and in which order: the place in the data is a number of windows of this length and batch.
     "data.seq_len", "data.pack", "data.rc_augment", "data.seed", "train.global_batch_size",
     "data.mixture", "data.mixture_temperature", "data.mixture_schedule",

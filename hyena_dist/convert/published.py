@@ -26,6 +26,7 @@ from hyena_dist.convert.weights import (
     check_finite,
     refuse_head,
     refuse_kinds,
+    refuse_kmers,
     same,
     unwrapped,
     without_memory,
@@ -97,11 +98,12 @@ def to_published(model: HyenaModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
     `from_published`, bit for bit. Tensors are copies on the CPU.
 
     Raises:
-        ConversionError: the published code has no such mixers, or cannot run the model to its full length; or the
-            positions up to it do not fit the memory.
+        ConversionError: the published code has no such mixers, or cannot run the model to its full length; its tokens
+            are k-mers; or the positions up to it do not fit the memory.
     """
     c = model.config
     refuse_head(model)
+    refuse_kmers(model)
     refuse_kinds(model, "published")
     if c.filter_seq_len < c.max_seq_len:
         raise ConversionError(f"model.filter_seq_len ({c.filter_seq_len}) is less than model.max_seq_len "

@@ -100,6 +100,18 @@ def refuse_head(model: HyenaModel) -> None:
                               "checkpoint of its run")
 
 
+def refuse_kmers(model: HyenaModel) -> None:
+    """Refuse a model of k-mers: files of others have no place to say which tokens its ids are.
+
+    Raises:
+        ConversionError: naming what can be done.
+    """
+    if model.config.kmer != 1:
+        raise ConversionError(f"the tokens of this model are {model.config.kmer}-mers (model.kmer), and the published "
+                              "code and Hugging Face's read single bases: keep this model as safetensors or a "
+                              "checkpoint")
+
+
 def refuse_kinds(model: HyenaModel, format: str) -> None:
     """Refuse a model with a mixer that a layout of others does not have.
 

@@ -91,7 +91,9 @@ def training_memory(section: ModelSection, seq_len: int, micro_batch_size: int =
         working = max(block.saved - stream + block.working for block in blocks)
     else:
         saved, working = sum(block.saved for block in blocks), blocks[-1].working
-    head = 2 * stream + 2 * E * tokens * section.padded_vocab_size  # the norm's input and logits, and their gradients
+    # The norm's input and its gradient; and of the loss the logarithms of the probabilities, their gradient and that of
+    # the logits, all in float32 at any precision. Of k-mers, with thousands of ids, these are most of a step.
+    head = 2 * stream + 3 * FP32 * tokens * section.padded_vocab_size
     held = 0.0 if engine is None else ENGINE_BYTES["fsdp" if engine.name == "fsdp" else f"zero{engine.zero_stage}"]
     return TrainingMemory((STATE_BYTES + held) * parameters(section), saved, max(working, head))
 

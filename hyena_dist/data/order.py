@@ -4,6 +4,11 @@ An epoch tiles every interval with windows of L + 1 bases at stride L, from a ph
 each interval and epoch; the bases before the phase are a shorter window of their own. So every base but an interval's
 first is a target exactly once per epoch. An interval of at most L + 1 bases is one window.
 
+The same holds of k-mers that start every s bases: L + 1 of them are L s + k bases, windows stand at stride L s, and
+the phase, in [0, L s), also draws in which of the s frames the interval is read in this epoch. Every k-mer of that
+frame but the first is a target exactly once; fewer than s bases at each end belong to no k-mer of the frame. An
+interval of one window is read in any frame in which it has as many k-mers as in the first.
+
 The W windows of an epoch, counted along the genome, are cut into C = 64 blocks of equal size (to within one). Each
 canonical stream shuffles one block, and window i of the epoch is number i // C of stream i mod C. Where the number of
 data ranks divides C, a rank so reads C / ranks streams in an epoch, and no other part of the genome.
@@ -26,6 +31,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hyena_dist.data.packing import packed
+from hyena_dist.data.tokenizer import NUCLEOTIDES, Tokenizer
 
 CANONICAL_STREAMS = 64
 _STREAM_BITS = CANONICAL_STREAMS.bit_length() - 1
@@ -88,8 +94,8 @@ BLOCK_OF_STREAM = _bit_reversed()
 
 
 class Window(NamedTuple):
-    """Bases [start, end) of an interval, counted from the interval's start; at most L + 1. A packed window has several
-    such pieces."""
+    """Bases [start, end) of an interval, counted from the interval's start; at most those of L + 1 tokens. A packed
+    window has several such pieces."""
 
     interval: int
     start: int
@@ -101,21 +107,26 @@ class Window(NamedTuple):
 class _Tiling:
     """The windows of one epoch, counted along the genome."""
 
-    def __init__(self, lengths: np.ndarray, seq_len: int, draw: np.ndarray):
-        targets = lengths - 1
-        self.lengths, self.seq_len = lengths, seq_len
-        self.phases = np.where(targets > seq_len, (draw % np.uint64(seq_len)).astype(np.int64), 0)
-        self.has_head = (self.phases > 0).astype(np.int64)
-        counts = self.has_head + -(-(targets - self.phases) // seq_len)
+    def __init__(self, lengths: np.ndarray, seq_len: int, draw: np.ndarray, tokenizer: Tokenizer):
+        stride = tokenizer.stride
+        self.lengths, self.stride, self.step, self.width = lengths, stride, seq_len * stride, tokenizer.k
+        after_first = np.maximum(lengths - tokenizer.k, 0)  # bases behind the first token
+        frames = after_first % stride + 1  # of an interval of one window, those that do not cost it a token
+        phases = np.where(after_first // stride > seq_len, np.uint64(self.step), frames.astype(np.uint64))
+        self.phases = (draw % phases).astype(np.int64)
+        self.has_head = (self.phases >= stride).astype(np.int64)
+        targets = (after_first - self.phases) // stride
+        counts = self.has_head + -(-targets // seq_len)
         self.first = np.concatenate(([0], np.cumsum(counts)))
         self.size = int(self.first[-1])
 
     def locate(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Interval, start and end of windows."""
         interval = np.searchsorted(self.first, windows, "right") - 1
-        start = self.phases[interval] + (windows - self.first[interval] - self.has_head[interval]) * self.seq_len
-        end = np.minimum(start + self.seq_len + 1, self.lengths[interval])
-        return interval, np.maximum(start, 0), end
+        phase = self.phases[interval]
+        start = phase + (windows - self.first[interval] - self.has_head[interval]) * self.step
+        end = np.minimum(start + self.step + self.width, self.lengths[interval])
+        return interval, np.maximum(start, phase % self.stride), end  # a head begins in the frame of the others
 
     def pieces(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The pieces of windows, one after the other, for `locate`, and how many each window has."""
@@ -143,10 +154,11 @@ class _Packing:
     def __init__(self, tiling: _Tiling, draw: Callable[[int], np.ndarray]) -> None:
         _, start, end = tiling.locate(np.arange(tiling.size))
         self.locate = tiling.locate
+        tokens = (end - start - tiling.width) // tiling.stride + 1
         order = np.argsort(draw(tiling.size), kind="stable")
-        self._members, self._first = packed(end - start, order, tiling.seq_len + 1)
+        self._members, self._first = packed(tokens, order, tiling.step // tiling.stride + 1)
         self.size = self._first.size - 1
-        pieces = int(np.count_nonzero(end - start <= tiling.seq_len))
+        pieces = int(np.count_nonzero(tokens <= tiling.step // tiling.stride))
         self.shared = Shared(pieces, self.size - (tiling.size - pieces), self.size)
 
     def pieces(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -156,18 +168,21 @@ class _Packing:
 
 
 class WindowOrder:
-    """The windows of intervals of these lengths, for one seed, stage and sequence length.
+    """The windows of intervals of these lengths in bases, for one seed, stage and sequence length in tokens.
 
     Args:
-        pack: those of fewer than L + 1 bases share windows.
+        pack: those of fewer than L + 1 tokens share windows.
     """
 
-    def __init__(self, lengths: Sequence[int], seq_len: int, *, seed: int, stage: int, pack: bool = False):
+    def __init__(self, lengths: Sequence[int], seq_len: int, *, seed: int, stage: int,
+                 tokenizer: Tokenizer = NUCLEOTIDES, pack: bool = False):
         self.lengths = np.array([max(length, 1) for length in lengths], dtype=np.int64)
-        self.seq_len, self.seed, self.stage, self.pack = seq_len, seed, stage, pack
+        self.seq_len, self.seed, self.stage, self.tokenizer = seq_len, seed, stage, tokenizer
+        self.pack = pack
         self._epoch_sizes: dict[int, int] = {}
-        self._one_size = bool((self.lengths <= seq_len + 1).all()) and not pack
-        """Whether all epochs have as many windows, since no interval has a phase."""
+        one_window = tokenizer.bases(seq_len + 2) - 1
+        self._one_size = bool((self.lengths <= one_window).all()) and not pack
+        """Whether all epochs have as many windows, since every interval is one."""
         self._reached = 0, 0
         """An epoch, and the windows of those before it."""
         self._tiling: tuple[int, _Tiling | _Packing] | None = None
@@ -178,7 +193,7 @@ class WindowOrder:
             def draw(what: int, count: int) -> np.ndarray:
                 return mix(what, self.seed, self.stage, epoch, np.arange(count))
 
-            tiling = _Tiling(self.lengths, self.seq_len, draw(_PHASE, self.lengths.size))
+            tiling = _Tiling(self.lengths, self.seq_len, draw(_PHASE, self.lengths.size), self.tokenizer)
             self._tiling = epoch, _Packing(tiling, partial(draw, _PACK)) if self.pack else tiling
         return self._tiling[1]
 

@@ -3,7 +3,8 @@
     dataset = webdataset.WebDataset(urls, shardshuffle=False).map(decode_segment).compose(windows(seq_len=1024))
 
 Such a loop reads its shards from end to end. It resumes nowhere but at their start, and what comes depends on its
-workers and shuffling; `stream.TrainStream` is for runs that must not.
+workers and shuffling; `stream.TrainStream` is for runs that must not. Ids are those of single bases;
+`tokenizer.Tokenizer.of_bases` makes k-mers of a window's.
 """
 
 import json

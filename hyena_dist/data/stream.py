@@ -19,9 +19,10 @@ from hyena_dist.data.errors import DataError
 from hyena_dist.data.manifest import Interval, Manifest
 from hyena_dist.data.mixture import Change, MixtureOrder
 from hyena_dist.data.order import WindowOrder, mix
-from hyena_dist.data.packing import across, edges, packed_by_kind
+from hyena_dist.data.packing import packed_by_kind
 from hyena_dist.data.pool import Pool, identity_of
-from hyena_dist.data.tokenizer import COMPLEMENT, IGNORE, PAD, SOFT, A, T, split_window
+from hyena_dist.data.rows import Part, content, read_pieces
+from hyena_dist.data.tokenizer import IGNORE, NUCLEOTIDES, PAD, Tokenizer
 from hyena_dist.data.trainable import training_intervals
 from hyena_dist.data.workers import read_ahead
 
@@ -32,33 +33,34 @@ _EPOCH_SHIFT = 40
 _MOST_EPOCHS = 1 << (63 - _EPOCH_SHIFT)
 """Whose numbers are int64."""
 
-_LOOK_BASES = 1 << 16
 
 class Batch(NamedTuple):
     """Windows of one micro-batch, or a context rank's part of them, in the host's memory."""
 
     ids: torch.Tensor
-    """uint8 [B, l + 1], padded with [PAD] on the right; `split_window` makes inputs and targets of them."""
+    """[B, l + 1], uint8 or of k-mers int32, padded with [PAD] on the right; `tokenizer.split_window` makes inputs and
+    targets of them."""
     windows: torch.Tensor
     """int64 [B], a number of each window that is its own within the stage."""
     scored: float
-    """How many of the targets are A, C, G or T; where soft-masked ones have a weight, the sum of the weights."""
+    """How many bases the scored targets tell, `tokenizer.stride` each; where soft-masked ones have a weight, the sum of
+    the weights."""
     soft: torch.Tensor | None = None
     """bool [B, l], which targets are soft-masked; None: nobody asked."""
+    tokenizer: Tokenizer = NUCLEOTIDES
     segments: Sequence[Sequence[int]] | None = None
     """Of packed windows: the offsets of the pieces of each row, over all context ranks (`ops.segments`)."""
     across: torch.Tensor | None = None
     """bool [B, l], of packed windows: which targets are of another piece than their input, and not scored."""
 
     def scored_by_row(self) -> torch.Tensor:
-        """int64 [B, 2], how many targets of each window are A, C, G or T, those that are soft-masked apart: second,
-        where somebody asked for them."""
-        targets = self.ids[:, 1:]
-        scored = (targets >= A) & (targets <= T)
+        """int64 [B, 2], how many bases the scored targets of each window tell, those that are soft-masked apart:
+        second, where somebody asked for them."""
+        scored = torch.from_numpy(self.tokenizer.scored(self.ids.numpy()))
         if self.across is not None:
             scored &= ~self.across
         masked = torch.zeros_like(scored) if self.soft is None else scored & self.soft
-        return torch.stack([(scored & ~masked).sum(-1), masked.sum(-1)], -1)
+        return self.tokenizer.stride * torch.stack([(scored & ~masked).sum(-1), masked.sum(-1)], -1)
 
     def soft_on(self, device: torch.device) -> torch.Tensor | None:
         """`soft` on a device; the host does not wait for the copy."""
@@ -66,7 +68,7 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """input_ids [B, l], targets [B, l] and windows [B] on a device, int64; the host does not wait for the copy."""
-        inputs, targets = split_window(_sent(self.ids, device))
+        inputs, targets = self.tokenizer.split_window(_sent(self.ids, device))
         if self.across is not None:
             targets.masked_fill_(_sent(self.across, device), IGNORE)
         return inputs, targets, _sent(self.windows, device)
@@ -74,20 +76,6 @@ class Batch(NamedTuple):
 
 def _sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
-
-
-class Part(NamedTuple):
-    """The tokens [first, first + tokens) of every window, which are what a context rank reads of it, and the base after
-    them, which is the last one's target. What lies past the window is padding."""
-
-    first: int
-    tokens: int
-    all_tokens: int | None = None
-    """How many the padded window has over all context ranks; None: these are the last."""
-
-    @property
-    def whole(self) -> int:
-        return self.first + self.tokens if self.all_tokens is None else self.all_tokens
 
 
 @dataclass(frozen=True)
@@ -99,74 +87,11 @@ class StreamState:
     index: int = 0
 
 
-def _read_row(manifest: Manifest, row: np.ndarray, first: int, first_base: int, bases: int, *, reverse: bool,
-              soft: bool) -> None:
-    """Fill a row, which is all padding, with what comes from number `first` on in the window of `bases` bases from
-    `first_base` on."""
-    count = min(row.size, bases - first)
-    if count <= 0:
-        return
-    row = row[:count]
-    manifest.fill(row, first_base + (bases - first - count if reverse else first), soft=soft)
-    if reverse and soft:
-        row[:] = (COMPLEMENT[row & ~np.uint8(SOFT)] | row & SOFT)[::-1]
-    elif reverse:
-        row[:] = COMPLEMENT[row[::-1]]
-
-
-def _read_pieces(row: np.ndarray, part: Part, pieces: Iterable[tuple[Manifest, int, int, int]], *, reverse: bool,
-                 soft: bool) -> list[int]:
-    """Fill a row, which is all padding, with this part of a window of pieces: the shards of each, the first base of the
-    stretch that it is of, and from which base of that to which. Returns how many bases each piece has."""
-    sizes: list[int] = []
-    for manifest, first_base, start, end in pieces:
-        if (begin := sum(sizes) - part.first) < row.size:
-            _read_row(manifest, row[max(begin, 0) :], max(-begin, 0), first_base + start, end - start, reverse=reverse,
-                      soft=soft)
-        sizes.append(end - start)
-    return sizes
-
-
-def _content(ids: np.ndarray, numbers: Sequence[int], sizes: list[list[int]], part: Part, *, soft: bool, weight: float,
-             pack: bool) -> tuple[Any, ...]:
-    """What `_batch` makes a batch of, in arrays, which reader processes can send: from ids, with the marks of
-    soft-masked bases if `soft`, and the sizes of the pieces of each row."""
-    masked = _without_soft(ids) if soft else None
-    counted, segments, beyond = ids, None, None
-    if pack:
-        segments = [edges(row, part.whole) for row in sizes]
-        beyond = across(segments, part.first, part.tokens)
-        counted = ids.copy()
-        counted[:, 1:][beyond] = PAD
-    return ids, np.array(numbers, dtype=np.int64), _scored(counted, masked, weight), masked, segments, beyond
-
-
-def _batch(ids: np.ndarray, numbers: np.ndarray, scored: float, soft: np.ndarray | None,
+def _batch(tokenizer: Tokenizer, ids: np.ndarray, numbers: np.ndarray, scored: float, soft: np.ndarray | None,
            segments: list[tuple[int, ...]] | None, beyond: np.ndarray | None) -> Batch:
     return Batch(torch.from_numpy(ids), torch.from_numpy(numbers), scored,
-                 None if soft is None else torch.from_numpy(soft), segments,
+                 None if soft is None else torch.from_numpy(soft), tokenizer, segments,
                  None if beyond is None else torch.from_numpy(beyond))
-
-
-def _scored(ids: np.ndarray, soft: np.ndarray | None = None, weight: float = 1.0) -> float:
-    """How many targets of rows are A, C, G or T; of those that are soft-masked each counts as much as its weight. A
-    piece at a time, because large temporaries take new pages."""
-    rows, width = ids.shape
-    step = max(1, _LOOK_BASES // rows)
-    count = masked = 0
-    for first in range(1, width, step):
-        scored = ids[:, first : first + step] - np.uint8(A) <= T - A  # of bytes: less than A is large
-        count += int(np.count_nonzero(scored))
-        if soft is not None:
-            masked += int(np.count_nonzero(scored & soft[:, first - 1 : first - 1 + step]))
-    return count - masked + weight * masked if masked else count
-
-
-def _without_soft(ids: np.ndarray) -> np.ndarray:
-    """Take SOFT off the ids of rows. Returns bool [B, l], which targets had it."""
-    soft = ids[:, 1:] >= SOFT
-    ids &= ~np.uint8(SOFT)
-    return soft
 
 
 class _Windows:
@@ -177,21 +102,22 @@ class _Windows:
     """
 
     def __init__(self, places: list[tuple[Manifest, int]], order: WindowOrder | MixtureOrder, rc_augment: bool,
-                 part: Part, lower_case_weight: float, *, pack: bool):
+                 part: Part, lower_case_weight: float, tokenizer: Tokenizer, *, pack: bool):
         self.places, self.order, self.rc_augment, self.part = places, order, rc_augment, part
-        self.lower_case_weight, self.pack = lower_case_weight, pack
+        self.lower_case_weight, self.tokenizer, self.pack = lower_case_weight, tokenizer, pack
 
     def read(self, numbers: list[int]) -> tuple[Any, ...]:
         """The content of a batch, as arrays."""
-        ids = np.full((len(numbers), self.part.tokens + 1), PAD, dtype=np.uint8)
+        ids = np.full((len(numbers), self.part.tokens + 1), PAD, dtype=self.tokenizer.dtype)
         weighted, sizes = self.lower_case_weight != 1, []
         for row, number in zip(ids, numbers, strict=True):
             epoch = number >> _EPOCH_SHIFT
             pieces = self.order.pieces(epoch, number - (epoch << _EPOCH_SHIFT))
             places = [(*self.places[piece.interval], piece.start, piece.end) for piece in pieces]
-            sizes.append(_read_pieces(row, self.part, places, reverse=self.rc_augment and pieces[0].reverse,
-                                      soft=weighted))
-        return _content(ids, numbers, sizes, self.part, soft=weighted, weight=self.lower_case_weight, pack=self.pack)
+            sizes.append(read_pieces(self.tokenizer, row, self.part, places, soft=weighted,
+                                     reverse=self.rc_augment and pieces[0].reverse))
+        return content(self.tokenizer, ids, numbers, sizes, self.part, soft=weighted, weight=self.lower_case_weight,
+                       pack=self.pack)
 
 
 class _RankNumbers:
@@ -219,12 +145,13 @@ class TrainStream:
 
     Args:
         pools: a manifest, for all of its training bases; or the sources of a mixture.
-        seq_len: L; windows have L + 1 bases.
+        seq_len: L; windows have L + 1 tokens.
         seed: draws the order.
         rc_augment: show each window, with probability 1/2, as its reverse complement.
         stage: number of the length warm-up's stage; each stage has its own order.
         weights: of several pools, from which window on.
         lower_case_weight: how much a soft-masked base counts in the loss; batches say which are where it is not 1.
+        tokenizer: makes tokens of the bases.
         pack: stretches that do not fill a window share one (`data.packing`), with those of the same pool.
 
     Raises:
@@ -232,17 +159,19 @@ class TrainStream:
     """
 
     def __init__(self, pools: Manifest | Sequence[Pool], *, seq_len: int, seed: int, rc_augment: bool = False,
-                 stage: int = 0, weights: Sequence[Change] = (), lower_case_weight: float = 1.0, pack: bool = False):
+                 stage: int = 0, weights: Sequence[Change] = (), lower_case_weight: float = 1.0,
+                 tokenizer: Tokenizer = NUCLEOTIDES, pack: bool = False):
         self.pools = [Pool(pools)] if isinstance(pools, Manifest) else list(pools)
         self.seq_len, self.seed, self.rc_augment, self.stage = seq_len, seed, rc_augment, stage
         self.weights = list(weights)
-        self.lower_case_weight, self.pack = lower_case_weight, pack
-        of_pools = [training_intervals(pool, lower_case_weight) for pool in self.pools]
+        self.lower_case_weight, self.tokenizer, self.pack = lower_case_weight, tokenizer, pack
+        of_pools = [training_intervals(pool, lower_case_weight, tokenizer) for pool in self.pools]
         self.intervals = [interval for intervals in of_pools for interval in intervals]
         self._places = [(pool.manifest, interval.first_base)
                         for pool, intervals in zip(self.pools, of_pools, strict=True) for interval in intervals]
         self.orders = [WindowOrder([interval.bases for interval in intervals], seq_len, seed=_seed_of(seed, number),
-                                   stage=stage, pack=pack) for number, intervals in enumerate(of_pools)]
+                                   stage=stage, tokenizer=tokenizer, pack=pack)
+                       for number, intervals in enumerate(of_pools)]
         self.order: WindowOrder | MixtureOrder = (self.orders[0] if len(self.orders) == 1 else
                                                   MixtureOrder(self.orders, self.weights))
 
@@ -275,6 +204,8 @@ class TrainStream:
                  "seq_len": self.seq_len, "rc_augment": self.rc_augment, "pack": self.pack}
         if len(self.pools) > 1:
             facts["weights"] = [[change.window, *change.weights] for change in self.weights]
+        if self.tokenizer != NUCLEOTIDES:
+            facts["kmer"] = [self.tokenizer.k, self.tokenizer.overlap]
         return facts
 
     def state_dict(self, state: StreamState) -> dict[str, Any]:
@@ -320,7 +251,7 @@ class TrainStream:
         if start.stage != self.stage:
             raise DataError(f"the state is of stage {start.stage}, this stream of stage {self.stage}")
         windows = _Windows(self._places, self.order, self.rc_augment, part or Part(0, self.seq_len),
-                           self.lower_case_weight, pack=self.pack)
+                           self.lower_case_weight, self.tokenizer, pack=self.pack)
         numbers = _RankNumbers(self.order, start, micro_batch_size, dp_rank, dp_size)
         return _batches(windows, numbers, num_workers)
 
@@ -336,16 +267,17 @@ def _batches(windows: _Windows, numbers: _RankNumbers, num_workers: int) -> Gene
             arrays: Iterable[Any] = stack.enter_context(closing(read_ahead(windows.read, numbers, num_workers)))
         else:
             arrays = map(windows.read, numbers)
-        for content in arrays:
-            yield _batch(*content)
+        for arrays_of_one in arrays:
+            yield _batch(windows.tokenizer, *arrays_of_one)
 
 
 class ValidationBatches:
-    """The windows of a split, tiled with stride L = seq_len from each interval's start, as batches of one data rank.
-    Of several pools one after the other: what is in two of them is scored for each.
+    """The windows of a split, tiled with a stride of L = seq_len tokens from each interval's start, as batches of one
+    data rank. Of several pools one after the other: what is in two of them is scored for each.
 
-    Each A, C, G and T is scored exactly once, but an interval's first base, which has nothing before it. All ranks get
-    the same number of batches of the same shape; rows past the end are [PAD] and score nothing.
+    Each A, C, G and T is scored exactly once, but an interval's first base, which has nothing before it; of k-mers all
+    that `Tokenizer.scored` scores, in the frame that begins with the interval. All ranks get the same number of batches
+    of the same shape; rows past the end are [PAD] and score nothing.
 
     Args:
         pools: a manifest, for all of its bases, or several sources.
@@ -353,17 +285,19 @@ class ValidationBatches:
             whatever the number of ranks and the size of a batch; None: all of them. Several pools have equal parts of
             them.
         part: what this rank reads of every window; None: all of it.
+        tokenizer: makes tokens of the bases.
         pack: stretches that do not fill a window share one (`data.packing`), with those of the same pool and species.
     """
 
     def __init__(self, pools: Manifest | Sequence[Pool], *, split: str = "val", seq_len: int, batch_size: int,
                  dp_rank: int = 0, dp_size: int = 1, tokens: int | None = None, part: Part | None = None,
-                 pack: bool = False):
-        self._batch_size, self._dp_rank, self._pack = batch_size, dp_rank, pack
+                 tokenizer: Tokenizer = NUCLEOTIDES, pack: bool = False):
+        self._batch_size, self._dp_rank, self.tokenizer, self._pack = batch_size, dp_rank, tokenizer, pack
         self._stride, self._part = batch_size * dp_size, part or Part(0, seq_len)
         pools = [Pool(pools)] if isinstance(pools, Manifest) else pools
         most = None if tokens is None else max(1, tokens // len(pools) // seq_len)
-        self.windows = [(pool, window) for pool in pools for window in _windows(pool, split, seq_len, most, pack=pack)]
+        self.windows = [(pool, window) for pool in pools for window in
+                        _windows(pool, split, seq_len, most, tokenizer, pack=pack)]
         """Pool and pieces of each window: of an interval, from one base of it to another."""
         kinds = [(pool.name, pool.species_of(tiles[0][0].contig)) for pool, tiles in self.windows]
         self.classes = list(dict.fromkeys(kinds))
@@ -378,23 +312,25 @@ class ValidationBatches:
     def __iter__(self) -> Iterator[Batch]:
         for first in range(0, len(self.windows), self._stride):
             numbers = range(self._batch_size * self._dp_rank + first, self._batch_size * (self._dp_rank + 1) + first)
-            ids = np.full((self._batch_size, self._part.tokens + 1), PAD, dtype=np.uint8)
+            ids = np.full((self._batch_size, self._part.tokens + 1), PAD, dtype=self.tokenizer.dtype)
             sizes: list[list[int]] = [[] for _ in numbers]
             for row, (pool, pieces) in enumerate(self.windows[numbers.start : numbers.stop]):
                 places = ((pool.manifest, interval.first_base, start, end) for interval, start, end in pieces)
-                sizes[row] = _read_pieces(ids[row], self._part, places, reverse=False, soft=True)
-            yield _batch(*_content(ids, numbers, sizes, self._part, soft=True, weight=1.0, pack=self._pack))
+                sizes[row] = read_pieces(self.tokenizer, ids[row], self._part, places, reverse=False, soft=True)
+            arrays = content(self.tokenizer, ids, numbers, sizes, self._part, soft=True, weight=1.0, pack=self._pack)
+            yield _batch(self.tokenizer, *arrays)
 
 
-def _windows(pool: Pool, split: str, seq_len: int, most: int | None, *,
+def _windows(pool: Pool, split: str, seq_len: int, most: int | None, tokenizer: Tokenizer, *,
              pack: bool) -> list[list[tuple[Interval, int, int]]]:
     """Of each window of a split its pieces, of an interval from a base of it to another; at most so many windows, at
     even distances."""
-    tiles = [(interval, start, min(start + seq_len + 1, interval.bases)) for interval in pool.intervals(split)
-             for start in range(0, interval.bases - 1, seq_len)]
+    whole, step = tokenizer.bases(seq_len + 1), seq_len * tokenizer.stride
+    tiles = [(interval, first * step, min(first * step + whole, interval.bases)) for interval in pool.intervals(split)
+             for first in range(-(-(tokenizer.tokens(interval.bases) - 1) // seq_len))]
     windows = [[number] for number in range(len(tiles))]
     if pack:
-        windows = packed_by_kind([end - start for _, start, end in tiles],
+        windows = packed_by_kind([tokenizer.tokens(end - start) for _, start, end in tiles],
                                  [pool.species_of(interval.contig) for interval, *_ in tiles], seq_len + 1)
     count = len(windows) if most is None else min(len(windows), most)
     return [[tiles[tile] for tile in windows[number * len(windows) // count]] for number in range(count)]

@@ -26,6 +26,8 @@ class HyenaConfig(TransformerConfig):
     max_seq_len: int = 1024
     short_conv_kernel: int = 3
     padded_vocab_size: int = 16
+    kmer: int = 1
+    kmer_overlap: bool = False
     tie_embeddings: bool = True
     embed_dropout: float = 0.0
     resid_dropout: float = 0.0
@@ -107,6 +109,8 @@ def hyena_config(model: ModelSection, *, precision: str = "fp32", activation_che
         max_seq_len=model.max_seq_len,
         short_conv_kernel=model.short_conv_kernel,
         padded_vocab_size=model.padded_vocab_size,
+        kmer=model.kmer,
+        kmer_overlap=model.kmer_overlap,
         tie_embeddings=model.tie_embeddings,
         embed_dropout=model.embed_dropout,
         resid_dropout=model.resid_dropout,

@@ -28,7 +28,7 @@ class SplitLoss:
     """The same on every rank."""
 
     loss: float
-    """Nats per scored base."""
+    """Nats per scored base, also where a token is several."""
     scored: int
     sums: np.ndarray
     """float64 [2, kinds, classes]: the losses and the number of the bases that were scored, of each kind of bases in
@@ -93,7 +93,7 @@ def evaluate_split(model: nn.Module, batches: Iterable[Batch], groups: Groups, d
         kind = (kind.pin_memory() if device.type == "cuda" else kind).to(device, non_blocking=True)
         others = [kind != number for number in range(kinds)]
         rows = torch.stack([torch.stack([values.masked_fill(other, 0).sum(-1).double() for other in others])
-                            for values in (losses, targets != IGNORE)])
+                            for values in (losses, (targets != IGNORE) * batch.tokenizer.stride)])
         found.index_add_(2, of_window[windows.clamp(max=len(class_of))], rows)
     if groups.data_context.size > 1:
         dist.all_reduce(found, group=groups.data_context.group)

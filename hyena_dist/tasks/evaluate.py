@@ -18,6 +18,7 @@ from hyena_dist.config.sections.data import DataSection
 from hyena_dist.data.index import FILE_NAME
 from hyena_dist.data.manifest import Manifest
 from hyena_dist.data.pool import Pool, open_pools
+from hyena_dist.data.tokenizer import tokenizer_of
 from hyena_dist.model.evaluate import SplitLoss, evaluate_split
 from hyena_dist.model.loss import perplexity
 from hyena_dist.model.model import HyenaModel, build_model
@@ -107,16 +108,17 @@ def evaluate(run_dir: str | Path, *, checkpoint: str = "latest", shards: str | N
             GPU.
     """
     config, model, path = load_run(run_dir, checkpoint)
-    seq_len = config.data.val_seq_len or config.data.seq_len
+    seq_len, tokenizer = config.data.val_seq_len or config.data.seq_len, tokenizer_of(config.model)
     pools = _pools(Path(run_dir), config, shards)
     trained = open_pools(config.data) if shards is not None and _is_here(config.data) else pools
     held_out = HeldOut(pools, split=split, seq_len=seq_len, batch_size=max(1, ROWS_PER_BATCH_TOKENS // seq_len),
-                       regions=None if regions is None else Path(regions))
+                       regions=None if regions is None else Path(regions), tokenizer=tokenizer)
     found = _score(model, held_out, seq_len)
     if found is None:
         raise ConfigError(f"{' and '.join(pool.where for pool in pools)}: split {split} has no base to score (A, C, G, "
                           "T): build the shards with some")
-    chains = score(fit(trained), pools, split, labels=held_out.kinds * held_out.classes, label=held_out.label)
+    chains = score(fit(trained), pools, split, labels=held_out.kinds * held_out.classes, label=held_out.label,
+                   tokenizer=tokenizer)
     return Evaluation(path, split, [str(pool.manifest.directory) for pool in pools], seq_len, found.scored,
                       perplexity(found.loss), [perplexity(loss / bases) for loss, bases in chains.sum(2)],
                       [str(pool.manifest.directory) for pool in trained], _groups(held_out, found, chains))

@@ -13,7 +13,7 @@ from hyena_dist.data.manifest import Interval
 from hyena_dist.data.pool import Pool
 from hyena_dist.data.regions import Regions
 from hyena_dist.data.stream import Batch, ValidationBatches
-from hyena_dist.data.tokenizer import A, C, G, T
+from hyena_dist.data.tokenizer import NUCLEOTIDES, Tokenizer
 from hyena_dist.model.evaluate import CASES, soft_kinds
 
 DECILES = 10
@@ -23,10 +23,12 @@ logger = logging.getLogger(__name__)
 
 class HeldOut:
     """The windows of a split of some pools, as `ValidationBatches` has them, each in a class of windows, and each of
-    their bases of a kind. Every group is some classes or some kinds.
+    their bases of a kind: of k-mers all bases that a token tells are of the kind of its last. Every group is some
+    classes or some kinds.
 
     Args:
         regions: a BED whose fourth column is a class of bases; None: there are none.
+        tokenizer: makes tokens of the bases.
 
     Raises:
         ConfigError: the split has no bases.
@@ -34,9 +36,10 @@ class HeldOut:
     """
 
     def __init__(self, pools: Sequence[Pool], *, split: str, seq_len: int, batch_size: int,
-                 regions: Path | None = None) -> None:
-        self._seq_len = seq_len
-        self.batches = ValidationBatches(pools, split=split, seq_len=seq_len, batch_size=batch_size)
+                 regions: Path | None = None, tokenizer: Tokenizer = NUCLEOTIDES) -> None:
+        self._seq_len, self._tokenizer = seq_len, tokenizer
+        self.batches = ValidationBatches(pools, split=split, seq_len=seq_len, batch_size=batch_size,
+                                         tokenizer=tokenizer)
         if not self.batches.windows:
             raise ConfigError(f"{' and '.join(pool.where for pool in pools)}: no bases of split {split} to score: "
                               "build the shards with some")
@@ -56,7 +59,7 @@ class HeldOut:
         """The same of each kind of bases."""
         if classes:
             self.of_kinds["region"] = [names for names in classes for _ in CASES]
-        self._windows_before = _windows_before(pools, split, seq_len)
+        self._windows_before = _windows_before(pools, split, seq_len, tokenizer)
 
     def kinds_of(self, batch: Batch) -> torch.Tensor:
         """int64 [B, l], the kind of each target of a batch."""
@@ -65,21 +68,28 @@ class HeldOut:
             for row, number in zip(kinds, batch.windows.tolist(), strict=True):
                 if number < len(self.batches.windows):
                     _, ((interval, base, _),) = self.batches.windows[number]
-                    start = interval.start + base + 1
-                    labels = self._regions.labels(interval.contig, start, min(start + row.numel(), interval.end))
+                    stride = self._tokenizer.stride  # from the last base of a token to that of the next
+                    start = interval.start + base + self._tokenizer.bases(2) - 1
+                    stop = min(start + stride * (row.numel() - 1) + 1, interval.end)
+                    labels = self._regions.labels(interval.contig, start, stop)[::stride]
                     row[: labels.size] += len(CASES) * torch.from_numpy(labels)
         return kinds
 
     def label(self, number: int, interval: Interval, start: int, soft: np.ndarray) -> np.ndarray:
         """For the Markov chains: kind and class of bases in a row, as kind * classes + class. They are those that the
-        model's windows give: the base at place p of an interval is a target of its window (p - 1) // L."""
+        model's windows give: the token number t of an interval, counted from 0, is a target of its window (t - 1) // L.
+        """
+        k, stride = self._tokenizer.k, self._tokenizer.stride
         places = np.arange(start, start + soft.size)
-        windows = self._windows_before[number] + np.maximum(places - 1, 0) // self._seq_len
+        last = np.minimum(places // stride * stride + stride - 1, places[-1])  # of its token; `start` is one's first
+        tokens = (last - (k - 1)) // stride
+        windows = self._windows_before[number] + np.maximum(tokens - 1, 0) // self._seq_len
         kinds = soft.astype(np.int64)
         if self._regions is not None:
             first = interval.start + start
             kinds += len(CASES) * self._regions.labels(interval.contig, first, first + soft.size)
-        of_window = np.array([*self.class_of, 0])  # an interval of one base has no window, and may be the last
+        kinds = kinds[last - start]
+        of_window = np.array([*self.class_of, 0])  # an interval without a window may be the last
         return kinds * self.classes + of_window[windows]
 
 
@@ -96,9 +106,10 @@ def _open_regions(path: Path, pools: Sequence[Pool]) -> Regions:
     return regions
 
 
-def _windows_before(pools: Sequence[Pool], split: str, seq_len: int) -> list[int]:
+def _windows_before(pools: Sequence[Pool], split: str, seq_len: int, tokenizer: Tokenizer) -> list[int]:
     """How many windows come before those of each interval."""
-    counts = [len(range(0, interval.bases - 1, seq_len)) for pool in pools for interval in pool.intervals(split)]
+    counts = [len(range(0, tokenizer.tokens(interval.bases) - 1, seq_len))
+              for pool in pools for interval in pool.intervals(split)]
     return np.cumsum([0, *counts]).tolist()
 
 
@@ -107,9 +118,9 @@ def _gc_deciles(batches: ValidationBatches) -> tuple[np.ndarray, list[Collection
     decile. Windows without such bases are in one more, which has no name."""
     shares = np.full(len(batches.windows), np.nan)
     for batch in batches:
-        targets = batch.ids[:, 1:]
-        known = ((targets >= A) & (targets <= T)).sum(-1).numpy()
-        strong = ((targets == C) | (targets == G)).sum(-1).numpy()
+        ids, tokenizer = batch.ids.numpy(), batch.tokenizer
+        known = tokenizer.stride * tokenizer.scored(ids).sum(-1)
+        strong = tokenizer.strong(ids).sum(-1)
         windows = batch.windows.numpy()
         inside = (windows < shares.size) & (known > 0)
         shares[windows[inside]] = strong[inside] / known[inside]

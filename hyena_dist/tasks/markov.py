@@ -3,6 +3,9 @@
 A chain of order k gives a base the probability (count + 1) / (context count + 4), counted over the training bases. Its
 context is the k bases before; where fewer are known, because the interval begins or a base that is not A, C, G or T
 stands between, the chain of the longest known context scores. Contexts never cross an interval's border.
+
+Beside a model of k-mers the chains score the bases that its validation scores, which are fewer: not the first k of an
+interval, and none of a k-mer that is not scored (`data.tokenizer.Tokenizer.scored`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +15,7 @@ import numpy as np
 
 from hyena_dist.data.manifest import Interval
 from hyena_dist.data.pool import Pool
-from hyena_dist.data.tokenizer import SOFT, A, T
+from hyena_dist.data.tokenizer import NUCLEOTIDES, SOFT, A, T, Tokenizer
 
 MAX_ORDER = 6
 _CHUNK = 1 << 22
@@ -25,19 +28,20 @@ class _Chunk(NamedTuple):
     """Of the interval, over all pools."""
     interval: Interval
     start: int
-    """Of the chunk in the interval, without its context."""
+    """Of the chunk in the interval, without its context: a multiple of k."""
     ids: np.ndarray
     """uint8, the token ids of the context and of the chunk; those of soft-masked bases have SOFT."""
     context: int
-    """How many at the front are context only: none at a border of the interval."""
+    """How many at the front are context only: none at a border of the interval, else at least k."""
 
 
-def _chunks(pools: Sequence[Pool], split: str, max_order: int) -> Iterator[_Chunk]:
+def _chunks(pools: Sequence[Pool], split: str, max_order: int, k: int = 1) -> Iterator[_Chunk]:
+    size = _CHUNK // k * k
     intervals = [(pool, interval) for pool in pools for interval in pool.intervals(split)]
     for number, (pool, interval) in enumerate(intervals):
-        for start in range(0, interval.bases, _CHUNK):
-            context = min(max_order, start)
-            ids = np.empty(min(start + _CHUNK, interval.bases) - start + context, dtype=np.uint8)
+        for start in range(0, interval.bases, size):
+            context = min(max(max_order, k), start)
+            ids = np.empty(min(start + size, interval.bases) - start + context, dtype=np.uint8)
             pool.manifest.fill(ids, interval.first_base + start - context, soft=True)
             yield _Chunk(number, interval, start, ids, context)
 
@@ -68,14 +72,36 @@ def fit(pools: Sequence[Pool], max_order: int = MAX_ORDER) -> list[np.ndarray]:
     return [np.log(table / table.sum(axis=1, keepdims=True)).ravel() for table in tables]
 
 
+def _scored(known: np.ndarray, context: int, tokenizer: Tokenizer) -> np.ndarray:
+    """Which bases of a chunk, from `context` on, a validation scores: bool. The chunk begins with its interval where
+    there is no context, and else, at the context's end, with a k-mer of those that do not overlap.
+
+    Args:
+        known: bool, which bases are A, C, G or T, the context's first.
+    """
+    k, scored = tokenizer.k, known[context:].copy()
+    if k > 1 and not tokenizer.overlap:
+        whole = scored.size // k * k
+        scored[:whole] = scored[:whole].reshape(-1, k).all(axis=1).repeat(k)
+        scored[whole:] = False
+    elif k > 1:  # the k-mer that ends here and the one before it: k + 1 known bases in a row
+        unknown = np.concatenate(([0], np.cumsum(~known)))
+        ends = np.arange(context + 1, known.size + 1)
+        scored = unknown[ends] == unknown[np.maximum(ends - k - 1, 0)]
+    if not context:
+        scored[:k] = False
+    return scored
+
+
 Label = Callable[[int, Interval, int, np.ndarray], np.ndarray]
 """The labels of bases in a row, from 0 on. Takes the number of their interval over all pools, the interval, the first
 base's place in it, and bool [n], which are soft-masked. Returns int64 [n]."""
 
 
 def score(tables: Sequence[np.ndarray], pools: Sequence[Pool], split: str, *, labels: int = 1,
-          label: Label = lambda *_: np.zeros(1, dtype=np.int64)) -> np.ndarray:
-    """The losses of the chains of order 0 upwards on a split: of every A, C, G and T but an interval's first.
+          label: Label = lambda *_: np.zeros(1, dtype=np.int64), tokenizer: Tokenizer = NUCLEOTIDES) -> np.ndarray:
+    """The losses of the chains of order 0 upwards on the bases of a split that a validation with this tokenizer
+    scores: of single bases every A, C, G and T but an interval's first.
 
     Args:
         tables: by `fit`.
@@ -85,10 +111,9 @@ def score(tables: Sequence[np.ndarray], pools: Sequence[Pool], split: str, *, la
         float64 [orders, 2, labels]: the sum of the losses in nats, and the number of scored bases, of each label.
     """
     found = np.zeros((len(tables), 2, labels))
-    for number, interval, start, ids, context in _chunks(pools, split, len(tables) - 1):
+    for number, interval, start, ids, context in _chunks(pools, split, len(tables) - 1, tokenizer.k):
         soft, ids = ids[context:] >= SOFT, ids & ~np.uint8(SOFT)
-        scored = (ids[context:] >= A) & (ids[context:] <= T)
-        scored[: 0 if start else 1] = False
+        scored = _scored((ids >= A) & (ids <= T), context, tokenizer)
         of_bases = np.broadcast_to(label(number, interval, start, soft), scored.shape)[scored]
         best = np.zeros(scored.size)
         for order, (word, whole) in enumerate(_words(ids, context, len(tables) - 1)):

@@ -11,12 +11,14 @@ import torch
 
 from hyena_dist.checkpoint.files import MARKER
 from hyena_dist.config.schema import Config
+from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.config.versions import own_version
 from hyena_dist.config.warmup import stages, tokens_after
 from hyena_dist.costs.memory import parameters, run_memory
 from hyena_dist.data.errors import DataError
 from hyena_dist.data.index import FILE_NAME, read_index
 from hyena_dist.data.splits import SPLITS
+from hyena_dist.data.tokenizer import tokenizer_of
 from hyena_dist.train.wording import MANY_EPOCHS, TEACHES_LITTLE, amount, binary, counted, duration, score
 
 
@@ -40,7 +42,7 @@ def banner(config: Config, environment: Mapping[str, str]) -> list[str]:
         "device": device,
         "ranks": f"{ranks}{f' = {layout}' if layout else ''}, {engine}, {config.train.precision}",
         "model": f"{parameters(model):,} parameters, {counted(model.num_layers, 'layer')} of "
-                 f"{counted(model.hidden_size, 'channel')}, up to {model.max_seq_len:,} tokens",
+                 f"{counted(model.hidden_size, 'channel')}, up to {model.max_seq_len:,} tokens{_kmers(model)}",
         "step": _step(config, data_ranks),
         "length": _length(config, data_ranks),
         "memory": _memory(config, device.split(",")[0] == "CPU", data_ranks, room),
@@ -63,6 +65,13 @@ def last_line(run_dir: Path, *, steps: int, seconds: float, rate: float | None, 
     where = ", ".join([*([report.name] if report else []), "metrics.jsonl", "tensorboard/", "summary.json",
                        "checkpoints/"])
     return f"done: {found}; in {run_dir}: {where}"
+
+
+def _kmers(model: ModelSection) -> str:
+    """What a token is, where it is no single base."""
+    if model.kmer == 1:
+        return ""
+    return f" of {model.kmer} bases, {'one base apart' if model.kmer_overlap else 'side by side'}"
 
 
 def _start(config: Config) -> str:
@@ -111,8 +120,9 @@ def _length(config: Config, data_ranks: int) -> str:
     bases = sum(row.end - row.start for row in segments if SPLITS[row.split] == "train")
     if not bases:
         return text
-    text += f", {tokens / bases:.3g} epochs of {amount(bases)} training bases"
-    return f"{text}: {TEACHES_LITTLE}" if tokens / bases > MANY_EPOCHS else text
+    epochs = tokens * tokenizer_of(config.model).stride / bases
+    text += f", {epochs:.3g} epochs of {amount(bases)} training bases"
+    return f"{text}: {TEACHES_LITTLE}" if epochs > MANY_EPOCHS else text
 
 
 def _memory(config: Config, cpu: bool, data_ranks: int, room: int) -> str:

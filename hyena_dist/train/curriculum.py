@@ -13,7 +13,9 @@ from hyena_dist.data.errors import DataError
 from hyena_dist.data.manifest import Manifest
 from hyena_dist.data.mixture import Change
 from hyena_dist.data.pool import Pool, first_weights
-from hyena_dist.data.stream import Batch, Part, StreamState, TrainStream
+from hyena_dist.data.rows import Part
+from hyena_dist.data.stream import Batch, StreamState, TrainStream
+from hyena_dist.data.tokenizer import tokenizer_of
 
 
 class SourceUse(NamedTuple):
@@ -127,7 +129,8 @@ class Curriculum:
             data = self.config.data
             self._streams[stage.index] = TrainStream(
                 self.pools, seq_len=stage.seq_len, seed=data.seed, rc_augment=data.rc_augment, stage=stage.index,
-                weights=self._weights_of(stage), lower_case_weight=data.lower_case_weight, pack=data.pack)
+                weights=self._weights_of(stage), lower_case_weight=data.lower_case_weight,
+                tokenizer=tokenizer_of(self.config.model), pack=data.pack)
         return self._streams[stage.index]
 
     def _weights_of(self, stage: Stage) -> list[Change]:

@@ -74,9 +74,9 @@ class Row:
     split: str
     """train or val."""
     loss: float
-    """Nats per scored token."""
+    """Nats per scored base, whatever a token is: of k-mers side by side those of a token divided by k."""
     perplexity: float
-    """exp of the loss; inf where that is beyond floats, null in the file."""
+    """Per base, exp of the loss; inf where that is beyond floats, null in the file."""
     tokens: int
     """Training tokens seen so far, over all ranks."""
     scored: float | None = None

@@ -1,4 +1,4 @@
-"""Pretraining, the first objective: predict the next base of every window of the shards."""
+"""Pretraining, the first objective: predict the next base, or k-mer, of every window of the shards."""
 
 import logging
 from collections.abc import Collection, Mapping
@@ -12,7 +12,9 @@ from hyena_dist.config.schema import Config
 from hyena_dist.config.warmup import tokens_after
 from hyena_dist.costs.utilisation import Utilisation
 from hyena_dist.data.pool import identity_of, open_pools
-from hyena_dist.data.stream import Batch, Part, ValidationBatches
+from hyena_dist.data.rows import Part
+from hyena_dist.data.stream import Batch, ValidationBatches
+from hyena_dist.data.tokenizer import tokenizer_of
 from hyena_dist.engine.protocol import Table
 from hyena_dist.model.context import log_context_method
 from hyena_dist.model.evaluate import CASES, Score, evaluate_split
@@ -61,7 +63,7 @@ class Pretraining:
         self.validation = ValidationBatches(
             self.pools, seq_len=self._seq_len, batch_size=config.train.micro_batch_size, dp_rank=groups.data.rank,
             dp_size=groups.data.size, tokens=config.data.val_tokens, part=self._part(self._seq_len),
-            pack=config.data.pack)
+            tokenizer=tokenizer_of(config.model), pack=config.data.pack)
         self._mass = LossMass([pool.name for pool in self.pools], config.data.lower_case_weight, groups, device)
         self.extras = self._names()
         self._repeated: dict[int, list[str]] = {}

@@ -52,6 +52,7 @@ class Case:
     precision: str = "fp64"
     pattern: str = "H"
     tied: bool = True
+    kmer: int = 1
 
     @property
     def ranks(self) -> int:
@@ -105,7 +106,8 @@ def covering(cases: list[Case]) -> list[Case]:
 def build(case: Case, groups: Groups, parallel: ParallelSection | None) -> HyenaModel:
     section = ModelSection(num_layers=max(2, len(case.pattern)), hidden_size=32, max_seq_len=LENGTH,
                            filter_order=8, hyena_order=case.order, embed_dropout=0.2, resid_dropout=0.1,
-                           num_attention_heads=8, layer_pattern=case.pattern, tie_embeddings=case.tied)
+                           num_attention_heads=8, layer_pattern=case.pattern, tie_embeddings=case.tied,
+                           kmer=case.kmer)
     config = hyena_config(section, precision="bf16" if case.precision == "bf16" else "fp32",
                           activation_checkpointing=case.recompute, parallel=parallel,
                           params_dtype=torch.float64 if case.precision == "fp64" else torch.float32)
@@ -133,12 +135,12 @@ def compare(case: Case, groups: Groups, *, local_mean: bool = False,
             device: torch.device = CPU) -> dict[str, float]:
     """Largest error of this rank by quantity, against one rank in the same precision (bf16: against float32)."""
     generator = torch.Generator().manual_seed(3)
-    ids = torch.randint(7, 11, (BATCH * case.data, LENGTH + 1), generator=generator)
+    ids = torch.randint(7, 7 + 4**case.kmer, (BATCH * case.data, LENGTH + 1), generator=generator)
     targets = ids[:, 1:].masked_fill(torch.rand(BATCH * case.data, LENGTH, generator=generator) < 0.3, -100)
     ids, targets, rows = ids.to(device), targets.to(device), torch.arange(BATCH * case.data, device=device)
     mine = slice(groups.data.rank * BATCH, (groups.data.rank + 1) * BATCH)
     one = Groups.single()
-    reference = build(Case(1, 1, 1, order=case.order, pattern=case.pattern, tied=case.tied,
+    reference = build(Case(1, 1, 1, order=case.order, pattern=case.pattern, tied=case.tied, kmer=case.kmer,
                            precision="fp32" if case.precision == "bf16" else case.precision), one, None).to(device)
     count = int((targets != -100).sum())
     exact_logits, exact_dx = forward_backward(reference, one, ids[:, :-1], targets, rows, count)

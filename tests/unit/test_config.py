@@ -17,7 +17,8 @@ from hyena_dist.config.sections.parallel import ParallelSection
 from hyena_dist.config.sections.train import TrainSection
 from hyena_dist.model.kinds import check
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
+CONFIGS = sorted(path for path in (Path(__file__).parents[2] / "configs").rglob("*.yaml")
+                 if path.parent.name not in ("sweeps", "studies"))  # of many runs each
 MINIMAL = "data: {shards: s}\ntrain: {run_dir: r}\n"
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hyena_dist.cli import build, convert, evaluate, main, pretrain, show, sweep, verify
+from hyena_dist.cli import build, convert, evaluate, main, pretrain, scaling, show, sweep, verify
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = re.compile(r"^(?:[ #$]|examples?:)*((?:[A-Z_]+=\S+ )*(?:(?:deepspeed|torchrun|srun|sbatch) -|"
@@ -28,7 +28,8 @@ def launcher(name: str) -> Any:
 
 
 COMMANDS = {"pretrain": pretrain, "evaluate": evaluate, "convert": convert, "build": build, "verify": verify,
-            "show": show, "sweep": sweep, "bench": launcher("bench"), "gpu_check": launcher("gpu_check")}
+            "scaling": scaling, "show": show, "sweep": sweep, "bench": launcher("bench"),
+            "gpu_check": launcher("gpu_check")}
 
 
 def help_of(command: Any) -> str:
@@ -120,6 +121,10 @@ def run(command: str, monkeypatch) -> int:
     if name == "build":
         write_genomes(arguments)
         return build.main([*arguments, "--dry-run"])
+    if name == "sweep" and words[0] == "sbatch":
+        arguments = ["run", *arguments]  # as the script does
+    if name == "sweep" and arguments[0] == "plan":
+        return sweep.main(arguments)
     if name == "gpu_check" and "--wheels" in arguments:
         Path(arguments[arguments.index("--wheels") + 1]).mkdir(parents=True)
     COMMANDS[name].parse_args(arguments)  # the others have no --dry-run: what they want is there after a run only
@@ -136,7 +141,8 @@ def test_an_example_passes_its_own_checks(where, command, monkeypatch, capsys):
 def test_examples_are_found():
     places = {where for where, _ in EXAMPLES}
     assert places >= {"README.md", "docs/training.md", "docs/shards.md", "docs/formats.md", "docs/parallelism.md",
-                      "launchers/slurm/pretrain.sbatch", "hyena-dist --help", *(f"{name} --help" for name in COMMANDS)}
+                      "launchers/slurm/pretrain.sbatch", "launchers/slurm/sweep.sbatch", "docs/sweeps.md",
+                      "hyena-dist --help", *(f"{name} --help" for name in COMMANDS)}
 
 
 @pytest.mark.usefixtures("elsewhere")

@@ -18,9 +18,10 @@ from hyena_dist.data.mixture import Change
 from hyena_dist.data.order import WindowOrder
 from hyena_dist.data.packing import across, best_fit, edges
 from hyena_dist.data.pool import Pool
+from hyena_dist.data.rows import Part
 from hyena_dist.data.splits import FractionSplits, Splits
-from hyena_dist.data.stream import Part, TrainStream, ValidationBatches
-from hyena_dist.data.tokenizer import COMPLEMENT, IGNORE, PAD, A, T, encode
+from hyena_dist.data.stream import TrainStream, ValidationBatches
+from hyena_dist.data.tokenizer import COMPLEMENT, IGNORE, PAD, A, T, Tokenizer, encode
 from tests.genomes import genome, shards, write_fasta
 
 ROOT = Path(__file__).parents[2]
@@ -89,6 +90,23 @@ def test_every_base_is_a_target_once_an_epoch(manifest, epoch):
         scored += batch.scored
     texts = (CONTIGS[i.contig][i.start + 1 : i.end] for i in s.intervals)
     assert scored == sum(int(((ids >= A) & (ids <= T)).sum()) for ids in map(encode, texts))
+
+
+@pytest.mark.parametrize("tokenizer", [Tokenizer(3), Tokenizer(3, overlap=True)])
+def test_kmers_are_packed_by_their_tokens(manifest, tokenizer):
+    """As many are scored as without packing, where a k-mer that overlaps the one before it needs that too."""
+    found = {}
+    for pack in (False, True):
+        s = stream(manifest, tokenizer=tokenizer, pack=pack)
+        batches = epoch_batches(s, s.order.epoch_size(0))
+        for batch in batches:
+            targets = batch.to(torch.device("cpu"))[1]
+            assert batch.scored == tokenizer.stride * int((targets != IGNORE).sum()) == int(batch.scored_by_row().sum())
+        held_out = ValidationBatches(manifest, seq_len=L, batch_size=2, pack=pack, tokenizer=tokenizer)
+        found[pack] = sum(batch.scored for batch in batches), sum(batch.scored for batch in held_out)
+        found["windows", pack] = len(batches)
+    assert found[False] == found[True]
+    assert found["windows", True] < found["windows", False]
 
 
 def test_packing_needs_fewer_windows_and_differs_by_epoch_stage_and_seed(manifest):

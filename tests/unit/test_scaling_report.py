@@ -16,7 +16,13 @@ from hyena_dist.tasks.scaling.analysis import analyse
 from hyena_dist.tasks.scaling.fit import Law
 from hyena_dist.tasks.scaling.optimum import Cost, fit_cost, parabolas
 from hyena_dist.tasks.scaling.points import ANCHORS, choose, groups_by_flops, read_points
-from hyena_dist.tasks.scaling.report import report
+from hyena_dist.tasks.scaling.report import report, write_report
+from hyena_dist.tasks.sweep.expand import expand
+from hyena_dist.tasks.sweep.file import read_sweep
+from hyena_dist.tasks.sweep.point import costs
+from hyena_dist.tasks.sweep.state import new_state
+
+ROOT = Path(__file__).parents[2]
 
 
 def row(number: int, **given: Any) -> dict[str, Any]:
@@ -215,3 +221,23 @@ def test_published_optima_are_read() -> None:
     assert set(budgets.PUBLISHED) == set(optima)
     assert (ANCHORS / "README.md").exists()
     assert pictures.LABELS["N"] == "weights N"
+
+
+def test_the_points_of_the_sweep_command_are_what_is_read(tmp_path: Path) -> None:
+    """Its own states, of a run that is finished and of one that has only been planned."""
+    sweeps = ROOT / "configs" / "studies" / "learning-rate.yaml"
+    points = expand(read_sweep(sweeps))
+    assert len(points) == 15
+    assert [point.problem for point in points] == [None] * 15
+    for number, point in enumerate(points):
+        state = new_state(point, costs(point.config, ranks=1))
+        if number:
+            state |= {"status": "finished", "loss": 1.3 + number / 100, "seconds": 1.0}
+        (tmp_path / "points" / point.id).mkdir(parents=True)
+        (tmp_path / "points" / point.id / "point.json").write_text(json.dumps(state), "utf-8")
+    files = write_report(tmp_path, tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text("utf-8")
+    assert "14 finished runs, and 1 left out by rule. The lowest validation loss is 1.3100" in text
+    assert f"| {points[0].id} | planned, not finished |" in text
+    assert "hidden_size=32, lr=0.002" in text
+    assert tmp_path / "report" / "report.md" in files

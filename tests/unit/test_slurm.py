@@ -1,8 +1,10 @@
 """The batch script, run by bash with stand-ins for SLURM's commands."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -71,6 +73,46 @@ def test_a_mistake_in_the_configuration_starts_nothing(slurm, tmp_path):
     assert result.returncode == 2
     assert "error: a mistake" in result.stderr
     assert not (tmp_path / "srun").exists()
+
+
+@pytest.fixture
+def array(tmp_path):
+    """Run the script of a task of a job array; `python` writes its arguments and does what it is told."""
+    commands = tmp_path / "bin"
+    commands.mkdir()
+
+    def start(python: str) -> subprocess.Popen:
+        for name, text in (("scontrol", f'echo "$@" >> {tmp_path}/scontrol'),
+                           ("python", f'echo "$@" > {tmp_path}/python\n{python}')):
+            (commands / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+            (commands / name).chmod(0o755)
+        environment = {**os.environ, "PATH": f"{commands}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(tmp_path),
+                       "SLURM_ARRAY_JOB_ID": "4700", "SLURM_ARRAY_TASK_ID": "3", "SLURM_JOB_ID": "4703"}
+        return subprocess.Popen(["bash", SCRIPT.with_name("sweep.sbatch"), "--config", "a b.yaml"], env=environment)
+
+    return start
+
+
+@pytest.mark.parametrize(("status", "requeued"), [(0, ""), (1, ""), (2, ""), (85, "requeue 4700_3\n")])
+def test_a_task_runs_its_point_and_goes_back_where_that_was_stopped(array, tmp_path, status, requeued):
+    assert array(f"exit {status}").wait(60) == status
+    assert (tmp_path / "python").read_text() == "launchers/sweep.py run --config a b.yaml --index 3\n"
+    assert ((tmp_path / "scontrol").read_text() if requeued else "") == requeued
+    assert (tmp_path / "scontrol").exists() == bool(requeued)
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_signal_reaches_the_sweep_which_is_waited_for(array, tmp_path, number):
+    task = array(f"trap 'sleep 0.5; touch {tmp_path}/saved; exit 85' TERM\ntouch {tmp_path}/started\n"
+                 "for _ in $(seq 300); do sleep 0.1; done")
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "started").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    task.send_signal(number)
+    assert task.wait(60) == 85
+    assert (tmp_path / "saved").exists()
+    assert (tmp_path / "scontrol").read_text() == "requeue 4700_3\n"
 
 
 @pytest.mark.slow

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 
 from hyena_dist.data import tokenizer
@@ -35,3 +36,16 @@ def test_split_window_shifts_by_one_and_scores_bases_only():
     assert inputs.tolist() == [[7, 8, 11, 9, 6, 10, 4]]
     assert targets.tolist() == [[8, -100, 9, -100, 10, -100, -100]]
     assert inputs.dtype == targets.dtype == torch.int64
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_of_every_byte_only_four_are_targets(dtype):
+    """Also of those below A, whose difference from it is no byte."""
+    ids = torch.arange(256, dtype=torch.uint8).to(dtype).repeat(2, 1)
+    before = ids.clone()
+    inputs, targets = tokenizer.split_window(ids)
+    assert inputs.dtype == targets.dtype == torch.int64
+    assert torch.equal(inputs, before[:, :-1].long())
+    assert torch.equal(ids, before), "what was given stays as it was"
+    told = {token: target for token, target in enumerate(targets[0].tolist(), 1) if target != tokenizer.IGNORE}
+    assert told == {7: 7, 8: 8, 9: 9, 10: 10}

@@ -51,6 +51,16 @@ def test_formula_gives_the_measured_peak(model, seq_len, batch, precision):
     assert without.saved + without.working > (1 + TOLERANCE) * found, "the control: recomputation is not forgotten"
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_loss_of_kmers_is_most_of_a_step(precision):
+    model = section(num_layers=1, kmer=6)
+    found, memory = measured(model, 512, 1, precision, "none"), training_memory(model, 512, precision=precision,
+                                                                                 device="cpu")
+    assert memory.saved + memory.working == pytest.approx(found, rel=TOLERANCE)
+    logits = 4 * 512 * model.padded_vocab_size
+    assert 2 * logits < (1 - TOLERANCE) * found, "the control: two tensors of logits would be too few"
+
+
 @pytest.mark.parametrize(("pattern", "tied"), [("H", True), ("HA", True), ("H", False)])
 def test_states_are_those_of_every_weight(pattern, tied):
     model = section(hyena_order=3, filter_num_inner_mlps=1, filter_emb_dim=7, layer_pattern=pattern,

@@ -28,20 +28,24 @@ class DataSection:
     """Weights that hold from a step on, each change a mapping {step, weights} with a weight for every source
     (`MixtureChange`); null: those of data.mixture hold to the end."""
     seq_len: int = 1024
-    """Length L of a training window; inputs are [:L] and targets [1:] of L + 1 bases."""
+    """Length L of a training window in tokens; inputs are [:L] and targets [1:] of L + 1 tokens. A token is a base,
+    or of k-mers (model.kmer) several: L + 1 of those that stand side by side are k (L + 1) bases, of those that overlap
+    L + k."""
     val_seq_len: int | None = None
     """Length and stride of the validation windows; null: seq_len."""
     val_tokens: int | None = None
     """Tokens of a validation: as many whole windows, at least one, at even distances over the validation split, always
     the same ones; null: all of the split."""
     rc_augment: bool = False
-    """Show each training window, with probability 1/2, as its reverse complement."""
+    """Show each training window, with probability 1/2, as its reverse complement, of which k-mers are made like of
+    any other sequence."""
     pack: bool = False
     """Let contigs, and ends of contigs, that are too short for a window share one, in training and validation. Each
     learns and scores as if it were alone (`docs/short-contigs.md`); without it each has a window and padding."""
     lower_case_weight: float = 1.0
     """How much a soft-masked base (lower case: repeats, mostly) counts in the training loss, beside 1 of any other;
-    the loss is divided by the sum of the weights. 0.1 is usual; 0: not at all. Validation counts all bases alike."""
+    the loss is divided by the sum of the weights. 0.1 is usual; 0: not at all. Validation counts all bases alike. A
+    k-mer is soft-masked where its last base is."""
     num_workers: int = 1
     """Reader processes per rank; 0 reads in the training process. Never changes which windows come."""
     seed: int = 0

@@ -8,11 +8,16 @@ from hyena_dist.config.sections.ranges import not_negative, positive, probabilit
 NUM_TOKENS = 12
 """Token ids of the published vocabulary; the data holds all but some special ones."""
 
+NUM_SPECIAL = 7
+"""Of these, the special ones, which k-mers have too."""
+
+MOST_KMER = 8
+"""Bases of the longest k-mer: 65,543 ids."""
 
 VOCAB_MULTIPLE = 8
 """The published models pad the vocabulary to a multiple of this."""
 
-BEFORE_THE_KEY = {"tie_embeddings": True}
+BEFORE_THE_KEY = {"tie_embeddings": True, "kmer": 1, "kmer_overlap": False}
 """Keys of the section that are younger than the checkpoint format, and what every model was that was saved before."""
 
 
@@ -45,8 +50,15 @@ class ModelSection:
     past it go on along the same curve."""
     short_conv_kernel: int = 3
     """Taps of the depthwise causal convolution."""
+    kmer: int = 1
+    """Bases of a token, 1 to 8. 1: single bases with the published ids; more: k-mers, whose 7 + 4^k ids are listed in
+    `data/tokenizer.py`. All lengths of sequences are in tokens; losses and perplexities stay per base."""
+    kmer_overlap: bool = False
+    """Whether the next k-mer starts one base further, so that every base has a token; false: behind the last one, so
+    that a sequence has k times fewer tokens than bases."""
     vocab_size: int = 12
-    """Token ids; the embedding is padded to the next multiple of 8, as published."""
+    """Token ids; the embedding is padded to the next multiple of 8, as published. With k-mers it has at least theirs,
+    so that this may stay as it is."""
     tie_embeddings: bool = True
     """Whether the head's weight is the embedding's, as published. false: the head has a weight of its own, as in models
     that Hugging Face's port has trained."""
@@ -72,13 +84,20 @@ class ModelSection:
     @property
     def padded_vocab_size(self) -> int:
         """Rows of the embedding."""
-        return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+        ids = self.vocab_size if self.kmer == 1 else max(self.vocab_size, NUM_SPECIAL + 4**self.kmer)
+        return -(-ids // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
     def __post_init__(self) -> None:
         positive("model", num_layers=self.num_layers, hidden_size=self.hidden_size, max_seq_len=self.max_seq_len,
                   filter_order=self.filter_order, short_conv_kernel=self.short_conv_kernel,
                   vocab_size=self.vocab_size, num_attention_heads=self.num_attention_heads,
-                  filter_sine_freq=self.filter_sine_freq)
+                  filter_sine_freq=self.filter_sine_freq, kmer=self.kmer)
+        if self.kmer > MOST_KMER:
+            raise ValueError(f"model.kmer must be at most {MOST_KMER}, got {self.kmer}: there are 4^k k-mers, and each "
+                             "has a row of the embedding")
+        if self.kmer_overlap and self.kmer == 1:
+            raise ValueError("model.kmer_overlap is true, and model.kmer is 1: single bases do not overlap: give the "
+                             "k-mers' length in model.kmer, or leave model.kmer_overlap out")
         not_negative("model", filter_num_inner_mlps=self.filter_num_inner_mlps, filter_shift=self.filter_shift)
         probability("model", embed_dropout=self.embed_dropout, resid_dropout=self.resid_dropout)
         if self.vocab_size < NUM_TOKENS:

@@ -60,19 +60,19 @@ def learning_rate_rule(points: Sequence[Point]) -> Rule:
     """Fit a parabola to each width, and a power law through their lowest points.
 
     Raises:
-        ConfigError: no width has enough rates.
+        ConfigError: no width has several rates.
     """
     by_width: dict[float, dict[float, list[float]]] = {}
     for point in points:
         if point.hidden_size and point.lr:
             by_width.setdefault(point.hidden_size, {}).setdefault(point.lr, []).append(point.loss)
     chosen = {width: _chosen(rates) for width, rates in sorted(by_width.items())}
+    if all(len(rates) < LEAST for rates, _, _ in chosen.values()):
+        raise ConfigError(f"no width has {LEAST} learning rates: a rule needs an axis of the sweep over optim.lr, and "
+                          "one over model.hidden_size")
     enough = {width: parts for width, parts in chosen.items() if parts[2].sum() >= LEAST}
-    if not enough:
-        raise ConfigError(f"no width has {LEAST} learning rates within a factor of {REACH - 0.05:g} of its best: a "
-                          "rule needs an axis of the sweep over optim.lr, and one over model.hidden_size")
     fits = {width: _parabola(np.log(rates[near]), losses[near]) for width, (rates, losses, near) in enough.items()}
-    freedom = sum(int(enough[width][2].sum()) - 3 for width in enough)
+    freedom = max(sum(int(enough[width][2].sum()) - 3 for width in enough), 1)
     spread = sum(fit[2] for fit in fits.values()) / freedom
     quantile = float(t_distribution.ppf(0.975, freedom))
     curves = tuple(_curve(width, parts, fits.get(width), spread, quantile) for width, parts in chosen.items())
@@ -99,7 +99,9 @@ def _curve(width: float, parts: tuple[Array, Array, Array], fit: tuple[Array, Ar
     rates, losses, near = parts
     none = Interval(np.nan, np.nan, "")
     if fit is None:
-        why = f"{int(near.sum())} rates near its best, and {LEAST} are needed"
+        at_end = losses.argmin() in (0, len(losses) - 1)
+        why = ("its best is at an end of the rates tried" if at_end else
+               f"{int(near.sum())} rates within a factor of {REACH - 0.05:g} of its best, and {LEAST} are needed")
         return Curve(width, rates, losses, near, np.empty(0), np.nan, np.nan, Interval(none.low, none.high, why))
     coefficients, inverse, _ = fit
     square, slope, _ = coefficients

@@ -61,6 +61,12 @@ class Point:
     varied: dict[str, Any] = field(default_factory=dict)
     """The keys that the sweep set for it."""
 
+    @property
+    def label(self) -> str:
+        """For people: its name, which of a sweep's point is a digest, with what was set for it."""
+        settings = ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in self.varied.items())
+        return f"{self.id} ({settings})" if settings else self.id
+
 
 @dataclass(frozen=True)
 class Left:

@@ -55,7 +55,8 @@ def _in_short(found: Analysis) -> str:
     best = min(found.points, key=lambda point: point.loss)
     lines = [f"{len(found.points)} finished runs" + (f", and {len(found.left)} left out by rule" if found.left else "")
              + f". The lowest validation loss is {best.loss:.4f} nats a token, a perplexity of "
-             f"{np.exp(best.loss):.4f}, of run {best.id}: {amount(best.params)} weights, {amount(best.tokens)} tokens."]
+             f"{np.exp(best.loss):.4f}, of run {best.label}: {amount(best.params)} weights, {amount(best.tokens)} "
+             "tokens."]
     if found.main is None:
         lines.append(f"There is no law: {found.no_fit}.")
     elif not found.main.trust.identified:
@@ -194,5 +195,5 @@ def _shapes(found: Analysis, pictures: Sequence[str]) -> Iterable[str]:
     if scored:
         yield f"## {scored[0].metric_name} beside the loss"
         yield _table(("run", "weights", "loss", scored[0].metric_name),
-                     [(p.id, amount(p.params), f"{p.loss:.4f}", f"{p.metric:.4f}") for p in scored])
+                     [(p.label, amount(p.params), f"{p.loss:.4f}", f"{p.metric:.4f}") for p in scored])
         yield _picture("metric.png", pictures)

@@ -94,7 +94,8 @@ def _train(stream: TrainStream, rule: str, width: int, smallest: int, *, section
         for _ in range(steps):
             input_ids, targets, _ = next(batches).to(cpu)
             optimizer.zero_grad()
-            loss = token_loss(model(input_ids), targets, model.tensor)
+            total, scored = token_loss(model(input_ids), targets, model.tensor)
+            loss = total / scored.clamp(min=1)
             loss.backward()
             optimizer.step()
     finally:

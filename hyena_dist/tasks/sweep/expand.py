@@ -160,7 +160,7 @@ def _number(values: Mapping[str, Any], base: Config, key: str) -> int | float:
     value = values[key] if key in values else getattr(getattr(base, section), name)
     if type(value) not in (int, float):
         raise ConfigError(f"{key} is {value!r:.60}, which is no number")
-    return value  # type: ignore[no-any-return]
+    return value
 
 
 def _order(sweep: Sweep) -> list[str]:
@@ -234,8 +234,14 @@ def forked(parent: Point, *, at: int, cooldown: int, ranks: int) -> Point:
 
 
 def varied(settings: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The keys that are not the same in all settings, in their order."""
-    settings = list(settings)
-    keys = dict.fromkeys(key for values in settings for key in values)
-    return [key for key in keys if len({json.dumps(values.get(key), sort_keys=True) for values in settings}) > 1]
+    """The keys that tell settings apart, in their order: each of them parts some that those before it leave together,
+    so what follows from others is not among them."""
+    settings, found = list(settings), list[str]()
+    apart = 1
+    for key in dict.fromkeys(key for values in settings for key in values):
+        classes = {json.dumps([values.get(each) for each in [*found, key]], sort_keys=True) for values in settings}
+        if len(classes) > apart:
+            found.append(key)
+            apart = len(classes)
+    return found
 

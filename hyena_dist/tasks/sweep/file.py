@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from yaml import YAMLError
 
@@ -181,6 +181,8 @@ def _derive(key: str, value: Any) -> dict[str, str]:
     found = {}
     for name, text in _mapping(key, value).items():
         where = f"{key}.{_key(key, name)}"
+        if not {int, float} & {KEYS[name], *get_args(KEYS[name])}:
+            raise ConfigError(f"{where}: only numbers can be derived: set it, or make it an axis")
         if type(text) not in (str, int, float):
             raise ConfigError(f"{where} must be an expression like 0.1 * train.steps, got {text!r:.60}")
         try:

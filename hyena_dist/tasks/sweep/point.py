@@ -103,9 +103,11 @@ def learnt(config: Config, *, data: str) -> dict[str, Any]:
                  "optim.min_lr": config.optim.min_lr or 0.0}
     elif config.optim.schedule == "cosine" and config.optim.min_lr is None:
         kept["optim.min_lr"] = 0.1 * config.optim.lr
+    if model.kmer == 1:  # a point of single bases is the one that it was before there were k-mers
+        del kept["model.kmer"], kept["model.kmer_overlap"]
     if not kept["train.seq_len_warmup"]:
         del kept["train.seq_len_warmup_batch"]
-    return json.loads(json.dumps(kept))  # type: ignore[no-any-return]
+    return json.loads(json.dumps(kept))
 
 
 def point_id(config: Config) -> str:

@@ -15,6 +15,7 @@ from hyena_dist.train.run_directory import SUMMARY
 METRICS = "metrics.jsonl"
 _TAIL = 2**16
 """Bytes at the end of a file in which its last lines are."""
+_ERROR = "error: "
 _NOT_FINITE = re.compile(r"step \d+: loss \S+, gradient norm ")
 """How a run ends whose loss or gradients are no longer numbers (`train.ledger`)."""
 
@@ -60,11 +61,15 @@ def _parts(row: Row) -> dict[str, dict[str, float]]:
     return found
 
 
-def last_error(log: Path) -> str | None:
-    """The last error that a run has said; else its last line; None: it has said nothing."""
-    lines = list(_last_lines(log))
-    said = [line for line in lines if "error" in line.lower()] or lines
-    return said[-1].partition("error: ")[2] or said[-1] if said else None
+def last_error(log: Path, since: int = 0) -> str | None:
+    """The last error that a run has said, without the word; else its last line; None: it has said nothing.
+
+    Args:
+        since: bytes of the log that are from before this start.
+    """
+    lines = list(_last_lines(log, since))
+    said = [line.removeprefix(_ERROR) for line in lines if line.startswith(_ERROR)] or lines
+    return said[-1] if said else None
 
 
 def is_divergence(error: str) -> bool:
@@ -82,10 +87,10 @@ def progress(run_dir: Path) -> Progress | None:
     return None
 
 
-def _last_lines(path: Path) -> Iterator[str]:
+def _last_lines(path: Path, since: int = 0) -> Iterator[str]:
     try:
         with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - _TAIL))
+            file.seek(max(since, path.stat().st_size - _TAIL))
             text = file.read().decode("utf-8", errors="replace")
     except OSError:
         return

@@ -10,7 +10,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -49,6 +50,9 @@ class _Going:
     lock: RunLock
     process: subprocess.Popen[bytes]
     log: Path
+    log_start: int
+    """Bytes of the log that are from earlier starts."""
+    slot: int
     deadline: float | None = None
     """When the process is given up, on the clock of this process; None: never."""
     asked: bool = False
@@ -77,8 +81,6 @@ class Runner:
     retry: bool = False
     stop: Callable[[], str | None] = lambda: None
     watch: Callable[[], None] = lambda: None
-    interrupted: list[str] = field(default_factory=list)
-    """Points that stopped before their end, and would go on."""
     busy: list[str] = field(default_factory=list)
     """Points that somebody else runs."""
     _going: list[_Going] = field(default_factory=list)
@@ -134,12 +136,11 @@ class Runner:
     def _give_up(self, waiting: Sequence[Point]) -> None:
         """Note the branches whose origin has come to nothing."""
         for point in waiting:
-            with _locked(point) as lock:
+            with locked(point.directory) as lock:
                 state = read_state(point.directory)
                 if lock is not None and state is not None:
                     write_state(point.directory, ended(state, "planned", f"waits for step {point.fork_at} of "
                                                        f"{point.forked_from}, of which there is no checkpoint"))
-            self.interrupted.append(point.id)
 
     def _start(self, point: Point) -> bool:
         """Start a point, unless somebody else has ended it meanwhile; False: somebody else has it."""
@@ -165,10 +166,14 @@ class Runner:
 
     def _spawn(self, point: Point, state: State, lock: RunLock, argv: Sequence[str], log: Path,
                seconds: float | None) -> None:
+        slot = next(slot for slot in range(self.jobs) if all(going.slot != slot for going in self._going))
         threads = max(1, len(os.sched_getaffinity(0)) // (self.jobs * self.sweep.ranks))
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        if self.jobs > 1 and (devices := devices_of(slot, self.sweep.ranks, _visible())):
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
         try:
             with log.open("ab") as said:  # its own session: a Ctrl-C is this process's, which passes it on
+                log_start = said.tell()
                 process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=said, stderr=said,
                                            start_new_session=True, env=environment)
         except OSError as error:
@@ -176,7 +181,7 @@ class Runner:
                       f"{self.sweep.path}")
             return
         deadline = None if seconds is None else monotonic() + seconds
-        self._going.append(_Going(point, state, lock, process, log, deadline))
+        self._going.append(_Going(point, state, lock, process, log, log_start, slot, deadline))
 
     def _look(self) -> None:
         """Wait a moment; then see which processes have ended, and pass on the wish to stop."""
@@ -199,10 +204,9 @@ class Runner:
             self._record(point, going.state, going.lock)
         elif going.asked or status < 0 or requeue_marker(run_dir).exists():
             why = f"ended by {signal.Signals(-status).name}" if status < 0 else "stopped before its end"
-            self.interrupted.append(point.id)
             self._end(point, going.state, going.lock, "planned", f"{why}: it goes on with the next run of the sweep")
         else:
-            error = last_error(going.log) or f"ended with status {status}, and said nothing"
+            error = last_error(going.log, going.log_start) or f"ended with status {status}, and said nothing"
             self._end(point, going.state, going.lock, "diverged" if is_divergence(error) else "failed", error)
 
     def _record(self, point: Point, state: State, lock: RunLock) -> None:
@@ -227,14 +231,15 @@ class Runner:
     def _metric_ended(self, going: _Going) -> None:
         metric, status = self.sweep.metric, going.process.returncode
         assert metric is not None
-        if going.asked:
-            self.interrupted.append(going.point.id)
+        assert going.deadline is not None
+        late = monotonic() > going.deadline
+        if going.asked or (status < 0 and not late):
             self._end(going.point, going.state, going.lock, "planned", "stopped before its metric was found")
             return
         value = _last_number(going.log)
         if status != 0 or value is None:
-            why = (f"ended with status {status}" if status > 0 else f"ended by {signal.Signals(-status).name}"
-                   if status else "its last line is no number")
+            why = (f"took more than {metric.timeout:g} s" if late else f"ended with status {status}" if status else
+                   "its last line is no number")
             self._end(going.point, going.state, going.lock, "failed",
                       f"metric {metric.name}: {why}: see {going.log}, and run the sweep with --retry")
             return
@@ -271,7 +276,7 @@ def prepare(points: Sequence[Point], sweep: Sweep) -> dict[str, State]:
         state = found[point.id]
         if state is None:
             state = new_state(point, costs(point.config, ranks=sweep.ranks))
-            with _locked(point) as lock:
+            with locked(point.directory) as lock:
                 if lock is not None and read_state(point.directory) is None:
                     write_state(point.directory, state)
         states[point.id] = state
@@ -287,7 +292,9 @@ def write_resolved(sweep: Sweep, points: Sequence[Point]) -> None:
     content = {**asdict(sweep), "path": str(sweep.path), "runs": str(sweep.runs),
                "points": {point.id: point.set for point in points}}
     text = yaml.safe_dump(json.loads(json.dumps(content)), sort_keys=False, allow_unicode=True)
-    write_whole(sweep.runs / RESOLVED, lambda path: path.write_text(text, encoding="utf-8"))
+    with locked(sweep.runs) as lock:  # the tasks of an array start together; those that come later have the same text
+        if lock is not None:
+            write_whole(sweep.runs / RESOLVED, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def _can_begin(point: Point) -> bool:
@@ -297,39 +304,39 @@ def _can_begin(point: Point) -> bool:
     return origin is None or is_whole(origin) or any(map(is_whole, own.glob("step-*")))
 
 
-class _locked:
-    """A context in which a point is this process's; gives None where it is another's."""
-
-    def __init__(self, point: Point) -> None:
-        self._point = point
-
-    def __enter__(self) -> RunLock | None:
-        self._lock = _claim(self._point)
-        return self._lock
-
-    def __exit__(self, *_: object) -> None:
-        if self._lock is not None:
-            self._lock.release()
-
-
 _TRIES = 5
 """Who looks whether a point is running holds its lock for a moment."""
 
 
-def _claim(point: Point) -> RunLock | None:
-    """The lock of a point; None: another sweep runs it, or a run of it that has outlived its sweep is still saving."""
-    point.directory.mkdir(parents=True, exist_ok=True)
+def _lock(directory: Path) -> RunLock | None:
+    """The lock of a directory, which is made; None: somebody else has it."""
+    directory.mkdir(parents=True, exist_ok=True)
     for _ in range(_TRIES):
         try:
-            lock = RunLock(point.directory)
+            return RunLock(directory)
         except ConfigError:
             time.sleep(0.1)
-            continue
-        if not in_use(Path(point.config.train.run_dir)):
-            return lock
+    return None
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[RunLock | None]:
+    """A context in which a directory is this process's; gives None where it is another's."""
+    lock = _lock(directory)
+    try:
+        yield lock
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _claim(point: Point) -> RunLock | None:
+    """The lock of a point; None: another sweep runs it, or a run of it that has outlived its sweep is still saving."""
+    lock = _lock(point.directory)
+    if lock is not None and in_use(Path(point.config.train.run_dir)):
         lock.release()
         return None
-    return None
+    return lock
 
 
 def _lacks_metric(state: State, metric: MetricCommand | None) -> bool:
@@ -354,6 +361,19 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     except ProcessLookupError:
         pass
     process.wait()
+
+
+def _visible() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    return named.split(",")[:count] if named else [str(number) for number in range(count)]
+
+
+def devices_of(slot: int, ranks: int, visible: Sequence[str]) -> list[str]:
+    """The GPUs of the points that run in a place; those of different places are different while there are enough."""
+    return [visible[(slot * ranks + rank) % len(visible)] for rank in range(min(ranks, len(visible)))]
 
 
 def _free_port() -> int:

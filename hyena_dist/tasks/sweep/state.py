@@ -60,7 +60,7 @@ def read_state(directory: Path) -> State | None:
         raise ConfigError(f"{path}: is the state of another point ({state['id']:.40}): {_REMEDY}")
     if state["status"] == "finished" and not _is_number(state.get("loss")):
         raise ConfigError(f"{path}: is finished without a loss: {_REMEDY}")
-    return {**UNKNOWN, **state}
+    return state | {key: None for key in UNKNOWN if key not in state}
 
 
 _REMEDY = "delete it, and the point goes on from the checkpoints of its run"
