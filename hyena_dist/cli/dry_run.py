@@ -19,6 +19,7 @@ from hyena_dist.train.wording import binary
 
 if TYPE_CHECKING:
     from hyena_dist.data.pool import Pool
+    from hyena_dist.data.tokenizer import Tokenizer
 
 
 def check_ranks(config: Config, ranks: int | None) -> tuple[int, list[str]]:
@@ -52,6 +53,17 @@ def look(config: Config, ranks: int) -> Iterator[str]:
     yield from _checkpoints(config)
     yield from _libraries(config)
     yield from _memory(config, data_ranks)
+
+
+def packing(config: Config, ranks: int) -> list[str]:
+    """How many contigs share windows, where the shards are here and may be packed."""
+    if not config.data.pack or any(not path.exists() for path, _ in _paths(config)):
+        return []
+    from hyena_dist.data.pool import open_pools
+    from hyena_dist.train.curriculum import Curriculum
+    data_ranks = ranks // (config.parallel.tensor * config.parallel.context)
+    with closing(Curriculum(open_pools(config.data), config, dp_size=data_ranks)) as curriculum:
+        return curriculum.packed()
 
 
 def _run_directory(config: Config) -> Iterator[str]:
@@ -114,10 +126,25 @@ def _lengths(config: Config, pool: "Pool") -> Iterator[str]:
             lost = "it is not validated" if pool.name else "every validation loss will be nan"
             yield (f"{shards} has no bases of split {split}: {lost}: build shards with --val-contigs, --val-fraction "
                    "or --bed")
+        elif config.data.pack:
+            continue
         elif most < seq_len:
             of = f" of source {pool.name}" if pool.name else ""
             yield (f"{key} ({seq_len}) is more than the longest stretch of split {split}{of} has ({longest:,} bases): "
-                   f"every window is padded: use {most} or less, or build shards of longer contigs")
+                   f"every window is padded: use {most} or less, let contigs share windows (data.pack=true), or "
+                   "build shards of longer contigs")
+        elif split == "train":
+            yield from _short(pool, shards, seq_len, tokenizer)
+
+
+def _short(pool: "Pool", shards: str, seq_len: int, tokenizer: "Tokenizer") -> Iterator[str]:
+    """Where half of the windows, or more, hold a contig that does not fill half of them."""
+    lengths = [tokenizer.tokens(interval.bases) for interval in pool.intervals("train")]
+    short = sum(1 < length <= seq_len // 2 for length in lengths)
+    windows = sum(-(-(length - 1) // seq_len) for length in lengths if length > 1)
+    if 2 * short >= windows:
+        yield (f"{shards}: {short:,} of {windows:,} windows of split train hold a contig of at most half of "
+               f"data.seq_len ({seq_len}) and padding: let contigs share windows (data.pack=true), or use shorter ones")
 
 
 def _checkpoints(config: Config) -> Iterator[str]:

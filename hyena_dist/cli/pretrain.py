@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _dry_run(args: argparse.Namespace) -> int:
     """Check all that can be checked here, and print the configuration."""
     # Imported here: some of it needs torch, a mistyped key should not.
-    from hyena_dist.cli.dry_run import check_ranks, look
+    from hyena_dist.cli.dry_run import check_ranks, look, packing
     from hyena_dist.engine.deepspeed_config import check_raw_section
     from hyena_dist.runtime.launcher import collective_timeout, dry_run_ranks
 
@@ -92,6 +92,7 @@ def _dry_run(args: argparse.Namespace) -> int:
     ranks, notes = check_ranks(config, asked)
     check_raw_section(config.engine.deepspeed)
     warnings = list(look(config, ranks))
+    notes += packing(config, ranks)
     print(dump_config(config), end="")
     for kind, lines in (("warning", warnings), ("note", notes)):
         for line in lines:

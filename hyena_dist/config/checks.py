@@ -28,6 +28,8 @@ class Use:
     """Lengths of whole sequences, by the key that each stands at; none where only a model is built."""
     batches: Mapping[str, int] = field(default_factory=dict)
     """Sizes of micro-batches, by the key that each stands at; none where only a model is built."""
+    packed: bool = False
+    """Whether several sequences come in a row (data.pack), which it has to keep apart."""
 
 
 MixerRule = Callable[[Use], Iterable[Problem]]
@@ -61,7 +63,7 @@ def _use(config: Config, world_size: int) -> Use:
     batches = {**{f"{name}: micro_batch_size": stage.micro_batch_size for name, stage in warmup},
                "train.micro_batch_size": config.train.micro_batch_size}
     return Use(config.model, config.parallel, {key: length for key, length in lengths.items() if length is not None},
-               batches)
+               batches, packed=config.data.pack)
 
 
 def accumulation_steps(*, global_batch_size: int, micro_batch_size: int, data_ranks: int) -> int:
@@ -187,7 +189,7 @@ def _stage_batch(config: Config, name: str, stage: Stage, world_size: int) -> li
     if share % stage.micro_batch_size == 0:
         return []
     channels = config.model.hidden_size // config.parallel.tensor
-    dealt = config.parallel.context_method == "all_to_all" and ranks > 1
+    dealt = (config.parallel.context_method == "all_to_all" or config.data.pack) and ranks > 1
 
     def fits(size: int) -> bool:
         rows = exchanged_rows(channels=channels, batch=size, groups=config.parallel.overlap_groups)

@@ -20,7 +20,7 @@ FIXED = frozenset({
         "vocab_size", "num_attention_heads", "layer_pattern", "tie_embeddings", "kmer",
         "kmer_overlap")),
     # Which windows come, and in which order: the place in the data is a number of windows of this length and batch.
-    "data.seq_len", "data.rc_augment", "data.seed", "train.global_batch_size",
+    "data.seq_len", "data.pack", "data.rc_augment", "data.seed", "train.global_batch_size",
     "data.mixture", "data.mixture_temperature", "data.mixture_schedule",
     "train.seq_len_warmup", "train.seq_len_warmup_steps", "train.seq_len_warmup_batch",
     # The initial weights, which are history.
@@ -69,7 +69,7 @@ def identity(config: Config) -> dict[str, Any]:
 
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
     """One phrase per FIXED key that differs."""
-    younger = {f"model.{key}": value for key, value in BEFORE_THE_KEY.items()}
+    younger = {**{f"model.{key}": value for key, value in BEFORE_THE_KEY.items()}, "data.pack": False}
     saved, current = younger | dict(saved), younger | dict(current)
     return [f"{key}: saved {json.dumps(saved.get(key))}, now {json.dumps(current.get(key))}"
             for key in sorted(FIXED & (saved.keys() | current.keys())) if saved.get(key) != current.get(key)]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hyena_dist.config.sections.data import DataSection
 from hyena_dist.data.contigs import Contig, Source
 from hyena_dist.data.copies import Copies, Samples
 from hyena_dist.data.errors import DataError
@@ -17,6 +18,9 @@ from hyena_dist.data.vcf import Genotypes
 
 MOST_FAMILIAR = 0.3
 """Share of the held-out 32-mers that may also train before it is said. Repeats alone are less in most genomes."""
+
+SHORT = DataSection.seq_len
+"""Contigs of at most so many bases do not fill a window of the default length, and it is said how many they are."""
 
 
 class _Kind:
@@ -50,7 +54,7 @@ class Census:
         self.copies: Copies | None = None
         """Known when all was read and checked."""
         self._rna, self._stray_u, self._n_rich, self._masked = _Kind(), _Kind(), _Kind(), _Kind()
-        self._single, self._whole, self._same = _Kind(), _Kind(), _Kind()
+        self._single, self._short, self._whole, self._same = _Kind(), _Kind(), _Kind(), _Kind()
         self._twins = Twins()
         self._samples = Samples()
         self._files: dict[str, list[Path]] = {}
@@ -98,6 +102,8 @@ class Census:
             self._masked.add(info.name, info.bases)
         if info.bases < 2:
             self._single.add(info.name, 1)
+        elif info.bases <= SHORT:
+            self._short.add(info.name, info.bases)
         if not any(stretch.split != "train" for stretch in stretches):
             self._whole.add(info.name, info.bases)
         twin = self._twins.add(info.name, info.bases, found.strands, stretches)
@@ -162,6 +168,8 @@ class Census:
             *self._masked.note("more than half lower case (soft-masked): {contigs}, first {first}, {bases} bases; read "
                                "as upper case"),
             *self._single.note("a single base: {contigs}, first {first}: without a next base there is no window"),
+            *self._short.note(f"at most {SHORT:,} bases: {{contigs}}, first {{first}}, {{bases}} bases; where windows "
+                              f"are longer, data.pack=true lets them share some"),
             *self._same.note("the same sequence twice: {contigs}, first {first}, {bases} bases"),
         ]
         leaked = self._twins.leak().bases

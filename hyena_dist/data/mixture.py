@@ -162,12 +162,15 @@ class MixtureOrder:
         return epoch, index + windows
 
     def window(self, epoch: int, index: int) -> Window:
-        """A window; its interval is counted over the intervals of all sources."""
+        """A window; its interval is counted over the intervals of all sources. Of a packed one the first piece."""
+        return self.pieces(epoch, index)[0]
+
+    def pieces(self, epoch: int, index: int) -> list[Window]:
+        """The pieces of a window, which are of the same source."""
         assert not epoch
         source, number = self.place(index)
-        order = self._orders[source]
-        interval, start, end, reverse = order.window(*order.locate(number))
-        return Window(self._first_intervals[source] + interval, start, end, reverse)
+        order, first = self._orders[source], self._first_intervals[source]
+        return [piece._replace(interval=first + piece.interval) for piece in order.pieces(*order.locate(number))]
 
     def place(self, window: int) -> tuple[int, int]:
         """The source of a window, and how many windows of that source come before it."""

@@ -13,6 +13,9 @@ The W windows of an epoch, counted along the genome, are cut into C = 64 blocks 
 canonical stream shuffles one block, and window i of the epoch is number i // C of stream i mod C. Where the number of
 data ranks divides C, a rank so reads C / ranks streams in an epoch, and no other part of the genome.
 
+Where windows are packed, those of fewer than L + 1 bases share windows (`data.packing`). They are put together anew in
+each epoch, in an order that is drawn for it; an epoch's windows are then counted with the full ones first.
+
 Stream s reads block bit-reverse(s), so that neighbouring streams lie far apart: any 8 windows in a row come from 8
 different eighths of the data. With neighbouring blocks a batch of few windows would be of one genome.
 
@@ -20,11 +23,14 @@ All draws are hashes (splitmix64) of integers and the shuffle is a Feistel netwo
 version of any random generator, costs no memory, and starts anywhere at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 
+from hyena_dist.data.packing import packed
 from hyena_dist.data.tokenizer import NUCLEOTIDES, Tokenizer
 
 CANONICAL_STREAMS = 64
@@ -32,7 +38,7 @@ _STREAM_BITS = CANONICAL_STREAMS.bit_length() - 1
 _BLOCK = 4096
 """Windows whose places are computed together; more only cost memory, fewer cost time per window."""
 _ROUNDS = 4
-_PHASE, _REVERSE, _SHUFFLE = range(3)
+_PHASE, _REVERSE, _SHUFFLE, _PACK = range(4)
 """What a hash is for; keeps the draws apart."""
 
 
@@ -88,7 +94,8 @@ BLOCK_OF_STREAM = _bit_reversed()
 
 
 class Window(NamedTuple):
-    """Bases [start, end) of an interval, counted from the interval's start; at most those of L + 1 tokens."""
+    """Bases [start, end) of an interval, counted from the interval's start; at most those of L + 1 tokens. A packed
+    window has several such pieces."""
 
     interval: int
     start: int
@@ -121,27 +128,73 @@ class _Tiling:
         end = np.minimum(start + self.step + self.width, self.lengths[interval])
         return interval, np.maximum(start, phase % self.stride), end  # a head begins in the frame of the others
 
+    def pieces(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The pieces of windows, one after the other, for `locate`, and how many each window has."""
+        return windows, np.ones_like(windows)
+
+
+class Shared(NamedTuple):
+    """What is packed of an epoch."""
+
+    pieces: int
+    """Those that are too short for a window."""
+    windows: int
+    """Which they share."""
+    of_windows: int
+    """All windows of the epoch."""
+
+
+class _Packing:
+    """The same of packed windows.
+
+    Args:
+        draw: of a number of pieces, a hash for each, by which they are ordered before they are packed.
+    """
+
+    def __init__(self, tiling: _Tiling, draw: Callable[[int], np.ndarray]) -> None:
+        _, start, end = tiling.locate(np.arange(tiling.size))
+        self.locate = tiling.locate
+        tokens = (end - start - tiling.width) // tiling.stride + 1
+        order = np.argsort(draw(tiling.size), kind="stable")
+        self._members, self._first = packed(tokens, order, tiling.step // tiling.stride + 1)
+        self.size = self._first.size - 1
+        pieces = int(np.count_nonzero(tokens <= tiling.step // tiling.stride))
+        self.shared = Shared(pieces, self.size - (tiling.size - pieces), self.size)
+
+    def pieces(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        counts = self._first[windows + 1] - self._first[windows]
+        inside = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        return self._members[np.repeat(self._first[windows], counts) + inside], counts
+
 
 class WindowOrder:
-    """The windows of intervals of these lengths in bases, for one seed, stage and sequence length in tokens."""
+    """The windows of intervals of these lengths in bases, for one seed, stage and sequence length in tokens.
+
+    Args:
+        pack: those of fewer than L + 1 tokens share windows.
+    """
 
     def __init__(self, lengths: Sequence[int], seq_len: int, *, seed: int, stage: int,
-                 tokenizer: Tokenizer = NUCLEOTIDES):
+                 tokenizer: Tokenizer = NUCLEOTIDES, pack: bool = False):
         self.lengths = np.array([max(length, 1) for length in lengths], dtype=np.int64)
         self.seq_len, self.seed, self.stage, self.tokenizer = seq_len, seed, stage, tokenizer
+        self.pack = pack
         self._epoch_sizes: dict[int, int] = {}
         one_window = tokenizer.bases(seq_len + 2) - 1
-        self._one_size = bool((self.lengths <= one_window).all())
+        self._one_size = bool((self.lengths <= one_window).all()) and not pack
         """Whether all epochs have as many windows, since every interval is one."""
         self._reached = 0, 0
         """An epoch, and the windows of those before it."""
-        self._tiling: tuple[int, _Tiling] | None = None
-        self._block: tuple[tuple[int, int], list[Window]] | None = None
+        self._tiling: tuple[int, _Tiling | _Packing] | None = None
+        self._block: tuple[tuple[int, int], list[list[Window]]] | None = None
 
-    def _tiling_of(self, epoch: int) -> _Tiling:
+    def _tiling_of(self, epoch: int) -> _Tiling | _Packing:
         if self._tiling is None or self._tiling[0] != epoch:
-            draw = mix(_PHASE, self.seed, self.stage, epoch, np.arange(self.lengths.size))
-            self._tiling = epoch, _Tiling(self.lengths, self.seq_len, draw, self.tokenizer)
+            def draw(what: int, count: int) -> np.ndarray:
+                return mix(what, self.seed, self.stage, epoch, np.arange(count))
+
+            tiling = _Tiling(self.lengths, self.seq_len, draw(_PHASE, self.lengths.size), self.tokenizer)
+            self._tiling = epoch, _Packing(tiling, partial(draw, _PACK)) if self.pack else tiling
         return self._tiling[1]
 
     def epoch_size(self, epoch: int) -> int:
@@ -175,13 +228,22 @@ class WindowOrder:
         return epoch + index / self.epoch_size(epoch)
 
     def window(self, epoch: int, index: int) -> Window:
-        """Window `index` of an epoch."""
+        """Window `index` of an epoch; of a packed one the first piece."""
+        return self.pieces(epoch, index)[0]
+
+    def pieces(self, epoch: int, index: int) -> list[Window]:
+        """The pieces of window `index` of an epoch, one after the other; only a packed one has several."""
         key = epoch, index // _BLOCK
         if self._block is None or self._block[0] != key:
             self._block = key, self._compute(epoch, key[1] * _BLOCK)
         return self._block[1][index % _BLOCK]
 
-    def _compute(self, epoch: int, first: int) -> list[Window]:
+    def shared(self, epoch: int) -> Shared:
+        """What of an epoch is packed; nothing, where windows are not."""
+        tiling = self._tiling_of(epoch)
+        return tiling.shared if isinstance(tiling, _Packing) else Shared(0, 0, tiling.size)
+
+    def _compute(self, epoch: int, first: int) -> list[list[Window]]:
         tiling = self._tiling_of(epoch)
         indices = np.arange(first, min(first + _BLOCK, tiling.size))
         stream, position = indices % CANONICAL_STREAMS, indices // CANONICAL_STREAMS
@@ -192,5 +254,7 @@ class WindowOrder:
         keys = mix(_SHUFFLE, self.seed, self.stage, epoch, np.arange(CANONICAL_STREAMS))
         windows = first_windows[stream] + shuffled(position, sizes, keys, stream)
         reverse = mix(_REVERSE, self.seed, self.stage, epoch, indices) & np.uint64(1) == 1
-        columns = (*tiling.locate(windows), reverse)
-        return [Window(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+        numbers, counts = tiling.pieces(windows)
+        columns = (*tiling.locate(numbers), np.repeat(reverse, counts))
+        pieces = map(Window, *(column.tolist() for column in columns))
+        return [list(islice(pieces, count)) for count in counts.tolist()]

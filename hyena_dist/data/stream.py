@@ -19,8 +19,10 @@ from hyena_dist.data.errors import DataError
 from hyena_dist.data.manifest import Interval, Manifest
 from hyena_dist.data.mixture import Change, MixtureOrder
 from hyena_dist.data.order import WindowOrder, mix
+from hyena_dist.data.packing import packed_by_kind
 from hyena_dist.data.pool import Pool, identity_of
-from hyena_dist.data.tokenizer import COMPLEMENT, NUCLEOTIDES, PAD, SOFT, Tokenizer
+from hyena_dist.data.rows import Part, content, read_pieces
+from hyena_dist.data.tokenizer import IGNORE, NUCLEOTIDES, PAD, Tokenizer
 from hyena_dist.data.trainable import training_intervals
 from hyena_dist.data.workers import read_ahead
 
@@ -31,7 +33,6 @@ _EPOCH_SHIFT = 40
 _MOST_EPOCHS = 1 << (63 - _EPOCH_SHIFT)
 """Whose numbers are int64."""
 
-_LOOK_BASES = 1 << 16
 
 class Batch(NamedTuple):
     """Windows of one micro-batch, or a context rank's part of them, in the host's memory."""
@@ -47,33 +48,34 @@ class Batch(NamedTuple):
     soft: torch.Tensor | None = None
     """bool [B, l], which targets are soft-masked; None: nobody asked."""
     tokenizer: Tokenizer = NUCLEOTIDES
+    segments: Sequence[Sequence[int]] | None = None
+    """Of packed windows: the offsets of the pieces of each row, over all context ranks (`ops.segments`)."""
+    across: torch.Tensor | None = None
+    """bool [B, l], of packed windows: which targets are of another piece than their input, and not scored."""
 
     def scored_by_row(self) -> torch.Tensor:
         """int64 [B, 2], how many bases the scored targets of each window tell, those that are soft-masked apart:
         second, where somebody asked for them."""
         scored = torch.from_numpy(self.tokenizer.scored(self.ids.numpy()))
+        if self.across is not None:
+            scored &= ~self.across
         masked = torch.zeros_like(scored) if self.soft is None else scored & self.soft
         return self.tokenizer.stride * torch.stack([(scored & ~masked).sum(-1), masked.sum(-1)], -1)
 
     def soft_on(self, device: torch.device) -> torch.Tensor | None:
         """`soft` on a device; the host does not wait for the copy."""
-        if self.soft is None:
-            return None
-        return (self.soft.pin_memory() if device.type == "cuda" else self.soft).to(device, non_blocking=True)
+        return None if self.soft is None else _sent(self.soft, device)
 
     def to(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """input_ids [B, l], targets [B, l] and windows [B] on a device, int64; the host does not wait for the copy."""
-        ids, windows = (tensor.pin_memory() if device.type == "cuda" else tensor for tensor in (self.ids, self.windows))
-        return (*self.tokenizer.split_window(ids.to(device, non_blocking=True)),
-                windows.to(device, non_blocking=True))
+        inputs, targets = self.tokenizer.split_window(_sent(self.ids, device))
+        if self.across is not None:
+            targets.masked_fill_(_sent(self.across, device), IGNORE)
+        return inputs, targets, _sent(self.windows, device)
 
 
-class Part(NamedTuple):
-    """The tokens [first, first + tokens) of every window, which are what a context rank reads of it, and the token
-    after them, which is the last one's target. What lies past the window is padding."""
-
-    first: int
-    tokens: int
+def _sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -85,49 +87,11 @@ class StreamState:
     index: int = 0
 
 
-def _read_row(manifest: Manifest, tokenizer: Tokenizer, row: np.ndarray, first: int, first_base: int, bases: int, *,
-              reverse: bool, soft: bool) -> None:
-    """Fill a row, which is all padding, with the tokens from number `first` on of the window of `bases` bases from
-    `first_base` on; of their reverse complement, if that is asked."""
-    if tokenizer.k > 1:
-        tokens = tokenizer.tokens(bases)
-        count = min(row.size, tokens - first)
-        if count > 0:
-            read = np.empty(tokenizer.bases(count), dtype=np.uint8)
-            _read_row(manifest, NUCLEOTIDES, read, first * tokenizer.stride, first_base, tokenizer.bases(tokens),
-                      reverse=reverse, soft=soft)
-            row[:count] = tokenizer.of_bases(read)
-        return
-    count = min(row.size, bases - first)
-    if count <= 0:
-        return
-    row = row[:count]
-    manifest.fill(row, first_base + (bases - first - count if reverse else first), soft=soft)
-    if reverse and soft:
-        row[:] = (COMPLEMENT[row & ~np.uint8(SOFT)] | row & SOFT)[::-1]
-    elif reverse:
-        row[:] = COMPLEMENT[row[::-1]]
-
-
-def _scored(tokenizer: Tokenizer, ids: np.ndarray, soft: np.ndarray | None = None, weight: float = 1.0) -> float:
-    """How many bases the scored targets of rows tell; of those that are soft-masked each counts as much as its weight.
-    A piece at a time, because large temporaries take new pages."""
-    rows, width = ids.shape
-    step = max(1, _LOOK_BASES // rows)
-    count = masked = 0
-    for first in range(1, width, step):
-        scored = tokenizer.scored(ids[:, first - 1 : first + step])
-        count += int(np.count_nonzero(scored))
-        if soft is not None:
-            masked += int(np.count_nonzero(scored & soft[:, first - 1 : first - 1 + step]))
-    return tokenizer.stride * (count - masked + weight * masked if masked else count)
-
-
-def _without_soft(tokenizer: Tokenizer, ids: np.ndarray) -> np.ndarray:
-    """Take the marks of soft-masked tokens off the ids of rows. Returns bool [B, l], which targets had it."""
-    soft = ids[:, 1:] >= tokenizer.soft
-    ids &= ids.dtype.type(tokenizer.soft - 1)
-    return soft
+def _batch(tokenizer: Tokenizer, ids: np.ndarray, numbers: np.ndarray, scored: float, soft: np.ndarray | None,
+           segments: list[tuple[int, ...]] | None, beyond: np.ndarray | None) -> Batch:
+    return Batch(torch.from_numpy(ids), torch.from_numpy(numbers), scored,
+                 None if soft is None else torch.from_numpy(soft), tokenizer, segments,
+                 None if beyond is None else torch.from_numpy(beyond))
 
 
 class _Windows:
@@ -138,23 +102,22 @@ class _Windows:
     """
 
     def __init__(self, places: list[tuple[Manifest, int]], order: WindowOrder | MixtureOrder, rc_augment: bool,
-                 part: Part, lower_case_weight: float, tokenizer: Tokenizer):
+                 part: Part, lower_case_weight: float, tokenizer: Tokenizer, *, pack: bool):
         self.places, self.order, self.rc_augment, self.part = places, order, rc_augment, part
-        self.lower_case_weight, self.tokenizer = lower_case_weight, tokenizer
+        self.lower_case_weight, self.tokenizer, self.pack = lower_case_weight, tokenizer, pack
 
-    def read(self, numbers: list[int]) -> tuple[np.ndarray, np.ndarray, float, np.ndarray | None]:
+    def read(self, numbers: list[int]) -> tuple[Any, ...]:
         """The content of a batch, as arrays."""
         ids = np.full((len(numbers), self.part.tokens + 1), PAD, dtype=self.tokenizer.dtype)
-        weighted = self.lower_case_weight != 1
+        weighted, sizes = self.lower_case_weight != 1, []
         for row, number in zip(ids, numbers, strict=True):
             epoch = number >> _EPOCH_SHIFT
-            interval, start, end, reverse = self.order.window(epoch, number - (epoch << _EPOCH_SHIFT))
-            manifest, first_base = self.places[interval]
-            _read_row(manifest, self.tokenizer, row, self.part.first, first_base + start, end - start,
-                      reverse=self.rc_augment and reverse, soft=weighted)
-        soft = _without_soft(self.tokenizer, ids) if weighted else None
-        scored = _scored(self.tokenizer, ids, soft, self.lower_case_weight)
-        return ids, np.array(numbers, dtype=np.int64), scored, soft
+            pieces = self.order.pieces(epoch, number - (epoch << _EPOCH_SHIFT))
+            places = [(*self.places[piece.interval], piece.start, piece.end) for piece in pieces]
+            sizes.append(read_pieces(self.tokenizer, row, self.part, places, soft=weighted,
+                                     reverse=self.rc_augment and pieces[0].reverse))
+        return content(self.tokenizer, ids, numbers, sizes, self.part, soft=weighted, weight=self.lower_case_weight,
+                       pack=self.pack)
 
 
 class _RankNumbers:
@@ -189,6 +152,7 @@ class TrainStream:
         weights: of several pools, from which window on.
         lower_case_weight: how much a soft-masked base counts in the loss; batches say which are where it is not 1.
         tokenizer: makes tokens of the bases.
+        pack: stretches that do not fill a window share one (`data.packing`), with those of the same pool.
 
     Raises:
         DataError: a pool has no training base to score.
@@ -196,18 +160,20 @@ class TrainStream:
 
     def __init__(self, pools: Manifest | Sequence[Pool], *, seq_len: int, seed: int, rc_augment: bool = False,
                  stage: int = 0, weights: Sequence[Change] = (), lower_case_weight: float = 1.0,
-                 tokenizer: Tokenizer = NUCLEOTIDES):
+                 tokenizer: Tokenizer = NUCLEOTIDES, pack: bool = False):
         self.pools = [Pool(pools)] if isinstance(pools, Manifest) else list(pools)
         self.seq_len, self.seed, self.rc_augment, self.stage = seq_len, seed, rc_augment, stage
         self.weights = list(weights)
-        self.lower_case_weight, self.tokenizer = lower_case_weight, tokenizer
+        self.lower_case_weight, self.tokenizer, self.pack = lower_case_weight, tokenizer, pack
         of_pools = [training_intervals(pool, lower_case_weight, tokenizer) for pool in self.pools]
         self.intervals = [interval for intervals in of_pools for interval in intervals]
         self._places = [(pool.manifest, interval.first_base)
                         for pool, intervals in zip(self.pools, of_pools, strict=True) for interval in intervals]
-        orders = [WindowOrder([interval.bases for interval in intervals], seq_len, seed=_seed_of(seed, number),
-                              stage=stage, tokenizer=tokenizer) for number, intervals in enumerate(of_pools)]
-        self.order: WindowOrder | MixtureOrder = orders[0] if len(orders) == 1 else MixtureOrder(orders, self.weights)
+        self.orders = [WindowOrder([interval.bases for interval in intervals], seq_len, seed=_seed_of(seed, number),
+                                   stage=stage, tokenizer=tokenizer, pack=pack)
+                       for number, intervals in enumerate(of_pools)]
+        self.order: WindowOrder | MixtureOrder = (self.orders[0] if len(self.orders) == 1 else
+                                                  MixtureOrder(self.orders, self.weights))
 
     def start(self) -> StreamState:
         """The state before the first window of this stage."""
@@ -235,7 +201,7 @@ class TrainStream:
     def _facts(self) -> dict[str, Any]:
         """What a state depends on."""
         facts = {"version": STATE_VERSION, "manifest": identity_of(self.pools), "seed": self.seed,
-                 "seq_len": self.seq_len, "rc_augment": self.rc_augment}
+                 "seq_len": self.seq_len, "rc_augment": self.rc_augment, "pack": self.pack}
         if len(self.pools) > 1:
             facts["weights"] = [[change.window, *change.weights] for change in self.weights]
         if self.tokenizer != NUCLEOTIDES:
@@ -256,6 +222,7 @@ class TrainStream:
             raise DataError(f"cannot resume the data stream: the saved order of windows has version "
                             f"{saved.get('version')!r}, this code's has {STATE_VERSION}; resume with the code that "
                             "saved it, or take its weights alone: train.resume=weights:PATH in a new train.run_dir")
+        saved = {"pack": False} | saved  # states from before the key
         for key, own in {**self._facts(), "stage": self.stage}.items():
             if saved.get(key) != own:
                 raise DataError(f"cannot resume the data stream: the saved {key} is {saved.get(key)!r}, this run's is "
@@ -284,7 +251,7 @@ class TrainStream:
         if start.stage != self.stage:
             raise DataError(f"the state is of stage {start.stage}, this stream of stage {self.stage}")
         windows = _Windows(self._places, self.order, self.rc_augment, part or Part(0, self.seq_len),
-                           self.lower_case_weight, self.tokenizer)
+                           self.lower_case_weight, self.tokenizer, pack=self.pack)
         numbers = _RankNumbers(self.order, start, micro_batch_size, dp_rank, dp_size)
         return _batches(windows, numbers, num_workers)
 
@@ -300,9 +267,8 @@ def _batches(windows: _Windows, numbers: _RankNumbers, num_workers: int) -> Gene
             arrays: Iterable[Any] = stack.enter_context(closing(read_ahead(windows.read, numbers, num_workers)))
         else:
             arrays = map(windows.read, numbers)
-        for ids, window_numbers, scored, soft in arrays:
-            yield Batch(torch.from_numpy(ids), torch.from_numpy(window_numbers), scored,
-                        None if soft is None else torch.from_numpy(soft), windows.tokenizer)
+        for arrays_of_one in arrays:
+            yield _batch(windows.tokenizer, *arrays_of_one)
 
 
 class ValidationBatches:
@@ -320,20 +286,20 @@ class ValidationBatches:
             them.
         part: what this rank reads of every window; None: all of it.
         tokenizer: makes tokens of the bases.
+        pack: stretches that do not fill a window share one (`data.packing`), with those of the same pool and species.
     """
 
     def __init__(self, pools: Manifest | Sequence[Pool], *, split: str = "val", seq_len: int, batch_size: int,
                  dp_rank: int = 0, dp_size: int = 1, tokens: int | None = None, part: Part | None = None,
-                 tokenizer: Tokenizer = NUCLEOTIDES):
-        self._batch_size, self._dp_rank, self.tokenizer = batch_size, dp_rank, tokenizer
-        self._window = tokenizer.bases(seq_len + 1)
+                 tokenizer: Tokenizer = NUCLEOTIDES, pack: bool = False):
+        self._batch_size, self._dp_rank, self.tokenizer, self._pack = batch_size, dp_rank, tokenizer, pack
         self._stride, self._part = batch_size * dp_size, part or Part(0, seq_len)
         pools = [Pool(pools)] if isinstance(pools, Manifest) else pools
         most = None if tokens is None else max(1, tokens // len(pools) // seq_len)
-        self.tiles = [(pool, *tile) for pool in pools for tile in
-                      _tiles(pool.intervals(split), seq_len, most, tokenizer)]
-        """Of each window, by its number: pool, interval, and its first base there."""
-        kinds = [(pool.name, pool.species_of(interval.contig)) for pool, interval, _ in self.tiles]
+        self.windows = [(pool, window) for pool in pools for window in
+                        _windows(pool, split, seq_len, most, tokenizer, pack=pack)]
+        """Pool and pieces of each window: of an interval, from one base of it to another."""
+        kinds = [(pool.name, pool.species_of(tiles[0][0].contig)) for pool, tiles in self.windows]
         self.classes = list(dict.fromkeys(kinds))
         """Source and species of each class of windows."""
         place = {kind: number for number, kind in enumerate(self.classes)}
@@ -341,26 +307,30 @@ class ValidationBatches:
         """The class of each window, by its number."""
 
     def __len__(self) -> int:
-        return -(-len(self.tiles) // self._stride)
+        return -(-len(self.windows) // self._stride)
 
     def __iter__(self) -> Iterator[Batch]:
-        for first in range(0, len(self.tiles), self._stride):
-            start = first + self._dp_rank * self._batch_size
-            numbers = range(start, start + self._batch_size)
+        for first in range(0, len(self.windows), self._stride):
+            numbers = range(self._batch_size * self._dp_rank + first, self._batch_size * (self._dp_rank + 1) + first)
             ids = np.full((self._batch_size, self._part.tokens + 1), PAD, dtype=self.tokenizer.dtype)
-            for row, (pool, interval, base) in zip(ids, self.tiles[numbers.start : numbers.stop], strict=False):
-                bases = min(self._window, interval.bases - base)
-                _read_row(pool.manifest, self.tokenizer, row, self._part.first, interval.first_base + base, bases,
-                          reverse=False, soft=True)
-            soft = _without_soft(self.tokenizer, ids)
-            yield Batch(torch.from_numpy(ids), torch.tensor(numbers), _scored(self.tokenizer, ids),
-                        torch.from_numpy(soft), self.tokenizer)
+            sizes: list[list[int]] = [[] for _ in numbers]
+            for row, (pool, pieces) in enumerate(self.windows[numbers.start : numbers.stop]):
+                places = ((pool.manifest, interval.first_base, start, end) for interval, start, end in pieces)
+                sizes[row] = read_pieces(self.tokenizer, ids[row], self._part, places, reverse=False, soft=True)
+            arrays = content(self.tokenizer, ids, numbers, sizes, self._part, soft=True, weight=1.0, pack=self._pack)
+            yield _batch(self.tokenizer, *arrays)
 
 
-def _tiles(intervals: Sequence[Interval], seq_len: int, most: int | None,
-           tokenizer: Tokenizer) -> list[tuple[Interval, int]]:
-    """Interval and first base of the windows of a split; at most so many, at even distances."""
-    tiles = [(interval, first * tokenizer.stride) for interval in intervals
-             for first in range(0, tokenizer.tokens(interval.bases) - 1, seq_len)]
-    windows = len(tiles) if most is None else min(len(tiles), most)
-    return [tiles[number * len(tiles) // windows] for number in range(windows)]
+def _windows(pool: Pool, split: str, seq_len: int, most: int | None, tokenizer: Tokenizer, *,
+             pack: bool) -> list[list[tuple[Interval, int, int]]]:
+    """Of each window of a split its pieces, of an interval from a base of it to another; at most so many windows, at
+    even distances."""
+    whole, step = tokenizer.bases(seq_len + 1), seq_len * tokenizer.stride
+    tiles = [(interval, first * step, min(first * step + whole, interval.bases)) for interval in pool.intervals(split)
+             for first in range(-(-(tokenizer.tokens(interval.bases) - 1) // seq_len))]
+    windows = [[number] for number in range(len(tiles))]
+    if pack:
+        windows = packed_by_kind([tokenizer.tokens(end - start) for _, start, end in tiles],
+                                 [pool.species_of(interval.contig) for interval, *_ in tiles], seq_len + 1)
+    count = len(windows) if most is None else min(len(windows), most)
+    return [[tiles[tile] for tile in windows[number * len(windows) // count]] for number in range(count)]

@@ -87,7 +87,8 @@ def evaluate_split(model: nn.Module, batches: Iterable[Batch], groups: Groups, d
     model.eval()
     for batch in batches:
         input_ids, targets, windows = batch.to(device)
-        losses = token_losses(model(input_ids), targets, groups.tensor)
+        apart = {} if batch.segments is None else {"segments": batch.segments}
+        losses = token_losses(model(input_ids, **apart), targets, groups.tensor)
         kind = kinds_of(batch)
         kind = (kind.pin_memory() if device.type == "cuda" else kind).to(device, non_blocking=True)
         others = [kind != number for number in range(kinds)]

@@ -26,8 +26,9 @@ def slice_tokens(x: Tensor, axis: Axis, *, multiple: int, fill: int) -> Tensor:
     return padded.chunk(axis.size, dim=1)[axis.rank]
 
 
-def part_of_window(length: int, axis: Axis, *, multiple: int) -> tuple[int, int]:
-    """The first token and the number of tokens that are this context rank's of windows of a length: its slice of what
-    `slice_tokens` cuts."""
-    tokens = padded_length(length, multiple) // axis.size
-    return axis.rank * tokens, tokens
+def part_of_window(length: int, axis: Axis, *, multiple: int) -> tuple[int, int, int]:
+    """The first token and the number of tokens that are this context rank's of windows of a length, its slice of what
+    `slice_tokens` cuts; and how many all ranks have."""
+    padded = padded_length(length, multiple)
+    tokens = padded // axis.size
+    return axis.rank * tokens, tokens, padded

@@ -40,7 +40,7 @@ class HeldOut:
         self._seq_len, self._tokenizer = seq_len, tokenizer
         self.batches = ValidationBatches(pools, split=split, seq_len=seq_len, batch_size=batch_size,
                                          tokenizer=tokenizer)
-        if not self.batches.tiles:
+        if not self.batches.windows:
             raise ConfigError(f"{' and '.join(pool.where for pool in pools)}: no bases of split {split} to score: "
                               "build the shards with some")
         deciles, names = _gc_deciles(self.batches)
@@ -68,8 +68,8 @@ class HeldOut:
         kinds = soft_kinds(batch)
         if self._regions is not None:
             for row, number in zip(kinds, batch.windows.tolist(), strict=True):
-                if number < len(self.batches.tiles):
-                    _, interval, base = self.batches.tiles[number]
+                if number < len(self.batches.windows):
+                    _, ((interval, base, _),) = self.batches.windows[number]
                     stride = self._tokenizer.stride  # from the last base of a token to that of the next
                     start = interval.start + base + self._tokenizer.bases(2) - 1
                     stop = min(start + stride * (row.numel() - 1) + 1, interval.end)
@@ -117,7 +117,7 @@ def _windows_before(pools: Sequence[Pool], split: str, seq_len: int, tokenizer: 
 def _gc_deciles(batches: ValidationBatches) -> tuple[np.ndarray, list[Collection[str]]]:
     """The decile of each window by the share of G and C among its scored bases, int64 [windows], and the name of each
     decile. Windows without such bases are in one more, which has no name."""
-    shares = np.full(len(batches.tiles), np.nan)
+    shares = np.full(len(batches.windows), np.nan)
     for batch in batches:
         ids, tokenizer = batch.ids.numpy(), batch.tokenizer
         known = tokenizer.stride * tokenizer.scored(ids).sum(-1)

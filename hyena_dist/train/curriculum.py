@@ -13,7 +13,8 @@ from hyena_dist.data.errors import DataError
 from hyena_dist.data.manifest import Manifest
 from hyena_dist.data.mixture import Change
 from hyena_dist.data.pool import Pool, first_weights
-from hyena_dist.data.stream import Batch, Part, StreamState, TrainStream
+from hyena_dist.data.rows import Part
+from hyena_dist.data.stream import Batch, StreamState, TrainStream
 from hyena_dist.data.tokenizer import tokenizer_of
 
 
@@ -107,6 +108,18 @@ class Curriculum:
             return None
         return bisect_right(range(last + 1), epochs, lo=1, key=seen)
 
+    def packed(self) -> list[str]:
+        """What shares windows in an epoch at the full length, a line for each source; nothing without data.pack."""
+        if not self.config.data.pack:
+            return []
+        stage, lines = self.stages[-1], []
+        for pool, order in zip(self.pools, self._stream_of(self.stages[-1]).orders, strict=True):
+            pieces, windows, of_windows = order.shared(0)
+            lines.append(f"data.pack: {f'source {pool.name}: ' if pool.name else ''}{pieces:,} contigs and ends of "
+                         f"contigs are too short for a window of {stage.seq_len:,} and share {windows:,} of the "
+                         f"{of_windows:,} windows of an epoch")
+        return lines
+
     def sources_of(self, stage: Stage, windows: Sequence[int]) -> list[int]:
         """Which source each window of a stage is of, by their numbers."""
         return self._stream_of(stage).sources_of(windows)
@@ -117,7 +130,7 @@ class Curriculum:
             self._streams[stage.index] = TrainStream(
                 self.pools, seq_len=stage.seq_len, seed=data.seed, rc_augment=data.rc_augment, stage=stage.index,
                 weights=self._weights_of(stage), lower_case_weight=data.lower_case_weight,
-                tokenizer=tokenizer_of(self.config.model))
+                tokenizer=tokenizer_of(self.config.model), pack=data.pack)
         return self._streams[stage.index]
 
     def _weights_of(self, stage: Stage) -> list[Change]:

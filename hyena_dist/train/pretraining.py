@@ -12,7 +12,8 @@ from hyena_dist.config.schema import Config
 from hyena_dist.config.warmup import tokens_after
 from hyena_dist.costs.utilisation import Utilisation
 from hyena_dist.data.pool import identity_of, open_pools
-from hyena_dist.data.stream import Batch, Part, ValidationBatches
+from hyena_dist.data.rows import Part
+from hyena_dist.data.stream import Batch, ValidationBatches
 from hyena_dist.data.tokenizer import tokenizer_of
 from hyena_dist.engine.protocol import Table
 from hyena_dist.model.context import log_context_method
@@ -62,7 +63,7 @@ class Pretraining:
         self.validation = ValidationBatches(
             self.pools, seq_len=self._seq_len, batch_size=config.train.micro_batch_size, dp_rank=groups.data.rank,
             dp_size=groups.data.size, tokens=config.data.val_tokens, part=self._part(self._seq_len),
-            tokenizer=tokenizer_of(config.model))
+            tokenizer=tokenizer_of(config.model), pack=config.data.pack)
         self._mass = LossMass([pool.name for pool in self.pools], config.data.lower_case_weight, groups, device)
         self.extras = self._names()
         self._repeated: dict[int, list[str]] = {}
@@ -71,6 +72,8 @@ class Pretraining:
         self.module: nn.Module = model.to(device)
         self.table: Table = model.placement()
         log_context_method(config, groups)
+        for line in self.curriculum.packed():
+            logger.info("%s", line)
 
     def utilisation(self) -> Utilisation:
         return Utilisation.of_device(self._config, self._groups.world.size, self._device)
@@ -89,8 +92,8 @@ class Pretraining:
         input_ids, targets, windows = batch.to(self._device)
         soft = batch.soft_on(self._device)
         weights = None if soft is None else torch.where(soft, self._config.data.lower_case_weight, 1.0)
-        loss, _ = token_loss(module(input_ids, DropoutKey(self._config.train.seed, step, windows)), targets,
-                             self._groups.tensor, weights=weights)
+        loss, _ = token_loss(module(input_ids, DropoutKey(self._config.train.seed, step, windows), batch.segments),
+                             targets, self._groups.tensor, weights=weights)
         return loss
 
     def validate(self, module: nn.Module, watched: Watched[Batch]) -> Scores | None:

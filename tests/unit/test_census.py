@@ -56,12 +56,14 @@ def test_what_is_odd_is_counted_and_said(tmp_path, capsys):
         "note: U in DNA: 1 contig with T and U, first mixed: 8 U read as [UNK] and are not scored",
         "note: more than half N: 1 contig, first gap, 100 bases",
         "note: more than half lower case (soft-masked): 1 contig, first good, 900 bases; read as upper case",
-        "note: a single base: 1 contig, first short: without a next base there is no window"]
+        "note: a single base: 1 contig, first short: without a next base there is no window",
+        "note: at most 1,024 bases: 4 contigs, first good, 1,097 bases; where windows are longer, data.pack=true "
+        "lets them share some"]
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if "│" in line]
     assert rows[0] == ["a", "a", "5", "900", "1,098", "50.0 %", "5.5 %", "84.5 %", "9"]
     assert rows[1] == ["train", "1,098", "50.0 %", "5.5 %", "84.5 %", "9", rows[1][6], "0", "-"]
     assert [row[:2] for row in rows[2:]] == [["val", "0"], ["test", "0"]]
-    assert run(tmp_path / "x" if (tmp_path / "x").mkdir() else tmp_path / "x", capsys, {"good": plain(900)})[1] == ""
+    assert run(tmp_path / "x" if (tmp_path / "x").mkdir() else tmp_path / "x", capsys, {"good": plain(1100)})[1] == ""
 
 
 def test_rna_is_stored_as_its_dna(tmp_path):

@@ -147,6 +147,11 @@ BASE = Config(data=DataSection(shards="s"), train=TrainSection(run_dir="r", glob
     (replace(BASE, parallel=ParallelSection(context=2), model=replace(BASE.model, layer_pattern="HA")), 2,
      r"num_attention_heads \(1\) is not a multiple of parallel.tensor x parallel.context \(2\): use 2"),
     (replace(BASE, model=replace(BASE.model, layer_pattern="A", num_attention_heads=3)), 1, r"use 126 or 132"),
+    (replace(BASE, parallel=ParallelSection(context=2, context_method="distributed_fft"),
+             data=replace(BASE.data, pack=True)), 2,
+     r"context_method=distributed_fft does not keep the contigs of a packed window apart: set .*=all_to_all"),
+    (replace(BASE, parallel=ParallelSection(context=3), data=replace(BASE.data, pack=True)), 3,
+     r"\(256\) is not a multiple of parallel.context \(3\): set parallel.context_method=distributed_fft and data.pack"),
 ])
 def test_rules_across_sections(config, world_size, message):
     with pytest.raises(ConfigError, match=message):

@@ -15,8 +15,9 @@ from hyena_dist.config.identity import differences
 from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.data.errors import DataError
 from hyena_dist.data.pool import Pool
+from hyena_dist.data.rows import Part
 from hyena_dist.data.splits import FractionSplits
-from hyena_dist.data.stream import Batch, Part, TrainStream, ValidationBatches
+from hyena_dist.data.stream import Batch, TrainStream, ValidationBatches
 from hyena_dist.data.tokenizer import COMPLEMENT, IGNORE, NUCLEOTIDES, PAD, UNK, A, Tokenizer, encode, tokenizer_of
 from hyena_dist.model.evaluate import evaluate_split
 from hyena_dist.parallel.groups import Groups

@@ -14,8 +14,9 @@ from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.config.sections.train import TrainSection
 from hyena_dist.data.errors import DataError
 from hyena_dist.data.manifest import Manifest
+from hyena_dist.data.rows import Part
 from hyena_dist.data.splits import FractionSplits
-from hyena_dist.data.stream import Part, TrainStream, ValidationBatches
+from hyena_dist.data.stream import TrainStream, ValidationBatches
 from hyena_dist.data.tokenizer import IGNORE, encode, split_window
 from hyena_dist.model.loss import token_loss
 from hyena_dist.parallel.groups import Groups

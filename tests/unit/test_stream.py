@@ -13,8 +13,9 @@ from hyena_dist.data import order as order_module
 from hyena_dist.data.errors import DataError
 from hyena_dist.data.manifest import Manifest
 from hyena_dist.data.order import WindowOrder, shuffled
+from hyena_dist.data.rows import Part
 from hyena_dist.data.splits import ContigSplits, FractionSplits
-from hyena_dist.data.stream import Part, StreamState, TrainStream, ValidationBatches
+from hyena_dist.data.stream import StreamState, TrainStream, ValidationBatches
 from hyena_dist.data.tokenizer import COMPLEMENT, PAD, decode, encode, split_window
 from tests.genomes import genome, shards
 

@@ -39,6 +39,9 @@ class DataSection:
     rc_augment: bool = False
     """Show each training window, with probability 1/2, as its reverse complement, of which k-mers are made like of
     any other sequence."""
+    pack: bool = False
+    """Let contigs, and ends of contigs, that are too short for a window share one, in training and validation. Each
+    learns and scores as if it were alone (`docs/short-contigs.md`); without it each has a window and padding."""
     lower_case_weight: float = 1.0
     """How much a soft-masked base (lower case: repeats, mostly) counts in the training loss, beside 1 of any other;
     the loss is divided by the sum of the weights. 0.1 is usual; 0: not at all. Validation counts all bases alike. A

@@ -88,6 +88,9 @@ class MixerKind:
     """The layouts of others that have such a mixer: published, huggingface (`config.formats`), or megatron, for
     Megatron's own GPTModel. Those of this package take every kind."""
 
+    knows_segments: ClassVar[bool] = False
+    """Whether it keeps several sequences in a row apart (`Mixer`: segments)."""
+
     def module(self) -> MixerModule:
         """The class of its module."""
         raise NotImplementedError
@@ -174,4 +177,8 @@ def check_mixers(config: Config) -> None:
 
 def _refusals(use: Use) -> Iterable[Problem]:
     for letter in kinds_of(use.model):
-        yield from mixer_kind(letter).refuses(use)
+        kind = mixer_kind(letter)
+        if use.packed and not kind.knows_segments:
+            yield (f"data.pack: {mixer_name(letter)} layers ({letter} of model.layer_pattern) do not keep the contigs "
+                   "of a packed window apart: set data.pack=false, or take other layers")
+        yield from kind.refuses(use)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 class AttentionKind(MixerKind):
     """See the module."""
 
+    knows_segments = True
+
     def module(self) -> MixerModule:
         from hyena_dist.model.attention import AttentionMixer
         return AttentionMixer

@@ -33,6 +33,7 @@ class HyenaKind(MixerKind):
     """See the module."""
 
     exports = frozenset({"published", "huggingface", "megatron"})
+    knows_segments = True
 
     def module(self) -> MixerModule:
         from hyena_dist.model.mixer import HyenaMixer
@@ -63,7 +64,10 @@ class HyenaKind(MixerKind):
         if channels % parallel.overlap_groups:
             yield Misfit(f"model.hidden_size / parallel.tensor ({channels}) is not a multiple of "
                          f"parallel.overlap_groups ({parallel.overlap_groups})", "parallel.overlap_groups")
-        elif parallel.context_method == "all_to_all":
+        elif use.packed and parallel.context_method == "distributed_fft":
+            yield ("parallel.context_method=distributed_fft does not keep the contigs of a packed window apart: set "
+                   "parallel.context_method=all_to_all, parallel.context=1, or data.pack=false")
+        elif use.packed or parallel.context_method == "all_to_all":
             yield from _undealt(use, channels)
         least = ranks * (model.short_conv_kernel - 1)
         for key, length in use.lengths.items():
@@ -142,7 +146,8 @@ class HyenaKind(MixerKind):
 
 def _undealt(use: Use, channels: int) -> Iterator[Problem]:
     """The micro-batches whose rows the all-to-all cannot deal out to the context ranks."""
-    ranks, free = use.parallel.context, "set parallel.context_method=distributed_fft"
+    ranks = use.parallel.context
+    free = f"set parallel.context_method=distributed_fft{' and data.pack=false' if use.packed else ''}"
     for key, batch in use.batches.items():
         rows = exchanged_rows(channels=channels, batch=batch, groups=use.parallel.overlap_groups)
         if deals_out(rows, ranks):
