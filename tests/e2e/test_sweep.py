@@ -187,6 +187,26 @@ def test_only_and_index_choose(tmp_path, shards, capsys):
         assert capsys.readouterr().err.startswith(f"error: {' '.join(wrong)}: {path} has ")
 
 
+def test_a_directory_that_cannot_be_made_is_one_line(tmp_path, shards, capsys):
+    (tmp_path / "runs").write_text("a file")
+    assert main(["run", "--config", write(tmp_path, shards, steps=[2])]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "no such directory can be made (Not a directory): choose other `runs` in the sweep's file" in said
+
+
+def test_a_branch_whose_origin_has_not_kept_its_step_says_so(tmp_path, shards):
+    keys = {"set_keys": {"optim.schedule": "constant"}, "launch": program("import sys; sys.exit(3)")}
+    path = write(tmp_path, shards, steps=[8], forks=[{"at": 4, "cooldown": 2}], **keys)
+    assert main(["run", "--config", path]) == EXIT_REQUEUE
+    fork, parent = states(tmp_path)
+    assert (fork["status"], fork["error"]) == ("planned", f"waits for step 4 of {parent['id']}")
+    file = Path(parent["run_dir"]).parent / "point.json"
+    file.write_text(json.dumps({**parent, "status": "finished", "loss": 1.3}))
+    assert main(["run", "--config", path]) == 1
+    assert states(tmp_path)[0]["error"].startswith(f"{parent['id']} has kept no checkpoint of step 4: fork it at a ")
+
+
 def everything(pid: int) -> list[int]:
     """A process and all that it has started."""
     return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
@@ -200,7 +220,7 @@ def test_a_sweep_that_is_killed_goes_on(whom, tmp_path, shards):
     command = [sys.executable, "launchers/sweep.py", "run", "--config", path, "--jobs", "2"]
     first = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 240
-    while len({file.parents[2] for file in tmp_path.glob("runs/points/*/run/checkpoints/step-*")}) < 2:
+    while len({file.parents[3] for file in tmp_path.glob("runs/points/*/run/checkpoints/step-????????/COMPLETE")}) < 2:
         assert time.monotonic() < deadline, "no checkpoints"
         assert first.poll() is None
         time.sleep(0.1)

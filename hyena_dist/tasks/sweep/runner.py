@@ -134,13 +134,18 @@ class Runner:
             self.busy.append(point.id)
 
     def _give_up(self, waiting: Sequence[Point]) -> None:
-        """Note the branches whose origin has come to nothing."""
+        """Note the branches whose origin has no checkpoint for them: it has not come that far, or did not keep it."""
         for point in waiting:
+            assert point.forked_from is not None
+            parent = read_state(point.directory.parent / point.forked_from)
+            status, error = "planned", f"waits for step {point.fork_at} of {point.forked_from}"
+            if parent is not None and parent["status"] == "finished":
+                status, error = "failed", (f"{point.forked_from} has kept no checkpoint of step {point.fork_at}: fork "
+                                           "it at a step that it has kept, or delete its directory to run it again")
             with locked(point.directory) as lock:
                 state = read_state(point.directory)
                 if lock is not None and state is not None:
-                    write_state(point.directory, ended(state, "planned", f"waits for step {point.fork_at} of "
-                                                       f"{point.forked_from}, of which there is no checkpoint"))
+                    write_state(point.directory, ended(state, status, error))
 
     def _start(self, point: Point) -> bool:
         """Start a point, unless somebody else has ended it meanwhile; False: somebody else has it."""
@@ -309,8 +314,16 @@ _TRIES = 5
 
 
 def _lock(directory: Path) -> RunLock | None:
-    """The lock of a directory, which is made; None: somebody else has it."""
-    directory.mkdir(parents=True, exist_ok=True)
+    """The lock of a directory, which is made; None: somebody else has it.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{directory}: no such directory can be made ({error.strerror}): choose other `runs` in the "
+                          "sweep's file") from error
     for _ in range(_TRIES):
         try:
             return RunLock(directory)
