@@ -210,15 +210,11 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from hyena_dist.config.errors import ConfigError
+    from hyena_dist.tasks.scaling.report import write_report
     from hyena_dist.tasks.sweep.file import read_sweep
 
     raise_interrupts()
     sweep = read_sweep(args.config)
-    try:
-        from hyena_dist.tasks.scaling.report import write_report
-    except ImportError as error:
-        raise ConfigError(f"the report is not in this version ({error})") from error
     for path in write_report(sweep.runs, Path(args.out) if args.out else sweep.runs / "report"):
         print(f"written: {path}")
     return 0

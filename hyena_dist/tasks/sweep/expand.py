@@ -224,7 +224,7 @@ def forked(parent: Point, *, at: int, cooldown: int, ranks: int) -> Point:
                           f"step at the full learning rate ({stable})")
     if cooldown < 1:
         raise ConfigError(f"a cool-down takes at least 1 step, got {cooldown}")
-    changed = {"train.steps": at + cooldown, "optim.schedule": "wsd", "optim.cooldown": float(cooldown)}
+    changed = {"train.steps": at + cooldown, "optim.schedule": "wsd", "optim.cooldown": cooldown}
     resume = str(step_directory(Path(config.train.run_dir) / "checkpoints", at))
     config = replace(config, train=replace(config.train, steps=at + cooldown, resume=resume),
                      optim=replace(config.optim, schedule="wsd", cooldown=float(cooldown)))

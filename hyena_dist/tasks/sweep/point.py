@@ -106,8 +106,6 @@ def learnt(config: Config, *, data: str) -> dict[str, Any]:
                  "optim.min_lr": config.optim.min_lr or 0.0}
     elif config.optim.schedule == "cosine" and config.optim.min_lr is None:
         kept["optim.min_lr"] = 0.1 * config.optim.lr
-    if model.kmer == 1:
-        kept.pop("model.kmer_overlap", None)  # of k-mers
     return json.loads(json.dumps(kept))
 
 
