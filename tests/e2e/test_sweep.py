@@ -14,9 +14,9 @@ import psutil
 import pytest
 import yaml
 
-from hyena_dist.cli.sweep import main
 from hyena_dist.checkpoint.directory import step_directory
 from hyena_dist.checkpoint.reader import TensorReader
+from hyena_dist.cli.sweep import main
 from hyena_dist.config.load import load_config
 from hyena_dist.costs.flops import training_flops
 from hyena_dist.runtime.signals import EXIT_REQUEUE, PROCESS
