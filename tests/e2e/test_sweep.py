@@ -1,5 +1,6 @@
 """A sweep runs, is killed, goes on, and loses nothing: its points are real runs, each in a process of its own."""
 
+import io
 import json
 import os
 import re
@@ -13,10 +14,12 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from rich.console import Console
 
 from hyena_dist.checkpoint.directory import step_directory
 from hyena_dist.checkpoint.reader import TensorReader
 from hyena_dist.cli.sweep import main
+from hyena_dist.cli.sweep_tables import _table
 from hyena_dist.config.load import load_config
 from hyena_dist.costs.flops import training_flops
 from hyena_dist.runtime.signals import EXIT_REQUEUE, PROCESS
@@ -187,6 +190,30 @@ def test_only_and_index_choose(tmp_path, shards, capsys):
         capsys.readouterr()
         assert main(["run", "--config", path, *wrong]) == 2
         assert capsys.readouterr().err.startswith(f"error: {' '.join(wrong)}: {path} has ")
+
+
+def test_the_live_table_says_how_far_points_are(tmp_path, shards, monkeypatch):
+    """Of a point that its sweep runs, of one that a killed sweep left, and of one that is finished; read from files."""
+    path = write(tmp_path, shards, steps=[5, 6, 7], launch=program("import sys; sys.exit(3)"))
+    assert main(["run", "--config", path]) == 1
+    for state, status in zip(states(tmp_path), ("running", "running", "finished"), strict=True):
+        directory = Path(state["run_dir"])
+        directory.mkdir()
+        row = {"split": "train", "step": 4, "loss": 1.25}
+        (directory / "metrics.jsonl").write_text(f"{json.dumps(row)}\n{json.dumps({**row, 'step': 5})[:20]}")
+        file = directory.parent / "point.json"
+        file.write_text(json.dumps({**state, "status": status, "error": None, "loss": 1.5}))
+    text = io.StringIO()
+    alive = states(tmp_path)[0]["id"]
+    Console(file=text, width=160).print(_table(states(tmp_path), {alive: (3, time.monotonic() - 60)},
+                                               lambda state: state["id"] == alive))
+    rows = [[cell.strip() for cell in line.split("│")[3:-1]] for line in text.getvalue().splitlines() if "/" in line]
+    assert rows == [["running", "4/5", "1.2500", "1 min"], ["interrupted", "4/6", "1.2500", ""],
+                    ["finished", "7/7", "1.5000", ""]]
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    for state in states(tmp_path):
+        (Path(state["run_dir"]).parent / "point.json").write_text(json.dumps({**state, "status": "failed"}))
+    assert main(["status", "--config", path, "--watch"]) == 0, "it ends with the last point"
 
 
 def test_a_directory_that_cannot_be_made_is_one_line(tmp_path, shards, capsys):
