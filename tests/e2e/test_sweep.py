@@ -20,9 +20,11 @@ from hyena_dist.checkpoint.directory import step_directory
 from hyena_dist.checkpoint.reader import TensorReader
 from hyena_dist.cli.sweep import main
 from hyena_dist.cli.sweep_tables import _table
+from hyena_dist.config.errors import ConfigError
 from hyena_dist.config.load import load_config
 from hyena_dist.costs.flops import training_flops
 from hyena_dist.runtime.signals import EXIT_REQUEUE, PROCESS
+from hyena_dist.tasks.sweep.fork import launch_of
 from hyena_dist.tasks.sweep.state import read_states
 from hyena_dist.train.metrics import read_rows
 
@@ -305,6 +307,18 @@ def weights(run_dir: Path, step: int) -> dict[str, bytes]:
     """Every tensor of a checkpoint: weights and moments."""
     reader = TensorReader(step_directory(run_dir / "checkpoints", step))
     return {key: value.numpy().tobytes() for key, value in reader.read(reader.shapes).items()}
+
+
+def test_a_fork_starts_as_its_sweep_does(tmp_path, shards):
+    code = "import sys; sys.exit(3)"
+    assert main(["run", "--config", write(tmp_path, shards, steps=[8], launch=program(code), ranks=2,
+                                              set_keys={"train.global_batch_size": 4})]) == 1
+    resolved = tmp_path / "runs" / "sweep.yaml"
+    assert launch_of(resolved) == (tuple(program(code)), 2)
+    for text in ("", "launch: 3\nranks: 1", "ranks: 2", "a: [", "launch: []\nranks: x"):
+        resolved.write_text(text)
+        with pytest.raises(ConfigError, match="sweep.yaml: cannot be read .*: run the sweep again, which writes it"):
+            launch_of(resolved)
 
 
 def test_a_fork_of_what_is_no_run_is_one_line(tmp_path, capsys):

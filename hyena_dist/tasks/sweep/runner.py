@@ -163,7 +163,8 @@ class Runner:
             return True
         state = started(state)
         write_state(point.directory, state)
-        write_whole(point.directory / CONFIG, lambda path: path.write_text(dump_config(point.config), "utf-8"))
+        write_whole(point.directory / CONFIG, lambda path: path.write_text(dump_config(point.config),
+                                                                                  encoding="utf-8"))
         argv = [*(word.replace("{port}", str(_free_port())) for word in self.sweep.launch or (sys.executable,)),
                 *PRETRAIN, "--config", str(point.directory / CONFIG)]
         self._spawn(point, state, lock, argv, point.directory / LOG, None)
