@@ -124,8 +124,9 @@ def _run(args: argparse.Namespace) -> int:
     from hyena_dist.config.errors import ConfigError
     from hyena_dist.tasks.sweep.expand import expand
     from hyena_dist.tasks.sweep.file import read_sweep
+    from hyena_dist.tasks.sweep.places import prepare, write_resolved
     from hyena_dist.tasks.sweep.point import shards_problem
-    from hyena_dist.tasks.sweep.runner import Runner, prepare, write_resolved
+    from hyena_dist.tasks.sweep.runner import Runner
 
     sweep = read_sweep(args.config)
     points = expand(sweep)
@@ -222,7 +223,8 @@ def _report(args: argparse.Namespace) -> int:
 
 def _fork(args: argparse.Namespace) -> int:
     from hyena_dist.tasks.sweep.fork import fork_point
-    from hyena_dist.tasks.sweep.runner import Runner, prepare
+    from hyena_dist.tasks.sweep.places import prepare
+    from hyena_dist.tasks.sweep.runner import Runner
 
     point, sweep = fork_point(Path(args.run), at=args.at, cooldown=args.cooldown, launch=args.launch,
                               out=None if args.out is None else Path(args.out))

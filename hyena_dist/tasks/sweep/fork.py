@@ -12,8 +12,8 @@ from hyena_dist.config.load import load_config
 from hyena_dist.config.plain import read_object
 from hyena_dist.tasks.sweep.expand import forked
 from hyena_dist.tasks.sweep.file import Sweep
+from hyena_dist.tasks.sweep.places import RESOLVED
 from hyena_dist.tasks.sweep.point import POINTS, RUN, Point, located
-from hyena_dist.tasks.sweep.runner import RESOLVED
 from hyena_dist.tasks.sweep.state import STATE, read_state
 from hyena_dist.train.run_directory import SUMMARY
 
