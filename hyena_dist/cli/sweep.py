@@ -56,7 +56,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     fork.add_argument("--cooldown", type=int, required=True, metavar="STEPS", help="steps of the cool-down")
     fork.add_argument("--out", metavar="DIR", help="directory of the branch; of a point's run it is a new point")
     fork.add_argument("--launch", default="", metavar="WORDS", help="what starts its ranks, as 'torchrun "
-                      "--nproc-per-node=2'; without it one process")
+                      "--nproc-per-node=2'; without it as the sweep of the run, else one process")
     return parser.parse_args(argv)
 
 
@@ -124,8 +124,9 @@ def _run(args: argparse.Namespace) -> int:
     from hyena_dist.config.errors import ConfigError
     from hyena_dist.tasks.sweep.expand import expand
     from hyena_dist.tasks.sweep.file import read_sweep
+    from hyena_dist.tasks.sweep.places import prepare, write_resolved
     from hyena_dist.tasks.sweep.point import shards_problem
-    from hyena_dist.tasks.sweep.runner import Runner, prepare, write_resolved
+    from hyena_dist.tasks.sweep.runner import Runner
 
     sweep = read_sweep(args.config)
     points = expand(sweep)
@@ -210,15 +211,11 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from hyena_dist.config.errors import ConfigError
+    from hyena_dist.tasks.scaling.report import write_report
     from hyena_dist.tasks.sweep.file import read_sweep
 
     raise_interrupts()
     sweep = read_sweep(args.config)
-    try:
-        from hyena_dist.tasks.scaling.report import write_report
-    except ImportError as error:
-        raise ConfigError(f"the report is not in this version ({error})") from error
     for path in write_report(sweep.runs, Path(args.out) if args.out else sweep.runs / "report"):
         print(f"written: {path}")
     return 0
@@ -226,7 +223,8 @@ def _report(args: argparse.Namespace) -> int:
 
 def _fork(args: argparse.Namespace) -> int:
     from hyena_dist.tasks.sweep.fork import fork_point
-    from hyena_dist.tasks.sweep.runner import Runner, prepare
+    from hyena_dist.tasks.sweep.places import prepare
+    from hyena_dist.tasks.sweep.runner import Runner
 
     point, sweep = fork_point(Path(args.run), at=args.at, cooldown=args.cooldown, launch=args.launch,
                               out=None if args.out is None else Path(args.out))

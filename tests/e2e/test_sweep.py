@@ -1,5 +1,6 @@
 """A sweep runs, is killed, goes on, and loses nothing: its points are real runs, each in a process of its own."""
 
+import io
 import json
 import os
 import re
@@ -13,11 +14,17 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from rich.console import Console
 
+from hyena_dist.checkpoint.directory import step_directory
+from hyena_dist.checkpoint.reader import TensorReader
 from hyena_dist.cli.sweep import main
+from hyena_dist.cli.sweep_tables import _table
+from hyena_dist.config.errors import ConfigError
 from hyena_dist.config.load import load_config
 from hyena_dist.costs.flops import training_flops
 from hyena_dist.runtime.signals import EXIT_REQUEUE, PROCESS
+from hyena_dist.tasks.sweep.fork import launch_of
 from hyena_dist.tasks.sweep.state import read_states
 from hyena_dist.train.metrics import read_rows
 
@@ -187,6 +194,50 @@ def test_only_and_index_choose(tmp_path, shards, capsys):
         assert capsys.readouterr().err.startswith(f"error: {' '.join(wrong)}: {path} has ")
 
 
+def test_the_live_table_says_how_far_points_are(tmp_path, shards, monkeypatch):
+    """Of a point that its sweep runs, of one that a killed sweep left, and of one that is finished; read from files."""
+    path = write(tmp_path, shards, steps=[5, 6, 7], launch=program("import sys; sys.exit(3)"))
+    assert main(["run", "--config", path]) == 1
+    for state, status in zip(states(tmp_path), ("running", "running", "finished"), strict=True):
+        directory = Path(state["run_dir"])
+        directory.mkdir()
+        row = {"split": "train", "step": 4, "loss": 1.25}
+        (directory / "metrics.jsonl").write_text(f"{json.dumps(row)}\n{json.dumps({**row, 'step': 5})[:20]}")
+        file = directory.parent / "point.json"
+        file.write_text(json.dumps({**state, "status": status, "error": None, "loss": 1.5}))
+    text = io.StringIO()
+    alive = states(tmp_path)[0]["id"]
+    Console(file=text, width=160).print(_table(states(tmp_path), {alive: (3, time.monotonic() - 60)},
+                                               lambda state: state["id"] == alive))
+    rows = [[cell.strip() for cell in line.split("│")[3:-1]] for line in text.getvalue().splitlines() if "/" in line]
+    assert rows == [["running", "4/5", "1.2500", "1 min"], ["interrupted", "4/6", "1.2500", ""],
+                    ["finished", "7/7", "1.5000", ""]]
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    for state in states(tmp_path):
+        (Path(state["run_dir"]).parent / "point.json").write_text(json.dumps({**state, "status": "failed"}))
+    assert main(["status", "--config", path, "--watch"]) == 0, "it ends with the last point"
+
+
+def test_a_directory_that_cannot_be_made_is_one_line(tmp_path, shards, capsys):
+    (tmp_path / "runs").write_text("a file")
+    assert main(["run", "--config", write(tmp_path, shards, steps=[2])]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "no such directory can be made (Not a directory): choose other `runs` in the sweep's file" in said
+
+
+def test_a_branch_whose_origin_has_not_kept_its_step_says_so(tmp_path, shards):
+    keys = {"set_keys": {"optim.schedule": "constant"}, "launch": program("import sys; sys.exit(3)")}
+    path = write(tmp_path, shards, steps=[8], forks=[{"at": 4, "cooldown": 2}], **keys)
+    assert main(["run", "--config", path]) == EXIT_REQUEUE
+    fork, parent = states(tmp_path)
+    assert (fork["status"], fork["error"]) == ("planned", f"waits for step 4 of {parent['id']}")
+    file = Path(parent["run_dir"]).parent / "point.json"
+    file.write_text(json.dumps({**parent, "status": "finished", "loss": 1.3}))
+    assert main(["run", "--config", path]) == 1
+    assert states(tmp_path)[0]["error"].startswith(f"{parent['id']} has kept no checkpoint of step 4: fork it at a ")
+
+
 def everything(pid: int) -> list[int]:
     """A process and all that it has started."""
     return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
@@ -200,7 +251,7 @@ def test_a_sweep_that_is_killed_goes_on(whom, tmp_path, shards):
     command = [sys.executable, "launchers/sweep.py", "run", "--config", path, "--jobs", "2"]
     first = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 240
-    while len({file.parents[2] for file in tmp_path.glob("runs/points/*/run/checkpoints/step-*")}) < 2:
+    while len({file.parents[3] for file in tmp_path.glob("runs/points/*/run/checkpoints/step-????????/COMPLETE")}) < 2:
         assert time.monotonic() < deadline, "no checkpoints"
         assert first.poll() is None
         time.sleep(0.1)
@@ -225,8 +276,10 @@ def test_a_sweep_that_is_killed_goes_on(whom, tmp_path, shards):
 
 
 @pytest.mark.slow
-def test_a_fork_is_the_branch_that_train_resume_makes(tmp_path, shards):
+def test_a_fork_is_the_branch_that_train_resume_makes(tmp_path, shards, monkeypatch):
     """Bit for bit, of the command and of the file's forks; and both are the run that cools down there by itself."""
+    # A sweep of one point at a time gives it all threads, and sums over other numbers of them are rounded otherwise.
+    monkeypatch.setenv("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
     wsd = {"optim.schedule": "wsd", "optim.cooldown": 2, "train.save_every": 4, "train.keep_every": 4}
     path = write(tmp_path, shards, steps=[12], set_keys=wsd, forks=[{"at": 8, "cooldown": 2}])
     assert main(["run", "--config", path]) == 0
@@ -251,11 +304,21 @@ def test_a_fork_is_the_branch_that_train_resume_makes(tmp_path, shards):
 
 
 def weights(run_dir: Path, step: int) -> dict[str, bytes]:
-    """Everything that a checkpoint has of tensors."""
-    directory = run_dir / "checkpoints" / f"step-{step:08d}"
-    found = {file.name: file.read_bytes() for file in sorted(directory.rglob("*.distcp"))}
-    assert found
-    return found
+    """Every tensor of a checkpoint: weights and moments."""
+    reader = TensorReader(step_directory(run_dir / "checkpoints", step))
+    return {key: value.numpy().tobytes() for key, value in reader.read(reader.shapes).items()}
+
+
+def test_a_fork_starts_as_its_sweep_does(tmp_path, shards):
+    code = "import sys; sys.exit(3)"
+    assert main(["run", "--config", write(tmp_path, shards, steps=[8], launch=program(code), ranks=2,
+                                              set_keys={"train.global_batch_size": 4})]) == 1
+    resolved = tmp_path / "runs" / "sweep.yaml"
+    assert launch_of(resolved) == (tuple(program(code)), 2)
+    for text in ("", "launch: 3\nranks: 1", "ranks: 2", "a: [", "launch: []\nranks: x"):
+        resolved.write_text(text)
+        with pytest.raises(ConfigError, match="sweep.yaml: cannot be read .*: run the sweep again, which writes it"):
+            launch_of(resolved)
 
 
 def test_a_fork_of_what_is_no_run_is_one_line(tmp_path, capsys):

@@ -12,6 +12,7 @@ from hyena_dist.cli.sweep import main
 from hyena_dist.config.errors import ConfigError
 from hyena_dist.config.load import load_config
 from hyena_dist.costs.flops import training_flops
+from hyena_dist.tasks.sweep import point as point_module
 from hyena_dist.tasks.sweep.arithmetic import evaluate
 from hyena_dist.tasks.sweep.expand import expand, varied
 from hyena_dist.tasks.sweep.file import read_sweep
@@ -145,6 +146,16 @@ def test_a_point_is_what_it_learns(points_of):
     ]
     assert {point_id(config) for config in same} == {point_id(base)}
     assert len({point_id(config) for config in [base, *other]}) == 1 + len(other)
+
+
+def test_a_key_that_a_later_version_adds_makes_no_other_points(points_of, monkeypatch):
+    config = points_of()[0].config
+    before = point_id(config)
+    known = point_module.identity
+    monkeypatch.setattr(point_module, "identity", lambda config: {**known(config), "model.newer": 3})
+    assert point_id(config) == before
+    monkeypatch.setattr(point_module, "identity", lambda config: {**known(config), "model.newer": config.data.seq_len})
+    assert point_id(config) != before, "control: away from its default it counts"
 
 
 def test_shards_count_by_their_content(points_of, shards, tmp_path):

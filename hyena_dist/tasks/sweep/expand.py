@@ -7,7 +7,7 @@ from functools import partial
 from itertools import product
 from math import gcd
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hyena_dist.checkpoint.directory import step_directory
 from hyena_dist.config.checks import cooldown_steps
@@ -21,7 +21,7 @@ from hyena_dist.tasks.sweep.arithmetic import evaluate, keys_in
 from hyena_dist.tasks.sweep.file import KEYS, SEEDS, Fork, Sweep
 from hyena_dist.tasks.sweep.point import LETTERS, Point, located, point_id, steps_for
 
-MOST_POINTS = 10_000
+MOST_POINTS = 2_000
 STEPS = "train.steps"
 _ELSEWHERE = ("train.run_dir=unused", "data.shards=unused")
 """Keys that a base may leave out."""
@@ -69,28 +69,35 @@ def _keeping(point: Point, steps: list[int]) -> Point:
     return replace(point, config=replace(point.config, train=replace(train, save_every=every, keep_every=every)))
 
 
-def _base(sweep: Sweep) -> Path:
-    """The file of the base.
+class _Base(NamedTuple):
+    """What all points begin with."""
+
+    path: Path
+    alone: Config
+    """The configuration in it."""
+
+
+def _base(sweep: Sweep) -> _Base:
+    """The base of a sweep.
 
     Raises:
         ConfigError: there is none, or it cannot be read.
     """
     try:
         path = find(sweep.base)
-        read_config(path, _ELSEWHERE)
+        return _Base(path, read_config(path, _ELSEWHERE))
     except ConfigError as error:
         raise ConfigError(f"{sweep.path}: base: {str(error).removeprefix('--config ')}") from error
-    return path
 
 
-def _point(sweep: Sweep, base: Path, values: dict[str, Any], budget: float | None, order: list[str]) -> Point:
+def _point(sweep: Sweep, base: _Base, values: dict[str, Any], budget: float | None, order: list[str]) -> Point:
     """The point of these values; with a problem where they cannot run."""
     try:
         config = _resolved(sweep, base, values, budget, order)
     except UserError as error:
-        broken = read_config(base, _ELSEWHERE)
         name = point_id_of_values(values, budget)
-        return located(Point(id=name, config=broken, set=values, budget=budget, problem=one_line(error)), sweep.runs)
+        return located(Point(id=name, config=base.alone, set=values, budget=budget, problem=one_line(error)),
+                       sweep.runs)
     return finished_point(sweep, Point(id=point_id(config), config=config, set=values, budget=budget))
 
 
@@ -108,38 +115,55 @@ def point_id_of_values(values: Mapping[str, Any], budget: float | None) -> str:
     return json_sha256([dict(values), budget])[:LETTERS]
 
 
-def _resolved(sweep: Sweep, base: Path, values: dict[str, Any], budget: float | None, order: list[str]) -> Config:
+def _resolved(sweep: Sweep, base: _Base, values: dict[str, Any], budget: float | None, order: list[str]) -> Config:
     """The configuration of values, to which those are added that follow from them.
 
     Raises:
         UserError: there is none.
     """
-    own = read_config(base, _ELSEWHERE)
-    lookup = partial(_number, values, own)
+    lookup = partial(_number, values, base.alone)
     late = [key for key in order if key != STEPS and budget is not None and _reads_steps(sweep, key)]
     for key in order:
         if key not in late:
             values[key] = _derived(sweep, key, lookup)
     if budget is not None:
-        values[STEPS] = 1
-        config = _load(base, {key: value for key, value in values.items() if key not in late})
+        config = _load(base, values)
         values[STEPS] = steps_for(config, budget, ranks=sweep.ranks)
         if not values[STEPS]:
             raise ConfigError(f"budget {budget:.4g} is less than half a step: use more, or shorten "
                               "train.seq_len_warmup")
-    for key in late:
-        values[key] = _derived(sweep, key, lookup)
-    config = _load(base, values)
+        for key in late:
+            values[key] = _derived(sweep, key, lookup)
+        config = _with(config, {key: values[key] for key in (STEPS, *late)})
+    else:
+        config = _load(base, values)
     if budget is not None and steps_for(config, budget, ranks=sweep.ranks) != config.train.steps:
         raise ConfigError(f"derive: {', '.join(late)} follow from train.steps and change the FLOPs of a step, from "
                           "which train.steps follows: give their values")
     return config
 
 
-def _load(base: Path, values: Mapping[str, Any]) -> Config:
+def _load(base: _Base, values: Mapping[str, Any]) -> Config:
     overrides = ["train.run_dir=unused", *(f"{key}={json.dumps(value, ensure_ascii=False)}"
                                            for key, value in values.items())]
-    return load_config(base, overrides)
+    return load_config(base.path, overrides)
+
+
+def _with(config: Config, values: Mapping[str, int | float]) -> Config:
+    """The configuration with these numbers.
+
+    Raises:
+        ConfigError: a section refuses its own.
+    """
+    sections: dict[str, dict[str, int | float]] = {}
+    for key, value in values.items():
+        section, _, name = key.partition(".")
+        sections.setdefault(section, {})[name] = value
+    try:
+        return replace(config, **{section: replace(getattr(config, section), **changed)
+                                  for section, changed in sections.items()})
+    except ValueError as error:
+        raise ConfigError(one_line(error)) from error
 
 
 def _derived(sweep: Sweep, key: str, lookup: Any) -> int | float:
@@ -224,7 +248,7 @@ def forked(parent: Point, *, at: int, cooldown: int, ranks: int) -> Point:
                           f"step at the full learning rate ({stable})")
     if cooldown < 1:
         raise ConfigError(f"a cool-down takes at least 1 step, got {cooldown}")
-    changed = {"train.steps": at + cooldown, "optim.schedule": "wsd", "optim.cooldown": float(cooldown)}
+    changed = {"train.steps": at + cooldown, "optim.schedule": "wsd", "optim.cooldown": cooldown}
     resume = str(step_directory(Path(config.train.run_dir) / "checkpoints", at))
     config = replace(config, train=replace(config.train, steps=at + cooldown, resume=resume),
                      optim=replace(config.optim, schedule="wsd", cooldown=float(cooldown)))

@@ -4,12 +4,15 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 
+import yaml
+
 from hyena_dist.checkpoint.directory import open_checkpoint
-from hyena_dist.config.errors import ConfigError
+from hyena_dist.config.errors import ConfigError, one_line
 from hyena_dist.config.load import load_config
 from hyena_dist.config.plain import read_object
 from hyena_dist.tasks.sweep.expand import forked
 from hyena_dist.tasks.sweep.file import Sweep
+from hyena_dist.tasks.sweep.places import RESOLVED
 from hyena_dist.tasks.sweep.point import POINTS, RUN, Point, located
 from hyena_dist.tasks.sweep.state import STATE, read_state
 from hyena_dist.train.run_directory import SUMMARY
@@ -21,7 +24,7 @@ def fork_point(run: Path, *, at: int, cooldown: int, out: Path | None = None, la
     Args:
         run: a run directory, or the directory of a point.
         out: directory of the branch; None: among the points of the sweep that the run is of, else beside the run.
-        launch: what starts its ranks; empty: one process.
+        launch: what starts its ranks; empty: as the sweep that the run is of, else one process.
 
     Raises:
         UserError: there is no such run or checkpoint, or it cannot be branched there.
@@ -32,19 +35,37 @@ def fork_point(run: Path, *, at: int, cooldown: int, out: Path | None = None, la
     config = load_config(run_dir / "config.yaml", [f"train.run_dir={run_dir}"])
     state = read_state(run_dir.parent) if run_dir.name == RUN else None
     parent = Point(id=state["id"] if state else str(run_dir), config=config, set=state["set"] if state else {})
-    ranks = _ranks(run_dir, config.parallel.tensor * config.parallel.context) if launch else 1
+    in_sweep = state is not None and run_dir.parent.parent.name == POINTS
+    words, ranks = tuple(shlex.split(launch)), 1
+    if words:
+        ranks = _ranks(run_dir, config.parallel.tensor * config.parallel.context)
+    elif in_sweep:
+        words, ranks = launch_of(run_dir.parent.parent.parent / RESOLVED)
     point = forked(parent, at=at, cooldown=cooldown, ranks=ranks)
     assert point.config.train.origin is not None
     open_checkpoint(point.config.train.origin)
-    in_sweep = state is not None and run_dir.parent.parent.name == POINTS
     if out is None and in_sweep:
         point = located(point, run_dir.parent.parent.parent)
     else:
         out = run_dir.with_name(f"{run_dir.name}-fork-{at}-{cooldown}") if out is None else out
         point = replace(point, config=replace(point.config, train=replace(point.config.train, run_dir=str(out / RUN))))
     sweep = Sweep(path=run_dir / "config.yaml", base=str(run_dir / "config.yaml"), runs=point.directory,
-                  launch=tuple(shlex.split(launch)), ranks=ranks)
+                  launch=words, ranks=ranks)
     return point, sweep
+
+
+def launch_of(resolved: Path) -> tuple[tuple[str, ...], int]:
+    """What starts the ranks of a sweep's points, and how many these are.
+
+    Raises:
+        ConfigError: the file is not what a sweep leaves.
+    """
+    try:
+        content = yaml.safe_load(resolved.read_text(encoding="utf-8"))
+        return tuple(map(str, content["launch"])), int(content["ranks"])
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise ConfigError(f"{resolved}: cannot be read ({one_line(error)}): run the sweep again, which writes it, or "
+                          "give --launch") from error
 
 
 def _ranks(run_dir: Path, fewest: int) -> int:

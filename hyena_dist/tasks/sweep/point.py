@@ -87,13 +87,16 @@ def located(point: Point, runs: Path) -> Point:
 
 
 def learnt(config: Config, *, data: str) -> dict[str, Any]:
-    """All that decides what a run learns and how it is scored, plain JSON. Ways to write the same thing are one.
+    """All that decides what a run learns and how it is scored, plain JSON. Ways to write the same thing are one, and
+    keys at their defaults are left out: one that a later version adds makes no other points of those that are finished.
 
     Args:
         data: says what the shards hold.
     """
-    model, kept = config.model, identity(config)
-    kept = {key: value for key, value in kept.items() if key not in NOT_LEARNT}
+    model, own, default = config.model, identity(config), identity(Config())
+    warm_up = own["train.seq_len_warmup"]
+    kept = {key: value for key, value in own.items() if key not in NOT_LEARNT and value != default[key]
+            and (warm_up or key != "train.seq_len_warmup_batch")}
     kept |= {
         "data": data, "model.layer_pattern": model.layer_kinds, "model.ffn_hidden_size": model.inner_size,
         "model.filter_seq_len": model.filter_seq_len or model.max_seq_len,
@@ -103,10 +106,6 @@ def learnt(config: Config, *, data: str) -> dict[str, Any]:
                  "optim.min_lr": config.optim.min_lr or 0.0}
     elif config.optim.schedule == "cosine" and config.optim.min_lr is None:
         kept["optim.min_lr"] = 0.1 * config.optim.lr
-    if model.kmer == 1:  # a point of single bases is the one that it was before there were k-mers
-        del kept["model.kmer"], kept["model.kmer_overlap"]
-    if not kept["train.seq_len_warmup"]:
-        del kept["train.seq_len_warmup_batch"]
     return json.loads(json.dumps(kept))
 
 

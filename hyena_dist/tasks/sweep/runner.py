@@ -10,32 +10,29 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
-import yaml
-
 import hyena_dist
 from hyena_dist.checkpoint.directory import is_whole
-from hyena_dist.config.errors import ConfigError, one_line
+from hyena_dist.config.errors import one_line
 from hyena_dist.config.load import dump_config
 from hyena_dist.runtime.files import write_whole
 from hyena_dist.runtime.requeue import in_use, requeue_marker
 from hyena_dist.runtime.run_lock import RunLock
 from hyena_dist.tasks.sweep.file import MetricCommand, Sweep
-from hyena_dist.tasks.sweep.point import Point, costs
+from hyena_dist.tasks.sweep.places import claim, locked
+from hyena_dist.tasks.sweep.point import Point
 from hyena_dist.tasks.sweep.results import has_ended, is_divergence, last_error, results
-from hyena_dist.tasks.sweep.state import State, ended, new_state, read_state, started, write_state
+from hyena_dist.tasks.sweep.state import State, ended, read_state, started, write_state
 
 logger = logging.getLogger(__name__)
 
 CONFIG, LOG = "config.yaml", "log.txt"
 """In a point's directory: what its run is started with, and what it says."""
-RESOLVED = "sweep.yaml"
 PRETRAIN = (str(Path(hyena_dist.__file__).parent / "cli" / "main.py"), "pretrain")
 POLL_SECONDS = 0.2
 ORPHAN_SECONDS = 2.0
@@ -134,17 +131,22 @@ class Runner:
             self.busy.append(point.id)
 
     def _give_up(self, waiting: Sequence[Point]) -> None:
-        """Note the branches whose origin has come to nothing."""
+        """Note the branches whose origin has no checkpoint for them: it has not come that far, or did not keep it."""
         for point in waiting:
+            assert point.forked_from is not None
+            parent = read_state(point.directory.parent / point.forked_from)
+            status, error = "planned", f"waits for step {point.fork_at} of {point.forked_from}"
+            if parent is not None and parent["status"] == "finished":
+                status, error = "failed", (f"{point.forked_from} has kept no checkpoint of step {point.fork_at}: fork "
+                                           "it at a step that it has kept, or delete its directory to run it again")
             with locked(point.directory) as lock:
                 state = read_state(point.directory)
                 if lock is not None and state is not None:
-                    write_state(point.directory, ended(state, "planned", f"waits for step {point.fork_at} of "
-                                                       f"{point.forked_from}, of which there is no checkpoint"))
+                    write_state(point.directory, ended(state, status, error))
 
     def _start(self, point: Point) -> bool:
         """Start a point, unless somebody else has ended it meanwhile; False: somebody else has it."""
-        lock = _claim(point)
+        lock = claim(point)
         if lock is None:
             return False
         state = read_state(point.directory)
@@ -264,80 +266,11 @@ class Runner:
         self._going.clear()
 
 
-def prepare(points: Sequence[Point], sweep: Sweep) -> dict[str, State]:
-    """Read the states of points, and write those of new ones.
-
-    Raises:
-        ConfigError: one of them is no state.
-        OSError: one could not be written.
-    """
-    found = {point.id: read_state(point.directory) for point in points}
-    states: dict[str, State] = {}
-    for point in points:
-        state = found[point.id]
-        if state is None:
-            state = new_state(point, costs(point.config, ranks=sweep.ranks))
-            with locked(point.directory) as lock:
-                if lock is not None and read_state(point.directory) is None:
-                    write_state(point.directory, state)
-        states[point.id] = state
-    return states
-
-
-def write_resolved(sweep: Sweep, points: Sequence[Point]) -> None:
-    """Leave sweep.yaml in the sweep's directory: the file as it was read, and its points.
-
-    Raises:
-        OSError: it could not be written.
-    """
-    content = {**asdict(sweep), "path": str(sweep.path), "runs": str(sweep.runs),
-               "points": {point.id: point.set for point in points}}
-    text = yaml.safe_dump(json.loads(json.dumps(content)), sort_keys=False, allow_unicode=True)
-    with locked(sweep.runs) as lock:  # the tasks of an array start together; those that come later have the same text
-        if lock is not None:
-            write_whole(sweep.runs / RESOLVED, lambda path: path.write_text(text, encoding="utf-8"))
-
-
 def _can_begin(point: Point) -> bool:
     """Whether a branch has a checkpoint of its own, or that which it begins with; any other point can."""
     own = Path(point.config.train.run_dir) / "checkpoints"
     origin = point.config.train.origin
     return origin is None or is_whole(origin) or any(map(is_whole, own.glob("step-*")))
-
-
-_TRIES = 5
-"""Who looks whether a point is running holds its lock for a moment."""
-
-
-def _lock(directory: Path) -> RunLock | None:
-    """The lock of a directory, which is made; None: somebody else has it."""
-    directory.mkdir(parents=True, exist_ok=True)
-    for _ in range(_TRIES):
-        try:
-            return RunLock(directory)
-        except ConfigError:
-            time.sleep(0.1)
-    return None
-
-
-@contextmanager
-def locked(directory: Path) -> Iterator[RunLock | None]:
-    """A context in which a directory is this process's; gives None where it is another's."""
-    lock = _lock(directory)
-    try:
-        yield lock
-    finally:
-        if lock is not None:
-            lock.release()
-
-
-def _claim(point: Point) -> RunLock | None:
-    """The lock of a point; None: another sweep runs it, or a run of it that has outlived its sweep is still saving."""
-    lock = _lock(point.directory)
-    if lock is not None and in_use(Path(point.config.train.run_dir)):
-        lock.release()
-        return None
-    return lock
 
 
 def _lacks_metric(state: State, metric: MetricCommand | None) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hyena_dist.config.errors import ConfigError, one_line
+from hyena_dist.config.errors import ConfigError, one_line, read_remedy
 from hyena_dist.config.plain import read_object
 from hyena_dist.runtime.files import write_whole
 from hyena_dist.tasks.sweep.point import POINTS, Costs, Point
@@ -47,8 +47,10 @@ def read_state(directory: Path) -> State | None:
     path = directory / STATE
     try:
         state = read_object(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except PermissionError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}): {read_remedy(error, _REMEDY)}") from error
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: is no state of a point ({one_line(error)}): {_REMEDY}") from error
     for key, kinds in REQUIRED.items():
