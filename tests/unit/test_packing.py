@@ -10,6 +10,11 @@ import pytest
 import torch
 
 from hyena_dist.cli.pretrain import main
+from hyena_dist.config.errors import ConfigError
+from hyena_dist.config.schema import Config
+from hyena_dist.config.sections.data import DataSection
+from hyena_dist.config.sections.model import ModelSection
+from hyena_dist.config.sections.train import TrainSection
 from hyena_dist.data.build import build
 from hyena_dist.data.contigs import Source
 from hyena_dist.data.errors import DataError
@@ -22,6 +27,8 @@ from hyena_dist.data.rows import Part
 from hyena_dist.data.splits import FractionSplits, Splits
 from hyena_dist.data.stream import TrainStream, ValidationBatches
 from hyena_dist.data.tokenizer import COMPLEMENT, IGNORE, PAD, A, T, Tokenizer, encode
+from hyena_dist.model.kinds import check
+from hyena_dist.model.kinds.attention import AttentionKind
 from tests.genomes import genome, shards, write_fasta
 
 ROOT = Path(__file__).parents[2]
@@ -244,3 +251,12 @@ def test_the_program_of_the_page(capsys):
     program = (ROOT / "docs/short-contigs.md").read_text("utf-8").split("```python\n")[1].split("```")[0]
     exec(compile(program, "docs/short-contigs.md", "exec"), {})
     assert float(capsys.readouterr().out.split()[0]) < 1e-5
+
+
+def test_a_kind_of_mixer_that_does_not_know_segments_is_refused(monkeypatch):
+    config = Config(data=DataSection(shards="s", pack=True), model=ModelSection(layer_pattern="HA"),
+                    train=TrainSection(run_dir="r"))
+    check(config, world_size=1)  # the control
+    monkeypatch.setattr(AttentionKind, "knows_segments", False)
+    with pytest.raises(ConfigError, match=r"data.pack: .* layers \(A of model.layer_pattern\) do not keep the contigs"):
+        check(config, world_size=1)
