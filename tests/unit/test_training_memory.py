@@ -7,7 +7,8 @@ from benchmarks.memory import peak_tensor_bytes
 from benchmarks.models import autocast
 from benchmarks.step import new_model
 from hyena_dist.config.sections.model import ModelSection
-from hyena_dist.costs.memory import longest_sequence, parameters, training_memory
+from hyena_dist.costs.engines import parameters
+from hyena_dist.costs.memory import longest_sequence, training_memory
 from hyena_dist.model.loss import token_loss
 
 TOLERANCE = 0.1
