@@ -144,7 +144,8 @@ def _machines(args: argparse.Namespace, config: Config, nodes: int) -> "Machines
     from hyena_dist.costs.plan import Machines
     from hyena_dist.costs.probe import probe, this_machine
     gpu = find_gpu(args.gpu) if args.gpu else this_machine(may_be_a_cpu=args.probe)
-    return Machines(gpu, args.gpus, args.gpus // nodes, probe(config, gpu) if args.probe else None)
+    rates = probe(config, gpu, several=args.gpus > 1) if args.probe else None
+    return Machines(gpu, args.gpus, args.gpus // nodes, rates)
 
 
 def _why_none(config: Config, machines: "Machines") -> str:
