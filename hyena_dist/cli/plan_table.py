@@ -34,8 +34,8 @@ def answers(config: Config, machines: Machines, plans: Sequence[Plan], ranked: S
     said.append("largest micro-batch that fits, split as in the first row: "
                 + ", ".join(f"{size or 'none'} with {value}" for value, size in sizes.items())
                 + " (train.activation_checkpointing)")
-    said.append(f"recomputation: train.activation_checkpointing={best.config.train.activation_checkpointing}; what is "
-                "recomputed less does not fit or is not faster")
+    said.append(f"recomputation: train.activation_checkpointing={best.config.train.activation_checkpointing} is the "
+                "fastest that fits")
     fewest = fewest_gpus(config, machines)
     if fewest and fewest.machines.gpus < gpus:
         said.append(f"fewest GPUs: {fewest.machines.gpus}, with {how(fewest)}, {duration_of(fewest.seconds)} a step")
@@ -72,9 +72,10 @@ def _gpus(machines: Machines) -> str:
 def print_plans(plans: Sequence[Plan], said: Sequence[str], machines: Machines, *, legal: int, fitting: int) -> None:
     """The ranked table, the first row in detail, and the answers."""
     console = Console()
-    console.width = max(console.width, 120)  # a file has no width
+    console.width = max(console.width, 136)  # a file has no width
     print(f"{legal:,} legal layouts on {_gpus(machines)} ({machines.gpus_per_node} a node, "
-          f"{binary(machines.gpu.memory)} each), {fitting:,} fit; the fastest of each way to split:")
+          f"{binary(machines.gpu.memory)} each), {fitting:,} fit; the fastest of each way to split"
+          + (f", and the run of {plans[0].config.train.steps:,} steps:" if plans else ":"))
     if plans:
         console.print(_ranking(plans))
         print(f"the first row: {how(plans[0])}")
@@ -88,7 +89,8 @@ def _ranking(plans: Sequence[Plan]) -> Table:
     numbers = [Column(name, justify="right", no_wrap=True) for name in
                ("tensor", "context", "data", "micro", "a rank needs", "sent in node", "between", "a step", "the run")]
     tensor, context, data, micro, *rest = numbers
-    table = Table(tensor, context, "method", data, "engine", "recompute", micro, *rest)
+    method, engine, recompute = (Column(name, no_wrap=True) for name in ("method", "engine", "recompute"))
+    table = Table(tensor, context, method, data, engine, recompute, micro, *rest)
     for plan in plans:
         parallel, train = plan.config.parallel, plan.config.train
         table.add_row(f"{parallel.tensor}{' +seq' if parallel.sequence else ''}", str(parallel.context),

@@ -60,7 +60,7 @@ class Plan:
         """Bytes by what they are, at the moment of the step that needs the most; they add up to `bytes`."""
         memory, held = self.memory, self.memory.held
         late, loss = memory.moment == "update", memory.moment == "loss"
-        working = 0.0 if late else memory.loss if loss else memory.working
+        working = 0.0 if late else memory.loss if loss else memory.blocks
         exchanged, plans = (0.0, 0.0) if late or loss else (memory.exchanged, memory.plans)
         found = {"weights": held.weights, "gradients": held.gradients if late else held.waiting,
                  "optimizer": held.optimizer, "engine's copies": held.copies, "buckets": held.buckets if late else 0.0,
