@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hyena_dist.config.errors import ConfigError, UserError, one_line
+from hyena_dist.config.errors import ConfigError, UserError, one_line, write_remedy
 from hyena_dist.config.load import dump_config, load_config
 from hyena_dist.config.presets import find, names
 from hyena_dist.config.schema import Config
@@ -98,6 +98,8 @@ def _config(args: argparse.Namespace) -> Config:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {value}: must be at least 1")
+    if args.out is not None and args.out.exists():
+        raise ConfigError(f"--out {args.out}: is there already: give another name, or remove it")
     if (args.config is None) == (args.size is None):
         raise ConfigError("give either --config YAML or --size LAYERSxWIDTH, such as --size 8x256")
     if args.config is not None:
@@ -165,13 +167,18 @@ def _watched(plans: Sequence["Plan"]) -> Iterator["Plan"]:
 
 
 def _write(path: Path, plan: "Plan") -> None:
-    """The configuration of a plan, which `pretrain --dry-run` takes on as many ranks.
+    """Write the configuration of a plan, which `pretrain --dry-run` takes on as many ranks.
 
     Raises:
         OSError: it cannot be written.
     """
-    from hyena_dist.runtime.files import write_whole
     text = f"# Planned for {plan.machines.gpus} x {plan.machines.gpu.name}.\n{dump_config(plan.config)}"
-    write_whole(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise OSError(f"{path}: could not be written ({error.strerror or error}): "
+                      f"{write_remedy(error, 'change --out')}") from error
     print(f"written: {path}: check it with WORLD_SIZE={plan.machines.gpus} python launchers/pretrain.py --config {path}"
           f" --dry-run --gpu {plan.machines.gpu.name}", file=sys.stderr)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from hyena_dist.config.errors import ConfigError
 
 MEASURED, ESTIMATED = "MEASURED", "ESTIMATED"
+CPU = "cpu"
+"""The name of this machine where it has no GPU."""
 GIB, TERA, GIGA = 2**30, 1e12, 1e9
 
 COPY_SHARE, PRODUCT_SHARE, LINK_SHARE = 0.9, 0.8, 0.8
@@ -70,8 +72,3 @@ def find_gpu(name: str) -> Gpu:
         raise ConfigError(f"--gpu {name}: is not in the table: use one of {', '.join(GPUS)}, of which take the one "
                           "with the memory of yours")
     return found
-
-
-def memory_outside(groups: int) -> float:
-    """Bytes that are no tensors: the CUDA context, and NCCL's buffers of so many groups of several ranks."""
-    return CONTEXT_BYTES + groups * NCCL_BYTES

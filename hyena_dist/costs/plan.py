@@ -10,7 +10,7 @@ from functools import cached_property
 from hyena_dist.config.schema import Config
 from hyena_dist.config.sections.engine import EngineSection
 from hyena_dist.config.warmup import stages
-from hyena_dist.costs.devices import FRAGMENTS, Gpu, memory_outside
+from hyena_dist.costs.devices import CONTEXT_BYTES, CPU, FRAGMENTS, NCCL_BYTES, Gpu
 from hyena_dist.costs.engines import Layout
 from hyena_dist.costs.memory import TrainingMemory, run_memory
 from hyena_dist.costs.seconds import Rates, Work, compute_seconds, gpu_rates, send_seconds, step_work, uses_kernels
@@ -53,7 +53,11 @@ class Plan:
     @cached_property
     def memory(self) -> TrainingMemory:
         """Of the tensors."""
-        return run_memory(self.config, world_size=self.machines.gpus)
+        return run_memory(self.config, world_size=self.machines.gpus, device="cpu" if self._on_cpu else "cuda")
+
+    @property
+    def _on_cpu(self) -> bool:
+        return self.machines.gpu.name == CPU
 
     @property
     def categories(self) -> dict[str, float]:
@@ -67,9 +71,9 @@ class Plan:
                  "saved activations": 0.0 if late else memory.saved, "workspace": working - exchanged - plans,
                  "exchange buffers": exchanged, "cuFFT": plans}
         groups = sum(size > 1 for size in (self.layout.tensor, self.layout.context, self.layout.shards))
-        outside = memory_outside(groups)
-        return {**found, "allocator's gaps": FRAGMENTS * memory.total, "CUDA context": memory_outside(0),
-                "NCCL": outside - memory_outside(0)}
+        if not self._on_cpu:
+            found |= {"CUDA context": CONTEXT_BYTES, "NCCL": groups * NCCL_BYTES}
+        return {**found, "allocator's gaps": FRAGMENTS * memory.total}
 
     @cached_property
     def bytes(self) -> float:

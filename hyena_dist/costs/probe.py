@@ -12,7 +12,7 @@ import torch.multiprocessing as mp
 
 from hyena_dist.config.errors import ConfigError
 from hyena_dist.config.schema import Config
-from hyena_dist.costs.devices import ESTIMATED, GPUS, MEASURED, Gpu
+from hyena_dist.costs.devices import CPU, ESTIMATED, GPUS, MEASURED, Gpu
 from hyena_dist.costs.seconds import Rates, gpu_rates, uses_kernels
 from hyena_dist.costs.utilisation import copy_bandwidth
 from hyena_dist.model.config import COMPUTE_DTYPES
@@ -49,7 +49,7 @@ def this_machine(*, may_be_a_cpu: bool) -> Gpu:
         raise ConfigError(f"--gpu is missing, and this machine has none: use one of {', '.join(GPUS)}, or --probe to "
                           "plan for this machine's CPU")
     import psutil
-    return Gpu("cpu", float(psutil.virtual_memory().total), 1e10, 1e11, 1e11, 1e9, 1e9)
+    return Gpu(CPU, float(psutil.virtual_memory().total), 1e10, 1e11, 1e11, 1e9, 1e9)
 
 
 def probe(config: Config, gpu: Gpu, *, several: bool) -> Rates:

@@ -137,6 +137,12 @@ def test_what_is_written_is_taken_by_a_dry_run(tmp_path, monkeypatch, capsys) ->
     assert (planned.train.steps, planned.train.global_batch_size, planned.data.seq_len) == (7000, 16, 65536)
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert pretrain(["--config", "planned.yaml", "--dry-run", "--gpu", "h100"]) == 0
+    capsys.readouterr()
+    assert run("--out", "planned.yaml") == 2, "nothing is overwritten"
+    assert "--out planned.yaml: is there already: give another name" in capsys.readouterr().err
+    assert run("--out", "planned.yaml/below") == 1
+    assert "planned.yaml/below: could not be written (" in capsys.readouterr().err
+    assert run("--out", "new/below/planned.yaml") == 0
 
 
 def test_json_has_what_the_tables_have(capsys) -> None:
