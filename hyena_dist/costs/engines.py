@@ -98,8 +98,8 @@ class Held(NamedTuple):
 
 def held(w: float, engine: EngineSection | None, *, shards: int = 1, micro_batches: int = 1,
          largest_block: float = 0.0) -> Held:
-    """What an engine holds of weights of w bytes; None: a loop of plain torch. With offloading nothing is less: what is
-    moved to the host is counted here.
+    """What an engine holds of weights of w bytes on its device; None: a loop of plain torch. With offloading the
+    optimizer's state, and the weights where they are moved too, are on the host; gradients are counted here.
 
     Args:
         largest_block: bytes of the weights of the largest block, which FSDP2 gathers at a time, and of which ZeRO 1
@@ -108,9 +108,16 @@ def held(w: float, engine: EngineSection | None, *, shards: int = 1, micro_batch
     n, several = shards, micro_batches > 1
     if engine is None:
         return Held(w, 2 * w, 0.0, w, w, 0.0)
-    if engine.name == "fsdp":
-        return _fsdp(w, n, several, largest_block)
-    stage, gathered = engine.zero_stage, w if n > 1 else 0.0
+    found = (_fsdp(w, n, several, largest_block) if engine.name == "fsdp" else
+             _zero(engine.zero_stage, w, n, several, largest_block))
+    if engine.offload == "none":
+        return found
+    return found._replace(optimizer=0.0, weights=0.0 if engine.offload == "parameters" else found.weights)
+
+
+def _zero(stage: int, w: float, n: int, several: bool, largest_block: float) -> Held:
+    """Of a stage of DeepSpeed."""
+    gathered = w if n > 1 else 0.0
     return {
         0: Held(w, 2 * w, 0.0, w * several, w, w),
         1: Held(w, 3 * w / n, 0.0, 2 * w * several, w, w + largest_block),

@@ -85,20 +85,22 @@ class _Block(NamedTuple):
 
 
 def training_memory(section: ModelSection, seq_len: int, micro_batch_size: int = 1, *, precision: str = "fp32",
-                    activation_checkpointing: str = "none", device: str = "cuda", engine: EngineSection | None = None,
-                    split: Split = WHOLE, shards: int = 1, micro_batches: int = 2) -> TrainingMemory:
-    """Of one rank, in an engine without offloading.
+                    activation_checkpointing: str = "none", activation_offload: bool = False, device: str = "cuda",
+                    engine: EngineSection | None = None, split: Split = WHOLE, shards: int = 1,
+                    micro_batches: int = 2) -> TrainingMemory:
+    """Of one rank, on its device.
 
     Args:
         seq_len: of whole sequences, whatever the split.
-        precision, activation_checkpointing: values of the keys of `train`.
+        precision, activation_checkpointing, activation_offload: values of the keys of `train`.
         device: "cpu" or "cuda", whose chunks the operators work through.
         engine: None: a loop of plain torch.
         split: how sequence and model are cut.
         shards: ranks over which the engine averages and shards.
         micro_batches: of a step. From 2 on gradients wait while the next is computed.
     """
-    found = _activations(section, seq_len, micro_batch_size, precision, activation_checkpointing, device, split)
+    found = _activations(section, seq_len, micro_batch_size, precision, activation_checkpointing, activation_offload,
+                         device, split)
     w = FP32 * parameters(section, split.tensor)
     block = FP32 * max(sum(shape.size for shape in block) for block in weights(section, split.tensor).blocks)
     return TrainingMemory(held(w, engine, shards=shards, micro_batches=micro_batches, largest_block=block), *found)
@@ -106,7 +108,8 @@ def training_memory(section: ModelSection, seq_len: int, micro_batch_size: int =
 
 @lru_cache(maxsize=4096)  # a plan asks for them with every engine
 def _activations(section: ModelSection, seq_len: int, micro_batch_size: int, precision: str,
-                 activation_checkpointing: str, device: str, split: Split) -> tuple[float, float, float, float, float]:
+                 activation_checkpointing: str, activation_offload: bool, device: str,
+                 split: Split) -> tuple[float, float, float, float, float]:
     """All of `TrainingMemory` but what the engine holds."""
     E, length = FP32 if precision == "fp32" else 2, -(-seq_len // split.context)
     tokens = micro_batch_size * length
@@ -132,6 +135,8 @@ def _activations(section: ModelSection, seq_len: int, micro_batch_size: int, pre
     # The norm's input and its gradient; and of the loss the logarithms of the probabilities, their gradient and that of
     # the logits, all in float32 at any precision. Of k-mers, with thousands of ids, these are most of a step.
     head = 2 * stream + 3 * FP32 * tokens * section.padded_vocab_size / split.tensor
+    if activation_offload:  # what is on its way to the host or back is about that of one block
+        saved /= len(blocks)
     return saved, working, deepest.mixer.exchanged, deepest.mixer.plans, head
 
 
@@ -139,9 +144,9 @@ def run_memory(config: Config, *, world_size: int, device: str = "cuda") -> Trai
     """What one rank of a run needs at the stage that needs the most."""
     train, layout = config.train, Layout.of(config, world_size)
     found = [training_memory(config.model, stage.seq_len, stage.micro_batch_size, precision=train.precision,
-                             activation_checkpointing=train.activation_checkpointing, device=device,
-                             engine=config.engine, split=Split.of(config, stage.micro_batch_size),
-                             shards=layout.shards,
+                             activation_checkpointing=train.activation_checkpointing,
+                             activation_offload=train.activation_offload, device=device, engine=config.engine,
+                             split=Split.of(config, stage.micro_batch_size), shards=layout.shards,
                              micro_batches=stage.global_batch_size // (stage.micro_batch_size * layout.data))
              for stage in stages(config, data_ranks=layout.data)]
     return max(found, key=lambda memory: memory.total)

@@ -1,5 +1,7 @@
 """What an engine holds of the weights on one rank and on two, against the formula of `costs.engines`."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -76,3 +78,12 @@ def test_the_formula_counts_the_engine() -> None:
     section = ModelSection()
     plain = training_memory(section, 1024)
     assert all(training_memory(section, 1024, engine=engine).total >= plain.total for engine in ENGINES.values())
+
+
+def test_what_is_offloaded_is_not_on_the_device() -> None:
+    for engine in (ENGINES["zero3"], ENGINES["fsdp"]):
+        here = held(BYTES, engine)
+        there = held(BYTES, replace(engine, offload="parameters"))
+        assert there.kept == here.kept - here.weights - here.optimizer
+    moments = held(BYTES, replace(ENGINES["zero2"], offload="optimizer"))
+    assert (moments.optimizer, moments.weights) == (0, BYTES)
