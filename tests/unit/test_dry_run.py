@@ -156,6 +156,11 @@ def test_memory_is_compared_with_that_of_a_kind(dry):
     assert "--gpu gtx: is not in the table: use one of a100-40" in refusal(dry("--gpu", "gtx"))
 
 
+def test_a_run_takes_the_gpus_that_are_there(capsys):
+    assert main(["--config", "quickstart", "--gpu", "h100"]) == 2
+    assert "--gpu is of --dry-run: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("error", "is_one"), [
     (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
     (MemoryError(), True),
