@@ -29,6 +29,12 @@ if TYPE_CHECKING:
     from hyena_dist.costs.plan import Machines, Plan
 
 GPUS_PER_NODE = 8
+MOST = 2**30
+"""Of every number that is given; of GPUs MOST_GPUS."""
+MOST_GPUS = 2**14
+PLANNED = ("parallel.tensor", "parallel.context", "parallel.sequence", "parallel.context_method", "engine.name",
+           "engine.zero_stage", "train.micro_batch_size", "train.activation_checkpointing")
+"""Keys that a plan sets; what a configuration says of them is not looked at."""
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -96,8 +102,12 @@ def _config(args: argparse.Namespace) -> Config:
     """The run to plan, without its layout."""
     for name in ("gpus", "nodes", "length", "global_batch", "top"):
         value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} {value}: must be at least 1")
+        if value is not None and not 1 <= value <= MOST:
+            raise ConfigError(f"--{name.replace('_', '-')} {value}: must be from 1 to {MOST:,}")
+    for override in args.overrides:
+        if override.partition("=")[0] in PLANNED:
+            raise ConfigError(f"argument {override!r}: this is what a plan chooses: leave it out, or ask about one "
+                              "layout with pretrain.py --dry-run --gpu NAME")
     if args.out is not None and args.out.exists():
         raise ConfigError(f"--out {args.out}: is there already: give another name, or remove it")
     if (args.config is None) == (args.size is None):
@@ -135,6 +145,8 @@ def _of_size(size: str, overrides: Sequence[str]) -> Config:
 
 
 def _nodes(args: argparse.Namespace) -> int:
+    if args.gpus > MOST_GPUS:
+        raise ConfigError(f"--gpus {args.gpus}: must be from 1 to {MOST_GPUS:,}")
     nodes = args.nodes or -(-args.gpus // GPUS_PER_NODE)
     if args.gpus % nodes:
         raise ConfigError(f"--gpus {args.gpus}: is not a multiple of --nodes {nodes}: give as many GPUs to each node")

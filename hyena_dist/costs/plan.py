@@ -3,6 +3,7 @@
 What is legal is for `config.checks` to say: each candidate is a whole configuration, and the checks are asked.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -145,7 +146,8 @@ def _splits(config: Config, machines: Machines) -> Iterator[Config]:
 
 
 def _divisors(number: int) -> list[int]:
-    return [size for size in range(1, number + 1) if number % size == 0]
+    small = [size for size in range(1, math.isqrt(number) + 1) if number % size == 0]
+    return sorted({*small, *(number // size for size in small)})
 
 
 def fastest(plans: Iterable[Plan]) -> list[Plan]:

@@ -104,13 +104,11 @@ def links(traffic: Traffic, config: Config, world_size: int, gpus_per_node: int)
              "data": range(0, world_size, tensor)}
     found = {"inside": 0.0, "between": 0.0}
     for (axis, kind), size in traffic.items():
-        nodes = [rank // gpus_per_node for rank in ranks[axis]]
-        if len(set(nodes)) == 1:
-            share = 0.0
-        elif kind == "all_to_all":
-            share = max(sum(node != other for other in nodes) for node in set(nodes)) / (len(nodes) - 1)
-        else:
-            share = 1.0
+        first, last = ranks[axis][0] // gpus_per_node, ranks[axis][-1] // gpus_per_node
+        share = 0.0 if first == last else 1.0
+        if share and kind == "all_to_all":
+            beside = Counter(rank // gpus_per_node for rank in ranks[axis])
+            share = (len(ranks[axis]) - min(beside.values())) / (len(ranks[axis]) - 1)
         found["between"] += share * size
         found["inside"] += (1 - share) * size
     return found

@@ -169,7 +169,10 @@ def test_nothing_that_fits_is_said(capsys) -> None:
     (["--size", "8"], "--size 8: must be LAYERSxWIDTH"), (["--size", "0x8"], "--size 0x8: model.num_layers"),
     (["--size", "8x256", "--gpu", "gtx"], "--gpu gtx: is not in the table: use one of a100-40"),
     (["--size", "8x256"], "--gpu is missing, and this machine has none: use one of a100-40"),
-    (["--size", "8x256", "--gpus", "0"], "--gpus 0: must be at least 1"),
+    (["--size", "8x256", "--gpus", "0"], "--gpus 0: must be from 1 to "),
+    (["--size", "8x256", "--gpus", "100000"], "--gpus 100000: must be from 1 to 16,384"),
+    (["--size", "8x256", "--gpu", "h100", "--length", str(2**40)], f"--length {2**40}: must be from 1 to "),
+    (["--size", "8x256", "--gpu", "h100", "parallel.tensor=2"], "'parallel.tensor=2': this is what a plan chooses"),
     (["--size", "8x256", "--gpus", "9", "--nodes", "2"], "--gpus 9: is not a multiple of --nodes 2"),
     (["--size", "8x256", "--gpu", "h100", "model.widht=3"], "widht"),
     (["--size", "8x256", "--gpu", "h100", "--length", "1"], "optim.warmup"),
@@ -177,7 +180,7 @@ def test_nothing_that_fits_is_said(capsys) -> None:
 ])
 def test_mistakes_are_a_line(arguments, message, capsys, monkeypatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    if "--length" in arguments:  # legal lengths, a schedule that is not
+    if arguments[-1] == "1":  # legal lengths, a schedule that is not
         arguments = [*arguments, "train.steps=10", "optim.warmup_steps=10"]
     assert plan.main(arguments) == 2
     said = capsys.readouterr()
