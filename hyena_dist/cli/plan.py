@@ -154,10 +154,12 @@ def _nodes(args: argparse.Namespace) -> int:
 
 
 def _machines(args: argparse.Namespace, config: Config, nodes: int) -> "Machines":
-    from hyena_dist.costs.devices import find_gpu
+    from hyena_dist.costs.devices import CPU, find_gpu
     from hyena_dist.costs.plan import Machines
     from hyena_dist.costs.probe import probe, this_machine
     gpu = find_gpu(args.gpu) if args.gpu else this_machine(may_be_a_cpu=args.probe)
+    if gpu.name == CPU:  # all ranks of a machine share its memory
+        gpu = replace(gpu, memory=gpu.memory / (args.gpus // nodes))
     rates = probe(config, gpu, several=args.gpus > 1) if args.probe else None
     return Machines(gpu, args.gpus, args.gpus // nodes, rates)
 

@@ -12,6 +12,8 @@ from hyena_dist.costs.plan import RECOMPUTE, Machines, Plan, fewest_gpus, longes
 from hyena_dist.train.wording import amount, binary, duration
 
 EXACT = "EXACT"
+NO_TIME = 1e-6
+"""Seconds below which a part of a step has no row."""
 
 
 def answers(config: Config, machines: Machines, plans: Sequence[Plan], ranked: Sequence[Plan]) -> list[str]:
@@ -121,7 +123,7 @@ def _time(plan: Plan) -> Table:
                "elements": f"{binary(work.bytes)} at least", "inside": binary(plan.links["inside"]),
                "between": binary(plan.links["between"])}
     for name, seconds in plan.parts.items():
-        if seconds or name in ("product", "fft"):
+        if seconds > NO_TIME or name in ("product", "fft"):
             table.add_row(WORDS[name], duration_of(seconds), amounts.get(name, ""), rates.source(name))
     table.add_row("recomputed", "in these", f"{amount(work.recomputed)} FLOPs", "") if work.recomputed else None
     table.add_row("all", duration_of(plan.seconds), "", _source(rates.sources, plan.parts), style="bold")

@@ -195,6 +195,15 @@ def test_a_probe_says_what_it_measured(capsys, monkeypatch) -> None:
     said = capsys.readouterr().out
     assert "1 x cpu" in said or "1 x " in said
     assert "MEASURED" in said
+    monkeypatch.setattr("hyena_dist.costs.probe._send_rate", lambda: 1e9)
+    memory = []
+    for ranks in ("1", "2"):
+        arguments = ["--size", "2x32", "--length", "1024", "--probe", "--gpus", ranks, "--nodes", "1", "--json"]
+        assert plan.main(arguments) == 0
+        found = json.loads(capsys.readouterr().out)
+        memory.append(int(found["answers"][0].partition(": ")[2].partition(" tokens")[0].replace(",", "")))
+        assert found["plans"][0]["sources"]["product"] == "MEASURED"
+    assert memory[1] < 1.2 * memory[0], "two ranks share the memory of this machine"
     with pytest.raises(ConfigError, match="--gpu x: is not in the table"):
         find_gpu("x")
 
