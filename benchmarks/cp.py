@@ -23,6 +23,8 @@ from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.config.sections.parallel import ParallelSection
 from hyena_dist.model.config import hyena_config
 from hyena_dist.model.initial import initialize
+from hyena_dist.model.kinds import mixer_kind
+from hyena_dist.model.kinds.formulas import FP32, Split
 from hyena_dist.model.loss import token_loss
 from hyena_dist.model.model import HyenaModel
 from hyena_dist.parallel.collectives import count_bytes
@@ -33,7 +35,6 @@ METHODS = ("all_to_all", "distributed_fft")
 ONE_RANK, EXACT = "one rank", "one rank in float64"
 TOLERANCE = 2e-5
 RANKS = (1, 2, 4, 8)
-KERNEL = 3  # taps of the short convolution
 
 
 @dataclass(frozen=True)
@@ -76,32 +77,14 @@ class Result:
     gradients: dict[str, Tensor]
 
 
-def mixer_bytes(method: str, *, channels: int, tokens: int, batch: int, ranks: int, itemsize: int,
-                order: int = 2) -> tuple[int, int]:
-    """What the long convolutions of one mixer send from a rank: (forward, backward).
-
-    `channels` are those of a tensor rank, `tokens` those of a context rank's slice, `itemsize` the bytes of an
-    activation. all_to_all moves u, the gates between two convolutions, and the result back; distributed_fft moves u
-    and y as they are and three spectra, or five backward, as complex numbers of float32.
-    """
-    away = channels * tokens * (ranks - 1) // ranks
-    if method == "all_to_all":
-        return order * batch * itemsize * away, order * batch * itemsize * away
-    forward = 2 * batch * itemsize + 8 * (2 * batch + 1)
-    backward = 3 * batch * itemsize + 8 * (3 * batch + 2)
-    return (order - 1) * forward * away, (order - 1) * backward * away
-
-
-def halo_bytes(*, channels: int, batch: int, itemsize: int, axis: Axis, order: int = 2) -> tuple[int, int]:
-    """What the short convolution of one mixer sends from a rank: forward to the right, backward to the left."""
-    message = (KERNEL - 1) * (order + 1) * channels * batch * itemsize
-    return message * (axis.rank < axis.size - 1), message * (axis.rank > 0)
+def section_of(size: Size) -> ModelSection:
+    """The model of a size."""
+    return ModelSection(num_layers=size.layers, hidden_size=size.width, max_seq_len=size.length, embed_dropout=0.0)
 
 
 def build(size: Size, groups: Groups, method: str, device: torch.device) -> HyenaModel:
     """The model with its initial values, the same on any number of ranks."""
-    section = ModelSection(num_layers=size.layers, hidden_size=size.width, max_seq_len=size.length, embed_dropout=0.0,
-                           short_conv_kernel=KERNEL)
+    section = section_of(size)
     parallel = ParallelSection(context=groups.context.size, context_method=method if method in METHODS else "auto")
     config = hyena_config(section, parallel=parallel,
                           params_dtype=torch.float64 if method == EXACT else torch.float32)
@@ -207,15 +190,15 @@ def measure(size: Size, groups: Groups, method: str, repetitions: int, device: t
     with count_bytes() as traffic, peak_tensor_bytes(device) as peak:
         logits = forward_backward(model, axis, size.length)
     gradients = {name: parameter.grad.cpu() for name, parameter in model.named_parameters()}
-    mixer = mixer_bytes(method, channels=size.width, tokens=size.length // axis.size, batch=1, ranks=axis.size,
-                        itemsize=4)
-    halo = halo_bytes(channels=size.width, batch=1, itemsize=4, axis=axis)
+    sent = mixer_kind("H").exchanged(section_of(size), size.length, 1, itemsize=FP32, rank=axis.rank,
+                                     split=Split(context=axis.size, method=method if axis.size > 1 else ""))
+    formula = size.layers * sum(forward + backward for forward, backward in sent.values())
     seconds = []
     for _ in range(repetitions if method != EXACT else 0):
         model.zero_grad()
         dist.barrier()
         seconds.append(timed(lambda: forward_backward(model, axis, size.length), device)[0])
-    return Result(traffic.total, size.layers * (sum(mixer) + sum(halo)), peak.bytes,
+    return Result(traffic.total, formula, peak.bytes,
                   statistics.median(seconds) if seconds else 0.0, logits.cpu(), gradients)
 
 

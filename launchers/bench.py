@@ -80,6 +80,8 @@ SUBJECTS = {
                       picture=False, needs=("pyfaidx",)),
     "help": Subject("seconds of CPU in which each command answers --help", {"rounds": 5}, picture=False),
     "start": Subject("seconds from the start of a rank to the end of its banner", {"rounds": 5}, picture=False),
+    "plan": Subject("seconds of a step on the CPU against those of a plan, after its probe", {"rounds": 3},
+                    picture=False),
     "cp": Subject("bytes, peak memory and time of a rank against the number of context ranks",
                   {"rounds": 3, "length": 65536, "width": 64, "ranks": [1, 2, 4, 8]}),
 }
@@ -113,7 +115,7 @@ def _problem(args: argparse.Namespace) -> str | None:
             if args.length % ranks**2 or args.width % ranks:
                 return (f"{ranks} ranks need a --length that is a multiple of {ranks**2} and a --width that is one of "
                         f"{ranks}, got {args.length} and {args.width}")
-    elif args.subject not in ("loader", "help", "start"):
+    elif args.subject not in ("loader", "help", "start", "plan"):
         import torch
         roofline = getattr(args, "roofline", False)
         if args.device == "meta" and not roofline:
@@ -167,6 +169,9 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     elif args.subject == "start":
         from benchmarks import start
         cuda, found = False, start.run_banner(rounds=args.rounds)
+    elif args.subject == "plan":
+        from benchmarks import planning
+        cuda, found = False, planning.run(rounds=args.rounds)
     elif args.subject == "cp":
         from benchmarks import cp
         cuda = cp.on_gpus(tuple(args.ranks))

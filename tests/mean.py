@@ -14,7 +14,7 @@ from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.model.config import HyenaConfig
 from hyena_dist.model.initial import initialize_part, layer_name
 from hyena_dist.model.kinds import MixerKind, MixerModule, Working
-from hyena_dist.model.kinds.formulas import FP32, Part, product, product_bytes
+from hyena_dist.model.kinds.formulas import FP32, WHOLE, Part, Shape, Split, product, product_bytes, ring
 from hyena_dist.model.layers import ColumnLinear, Norm, RowLinear, refuse_arguments
 from hyena_dist.model.placement import Placement, Uniform, Weights, column, row
 from hyena_dist.parallel.collectives import Exchange
@@ -70,9 +70,9 @@ class MeanKind(MixerKind):
                          f"parallel.context ({ranks}), over which a mean deals out its channels", "model.hidden_size",
                          ranks)
 
-    def parameters(self, section: ModelSection) -> int:
-        D = section.hidden_size
-        return 2 * D * (D + 1) + D + D * (D + 1)
+    def shapes(self, section: ModelSection, tensor: int) -> list[Shape]:
+        D, C = section.hidden_size, section.hidden_size // tensor
+        return [Shape((2 * C, D)), Shape((2 * C,)), Shape((C,), decayed=False), Shape((D, C)), Shape((D,))]
 
     def parts(self, section: ModelSection, seq_len: int, batch: int) -> dict[str, Part]:
         D, tokens = section.hidden_size, batch * seq_len
@@ -80,9 +80,14 @@ class MeanKind(MixerKind):
                 "mean": Part(tokens * D, 2 * tokens * D, tokens * D)}
 
     def memory(self, section: ModelSection, seq_len: int, batch: int, *, itemsize: int, wide: bool,  # noqa: ARG002
-               device: torch.device) -> Working:  # noqa: ARG002
-        D, tokens = section.hidden_size, batch * seq_len
+               device: torch.device, split: Split = WHOLE) -> Working:  # noqa: ARG002
+        D, tokens = section.hidden_size, batch * seq_len // split.context
         return Working((FP32 + 4 * itemsize) * tokens * D, (2 * FP32 + 2 * itemsize) * tokens * D)
+
+    def exchanged(self, section: ModelSection, seq_len: int, batch: int, *, itemsize: int, split: Split,
+                  rank: int | None) -> dict[str, tuple[int, int]]:  # noqa: ARG002
+        lane = itemsize * batch * (seq_len // split.context) * (section.hidden_size // split.tensor)
+        return {"all_to_all": (2 * ring("all_to_all", lane, split.context),) * 2}
 
     def moved(self, section: ModelSection, seq_len: int, batch: int, *, itemsize: int) -> dict[str, float]:
         D, tokens = section.hidden_size, batch * seq_len

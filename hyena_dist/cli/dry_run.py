@@ -52,7 +52,6 @@ def look(config: Config, ranks: int) -> Iterator[str]:
     yield from _shards(config, data_ranks)
     yield from _checkpoints(config)
     yield from _libraries(config)
-    yield from _memory(config, data_ranks)
 
 
 def packing(config: Config, ranks: int) -> list[str]:
@@ -162,21 +161,47 @@ def _checkpoints(config: Config) -> Iterator[str]:
         yield f"train.run_dir={run_dir} is in use by another run: wait for it to end, stop it, or choose another"
 
 
-def _memory(config: Config, data_ranks: int) -> Iterator[str]:
-    """What a GPU needs by formula against what one here has."""
+def memory(config: Config, ranks: int, gpu: str | None) -> str:
+    """What each rank needs of a GPU, in words.
+
+    Args:
+        gpu: a kind of `costs.devices`; None: that of this machine, if it has one.
+
+    Raises:
+        ConfigError: that is more than the GPU has; names the layout on as many ranks that fits and changes least. Or
+            there is no such kind.
+    """
     import torch
 
-    from hyena_dist.costs.memory import run_memory
-    needed = run_memory(config, device="cuda", data_ranks=data_ranks).total
-    if not torch.cuda.is_available():
-        yield (f"no GPU on this machine: by formula each rank needs at most about {binary(needed)} of one, and here a "
-               "run is on the CPU")
-        return
-    memory = torch.cuda.get_device_properties(0).total_memory
-    if needed > memory:
-        yield (f"by formula each rank needs up to {binary(needed)}, and the GPU here has {binary(memory)}: lower "
-               "train.micro_batch_size, set train.activation_checkpointing=full, or split sequences with "
-               "parallel.context")
+    from hyena_dist.cli.plan_table import how
+    from hyena_dist.costs.devices import GPUS, find_gpu
+    from hyena_dist.costs.plan import Machines, Plan, nearest
+    known = find_gpu(gpu) if gpu else GPUS["h100"]  # what it needs does not depend on it
+    if gpu is None and torch.cuda.is_available():
+        known = replace(known, memory=float(torch.cuda.get_device_properties(0).total_memory))
+    plan = Plan(config, Machines(known, ranks, ranks))
+    kinds = ", ".join(f"{binary(size)} {name}" for name, size in
+                      sorted(plan.categories.items(), key=lambda item: -item[1]) if size >= 0.01 * plan.bytes)
+    needed = f"by formula each rank needs {binary(plan.bytes)} of a GPU, most at the {plan.memory.moment}: {kinds}"
+    if gpu is None and not torch.cuda.is_available():
+        return f"{needed}; add --gpu NAME to compare it with one"
+    where = f"{known.name} has" if gpu else "the GPU here has"
+    if plan.fits:
+        return f"{needed}; {where} {binary(known.memory)}"
+    found = nearest(config, plan.machines)
+    remedy = (f"the nearest that fits needs {binary(found.bytes)}: set {_changed(config, found.config)} ({how(found)})"
+              if found else "nothing fits on as many: take more ranks, larger GPUs, or a shorter data.seq_len")
+    raise ConfigError(f"{needed}; {where} {binary(known.memory)}: {remedy}")
+
+
+def _changed(old: Config, new: Config) -> str:
+    """Keys of the second that the first has otherwise."""
+    found = []
+    for name in ("train", "parallel", "engine"):
+        before, after = getattr(old, name), getattr(new, name)
+        found += [f"{name}.{key}={str(value).lower() if isinstance(value, bool) else value}"
+                  for key, value in vars(after).items() if value != getattr(before, key)]
+    return " ".join(found)
 
 
 def _libraries(config: Config) -> Iterator[str]:

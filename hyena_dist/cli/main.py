@@ -2,6 +2,7 @@
 `python launchers/pretrain.py --config configs/quickstart.yaml`.
 
 commands: pretrain   train a model on shards
+          plan       what fits on which GPUs, and how long it takes
           evaluate   score a run on held-out bases
           convert    a run, checkpoint or published weights, to any of their formats
           build      shards of files of sequence
@@ -22,7 +23,7 @@ from importlib import import_module
 
 from hyena_dist.runtime.signals import PROCESS, die_of_interrupts
 
-COMMANDS = ("pretrain", "evaluate", "convert", "sweep", "scaling", "build", "verify", "show")
+COMMANDS = ("pretrain", "plan", "evaluate", "convert", "sweep", "scaling", "build", "verify", "show")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from hyena_dist.config.errors import (
+    ConfigError,
     TrainingError,
     UserError,
     agreed,
@@ -42,6 +43,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true",
                         help="check configuration, shards, checkpoints and memory, and print the configuration; train "
                              "nothing. WORLD_SIZE says for how many ranks")
+    parser.add_argument("--gpu", metavar="NAME",
+                        help="with --dry-run: refuse what does not fit this kind of GPU, as h100 or a100-40 "
+                             "(launchers/plan.py has the others); left out: that of this machine, if it has one")
     parser.add_argument("--local_rank", type=int, help="set by the deepspeed launcher; not needed otherwise")
     return parser.parse_intermixed_args(argv)
 
@@ -80,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _dry_run(args: argparse.Namespace) -> int:
     """Check all that can be checked here, and print the configuration."""
     # Imported here: some of it needs torch, a mistyped key should not.
-    from hyena_dist.cli.dry_run import check_ranks, look, packing
+    from hyena_dist.cli.dry_run import check_ranks, look, memory, packing
     from hyena_dist.engine.deepspeed_config import check_raw_section
     from hyena_dist.runtime.launcher import collective_timeout, dry_run_ranks
 
@@ -91,6 +95,7 @@ def _dry_run(args: argparse.Namespace) -> int:
     config = load_config(find(args.config), args.overrides)
     ranks, notes = check_ranks(config, asked)
     check_raw_section(config.engine.deepspeed)
+    notes = [memory(config, ranks, args.gpu), *notes]
     warnings = list(look(config, ranks))
     notes += packing(config, ranks)
     print(dump_config(config), end="")
@@ -101,6 +106,8 @@ def _dry_run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    if args.gpu and not args.dry_run:
+        raise ConfigError("--gpu is of --dry-run: a run takes the GPUs that are there: leave it out, or add --dry-run")
     if args.dry_run:
         if PROCESS.installed:  # there is nothing to save
             PROCESS.uninstall()

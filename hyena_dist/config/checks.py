@@ -45,11 +45,11 @@ def check(config: Config, *, world_size: int, mixers: Iterable[MixerRule]) -> No
     Raises:
         ConfigError: one line per violation, each naming key, value and remedy.
     """
-    refuse(partial(_problems, tuple(mixers)), config, world_size)
+    refuse(partial(problems, tuple(mixers)), config, world_size)
 
 
-def _problems(mixers: Sequence[MixerRule], config: Config, world_size: int) -> list[Problem]:
-    """Every violation."""
+def problems(mixers: Sequence[MixerRule], config: Config, world_size: int) -> list[Problem]:
+    """Every violation, without advice, which takes longer to find."""
     use = _use(config, world_size)
     return [*_engine(config), *_lengths(config), *_batch(mixers, config, world_size), *_schedule(config),
             *_warmup(config, world_size), *_tensor(config), *(problem for rule in mixers for problem in rule(use))]
@@ -133,9 +133,9 @@ def _fitting_ranks(mixers: Sequence[MixerRule], config: Config, world_size: int)
     unit = config.parallel.tensor * config.parallel.context
     first = world_size // unit * unit
     below = next((ranks for ranks in range(first, max(0, first - TRIED * unit), -unit)
-                  if not _problems(mixers, config, ranks)), None)
+                  if not problems(mixers, config, ranks)), None)
     above = next((ranks for ranks in range(first + unit, first + TRIED * unit, unit)
-                  if not _problems(mixers, config, ranks)), None)
+                  if not problems(mixers, config, ranks)), None)
     fitting = [str(ranks) for ranks in (below, above) if ranks is not None]
     return f"start {' or '.join(fitting)}" if fitting else "change parallel.context or parallel.tensor"
 
@@ -162,24 +162,24 @@ def _warmup_stages(config: Config, world_size: int) -> list[tuple[str, Stage]]:
 
 def _warmup(config: Config, world_size: int) -> list[str]:
     """Lengths grow up to data.seq_len, which is left a step; every micro-batch divides its stage's batch."""
-    problems: list[str] = []
+    found: list[str] = []
     train, length = config.train, 0
     named = _warmup_stages(config, world_size)
     for name, stage in named:
         if stage.seq_len > config.data.seq_len:
-            problems.append(f"{name}: seq_len ({stage.seq_len}) exceeds data.seq_len ({config.data.seq_len}): use at "
+            found.append(f"{name}: seq_len ({stage.seq_len}) exceeds data.seq_len ({config.data.seq_len}): use at "
                             "most that")
         if stage.seq_len < length:
-            problems.append(f"{name}: seq_len ({stage.seq_len}) is less than the {length} of the stage before: order "
+            found.append(f"{name}: seq_len ({stage.seq_len}) is less than the {length} of the stage before: order "
                             "the stages by length")
         length = stage.seq_len
         if not _batch((), config, world_size):
-            problems += _stage_batch(config, name, stage, world_size)
+            found += _stage_batch(config, name, stage, world_size)
     if named and named[-1][1].stop_step >= train.steps:
         taken = named[-1][1].stop_step
-        problems.append(f"the stages of train.seq_len_warmup take {taken} steps and leave none of train.steps "
+        found.append(f"the stages of train.seq_len_warmup take {taken} steps and leave none of train.steps "
                         f"({train.steps}) to data.seq_len: shorten them, or set train.steps to more than {taken}")
-    return problems
+    return found
 
 
 def _stage_batch(config: Config, name: str, stage: Stage, world_size: int) -> list[str]:

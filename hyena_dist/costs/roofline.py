@@ -9,9 +9,12 @@ Legend: B sequences of L tokens, T = B L, D channels, N order, V vocabulary, E b
 half precision). The residual stream, the filters, the weights and the gradients of all three are float32.
 """
 
+from collections.abc import Mapping
+from functools import lru_cache
+
 from hyena_dist.config.sections.model import ModelSection
+from hyena_dist.costs.engines import parameters
 from hyena_dist.costs.flops import TRAINING_PASSES, flops
-from hyena_dist.costs.memory import parameters
 from hyena_dist.model.kinds import kinds_of, mixer_kind
 from hyena_dist.model.kinds.formulas import FP32, product_bytes
 from hyena_dist.ops.costs import Cost
@@ -41,8 +44,9 @@ def floor_seconds(cost: Cost, card: str, precision: str) -> float:
     return max(cost.bytes / COPY_BYTES_PER_SECOND[card], cost.flops / PRODUCT_FLOPS[card][precision])
 
 
+@lru_cache(maxsize=64)
 def fewest(section: ModelSection, seq_len: int, micro_batch_size: int = 1, *, precision: str = "fp32"
-           ) -> dict[str, Cost]:
+           ) -> Mapping[str, Cost]:
     """Of every part in a training step of a micro-batch, without dropout and without recomputation. Launches are not
     counted."""
     D, V, tokens, E = section.hidden_size, section.padded_vocab_size, micro_batch_size * seq_len, _size(precision)

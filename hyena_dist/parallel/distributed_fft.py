@@ -219,10 +219,15 @@ def _to_slice(x: Tensor) -> Tensor:
     return x.movedim(0, -2).flatten(-2)
 
 
+def part_elements(elements_per_channel: int, device: torch.device) -> int:
+    """Elements of the channels that are transformed together, at least one."""
+    limit = EXCHANGED_ELEMENTS if device.type == "cpu" else EXCHANGED_ELEMENTS * GPU_EXCHANGE_FACTOR
+    return max(1, limit // elements_per_channel) * elements_per_channel
+
+
 def _channel_parts(channels: int, elements_per_channel: int, device: str = "cpu") -> Iterator[slice]:
     """Cut the channels into slices of about EXCHANGED_ELEMENTS elements, at least one channel each."""
-    limit = EXCHANGED_ELEMENTS if device == "cpu" else EXCHANGED_ELEMENTS * GPU_EXCHANGE_FACTOR
-    step = max(1, limit // elements_per_channel)
+    step = part_elements(elements_per_channel, torch.device(device)) // elements_per_channel
     for start in range(0, channels, step):
         yield slice(start, min(start + step, channels))
 

@@ -14,7 +14,8 @@ from hyena_dist.config.schema import Config
 from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.config.versions import own_version
 from hyena_dist.config.warmup import stages, tokens_after
-from hyena_dist.costs.memory import parameters, run_memory
+from hyena_dist.costs.engines import parameters
+from hyena_dist.costs.memory import run_memory
 from hyena_dist.data.errors import DataError
 from hyena_dist.data.index import FILE_NAME, read_index
 from hyena_dist.data.splits import SPLITS
@@ -45,7 +46,7 @@ def banner(config: Config, environment: Mapping[str, str]) -> list[str]:
                  f"{counted(model.hidden_size, 'channel')}, up to {model.max_seq_len:,} tokens{_kmers(model)}",
         "step": _step(config, data_ranks),
         "length": _length(config, data_ranks),
-        "memory": _memory(config, device.split(",")[0] == "CPU", data_ranks, room),
+        "memory": _memory(config, device.split(",")[0] == "CPU", ranks, room),
     }
     return [f"{name:10} {text}" for name, text in lines.items()]
 
@@ -125,8 +126,8 @@ def _length(config: Config, data_ranks: int) -> str:
     return f"{text}: {TEACHES_LITTLE}" if epochs > MANY_EPOCHS else text
 
 
-def _memory(config: Config, cpu: bool, data_ranks: int, room: int) -> str:
-    memory = run_memory(config, device="cpu" if cpu else "cuda", data_ranks=data_ranks)
+def _memory(config: Config, cpu: bool, ranks: int, room: int) -> str:
+    memory = run_memory(config, device="cpu" if cpu else "cuda", world_size=ranks)
     return (f"about {binary(memory.total)} a rank by formula ({binary(memory.states)} of "
             f"states, {binary(memory.saved)} kept for the backward pass, {binary(memory.working)} in it), of "
             f"{binary(room)}")

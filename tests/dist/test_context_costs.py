@@ -18,6 +18,8 @@ from hyena_dist.config.sections.parallel import ParallelSection
 from hyena_dist.model import mixer
 from hyena_dist.model.config import hyena_config
 from hyena_dist.model.initial import initialize
+from hyena_dist.model.kinds import mixer_kind
+from hyena_dist.model.kinds.formulas import Split
 from hyena_dist.model.loss import token_loss
 from hyena_dist.model.model import HyenaModel
 from hyena_dist.ops import chunking, implicit_filter
@@ -55,10 +57,14 @@ def cases() -> list[Case]:
                    for other in ({"recompute": True}, {"order": 3}, {"overlap": 2})]
 
 
+def section_of(case: Case) -> ModelSection:
+    return ModelSection(num_layers=1, hidden_size=WIDTH, max_seq_len=LENGTH, filter_order=8, embed_dropout=0.0,
+                        hyena_order=case.order)
+
+
 def layer(case: Case, groups: Groups) -> HyenaModel:
     """A model of one layer: its other collectives are those of tensor parallelism, which count under other kinds."""
-    section = ModelSection(num_layers=1, hidden_size=WIDTH, max_seq_len=LENGTH, filter_order=8, embed_dropout=0.0,
-                           hyena_order=case.order)
+    section = section_of(case)
     parallel = ParallelSection(tensor=case.tensor, context=case.context, context_method=case.method,
                                overlap_groups=case.overlap)
     config = hyena_config(section, precision=case.precision, parallel=parallel,
@@ -68,17 +74,18 @@ def layer(case: Case, groups: Groups) -> HyenaModel:
     return model
 
 
-def count(case: Case, groups: Groups) -> tuple[dict[str, int], dict[str, int], tuple[int, int]]:
-    """What this rank sends by kind, forward and backward, and its halo's formula."""
+def count(case: Case, groups: Groups) -> tuple[dict[str, int], dict[str, int], dict[str, tuple[int, int]]]:
+    """What this rank sends by kind, forward and backward, and by the formula of a pass without recomputation."""
     model = layer(case, groups)
     ids = torch.randint(7, 11, (case.batch, LENGTH // case.context), generator=torch.Generator().manual_seed(1))
     with count_bytes() as forward:
         total = model(ids).float().sum()
     with count_bytes() as backward:
         total.backward()
-    halo = cp.halo_bytes(channels=WIDTH // case.tensor, batch=case.batch, itemsize=ITEMSIZE[case.precision],
-                         axis=groups.context, order=case.order)
-    return forward.sent, backward.sent, halo
+    formula = mixer_kind("H").exchanged(section_of(case), LENGTH, case.batch, itemsize=ITEMSIZE[case.precision],
+                                        split=Split(case.tensor, case.context, method=case.method),
+                                        rank=groups.context.rank)
+    return forward.sent, backward.sent, formula
 
 
 def _on_rank() -> tuple[list, dict[str, int], dict[str, dict[str, float]]]:
@@ -124,10 +131,8 @@ def test_a_layer_sends_the_bytes_of_the_formulas(measured):
     """With A = s B (D / T) (L / P) (P - 1) / P, all_to_all sends 2A forward, 4A with the backward pass and 6A with
     recomputation: the MLP after the mixer needs what came back, so torch's early stop skips no exchange."""
     for rank, (counted, *_) in enumerate(measured):
-        for case, (forward, backward, _) in zip(cases(), counted, strict=True):
-            there, back = cp.mixer_bytes(case.method, channels=WIDTH // case.tensor, tokens=LENGTH // case.context,
-                                         batch=case.batch, ranks=case.context, itemsize=ITEMSIZE[case.precision],
-                                         order=case.order)
+        for case, (forward, backward, formula) in zip(cases(), counted, strict=True):
+            there, back = formula["all_to_all"]
             again = there if case.recompute else 0
             assert (forward["all_to_all"], backward["all_to_all"]) == (there, back + again), (rank, case)
             if case.method == "all_to_all":
@@ -148,7 +153,8 @@ def test_bf16_activations_travel_as_bf16(measured):
 def test_the_halo_is_two_tokens_of_the_projections(measured):
     """(k - 1) (N + 1) (D / T) B s forward from every rank but the last, the same backward from every but the first."""
     for rank, (counted, *_) in enumerate(measured):
-        for case, (forward, backward, (right, left)) in zip(cases(), counted, strict=True):
+        for case, (forward, backward, formula) in zip(cases(), counted, strict=True):
+            right, left = formula["halo"]
             again = right if case.recompute else 0
             assert (forward.get("halo", 0), backward.get("halo", 0)) == (right, left + again), (rank, case)
     first = measured[0][0][cases().index(Case(2, 1, 1))]

@@ -55,7 +55,7 @@ def test_ranks_and_stages_and_shards_that_are_not_there_yet(tmp_path: Path) -> N
     assert said["ranks"] == "8 = 2 data x 2 tensor x 2 context, fsdp, bf16"
     assert said["length"] == ("480 steps = 3.79 million tokens, the first 20 steps at 64 256; nowhere cannot be read "
                               "yet")
-    whole, shared = (run_memory(config_of(tmp_path, f"parallel.context={ranks}"), device="cuda", data_ranks=1)
+    whole, shared = (run_memory(config_of(tmp_path, f"parallel.context={ranks}"), device="cuda", world_size=ranks)
                      for ranks in (1, 2))
     assert 0.45 * whole.saved < shared.saved < 0.55 * whole.saved
 

@@ -42,7 +42,8 @@ def test_what_is_missing_here_is_a_warning_with_its_remedy(dry, tmp_path):
     warnings = [line for line in lines if line.startswith("warning: ")]
     assert "data.shards=shards/quickstart is not on this machine: build it with `python shards/build.py" in warnings[0]
     assert "train.resume=elsewhere/step-00000007 is not on this machine: copy it there" in warnings[1]
-    assert "no GPU on this machine: by formula each rank needs at most about" in warnings[2]
+    assert lines[2].startswith("note: by formula each rank needs ")
+    assert "add --gpu NAME to compare it with one" in lines[2]
     assert lines[3:] == ["note: checked for 1 rank, the fewest that it can have: put WORLD_SIZE=N before the command "
                          "to check it for N"]
     assert list(tmp_path.iterdir()) == []
@@ -59,7 +60,7 @@ def test_a_library_that_is_missing_here_is_a_warning(dry, monkeypatch):
 def test_ranks_are_those_that_are_asked_for_or_the_fewest(dry):
     assert "context = 3 does not divide the 8 ranks: start 6" in refusal(dry("parallel.context=3", WORLD_SIZE="8"))
     assert "global_batch_size (8) is not a multiple of train.micro_batch_size 4 x 8" in refusal(dry(WORLD_SIZE="8"))
-    assert "note" not in "".join(dry(WORLD_SIZE="2")[2])
+    assert "note: checked" not in "".join(dry(WORLD_SIZE="2")[2])
     assert "WORLD_SIZE='x' must be a whole number" in refusal(dry(WORLD_SIZE="x"))
     assert "DEEPSPEED_TIMEOUT='soon' must be" in refusal(dry(WORLD_SIZE="2", DEEPSPEED_TIMEOUT="soon"))
 
@@ -137,10 +138,27 @@ def test_memory_is_compared_with_that_of_the_gpu(dry, monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Card)
-    assert not any("GiB" in line for line in dry()[2])
-    lines = dry("model.max_seq_len=1000000", "data.seq_len=1000000", "train.micro_batch_size=8")[2]
-    [line] = [line for line in lines if "by formula" in line]
-    assert "and the GPU here has 74.5 GiB: lower train.micro_batch_size, set train.activation_checkp" in line
+    assert any("the GPU here has 74.5 GiB" in line for line in dry()[2])
+    too_much = ("model.max_seq_len=1000000", "data.seq_len=1000000", "train.micro_batch_size=8")
+    said = refusal(dry(*too_much))
+    assert "the GPU here has 74.5 GiB: the nearest that fits needs " in said
+    keys = said.partition(": set ")[2].partition(" (")[0].split()
+    assert keys, said
+    assert dry(*too_much, *keys)[0] == 0, "what is advised fits"
+
+
+def test_memory_is_compared_with_that_of_a_kind(dry):
+    long = ("model.max_seq_len=1000000", "data.seq_len=1000000", "train.micro_batch_size=8", "--gpu")
+    assert dry(*long, "b200")[0] == 0
+    assert "a100-40 has 39.4 GiB: the nearest that fits needs" in refusal(dry(*long, "a100-40"))
+    nothing = ("model.max_seq_len=100000000", "data.seq_len=100000000", "--gpu", "rtx4090")
+    assert "nothing fits on as many: take more ranks" in refusal(dry(*nothing))
+    assert "--gpu gtx: is not in the table: use one of a100-40" in refusal(dry("--gpu", "gtx"))
+
+
+def test_a_run_takes_the_gpus_that_are_there(capsys):
+    assert main(["--config", "quickstart", "--gpu", "h100"]) == 2
+    assert "--gpu is of --dry-run: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("error", "is_one"), [

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hyena_dist.cli import build, convert, evaluate, main, pretrain, scaling, show, sweep, verify
+from hyena_dist.cli import build, convert, evaluate, main, plan, pretrain, scaling, show, sweep, verify
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = re.compile(r"^(?:[ #$]|examples?:)*((?:[A-Z_]+=\S+ )*(?:(?:deepspeed|torchrun|srun|sbatch) -|"
@@ -27,8 +27,8 @@ def launcher(name: str) -> Any:
     return module
 
 
-COMMANDS = {"pretrain": pretrain, "evaluate": evaluate, "convert": convert, "build": build, "verify": verify,
-            "scaling": scaling, "show": show, "sweep": sweep, "bench": launcher("bench"),
+COMMANDS = {"pretrain": pretrain, "plan": plan, "evaluate": evaluate, "convert": convert, "build": build,
+            "verify": verify, "scaling": scaling, "show": show, "sweep": sweep, "bench": launcher("bench"),
             "gpu_check": launcher("gpu_check")}
 
 
@@ -123,6 +123,8 @@ def run(command: str, monkeypatch) -> int:
         return build.main([*arguments, "--dry-run"])
     if name == "sweep" and words[0] == "sbatch":
         arguments = ["run", *arguments]  # as the script does
+    if name == "plan" and "--probe" not in arguments:
+        return plan.main(arguments)
     if name == "sweep" and arguments[0] == "plan":
         return sweep.main(arguments)
     if name == "gpu_check" and "--wheels" in arguments:
@@ -141,7 +143,8 @@ def test_an_example_passes_its_own_checks(where, command, monkeypatch, capsys):
 def test_examples_are_found():
     places = {where for where, _ in EXAMPLES}
     assert places >= {"README.md", "docs/training.md", "docs/shards.md", "docs/formats.md", "docs/parallelism.md",
-                      "launchers/slurm/pretrain.sbatch", "launchers/slurm/sweep.sbatch", "docs/sweeps.md",
+                      "docs/planning.md", "launchers/slurm/pretrain.sbatch",
+                      "launchers/slurm/sweep.sbatch", "docs/sweeps.md",
                       "hyena-dist --help", *(f"{name} --help" for name in COMMANDS)}
 
 

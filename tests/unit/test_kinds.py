@@ -20,8 +20,9 @@ from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.config.sections.parallel import ParallelSection
 from hyena_dist.config.sections.train import TrainSection
 from hyena_dist.convert import read_model, to_published, write_model
+from hyena_dist.costs.engines import parameters
 from hyena_dist.costs.flops import flops, parts, recomputed_flops
-from hyena_dist.costs.memory import parameters, training_memory
+from hyena_dist.costs.memory import training_memory
 from hyena_dist.costs.roofline import PARTS, fewest
 from hyena_dist.model.config import hyena_config
 from hyena_dist.model.kinds import check

@@ -14,7 +14,7 @@ from hyena_dist.cli.pretrain import main as pretrain
 from hyena_dist.config.errors import ConfigError
 from hyena_dist.config.load import load_config
 from hyena_dist.config.presets import DIRECTORY, find, names
-from hyena_dist.costs.memory import parameters
+from hyena_dist.costs.engines import parameters
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = {  # layers, channels, length, l_max and weights of each published model
@@ -65,7 +65,7 @@ def test_the_command_hands_on_to_each_of_its_own(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(sys, "argv", ["hyena-dist"])
     assert main([]) == main(["--help"]) == 0
     assert main(["train"]) == 2
-    assert "there is no command 'train': use one of pretrain, evaluate, convert, sweep, " in capsys.readouterr().err
+    assert "there is no command 'train': use one of pretrain, plan, evaluate, convert, " in capsys.readouterr().err
     for name in COMMANDS[1:]:
         with pytest.raises(SystemExit) as ended:
             main([name, "--help"])

@@ -7,7 +7,8 @@ from benchmarks.memory import peak_tensor_bytes
 from benchmarks.models import autocast
 from benchmarks.step import new_model
 from hyena_dist.config.sections.model import ModelSection
-from hyena_dist.costs.memory import longest_sequence, parameters, training_memory
+from hyena_dist.costs.engines import parameters
+from hyena_dist.costs.memory import longest_sequence, training_memory
 from hyena_dist.model.loss import token_loss
 
 TOLERANCE = 0.1
@@ -86,7 +87,7 @@ def test_longest_sequence_is_the_last_that_fits():
     ("4x256", 131072, 1, "block", 2465885696), ("4x256", 131072, 1, "full", 2196121088),
     ("2x256", 32768, 4, "none", 2936427008), ("2x128 HA", 65536, 1, "none", 1012268544),
     ("8x256", 2**20, 1, "none", 54.93 * 2**30), ("8x256", 2**20, 1, "selective", 28.43 * 2**30),
-    ("8x256", 2**20, 1, "full", 14.43 * 2**30),
+    ("8x256", 2**20, 1, "full", 14.43 * 2**30), ("4x256", 131072, 1, "offload", 1.93 * 2**30),
 ])
 def test_formula_gives_what_an_h100_measured(model, seq_len, batch, recompute, peak):
     """Peaks of steps in bfloat16 on 2026-11-26, with Triton's kernels of the operator (`benchmarks/results`)."""
@@ -94,5 +95,7 @@ def test_formula_gives_what_an_h100_measured(model, seq_len, batch, recompute, p
     layers, width = map(int, size.split("x"))
     built = section(num_layers=layers, hidden_size=width, max_seq_len=seq_len, layer_pattern=pattern,
                     num_attention_heads=width // 32)
-    found = training_memory(built, seq_len, batch, precision="bf16", activation_checkpointing=recompute)
+    offload = recompute == "offload"
+    found = training_memory(built, seq_len, batch, precision="bf16", activation_offload=offload,
+                            activation_checkpointing="none" if offload else recompute)
     assert found.total == pytest.approx(peak, rel=TOLERANCE)

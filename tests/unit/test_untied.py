@@ -11,8 +11,8 @@ from benchmarks.baseline import BaselineHyenaDNA
 from hyena_dist.config.identity import differences
 from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.convert import to_published
+from hyena_dist.costs.engines import parameters
 from hyena_dist.costs.flops import training_flops
-from hyena_dist.costs.memory import parameters
 from hyena_dist.model.config import hyena_config
 from hyena_dist.model.loss import token_loss
 from hyena_dist.model.model import HyenaModel

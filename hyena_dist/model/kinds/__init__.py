@@ -14,7 +14,7 @@ from hyena_dist.config.checks import Use
 from hyena_dist.config.mixers import MIXERS, mixer_name
 from hyena_dist.config.schema import Config
 from hyena_dist.config.sections.model import ModelSection
-from hyena_dist.model.kinds.formulas import Part
+from hyena_dist.model.kinds.formulas import WHOLE, Part, Shape, Split
 
 if TYPE_CHECKING:
     import torch
@@ -75,13 +75,17 @@ class Working(NamedTuple):
     """What its forward pass keeps for its backward pass, its input included."""
     working: float
     """What its backward pass holds beside that where it holds most."""
+    exchanged: float = 0.0
+    """Of `working`, what lies in buffers of exchanges between the context ranks."""
+    plans: float = 0.0
+    """Beside `working`, what cuFFT works in on a GPU."""
 
 
 class MixerKind:
     """One kind of mixer; the base of every entry.
 
     Legend of its formulas: B (`batch`) sequences of L (`seq_len`) tokens, D channels, E (`itemsize`) bytes of an
-    element of a product. They are of one mixer on one rank, with weights and inputs whole.
+    element of a product. They are of one mixer, with weights and inputs whole where nothing else is said.
     """
 
     exports: ClassVar[frozenset[str]] = frozenset()
@@ -103,8 +107,8 @@ class MixerKind:
         """What it cannot do: each violation names key, value and remedy."""
         return ()
 
-    def parameters(self, section: ModelSection) -> int:
-        """Number of its weights."""
+    def shapes(self, section: ModelSection, tensor: int) -> list[Shape]:
+        """Of its weights on one of this many tensor ranks."""
         raise NotImplementedError
 
     def parts(self, section: ModelSection, seq_len: int, batch: int) -> dict[str, Part]:
@@ -116,15 +120,31 @@ class MixerKind:
         return Repeated(0.0, 0.0)
 
     def memory(self, section: ModelSection, seq_len: int, batch: int, *, itemsize: int, wide: bool,
-               device: "torch.device") -> Working:
-        """What it needs in training.
+               device: "torch.device", split: Split = WHOLE) -> Working:
+        """What it needs in training, on one rank.
 
         Args:
+            seq_len: of whole sequences, whatever the split.
             wide: inner tensors, several times as wide as the input, are kept (train.activation_checkpointing is none
                 or block).
             device: whose chunks it works through.
         """
         raise NotImplementedError
+
+    def exchanged(self, section: ModelSection, seq_len: int, batch: int, *, itemsize: int, split: Split,
+                  rank: int | None) -> dict[str, tuple[int, int]]:
+        """Bytes that a rank sends to the other context ranks in a forward and in a backward pass, by collective.
+
+        Args:
+            seq_len: of whole sequences, padded to what the ranks divide.
+            rank: its place among the context ranks; None: that which sends the most.
+        """
+        raise NotImplementedError
+
+    def shared(self, section: ModelSection) -> list[int]:  # noqa: ARG002 - none, if an entry does not say otherwise
+        """Elements of each weight that every tensor rank holds whole and uses for its own channels: its gradient is
+        summed over them."""
+        return []
 
     def moved(self, section: ModelSection, seq_len: int, batch: int, *, itemsize: int) -> dict[str, float]:
         """The fewest bytes that a training step moves for it, by part. The norm before it and the residual stream,
@@ -164,6 +184,11 @@ def check(config: Config, *, world_size: int) -> None:
         ConfigError: one line per violation, each naming key, value and remedy.
     """
     checks.check(config, world_size=world_size, mixers=[_refusals])
+
+
+def is_legal(config: Config, *, world_size: int) -> bool:
+    """Whether `check` would pass, without finding advice."""
+    return not checks.problems([_refusals], config, world_size)
 
 
 def check_mixers(config: Config) -> None:

@@ -12,7 +12,7 @@ from hyena_dist.config.checks import Use
 from hyena_dist.config.context import deals_out, exchanged_rows
 from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.model.kinds import MixerKind, MixerModule, Repeated, Working
-from hyena_dist.model.kinds.formulas import FP32, Part, fft_flops, product, product_bytes
+from hyena_dist.model.kinds.formulas import FP32, WHOLE, Part, Shape, Split, fft_flops, product, product_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +27,19 @@ the group's filters. `auto` takes them on the devices and at the lengths where t
 CHUNK, FILTER_CHUNK = 14, 5
 """Float32 tensors of one chunk that live at a time in the backward pass, and more of them for each of the filters. A
 complex one counts as two."""
+
+
+CUFFT = 8
+"""Bytes that cuFFT works in for every element of a chunk: a complex copy of it."""
+
+HALF_CHUNK = 2.5
+"""The same, where products are in half precision, of copies in float32."""
+
+ACROSS_CHUNK, ACROSS_FILTER, ACROSS_HALF = 3.5, 7, 4
+"""The same over context ranks by all_to_all, and more of them for every element of the chunk's filters."""
+
+DISTRIBUTED_CHUNK = 8.4
+"""The same by distributed_fft, of all rows that are transformed together."""
 
 
 class HyenaKind(MixerKind):
@@ -78,11 +91,14 @@ class HyenaKind(MixerKind):
                 yield (f"{key} ({length}) is too short for parallel.context ({ranks}) ranks: each needs at least "
                        f"model.short_conv_kernel - 1 tokens: {remedy}")
 
-    def parameters(self, section: ModelSection) -> int:
-        D, N, F = section.hidden_size, section.hyena_order, section.filter_order
-        trunk = F * (section.filter_emb_dim + 1) + section.filter_num_inner_mlps * F * (F + 1)
-        return ((N + 1) * D * (D + 1 + section.short_conv_kernel + 1) + D * (D + 1)  # products and short convolution
-                + F + trunk + (N - 1) * D * (F + 1))                                 # filter and direct term
+    def shapes(self, section: ModelSection, tensor: int) -> list[Shape]:
+        D, C, N, F = section.hidden_size, section.hidden_size // tensor, section.hyena_order, section.filter_order
+        width, filters = (N + 1) * C, (N - 1) * C
+        trunk = [Shape((F,), decayed=False)]
+        for layer in range(section.filter_num_inner_mlps + 1):
+            trunk += [Shape((F, F if layer else section.filter_emb_dim), decayed=False), Shape((F,), decayed=False)]
+        return [Shape((width, D)), Shape((width,)), Shape((width, section.short_conv_kernel)), Shape((width,)),
+                *trunk, Shape((filters, F), decayed=False), Shape((filters,)), Shape((D, C)), Shape((D,))]
 
     def parts(self, section: ModelSection, seq_len: int, batch: int) -> dict[str, Part]:
         """The filter is generated, and transformed, once for all sequences of a micro-batch."""
@@ -112,24 +128,53 @@ class HyenaKind(MixerKind):
         return Repeated(0.0 if keeps_trunk(seq_len) else trunk, projection + trunk)
 
     def memory(self, section: ModelSection, seq_len: int, batch: int, *, itemsize: int, wide: bool,
-               device: "torch.device") -> Working:
+               device: "torch.device", split: Split = WHOLE) -> Working:
         """Saves x, the filters, and where `wide` things are kept the projection and the trunk; works in the gradients
         of its output, input and filters, in the projection where it was not kept, and in chunks of at least one
-        channel."""
+        channel. Over context ranks it saves what was exchanged too, and no trunk."""
         from hyena_dist.ops.chunking import transform_elements
         from hyena_dist.ops.implicit_filter import keeps_trunk
-        from hyena_dist.ops.triton.plans import measured
-        D, N, E, tokens = section.hidden_size, section.hyena_order, itemsize, batch * seq_len
-        stream, projection, filters = FP32 * tokens * D, E * (N + 1) * tokens * D, FP32 * (N - 1) * D * seq_len
+        D, N, E = section.hidden_size // split.tensor, section.hyena_order, itemsize
+        length = -(-seq_len // split.context)
+        tokens = batch * length
+        stream, lane, filters = FP32 * tokens * section.hidden_size, E * tokens * D, FP32 * (N - 1) * D * length
+        projection = (N + 1) * lane
+        if split.context > 1:
+            kept = (2 * N - 2) * lane  # what the convolutions read, the inner ones' results, and the last one's
+            chunk, elements = _across_chunk(section, seq_len, batch, itemsize=E, device=device, split=split)
+            exchanged = N * lane
+            return Working(stream + filters + kept + wide * projection,
+                           2 * stream + lane + (not wide) * projection + filters + chunk + exchanged, exchanged,
+                           CUFFT * elements if device.type == "cuda" else 0.0)
         activations = section.filter_emb_dim + 3 * (section.filter_num_inner_mlps + 1) * section.filter_order
         trunk = FP32 * activations * seq_len + filters if keeps_trunk(seq_len) else 0  # and the filters' window
         elements = min(D * tokens, max(tokens, transform_elements(seq_len, device)))
-        if device.type == "cuda" and E < FP32 and N == 2 and measured(seq_len):
-            chunk = (KERNELS_ROW + KERNELS_FILTER / batch) * elements
-        else:
-            chunk = (CHUNK + (N - 1) * FILTER_CHUNK) * FP32 * elements
+        chunk = _chunk(section, seq_len, batch, elements, itemsize=E, device=device)
+        plans = CUFFT * elements if device.type == "cuda" and not _by_kernels(section, seq_len, E) else 0.0
         return Working(stream + filters + wide * (projection + trunk),
-                       2 * stream + (not wide) * projection + filters + chunk)
+                       2 * stream + (not wide) * projection + filters + chunk, plans=plans)
+
+    def exchanged(self, section: ModelSection, seq_len: int, batch: int, *, itemsize: int, split: Split,
+                  rank: int | None) -> dict[str, tuple[int, int]]:
+        """all_to_all moves u, the gates between two convolutions, and the result back; distributed_fft moves u and y as
+        they are and three spectra, or five backward, as complex numbers of float32. The halo goes to the right in the
+        forward pass, and its gradient to the left."""
+        N, P, D = section.hyena_order, split.context, section.hidden_size // split.tensor
+        if P == 1:
+            return {}
+        away = D * (seq_len // P) * (P - 1) // P
+        if split.method == "all_to_all":
+            sent = (N * batch * itemsize * away,) * 2
+        else:
+            sent = ((N - 1) * (2 * batch * itemsize + 8 * (2 * batch + 1)) * away,
+                    (N - 1) * (3 * batch * itemsize + 8 * (3 * batch + 2)) * away)
+        halo = (section.short_conv_kernel - 1) * (N + 1) * D * batch * itemsize
+        to_right, to_left = (rank is None or rank < P - 1), (rank > 0 if rank is not None else P > 2)
+        return {"all_to_all": sent, "halo": (halo * to_right, halo * to_left)}
+
+    def shared(self, section: ModelSection) -> list[int]:
+        """Of the filter's trunk."""
+        return [shape.size for shape in self.shapes(section, 1) if not shape.decayed][:-1]
 
     def moved(self, section: ModelSection, seq_len: int, batch: int, *, itemsize: int) -> dict[str, float]:
         D, N, E, tokens = section.hidden_size, section.hyena_order, itemsize, batch * seq_len
@@ -142,6 +187,37 @@ class HyenaKind(MixerKind):
             "long_conv": 5 * E * tokens * (N - 1) * D + 3 * filters,
             "gates": N * 8 * E * tokens * D,  # a product reads two and writes one; backward three and two
         }
+
+
+def _by_kernels(section: ModelSection, seq_len: int, itemsize: int) -> bool:
+    """Whether Triton's kernels compute the operator on a GPU that they were measured on."""
+    from hyena_dist.ops.triton.plans import measured
+    return itemsize < FP32 and section.hyena_order == 2 and measured(seq_len)
+
+
+def _chunk(section: ModelSection, seq_len: int, batch: int, elements: int, *, itemsize: int,
+           device: "torch.device") -> float:
+    """Bytes of what lives as long as a chunk of this many elements of one tensor, in the backward pass."""
+    if device.type == "cuda" and _by_kernels(section, seq_len, itemsize):
+        return (KERNELS_ROW + KERNELS_FILTER / batch) * elements
+    lowered = HALF_CHUNK if itemsize < FP32 else 0.0
+    return (CHUNK + (section.hyena_order - 1) * FILTER_CHUNK + lowered) * FP32 * elements
+
+
+def _across_chunk(section: ModelSection, seq_len: int, batch: int, *, itemsize: int, device: "torch.device",
+                  split: Split) -> tuple[float, int]:
+    """The same over context ranks, and the elements of the chunk."""
+    from hyena_dist.ops.chunking import transform_elements
+    from hyena_dist.parallel.distributed_fft import part_elements
+    D, length = section.hidden_size // split.tensor, -(-seq_len // split.context)
+    if split.method == "all_to_all":
+        elements = min(D * batch * length, max(seq_len, transform_elements(seq_len, device)))
+        lowered = ACROSS_HALF if itemsize < FP32 else 0.0
+        return (ACROSS_CHUNK + ACROSS_FILTER / batch + lowered) * FP32 * elements, elements
+    # Rows of u, dy and h of some channels go through the four-step transform together, as complex numbers.
+    rows = 2 * batch + 1
+    elements = min(rows * length * D, part_elements(rows * length, device))
+    return DISTRIBUTED_CHUNK * FP32 * elements, elements
 
 
 def _undealt(use: Use, channels: int) -> Iterator[Problem]:

@@ -14,8 +14,8 @@ from hyena_dist.config.identity import identity
 from hyena_dist.config.schema import Config
 from hyena_dist.config.sections.data import DataSection
 from hyena_dist.config.warmup import stages, tokens_after
+from hyena_dist.costs.engines import parameters
 from hyena_dist.costs.flops import training_flops
-from hyena_dist.costs.memory import parameters
 from hyena_dist.data.errors import DataError
 from hyena_dist.data.pool import Pool, identity_of, open_pools
 
