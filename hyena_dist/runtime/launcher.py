@@ -46,6 +46,11 @@ def job_id(env: Mapping[str, str] = os.environ) -> str | None:
     return env.get("SLURM_JOB_ID")
 
 
+def first_address(env: Mapping[str, str] = os.environ) -> str | None:
+    """By what name the other ranks reach the first one; None: nobody has said it."""
+    return env.get("MASTER_ADDR") or None
+
+
 def launcher_processes(pid: int | None = None) -> list[psutil.Process]:
     """The launchers above a process (None: this one), nearest first. When one of them ends, so should the run.
 

@@ -15,6 +15,7 @@ from hyena_dist.config.errors import ConfigError, agreed
 from hyena_dist.config.schema import Config
 from hyena_dist.config.versions import library_version, own_version
 from hyena_dist.parallel.groups import Axis
+from hyena_dist.runtime.peers import name_ranks
 
 LIBRARIES = ("torch", "numpy", "deepspeed", "megatron-core")
 """Whose versions must be the same: they decide numbers, the order of windows, and who talks to whom."""
@@ -68,7 +69,7 @@ def refuse_differences(facts: Mapping[str, str], axis: Axis, *, remedy: str) -> 
             values.setdefault(of_rank.get(key, "not known"), []).append(rank)
         if len(values) > 1:
             hosts = [host for host, _ in ranks]
-            different.append(f"{key} is " + ", ".join(f"{value} on {_ranks(which, hosts)}"
+            different.append(f"{key} is " + ", ".join(f"{value} on {name_ranks(which, hosts)}"
                                                        for value, which in values.items()))
     if different:
         raise agreed(ConfigError(f"the ranks differ: {'; '.join(different)}: {remedy}"))
@@ -81,9 +82,3 @@ def source_hash(root: Path = Path(hyena_dist.__file__).parent) -> str:
     for path in sorted(root.rglob("*.py")):
         content.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes() + b"\0")
     return content.hexdigest()[:12]
-
-
-def _ranks(which: list[int], hosts: list[str]) -> str:
-    """The first few are enough to find the machine."""
-    some = ", ".join(map(str, which[:4])) + (f" and {len(which) - 4} more" if len(which) > 4 else "")
-    return f"rank{'s' if len(which) > 1 else ''} {some} (host {hosts[which[0]]})"

@@ -3,7 +3,6 @@
 import logging
 import math
 import os
-import socket
 import sys
 import threading
 import time
@@ -19,7 +18,9 @@ import psutil
 import torch.distributed as dist
 
 from hyena_dist.parallel.groups import Axis
+from hyena_dist.runtime.heartbeat import DONE, ENDED, FAILED, FOLLOWED, UNREACHABLE_SECONDS, Heartbeat, describe
 from hyena_dist.runtime.launcher import collective_timeout, launcher_processes
+from hyena_dist.runtime.peers import Peer, gather_peers, is_alive
 from hyena_dist.runtime.signals import LAUNCHER_GONE
 from hyena_dist.runtime.stop import StopSignal
 
@@ -40,7 +41,11 @@ class Patience:
     start: float = 600.0
     """For the first step, which compiles."""
     still: float = 10.0
-    """Until a peer that was stopped is named."""
+    """Until a peer that was stopped, or that says nothing, is named."""
+    unreachable: float = UNREACHABLE_SECONDS
+    """Until a machine that does not answer is lost."""
+    blame: float = 3.0
+    """For the news of which peer is gone, after a collective failed."""
     note: float = 60.0
     """Until a wait is noted in the log."""
     batch: float = field(default_factory=lambda: 0.8 * collective_timeout().total_seconds())
@@ -58,14 +63,6 @@ class _End:
 _END = _End()
 
 
-@dataclass(frozen=True)
-class _Peer:
-    rank: int
-    host: str
-    process: psutil.Process | None
-    """None: ended before it could be looked at."""
-
-
 @dataclass
 class _Wait:
     """Something that this rank alone waits for."""
@@ -80,13 +77,15 @@ class Watchdog:
     """A thread per rank that ends a rank which can only hang.
 
     - The launcher has ended: a stop is requested, so that orphans save and end.
-    - A peer of this machine has ended without leaving this context: this rank's main thread gets some seconds to fail
-      by itself, as gloo lets it; then the process ends with status 1 and a line that names the peer.
-    - A peer of this machine was stopped (SIGSTOP, a debugger): a line names it.
+    - A peer has ended without leaving this context, or its machine cannot be reached: this rank's main thread gets some
+      seconds to fail by itself, as gloo lets it; then the process ends with status 1 and a line that names the peer.
+    - A peer was stopped (SIGSTOP, a debugger), or has said nothing for some seconds: a line names it. It may go on.
     - A stop was asked for and no step ends: the process ends with status 1.
     - What this rank said it waits for has not come in its time: the same, with a line that has the remedy.
 
-    Leaving the context without an error is collective: it waits for all ranks, and says goodbye.
+    What happens on another machine is known by `heartbeat`. Leaving the context without an error is collective: it
+    waits for all ranks, and says goodbye. Where a collective fails because a peer is gone, leaving raises what names
+    the peer, for the collective's own error has an address at most.
 
     Args:
         axis: all ranks, over gloo, the one of `stop`.
@@ -98,7 +97,7 @@ class Watchdog:
                  patience: Patience | None = None) -> None:
         self._axis, self._stop, self._patience = axis, stop, patience or Patience()
         self._launchers = launcher_processes() if launchers is None else list(launchers)
-        self._peers: list[_Peer] = []
+        self._peers: list[Peer] = []
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._main = threading.main_thread()
@@ -109,22 +108,53 @@ class Watchdog:
         self._death_seen: float | None = None
         self._still: dict[int, float] = {}
         """When each peer that is stopped was first seen so; infinite once it was named."""
+        self._silent: set[int] = set()
+        """Peers of other machines of which it was said that they say nothing."""
         self._wait: _Wait | None = None
 
     def __enter__(self) -> "Watchdog":
-        self._peers = _local_peers(self._axis)
+        """Raises ConnectionError: a peer is gone already."""
+        everybody = gather_peers(self._axis)
+        self._peers = [peer for peer in everybody if peer.local and peer.rank != self._axis.rank]
+        self._everybody = everybody
+        self._heartbeat = Heartbeat(self._axis, everybody, unreachable=self._patience.unreachable)
+        self._heartbeat.open()
         self.beat(allow=self._patience.start)
         self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
+        """Raises ConnectionError: the error is of a collective that failed because of a peer, which this one names."""
+        word = FAILED
         try:
             if error is None and self._axis.size > 1:
                 dist.barrier(group=self._axis.group)  # still watched: a peer may die on its way here
+            word = DONE if error is None else FAILED
+            if error is not None and _is_of_a_collective(error) and (why := self._blame()) is not None:
+                word = FOLLOWED
+                raise ConnectionError(why) from error
         finally:
+            self._heartbeat.say(word)
             self._over.set()
+            self._heartbeat.wake()
             self._thread.join()
+            self._heartbeat.close()
+
+    def _blame(self) -> str | None:
+        """Which peer is gone, when a collective has failed: its end may be heard of a moment later."""
+        deadline = time.monotonic() + self._patience.blame
+        while True:
+            lost = self._lost()
+            known = describe(lost, self._everybody)
+            if time.monotonic() > deadline or (known and any(how != FOLLOWED for how in lost.values())):
+                return known
+            time.sleep(0.05)
+
+    def _lost(self) -> dict[int, str]:
+        """What became of each rank that is gone, of this machine or of others."""
+        ended = {peer.rank: ENDED for peer in self._peers if not peer.alive}
+        return ended | dict(self._heartbeat.lost)
 
     def beat(self, *, step: bool = False, allow: float = 0.0) -> None:
         """Something is done.
@@ -159,43 +189,57 @@ class Watchdog:
             yield item
 
     def _watch(self) -> None:
-        while not self._over.wait(self._patience.period):
+        while not self._over.is_set():
+            self._heartbeat.listen(self._patience.period)
+            if self._over.is_set():
+                return
             self._look_at_launchers()
             self._look_at_peers()
             self._look_for_still_peers()
+            self._look_for_silent_peers()
             self._look_at_wait()
             self._look_at_stop()
 
     def _look_at_launchers(self) -> None:
         for launcher in self._launchers:
-            if not _alive(launcher):
+            if not is_alive(launcher):
                 logger.error("the launcher (process %d) has ended: this rank saves and ends", launcher.pid)
                 self._stop.request(LAUNCHER_GONE)
                 self._launchers = []
                 break
 
     def _look_at_peers(self) -> None:
-        dead = next((peer for peer in self._peers if not _alive(peer.process)), None)
-        if dead is None:
+        why = describe(self._lost(), self._everybody)
+        if why is None:
             return
         now = time.monotonic()
         if self._death_seen is None:
             self._death_seen = now
         if now - self._death_seen >= self._patience.peer:
-            pid = "" if dead.process is None else f", process {dead.process.pid}"
-            self._end(f"rank {dead.rank} (host {dead.host}{pid}) has ended, and this rank waits for it: its log says "
-                      "why; resume with the same command")
+            self._heartbeat.say(FOLLOWED)
+            self._end(why)
 
     def _look_for_still_peers(self) -> None:
         now = time.monotonic()
         for peer in self._peers:
-            if not _is_stopped(peer.process):
+            if not peer.stopped:
                 self._still.pop(peer.rank, None)
             elif now - self._still.setdefault(peer.rank, now) >= self._patience.still:
                 self._still[peer.rank] = math.inf
-                pid = 0 if peer.process is None else peer.process.pid
-                logger.error("rank %d (host %s, process %d) stands still, and all wait for it: somebody stopped it; "
-                             "kill -CONT %d lets it go on", peer.rank, peer.host, pid, pid)
+                logger.error("%s stands still, and all wait for it: somebody stopped it; kill -CONT %d lets it go on",
+                             peer, peer.pid)
+
+    def _look_for_silent_peers(self) -> None:
+        """Of other machines. To hear nothing ends no run: the kernels say when a machine is gone."""
+        silent = self._heartbeat.silent(self._patience.still)
+        for rank, seconds in silent.items():
+            if rank not in self._silent:
+                logger.error("%s has said nothing for %.0f s, and all wait for it: it was stopped (kill -CONT %d there "
+                             "lets it go on), holds its interpreter, or the network to its host is slow or down",
+                             self._everybody[rank], seconds, self._everybody[rank].pid)
+        for rank in self._silent - silent.keys() - self._heartbeat.lost.keys():
+            logger.warning("%s is heard of again", self._everybody[rank])
+        self._silent = set(silent)
 
     def _look_at_wait(self) -> None:
         wait, now = self._wait, time.monotonic()
@@ -232,52 +276,6 @@ class Watchdog:
         os._exit(1)
 
 
-def _local_peers(axis: Axis) -> list[_Peer]:
-    """The other ranks whose processes this one can see."""
-    if axis.size == 1:
-        return []
-    own = (_machine(), socket.gethostname(), os.getpid(), _started(os.getpid()))
-    ranks: list[tuple[str, str, int, int]] = [own] * axis.size
-    dist.all_gather_object(ranks, own, group=axis.group)
-    return [_Peer(rank, host, _process(pid, created)) for rank, (machine, host, pid, created) in enumerate(ranks)
-            if rank != axis.rank and machine == own[0]]
-
-
-def _machine() -> str:
-    """The same where a process number means the same process: one boot of one kernel, one namespace of numbers."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as boot:
-            return f"{boot.read().strip()} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return socket.gethostname()
-
-
-def _process(pid: int, started: int) -> psutil.Process | None:
-    try:
-        process = psutil.Process(pid)
-        return process if _started(pid) == started else None
-    except (psutil.NoSuchProcess, OSError):
-        return None
-
-
-def _started(pid: int) -> int:
-    """When a process was started, in ticks since the boot: no clock that is set while the ranks start changes it."""
-    with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
-        return int(stat.read().rpartition(")")[2].split()[19])
-
-
-def _is_stopped(process: psutil.Process | None) -> bool:
-    try:
-        return process is not None and process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
-    except psutil.Error:
-        return False
-
-
-def _alive(process: psutil.Process | None) -> bool:
-    """Not ended, not a zombie, and not another process of the same number."""
-    try:
-        return process is not None and process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-    except psutil.AccessDenied:  # there, though not ours
-        return True
+def _is_of_a_collective(error: BaseException) -> bool:
+    """Whether gloo or NCCL raised it; torch has no type of its own for gloo's."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())

@@ -53,6 +53,8 @@ def open_trainer(config: Config, groups: Groups, device: torch.device, *,
         agree(run.claim, groups)
         stack.callback(run.release)
         agree(lambda: stack.enter_context(RankLog(run.path, groups.world.rank)), groups)
+        # From here on: a peer may be lost while the run is set up as well.
+        watchdog = stack.enter_context(Watchdog(control, stop, launchers=launchers))
         task = stack.enter_context(closing(objective(config, groups, device)))
         start = run.start_from(run.newest(groups), groups, objective=task.name, frozen=frozen_weights(task.module))
         engine = build_engine(config, task.module, task.table, groups)
@@ -68,7 +70,6 @@ def open_trainer(config: Config, groups: Groups, device: torch.device, *,
             # A branch begins by saving what it begins with: from here on it needs its origin no more.
             saver.save(engine, task.table, state.status.step, state.metadata())
             saver.wait()
-        watchdog = stack.enter_context(Watchdog(control, stop, launchers=launchers))
         times = StepTimes(control)
         metrics = agree(lambda: Metrics(run.path, last_step=state.status.step, total_steps=config.train.steps,
                                         now=time.time(), settings=asdict(config), wandb=config.train.wandb,
