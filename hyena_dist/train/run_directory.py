@@ -3,6 +3,9 @@
 import json
 import logging
 import os
+import secrets
+import socket
+import time
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +19,8 @@ from hyena_dist.config.plain import open_regular
 from hyena_dist.config.schema import Config
 from hyena_dist.config.sections.train import WEIGHTS, TrainSection
 from hyena_dist.parallel.groups import Groups
-from hyena_dist.runtime.agree import agree
-from hyena_dist.runtime.files import write_whole
+from hyena_dist.runtime.agree import agree, broadcast
+from hyena_dist.runtime.files import write_durably, write_whole, writing
 from hyena_dist.runtime.requeue import take_requeue
 from hyena_dist.runtime.run_lock import RunLock
 from hyena_dist.train.history import Start, note_start, read_beginning
@@ -25,6 +28,10 @@ from hyena_dist.train.history import Start, note_start, read_beginning
 SAVED = "last_checkpoint"
 """Name of the file that names the newest checkpoint that was ever written here."""
 SUMMARY = "summary.json"
+_TOKEN = ".shared-"
+"""Begins the name of a file by which ranks see whether they have the same directory."""
+_SEEN_SECONDS = 10.0
+"""For that file to be seen by every machine: network file systems remember for seconds that there was none."""
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +66,40 @@ class RunDirectory:
             raise ConfigError(f"train.run_dir={self.path}: no such directory can be made ({error.strerror}): choose "
                               "another") from error
         self._lock = RunLock(self.path)
+
+    def check_shared(self, groups: Groups) -> None:
+        """Refuse a directory that other machines do not have, as each rank writes its part of a checkpoint and its log
+        there. Collective; before any other rank than the first makes anything in it.
+
+        Raises:
+            ConfigError: on every rank; names the first one that does not see the directory, and its host.
+        """
+        if groups.world.size == 1:
+            return
+        host, token = broadcast((socket.gethostname(), _TOKEN + secrets.token_hex(8)), groups)
+        path = self.path / token
+        agree(lambda: self._leave(path), groups)
+        try:
+            agree(lambda: self._look_for(path, groups.world.rank, host), groups)
+        finally:
+            if self._first:
+                path.unlink(missing_ok=True)
+
+    def _leave(self, token: Path) -> None:
+        if self._first:
+            for left in self.path.glob(f"{_TOKEN}*"):  # by a start that was killed
+                left.unlink(missing_ok=True)
+            with writing(token):
+                write_durably(token, "")
+
+    def _look_for(self, token: Path, rank: int, host: str) -> None:
+        deadline = time.monotonic() + _SEEN_SECONDS
+        while not token.exists():
+            if time.monotonic() > deadline:
+                raise ConfigError(f"rank {rank} (host {socket.gethostname()}) does not see train.run_dir="
+                                  f"{self.path.absolute()} of rank 0 (host {host}), and every rank writes its part of "
+                                  "a checkpoint there: choose a directory of a file system that all machines share")
+            time.sleep(0.2)
 
     def release(self) -> None:
         """Let others have it."""

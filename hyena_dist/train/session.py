@@ -52,6 +52,7 @@ def open_trainer(config: Config, groups: Groups, device: torch.device, *,
         stop = stack.enter_context(StopSignal(control, seconds=_seconds(config)))
         agree(run.claim, groups)
         stack.callback(run.release)
+        run.check_shared(groups)
         agree(lambda: stack.enter_context(RankLog(run.path, groups.world.rank)), groups)
         # From here on: a peer may be lost while the run is set up as well.
         watchdog = stack.enter_context(Watchdog(control, stop, launchers=launchers))

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -244,6 +245,17 @@ def test_a_peers_error_ends_this_rank_and_has_its_traceback_in_the_log(start):
     assert "Traceback" in run.log(0)
     assert "ZeroDivisionError: a defect of rank 0" in run.log(0)
     assert "rank 0 (host " in run.log(1)
+
+
+def test_a_collective_that_fails_because_of_a_peer_names_it(start):
+    """Its own error has an address at most, and is kept in the log."""
+    run = start(_stuck)
+    run.wait_for_looks(MANY, 1)  # the control: it waits
+    run.kill(0, signal.SIGKILL)
+    run.wait_until_ended(1)
+    assert "Connection closed by peer" in run.log(1)
+    assert (f"ConnectionError: rank 0 (host {socket.gethostname()}, process {run.ranks[0].pid}) has ended, and this "
+            "rank waits for it: its log says why") in run.log(1)
 
 
 def test_a_rank_that_is_done_early_says_goodbye(start):
