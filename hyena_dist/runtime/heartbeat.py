@@ -161,6 +161,8 @@ class Heartbeat:
                 connection.close()
 
     def _hear(self, rank: int) -> None:
+        if rank not in self._connections:  # lost since it was found to have something to say
+            return
         try:
             received = self._connections[rank].recv(4096)
         except BlockingIOError:
