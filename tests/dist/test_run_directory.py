@@ -287,3 +287,31 @@ def test_a_run_of_a_version_without_history_does_not_seem_to_begin_where_it_is_r
         assert read_beginning(tmp_path) is None
         note_start(tmp_path, Start(checkpoint), "auto")
         assert (tmp_path / "history.jsonl").read_bytes().startswith(strange), "what is not understood stays"
+
+
+def _claim(directory: Path, names: list[str]) -> str | None:
+    """What a rank is told of a run directory, by whose name on each rank the machines differ."""
+    groups = init_groups()
+    run = RunDirectory(config_of("none", directory / names[groups.world.rank]), first=groups.world.rank == 0)
+    run.claim()
+    try:
+        run.check_shared(groups)
+    except ConfigError as error:
+        return str(error)
+    finally:
+        run.release()
+    return None
+
+
+def _claim_both(directory: Path) -> list[str | None]:
+    return [_claim(directory, names) for names in (["here", "here"], ["here", "there"])]
+
+
+def test_a_run_directory_that_another_machine_does_not_have_is_refused(tmp_path):
+    first, second = run_distributed(_claim_both, 2, tmp_path)
+    assert first[0] is second[0] is None  # the control: both see the same
+    assert first[1] == second[1]
+    assert f"does not see train.run_dir={tmp_path / 'there'} of rank 0 (host " in first[1]
+    assert first[1].startswith("rank 1 (host ")
+    assert not (tmp_path / "there").exists()
+    assert list((tmp_path / "here").iterdir()) == []
