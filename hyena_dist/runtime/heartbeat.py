@@ -57,7 +57,7 @@ class Heartbeat:
         self._selector.register(self._awake, selectors.EVENT_READ, None)
         self._pid = os.getpid()
 
-    def open(self) -> None:
+    def connect(self) -> None:
         """Connect. Collective. A rank that cannot be connected is named, and then is not watched."""
         elsewhere = [any(not peer.local for peer in self._peers)] * self._axis.size
         if self._axis.size > 1:  # one rank may see all processes where another sees only its own

@@ -118,7 +118,7 @@ class Watchdog:
         self._peers = [peer for peer in everybody if peer.local and peer.rank != self._axis.rank]
         self._everybody = everybody
         self._heartbeat = Heartbeat(self._axis, everybody, unreachable=self._patience.unreachable)
-        self._heartbeat.open()
+        self._heartbeat.connect()
         self.beat(allow=self._patience.start)
         self._thread.start()
         return self
