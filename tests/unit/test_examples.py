@@ -77,7 +77,8 @@ def arguments_of(words: list[str]) -> tuple[str, list[str]]:
         if word in ("hyena-dist", "hyena_dist.cli.main"):
             return words[place + 1], words[place + 2:]
         if found := re.fullmatch(r"(?:launchers|shards)(?:/slurm)?/(\w+)\.(?:py|sbatch)", word):
-            return found[1], words[place + 1:]
+            of_launcher = found[1] in ("torchrun", "deepspeed")  # batch scripts named by what starts the ranks
+            return "pretrain" if of_launcher else found[1], words[place + 1:]
     raise AssertionError(f"no command in {words}")
 
 
