@@ -6,6 +6,7 @@ commands: pretrain   train a model on shards
           convert    a run, checkpoint or published weights, to any of their formats
           build      shards of files of sequence
           verify     shards, against their index and the files they came from
+          doctor     look at the machines of a run: what to change before it is started
           show       what is in shards: composition, splits, some of the bases
 
 examples: hyena-dist pretrain --config quickstart --dry-run
@@ -20,7 +21,7 @@ from importlib import import_module
 
 from hyena_dist.runtime.signals import PROCESS, die_of_interrupts
 
-COMMANDS = ("pretrain", "evaluate", "convert", "build", "verify", "show")
+COMMANDS = ("pretrain", "evaluate", "convert", "build", "verify", "doctor", "show")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hyena_dist.cli import build, convert, evaluate, main, pretrain, show, verify
+from hyena_dist.cli import build, convert, doctor, evaluate, main, pretrain, show, verify
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = re.compile(r"^(?:[ #$]|examples?:)*((?:[A-Z_]+=\S+ )*(?:(?:deepspeed|torchrun|srun|sbatch) -|"
@@ -28,7 +28,7 @@ def launcher(name: str) -> Any:
 
 
 COMMANDS = {"pretrain": pretrain, "evaluate": evaluate, "convert": convert, "build": build, "verify": verify,
-            "show": show, "bench": launcher("bench"), "gpu_check": launcher("gpu_check")}
+            "show": show, "doctor": doctor, "bench": launcher("bench"), "gpu_check": launcher("gpu_check")}
 
 
 def help_of(command: Any) -> str:
