@@ -56,7 +56,7 @@ def versions() -> dict[str, str]:
     """What must be the same everywhere."""
     found = {name: library_version(name) for name in LIBRARIES}
     if torch.cuda.is_available():
-        found["NCCL"] = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
+        found["NCCL"] = ".".join(map(str, torch.cuda.nccl.version()))
     return {"python": platform.python_version(), **found, "hyena_dist's source": source_hash()}
 
 
