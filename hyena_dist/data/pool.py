@@ -91,7 +91,7 @@ def open_pools(data: DataSection, *, copy: bool = False) -> list[Pool]:
         DataError: a shard set or a BED cannot be read, or they do not fit each other.
     """
     def opened_from(directory: Path) -> Manifest:
-        if copy and data.cache is not None:
+        if copy and data.cache:
             limit = None if data.cache_gb is None else 1e9 * data.cache_gb
             directory = cached(directory, Path(data.cache), limit)
         return Manifest.load(directory)

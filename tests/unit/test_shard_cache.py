@@ -105,5 +105,5 @@ def test_a_rank_waits_while_another_copies(shards, tmp_path):
 
 
 def test_a_limit_without_a_cache_is_refused():
-    with pytest.raises(ValueError, match="data.cache_gb limits data.cache, which is null"):
+    with pytest.raises(ValueError, match="data.cache_gb limits data.cache, which is empty"):
         DataSection(shards="x", cache_gb=1.0)

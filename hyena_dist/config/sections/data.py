@@ -27,9 +27,9 @@ class DataSection:
     mixture_schedule: Any = None
     """Weights that hold from a step on, each change a mapping {step, weights} with a weight for every source
     (`MixtureChange`); null: those of data.mixture hold to the end."""
-    cache: str | None = None
+    cache: str = ""
     """A directory on a disk of the node: shards are copied there once, verified, and read from there by all ranks of
-    the node; nothing in it is deleted. What does not fit is read from where it is, and that is said. null: no copies;
+    the node; nothing in it is deleted. What does not fit is read from where it is, and that is said. Empty: no copies;
     `~` and $NAME are expanded."""
     cache_gb: float | None = None
     """Most gigabytes that everything in data.cache may have; null: what its disk has."""
@@ -52,12 +52,12 @@ class DataSection:
 
     def __post_init__(self) -> None:
         path("data", shards=self.shards)
-        if self.cache is not None:
+        if self.cache:
             path("data", cache=self.cache)
         if self.cache_gb is not None:
             positive("data", cache_gb=self.cache_gb)
-            if self.cache is None:
-                raise ValueError("data.cache_gb limits data.cache, which is null: set it, or leave data.cache_gb out")
+            if not self.cache:
+                raise ValueError("data.cache_gb limits data.cache, which is empty: set it, or leave data.cache_gb out")
         positive("data", seq_len=self.seq_len)
         not_negative("data", num_workers=self.num_workers)
         seed_in_range("data", self.seed)
