@@ -9,6 +9,8 @@ ON_GPU := python -c 'import torch; raise SystemExit(not torch.cuda.is_available(
 # NCCL refuses two ranks on one GPU.
 RANKS := import torch; print(min(2, torch.cuda.device_count() or 2))
 
+SCRIPTS := .ci/run $(wildcard benchmarks/gpu/*.sh launchers/slurm/*)
+
 .PHONY: help setup quickstart test test-all gpu gpu-kernels lint types clean
 
 help:
@@ -17,7 +19,7 @@ help:
 	@echo "make test-all    set-up and every test; takes long"
 	@echo "make gpu         without set-up: all that only a GPU can answer, in 9 minutes (docs/gpu.md); ARGS=... are its options"
 	@echo "make gpu-kernels the same of Triton's kernels (ops.backend=triton), in 5 minutes"
-	@echo "make lint types  ruff and mypy"
+	@echo "make lint types  ruff, shellcheck and mypy"
 
 setup: .venv/ready
 
@@ -51,6 +53,7 @@ gpu-kernels:
 
 lint: setup
 	ruff check .
+	shellcheck --external-sources $(SCRIPTS)
 
 types: setup
 	mypy

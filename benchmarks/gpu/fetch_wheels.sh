@@ -33,8 +33,8 @@ if ! compgen -G "$out/deepspeed-*.whl" > /dev/null; then
     DS_BUILD_OPS=0 DS_ACCELERATOR=cpu "${build[@]}" --no-build-isolation || DS_BUILD_OPS=0 DS_ACCELERATOR=cpu "${build[@]}"
 fi
 
-wrong="$(ls "$out" | grep -v -E 'py3-none-any|cp312-.*x86_64|cp3[0-9]*-abi3-.*x86_64' || true)"
+wrong="$(find "$out" -mindepth 1 -printf '%f\n' | grep -v -E 'py3-none-any|cp312-.*x86_64|cp3[0-9]*-abi3-.*x86_64' || true)"
 [ -z "$wrong" ] || { echo "not for CPython 3.12 on x86-64: $wrong" >&2; exit 1; }
-twice="$(ls "$out" | sed 's/-[0-9].*//' | sort | uniq -d)"
+twice="$(find "$out" -mindepth 1 -printf '%f\n' | sed 's/-[0-9].*//' | sort | uniq -d)"
 [ -z "$twice" ] || { echo "two versions of $twice: remove one" >&2; exit 1; }
-echo "$out: $(ls "$out" | wc -l) wheels, $(du -sk "$out" | cut -f1) KiB"
+echo "$out: $(find "$out" -mindepth 1 -printf '%f\n' | wc -l) wheels, $(du -sk "$out" | cut -f1) KiB"

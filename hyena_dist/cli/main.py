@@ -8,6 +8,7 @@ commands: pretrain   train a model on shards
           build      shards of files of sequence
           verify     shards, against their index and the files they came from
           sweep      many runs as one: plan, run, status, report, fork
+          doctor     look at the machines of a run: what to change before it is started
           show       what is in shards: composition, splits, some of the bases
           scaling    scaling laws from finished runs, and learning rates across widths
 
@@ -23,7 +24,7 @@ from importlib import import_module
 
 from hyena_dist.runtime.signals import PROCESS, die_of_interrupts
 
-COMMANDS = ("pretrain", "plan", "evaluate", "convert", "sweep", "scaling", "build", "verify", "show")
+COMMANDS = ("pretrain", "plan", "evaluate", "convert", "sweep", "scaling", "build", "verify", "doctor", "show")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -44,7 +44,7 @@ CHANGEABLE = frozenset({
 })
 """A resume may change them; it says so, with the old and the new value."""
 
-PLACES = frozenset({"train.run_dir", "train.resume", "data.shards"})
+PLACES = frozenset({"train.run_dir", "train.resume", "data.shards", "data.cache", "data.cache_gb"})
 """Where things lie, which no checkpoint keeps. The shards are compared by their content, not by their path."""
 
 MEASURE = ("data.val_seq_len", "data.val_tokens")

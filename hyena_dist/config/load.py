@@ -36,6 +36,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), *, env: Mapping
         resume = WEIGHTS * train.weights_only + _expanded("train.resume", train.origin, env)
     try:
         return replace(config, data=replace(data, shards=_expanded("data.shards", data.shards, env),
+                                            cache=data.cache and _expanded("data.cache", data.cache, env),
                                             mixture=_expanded_mixture(data.mixture, env)),
                        train=replace(train, run_dir=_expanded("train.run_dir", train.run_dir, env), resume=resume))
     except ConfigError:

@@ -8,6 +8,7 @@ from pathlib import Path
 from hyena_dist.config.digests import json_sha256
 from hyena_dist.config.sections.data import DataSection
 from hyena_dist.data.bed import Bed, Span, merged, overlap
+from hyena_dist.data.cache import cached
 from hyena_dist.data.errors import DataError
 from hyena_dist.data.manifest import Interval, Manifest
 
@@ -80,20 +81,29 @@ def pool_with_regions(manifest: Manifest, name: str, bed: Path) -> Pool:
     return Pool(manifest, name=name, regions=regions, bed=bed)
 
 
-def open_pools(data: DataSection) -> list[Pool]:
+def open_pools(data: DataSection, *, copy: bool = False) -> list[Pool]:
     """The sources of a run: those of its mixture, or the one shard set. Each set is opened once.
+
+    Args:
+        copy: into `data.cache`, if there is one, and open that: for a run, not for whoever only looks.
 
     Raises:
         DataError: a shard set or a BED cannot be read, or they do not fit each other.
     """
+    def opened_from(directory: Path) -> Manifest:
+        if copy and data.cache:
+            limit = None if data.cache_gb is None else 1e9 * data.cache_gb
+            directory = cached(directory, Path(data.cache), limit)
+        return Manifest.load(directory)
+
     if data.mixture is None:
-        return [Pool(Manifest.load(data.shards))]
+        return [Pool(opened_from(Path(data.shards)))]
     opened: dict[Path, Manifest] = {}
     pools = []
     for source in data.sources():
         directory = Path(data.shards) / (source.shards or "")
         if directory not in opened:
-            opened[directory] = Manifest.load(directory)
+            opened[directory] = opened_from(directory)
         manifest = opened[directory]
         pools.append(Pool(manifest, name=source.name) if source.regions is None
                      else pool_with_regions(manifest, source.name, Path(source.regions)))

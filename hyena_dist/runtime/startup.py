@@ -20,7 +20,7 @@ from hyena_dist.runtime.peers import name_ranks
 LIBRARIES = ("torch", "numpy", "deepspeed", "megatron-core")
 """Whose versions must be the same: they decide numbers, the order of windows, and who talks to whom."""
 
-MAY_DIFFER = frozenset({"data.shards"})
+MAY_DIFFER = frozenset({"data.shards", "data.cache"})
 """Each machine may have its own copy; what is in it is compared."""
 
 

@@ -53,7 +53,7 @@ class Pretraining:
     def __init__(self, config: Config, groups: Groups, device: torch.device) -> None:
         self._config, self._groups, self._device = config, groups, device
         self.nothing_to_validate = f"{config.data.shards} has no validation bases, or the model gives no number"
-        self.pools = agree(lambda: open_pools(config.data), groups)
+        self.pools = agree(lambda: open_pools(config.data, copy=True), groups)
         check_same_data(identity_of(self.pools), groups.world)
         model = build_model(config, groups)
         self._token_multiple = model.token_multiple

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hyena_dist.cli import build, convert, evaluate, main, plan, pretrain, scaling, show, sweep, verify
+from hyena_dist.cli import build, convert, doctor, evaluate, main, plan, pretrain, scaling, show, sweep, verify
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = re.compile(r"^(?:[ #$]|examples?:)*((?:[A-Z_]+=\S+ )*(?:(?:deepspeed|torchrun|srun|sbatch) -|"
@@ -28,8 +28,10 @@ def launcher(name: str) -> Any:
 
 
 COMMANDS = {"pretrain": pretrain, "plan": plan, "evaluate": evaluate, "convert": convert, "build": build,
-            "verify": verify, "scaling": scaling, "show": show, "sweep": sweep, "bench": launcher("bench"),
-            "gpu_check": launcher("gpu_check")}
+            "verify": verify, "scaling": scaling, "doctor": doctor, "show": show, "sweep": sweep,
+            "bench": launcher("bench"), "gpu_check": launcher("gpu_check")}
+COMMANDS = {"pretrain": pretrain, "evaluate": evaluate, "convert": convert, "build": build, "verify": verify,
+            "show": show, "doctor": doctor, "bench": launcher("bench"), "gpu_check": launcher("gpu_check")}
 
 
 def help_of(command: Any) -> str:
@@ -78,7 +80,8 @@ def arguments_of(words: list[str]) -> tuple[str, list[str]]:
         if word in ("hyena-dist", "hyena_dist.cli.main"):
             return words[place + 1], words[place + 2:]
         if found := re.fullmatch(r"(?:launchers|shards)(?:/slurm)?/(\w+)\.(?:py|sbatch)", word):
-            return found[1], words[place + 1:]
+            of_launcher = found[1] in ("torchrun", "deepspeed")  # batch scripts named by what starts the ranks
+            return "pretrain" if of_launcher else found[1], words[place + 1:]
     raise AssertionError(f"no command in {words}")
 
 

@@ -1,6 +1,7 @@
-"""The batch script, run by bash with stand-ins for SLURM's commands."""
+"""The batch scripts, run by bash with stand-ins for SLURM's commands, and for what they start."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "launchers" / "slurm" / "pretrain.sbatch"
+SCRIPTS = ROOT / "launchers" / "slurm"
 
 
 @pytest.fixture
@@ -18,6 +19,7 @@ def slurm(tmp_path):
     """Run the script; `srun` writes its arguments, maybe the marker, and ends with a status; `scontrol` what it did."""
     commands = tmp_path / "bin"
     commands.mkdir()
+    (tmp_path / "launchers").symlink_to(ROOT / "launchers")
 
     def command(name: str, text: str) -> None:
         (commands / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
@@ -29,17 +31,19 @@ def slurm(tmp_path):
         echo "$WORLD_SIZE ${{@: -1}}" > {tmp_path}/dry
         printf "data:\\n  shards: x\\ntrain:\\n  run_dir: {tmp_path}/my run\\n  seed: 0\\n"
         else exec {sys.executable} "$@"; fi''')
+    for name in ("deepspeed", "squeue"):
+        command(name, f'echo "$@" > {tmp_path}/{name}; [ "$1" != --hostfile ] || cp "$2" {tmp_path}/hostfile')
     (tmp_path / "my run").mkdir()
 
-    def run(srun: str, **more: str) -> subprocess.CompletedProcess:
+    def run(srun: str, script: str = "pretrain", **more: str) -> subprocess.CompletedProcess:
         command("srun", f'echo "$MASTER_ADDR ${{MASTER_PORT:-derived}} $@" > {tmp_path}/srun\n'
                         f'marker="{tmp_path}/my run/requeue.json"\n{srun}')
         outside = {key: value for key, value in os.environ.items() if not key.startswith(("MASTER_", "SLURM_"))}
         env = {**outside, "PATH": f"{commands}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(tmp_path),
                "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_JOB_ID": "4711", "SLURM_JOB_NUM_NODES": "2",
                "SLURM_NTASKS_PER_NODE": "4", "SLURM_CPUS_PER_TASK": "6", **more}
-        return subprocess.run(["bash", SCRIPT, "--config", "a b.yaml", "train.steps=3"], env=env, capture_output=True,
-                              text=True, check=False, timeout=60)
+        return subprocess.run(["bash", SCRIPTS / f"{script}.sbatch", "--config", "a b.yaml", "train.steps=3"], env=env,
+                              capture_output=True, text=True, check=False, timeout=60)
 
     return run
 
@@ -113,6 +117,67 @@ def test_a_signal_reaches_the_sweep_which_is_waited_for(array, tmp_path, number)
     assert task.wait(60) == 85
     assert (tmp_path / "saved").exists()
     assert (tmp_path / "scontrol").read_text() == "requeue 4700_3\n"
+
+
+def test_torchrun_is_started_once_a_node_and_ends_before_the_job(slurm, tmp_path):
+    result = slurm('touch "$marker"; exit 1', script="torchrun", SLURM_JOB_END_TIME=str(int(time.time()) + 7200))
+    assert result.returncode == 1, result.stderr
+    assert (tmp_path / "scontrol").read_text() == "requeue 4711\n"  # torchrun's status is 1 whatever its ranks' was
+    said = (tmp_path / "srun").read_text()
+    assert said.startswith("node7 derived --nodes=2 --ntasks=2 --ntasks-per-node=1 --cpus-per-task=24 "), said
+    assert 'torchrun --node-rank "$SLURM_NODEID" "$@"' in said  # each node has its own number
+    assert "--nnodes 2 --nproc-per-node 4 --master-addr node7 --master-port 24711 --signals-to-handle" in said
+    hours = re.search(r"launchers/pretrain.py train.max_hours=([0-9.]+) --config a b.yaml train.steps=3$", said, re.M)
+    assert hours, said
+    assert 1.9 < float(hours[1]) <= 2.0
+
+
+def test_a_job_without_an_end_has_no_limit(slurm, tmp_path):
+    assert slurm("exit 0", script="torchrun").returncode == 0  # this squeue says nothing
+    assert "max_hours" not in (tmp_path / "srun").read_text()
+    assert "--job 4711" in (tmp_path / "squeue").read_text()
+
+
+@pytest.mark.parametrize("launcher", ["pdsh", "slurm"])
+def test_deepspeed_gets_a_hostfile_and_the_first_host(slurm, tmp_path, launcher):
+    result = slurm("", script="deepspeed", LAUNCHER=launcher, SLURM_JOB_END_TIME=str(int(time.time()) + 7200))
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "hostfile").read_text() == "node7 slots=4\nnode8 slots=4\n"
+    said = (tmp_path / "deepspeed").read_text()
+    assert " --master_addr node7 --master_port 24711 " in said
+    assert ("--launcher slurm --force_multi --no_ssh_check --launcher_args --ntasks-per-node=4" in said) == (
+        launcher == "slurm")
+    assert "launchers/pretrain.py train.max_hours=" in said
+
+
+@pytest.mark.parametrize("script", ["pretrain", "torchrun", "deepspeed"])
+def test_fewer_tasks_than_gpus_are_refused(slurm, tmp_path, script):
+    result = slurm("", script=script, SLURM_GPUS_ON_NODE="8")
+    assert result.returncode == 2
+    assert result.stderr == "error: --ntasks-per-node=4, but 8 GPUs on a node: give sbatch as many of both\n"
+    assert not (tmp_path / "srun").exists()
+    assert not (tmp_path / "deepspeed").exists()
+
+
+def scripts() -> list[Path]:
+    """Every shell script of the project, by its first line or its name."""
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    found = [ROOT / name for name in files if (ROOT / name).is_file()]
+    return [path for path in found if path.suffix in (".sh", ".sbatch")
+            or re.match(rb"#!.*\b(ba|da|z|k)?sh\b", path.read_bytes()[:80])]
+
+
+def shellcheck(*paths: Path) -> subprocess.CompletedProcess:
+    return subprocess.run([Path(sys.executable).parent / "shellcheck", "--external-sources", *paths], cwd=ROOT,
+                          capture_output=True, text=True, check=False)
+
+
+def test_every_script_passes_shellcheck(tmp_path):
+    found = scripts()
+    assert {path.name for path in found} >= {"run", "fetch_wheels.sh", "common.sh", "pretrain.sbatch"}
+    assert shellcheck(*found).stdout == ""
+    (tmp_path / "wrong.sh").write_text("#!/bin/bash\ncd $1; rm -r $2\n")  # the control
+    assert "SC2086" in shellcheck(tmp_path / "wrong.sh").stdout
 
 
 @pytest.mark.slow

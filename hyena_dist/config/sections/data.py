@@ -27,6 +27,12 @@ class DataSection:
     mixture_schedule: Any = None
     """Weights that hold from a step on, each change a mapping {step, weights} with a weight for every source
     (`MixtureChange`); null: those of data.mixture hold to the end."""
+    cache: str = ""
+    """A directory on a disk of the node: shards are copied there once, verified, and read from there by all ranks of
+    the node; nothing in it is deleted. What does not fit is read from where it is, and that is said. Empty: no copies;
+    `~` and $NAME are expanded."""
+    cache_gb: float | None = None
+    """Most gigabytes that everything in data.cache may have; null: what its disk has."""
     seq_len: int = 1024
     """Length L of a training window in tokens; inputs are [:L] and targets [1:] of L + 1 tokens. A token is a base,
     or of k-mers (model.kmer) several: L + 1 of those that stand side by side are k (L + 1) bases, of those that overlap
@@ -53,6 +59,12 @@ class DataSection:
 
     def __post_init__(self) -> None:
         path("data", shards=self.shards)
+        if self.cache:
+            path("data", cache=self.cache)
+        if self.cache_gb is not None:
+            positive("data", cache_gb=self.cache_gb)
+            if not self.cache:
+                raise ValueError("data.cache_gb limits data.cache, which is empty: set it, or leave data.cache_gb out")
         positive("data", seq_len=self.seq_len)
         not_negative("data", num_workers=self.num_workers)
         seed_in_range("data", self.seed)
