@@ -92,7 +92,7 @@ def array(tmp_path):
             (commands / name).chmod(0o755)
         environment = {**os.environ, "PATH": f"{commands}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(tmp_path),
                        "SLURM_ARRAY_JOB_ID": "4700", "SLURM_ARRAY_TASK_ID": "3", "SLURM_JOB_ID": "4703"}
-        return subprocess.Popen(["bash", SCRIPT.with_name("sweep.sbatch"), "--config", "a b.yaml"], env=environment)
+        return subprocess.Popen(["bash", SCRIPTS / "sweep.sbatch", "--config", "a b.yaml"], env=environment)
 
     return start
 
