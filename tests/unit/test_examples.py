@@ -30,8 +30,6 @@ def launcher(name: str) -> Any:
 COMMANDS = {"pretrain": pretrain, "plan": plan, "evaluate": evaluate, "convert": convert, "build": build,
             "verify": verify, "scaling": scaling, "doctor": doctor, "show": show, "sweep": sweep,
             "bench": launcher("bench"), "gpu_check": launcher("gpu_check")}
-COMMANDS = {"pretrain": pretrain, "evaluate": evaluate, "convert": convert, "build": build, "verify": verify,
-            "show": show, "doctor": doctor, "bench": launcher("bench"), "gpu_check": launcher("gpu_check")}
 
 
 def help_of(command: Any) -> str:
