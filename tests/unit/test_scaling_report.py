@@ -53,7 +53,7 @@ def sweep(lengths: tuple[int, ...] = (1024,), sizes: int = 6) -> list[dict[str, 
 def test_rows_are_left_out_by_rules_and_each_is_named_with_its_reason() -> None:
     rows = [row(0), row(1, loss=1.31), row(2, status="failed", error="out of\nmemory", loss=None),
             row(3, status="diverged", loss=None), row(4, status="running"), row(5, loss=None), row(6, loss=math.nan),
-            row(7, steps=5, loss=1.32), row(8), row(9, params=0), row(10, status="planned")]
+            row(7, steps=5, loss=1.32), row(8), row(9, params=0), row(10, status="planned"), row(11, steps=None, loss=1.4)]
     points, left = choose(rows, min_steps=10)
     assert [point.id for point in points] == ["p00", "p01"]
     assert {item.id: item.reason for item in left} == {
@@ -61,10 +61,15 @@ def test_rows_are_left_out_by_rules_and_each_is_named_with_its_reason() -> None:
         "p05": "no final validation loss", "p06": "its final validation loss is nan",
         "p07": "5 steps, fewer than 10",
         "p08": "the same run as p00: size, tokens, operations, seed and loss are equal",
-        "p09": "its number of weights is 0", "p10": "planned, not finished"}
+        "p09": "its number of weights is 0", "p10": "planned, not finished",
+        "p11": "no number of steps, and fewer than --min-steps are left out"}
+    assert "p11" in [point.id for point in choose(rows)[0]], "nobody has asked for its steps"
     assert [point.id for point in choose([row(0), row(1, loss=99.0)])[0]] == ["p00", "p01"], "none for its loss"
     with pytest.raises(ConfigError, match="point p00: its loss is '1.3', no number"):
         choose([row(0, loss="1.3")])
+    for key, value in (("loss", 1e300), ("loss", 1e-300), ("params", 10**400), ("flops", 1e61), ("lr", 1e-61)):
+        with pytest.raises(ConfigError, match=f"point p00: its {key} is 1.*, which no run has"):
+            choose([row(0, **{key: value})])
     with pytest.raises(ConfigError, match="no run is left to report on"):
         analyse([row(0, status="failed")])
 
@@ -89,6 +94,7 @@ def test_a_csv_of_somebody_else_is_read(tmp_path: Path) -> None:
             ("params,tokens,loss\n1,2\n", {}, "line 2: has another number of columns"),
             ("params,tokens,loss\n1,2,3\n", {"flops": "C"}, "has no column 'C'"),
             ("params,tokens,loss\n1,2,3\n", {"size": "params"}, "there is no size to read"),
+            ("params,tokens,loss,loss\n1,2,3,4\n", {}, "has the column 'loss' twice"),
             ("\xff", {}, "has no column for params")):
         file.write_bytes(text.encode("utf-8"))
         with pytest.raises(ConfigError, match=message):

@@ -86,7 +86,8 @@ def analyse(rows: Iterable[Mapping[str, Any]], *, min_steps: int = 0, floor: flo
     points, left = choose(rows, min_steps=min_steps)
     if not points:
         why = f"the first, {left[0].id}: {left[0].reason}" if left else "there are no rows"
-        raise ConfigError(f"no run is left to report on ({why}): let some points of the sweep finish")
+        raise ConfigError(f"no run is left to report on ({why}): give finished runs, each with its weights, "
+                          "tokens and validation loss")
     fits, no_fit = _fits(points, floor, resamples)
     curves = parabolas(points)
     allocation = _allocation(fits, points, budgets) if fits else None

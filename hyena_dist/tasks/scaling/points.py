@@ -78,6 +78,8 @@ class Left:
 
 POSITIVE = ("flops", "budget", "unique_tokens", "seq_len", "hidden_size", "num_layers", "lr")
 """Numbers that are taken as not known where they are 0 or less; so is every number that is not finite."""
+LARGEST = 1e60
+"""No count and no loss of a run is larger, nor the reciprocal of one. A typing error that is would overflow in a fit."""
 NUMBERS = tuple(item.name for item in fields(Point) if item.name not in ("id", "metric_name", "family", "varied"))
 
 
@@ -120,6 +122,8 @@ def _read_csv(path: Path, columns: Mapping[str, str]) -> list[dict[str, Any]]:
                           f"{read_remedy(error, 'give a CSV, or the directory of a sweep')}") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"{path}: is no CSV of UTF-8 ({one_line(error)}): save it as one") from error
+    if twice := [name for name in dict.fromkeys(header) if header.count(name) > 1]:
+        raise ConfigError(f"{path}: has the column {twice[0]!r} twice: take one out, or give it another name")
     for name, column in columns.items():
         if name not in COLUMNS:
             raise ConfigError(f"{name}={column}: there is no {name} to read: use one of {', '.join(COLUMNS)}")
@@ -194,9 +198,9 @@ def _why_left_out(row: Mapping[str, Any], min_steps: int) -> str | None:
         if value is None or not math.isfinite(value) or value <= 0:
             return f"no {what}" if value is None else f"its {what} is {value:g}"
     steps = _number(row, "steps")
-    if steps is not None and steps < min_steps:
-        return f"{steps:.0f} steps, fewer than {min_steps}"
-    return None
+    if steps is None or not math.isfinite(steps):
+        return "no number of steps, and fewer than --min-steps are left out" if min_steps else None
+    return f"{steps:.0f} steps, fewer than {min_steps}" if steps < min_steps else None
 
 
 def _varied(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -234,7 +238,11 @@ def _number(row: Mapping[str, Any], key: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigError(f"point {row.get('id')}: its {key} is {value!r}, no number: mend its file, or run it again")
+        raise ConfigError(f"point {row.get('id')}: its {key} is {value!r:.40}, no number: mend its file, or run it "
+                          "again")
+    if LARGEST < abs(value) < math.inf or 0 < abs(value) < 1 / LARGEST:
+        raise ConfigError(f"point {row.get('id')}: its {key} is {str(value)[:40]}, which no run has: mend its file, or "
+                          "run it again")
     return float(value)
 
 
