@@ -1,13 +1,17 @@
 """The points of a sweep as tables for people, on a terminal also while they run."""
 
+import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Column, Table
 
 from hyena_dist.runtime.requeue import in_use
@@ -18,23 +22,37 @@ from hyena_dist.tasks.sweep.state import State, read_state, read_states
 from hyena_dist.train.wording import MANY_EPOCHS, amount, duration
 
 WIDTH = 120
-"""Of a table in a file, which has no width."""
+"""Of a table in a file, which has no width; a table that needs more gets it."""
 
 
-def _console() -> Console:
+def _print(table: Table) -> None:
+    """Print a table; in a file every row keeps to one line, however long it is."""
     console = Console()
     if not console.is_terminal:
-        console.width = max(console.width, WIDTH)
-    return console
+        console.width = max(WIDTH, Measurement.get(console, console.options.update(max_width=10_000), table).maximum)
+    console.print(table)
 
 
 def _right(*names: str) -> list[Column]:
     return [Column(name, justify="right", no_wrap=True) for name in names]
 
 
-def _settings(of: Mapping[str, Any], keys: Sequence[str]) -> str:
-    """The values that tell a point from the others."""
-    return " ".join(f"{key.partition('.')[2]}={of[key]}" for key in keys if key in of)
+def _axes(settings: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[Column]]:
+    """The keys that tell points apart, and a column for each; not train.steps, which has a column anyway."""
+    keys = [key for key in varied(settings) if key != "train.steps"]
+    short = [key.rpartition(".")[2] for key in keys]
+    return keys, [Column(name if short.count(name) == 1 else key, justify="right", overflow="fold")
+                  for key, name in zip(keys, short, strict=True)]
+
+
+def _values(of: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
+    """A point's values of the keys, as a file of YAML has them; a key that it leaves to the base is a dash."""
+    return [_value(of[key]) if key in of else "-" for key in keys]
+
+
+def _value(value: Any) -> str:
+    """Escaped, since a list looks like markup to the table."""
+    return escape(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
 def _number(value: float | None, form: str = "{:.4g}") -> str:
@@ -43,32 +61,31 @@ def _number(value: float | None, form: str = "{:.4g}") -> str:
 
 def print_plan(points: Sequence[Point], costs: Mapping[str, Costs], states: Sequence[State]) -> None:
     """A row for each point with what it takes, and the total; in points that cannot run, why."""
-    table = Table(*_right("#"), Column("point", no_wrap=True), Column("settings", overflow="fold"),
-                  *_right("weights", "steps", "FLOPs", "tokens", "unique", "epochs", "time"))
-    keys = varied([point.set for point in points])
+    keys, columns = _axes([point.set for point in points])
+    forks = [Column("fork of", no_wrap=True)] if any(point.forked_from for point in points) else []
+    table = Table(*_right("#"), Column("point", no_wrap=True), *forks, *columns,
+                  *_right("weights", "steps", "FLOPs", "tokens", "unique", "epochs", "time"), box=SIMPLE_HEAD)
     known = {state["id"]: state for state in states}
     seconds, flops, unknown = 0.0, 0.0, False
     roots = 0
     for point in points:
         is_root = point.forked_from is None and point.problem is None
         number, roots = str(roots) if is_root else "", roots + is_root  # what run --index means
-        name = f"{point.id}" + (f"\nfork of {point.forked_from}" if point.forked_from else "")
-        settings = _settings(point.set, keys)
+        who = [number, point.id, *([point.forked_from or ""] if forks else []), *_values(point.set, keys)]
         if point.id not in costs:
-            table.add_row(number, name, f"{settings}\n[red]cannot run[/red]: see below")
+            table.add_row(*who, "[red]cannot run[/red]")
             continue
         cost = costs[point.id]
         own = known.get(point.id)
         estimate = own["seconds"] if own and own["seconds"] else _estimate(point, cost, states)
         seconds, unknown, flops = seconds + (estimate or 0.0), unknown or estimate is None, flops + cost.flops
-        table.add_row(number, name, settings, f"{cost.params:,}", f"{point.config.train.steps:,}",
+        table.add_row(*who, f"{cost.params:,}", f"{point.config.train.steps:,}",
                       f"{cost.flops:.4g}", amount(cost.tokens), _number(cost.unique_tokens, "{:,.0f}"),
                       _number(cost.epochs, "{:.2f}"), "-" if estimate is None else duration(estimate))
-    console = _console()
-    console.print(table)
+    _print(table)
     time_needed = ("of a time that is known once a point has run" if unknown else
                    f"about {duration(seconds)} one after the other")
-    console.print(f"{len(points)} points, {flops:.4g} FLOPs, {time_needed}", soft_wrap=True)
+    print(f"{len(points)} points, {flops:.4g} FLOPs, {time_needed}")
     for point in points:
         epochs = costs[point.id].epochs if point.id in costs else None
         if epochs is not None and epochs > MANY_EPOCHS:
@@ -89,7 +106,7 @@ def _estimate(point: Point, cost: Costs, states: Sequence[State]) -> float | Non
 
 def print_states(states: Sequence[State]) -> None:
     """A row for each point, as it is now."""
-    _console().print(_table(states, {}))
+    _print(_table(states, {}))
     for state in states:
         if state["error"] and state["status"] != "running":
             print(f"{state['id']}: {state['status']}: {state['error']}")
@@ -105,9 +122,8 @@ def _table(states: Sequence[State], since: dict[str, tuple[int, float]],
     """Args:
         since: the step at which each point was first seen running, and when; is added to.
     """
-    table = Table(Column("point", no_wrap=True), Column("settings", overflow="fold"), "status",
-                  *_right("step", "loss", "left"))
-    keys = varied([state["set"] for state in states])
+    keys, columns = _axes([state["set"] for state in states])
+    table = Table(Column("point", no_wrap=True), *columns, "status", *_right("step", "loss", "left"), box=SIMPLE_HEAD)
     for state in states:
         seen = progress(Path(state["run_dir"])) if state["status"] not in ("finished",) else None
         step, loss, left = 0 if seen is None else seen.step, None if seen is None else seen.loss, ""
@@ -121,7 +137,7 @@ def _table(states: Sequence[State], since: dict[str, tuple[int, float]],
                 first, began = since.setdefault(state["id"], (step, time.monotonic()))
                 if step > first:
                     left = duration((time.monotonic() - began) / (step - first) * (state["steps"] - step))
-        table.add_row(state["id"], _settings(state["set"], keys), status, f"{step:,}/{state['steps']:,}",
+        table.add_row(state["id"], *_values(state["set"], keys), status, f"{step:,}/{state['steps']:,}",
                       _number(loss, "{:.4f}"), left)
     return table
 

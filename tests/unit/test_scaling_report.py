@@ -53,7 +53,8 @@ def sweep(lengths: tuple[int, ...] = (1024,), sizes: int = 6) -> list[dict[str, 
 def test_rows_are_left_out_by_rules_and_each_is_named_with_its_reason() -> None:
     rows = [row(0), row(1, loss=1.31), row(2, status="failed", error="out of\nmemory", loss=None),
             row(3, status="diverged", loss=None), row(4, status="running"), row(5, loss=None), row(6, loss=math.nan),
-            row(7, steps=5, loss=1.32), row(8), row(9, params=0), row(10, status="planned"), row(11, steps=None, loss=1.4)]
+            row(7, steps=5, loss=1.32), row(8), row(9, params=0), row(10, status="planned"),
+            row(11, steps=None, loss=1.4)]
     points, left = choose(rows, min_steps=10)
     assert [point.id for point in points] == ["p00", "p01"]
     assert {item.id: item.reason for item in left} == {

@@ -255,6 +255,25 @@ def test_points_that_cannot_run_are_listed_and_refused_or_skipped(tmp_path, shar
     assert "sbatch --array=0-0 launchers/slurm/sweep.sbatch --config" in found.out
 
 
+def test_a_plan_has_a_line_for_each_point_and_a_column_for_each_axis(tmp_path, shards, capsys):
+    elsewhere = ("data.seq_len", "model.filter_order")
+    keys = {"set": {key: value for key, value in SIZES.items() if key not in elsewhere}}
+    keys["set"] |= {"data.shards": str(shards), "optim.schedule": "wsd"}
+    keys |= {"axes": {"data.seq_len": [64, 9999], "data.mixture": [None, [{"name": "[red]a"}]],
+                      "zip": {"model.filter_order": [8, 16], "optim.lr": [1e-3, 2e-3]}},
+             "forks": [{"at": 4, "cooldown": 2}]}
+    assert main(["plan", "--config", str(write(tmp_path, **keys))]) == 2
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert " ".join(lines[0]).startswith("# point fork of mixture seq_len filter_order weights steps FLOPs tokens")
+    rows = lines[2:-1]
+    assert len(rows) == int(lines[-1][0]), "a line for each"
+    whole = [line for line in rows if "cannot" not in line]
+    assert [line[0] for line in whole[:2]] == ["0", "1"], "as run --index counts"
+    assert [line[2:5] for line in whole[:2]] == [["null", "64", "8"], ["null", "64", "16"]]
+    assert ['[{"name":', '"[red]a"}]', "9999", "16", "cannot", "run"] in [line[1:] for line in rows]
+    assert [line[1] for line in rows[8:10]] == [line[1] for line in whole[:2]], "a fork names its origin"
+
+
 def test_every_sweep_that_comes_with_the_project_can_be_planned(monkeypatch):
     monkeypatch.chdir(ROOT)
     paths = [*ROOT.glob("configs/sweeps/*.yaml"), *ROOT.glob("configs/studies/*.yaml")]

@@ -12,7 +12,7 @@ from hyena_dist.tasks.scaling.shapes import depth_map
 from hyena_dist.train.wording import amount
 
 CAPTIONS = {
-    "loss.png": "Each dot is a run. Lines are the law at five values of the other quantity.",
+    "loss.png": "Each dot is a run. Lines, where there is a law, are the law at five values of the other quantity.",
     "optimum.png": "Best weights and tokens by budget, beside published optima. Those are of other data, other "
                    "tokenizers and other losses: a comparison of slopes, not of heights.",
     "isoflops.png": "Runs of one budget. The lowest points of parabolas are biased where the two exponents differ, or "
@@ -54,7 +54,7 @@ def _amounts(interval: Interval) -> str:
 
 def _in_short(found: Analysis) -> str:
     best = min(found.points, key=lambda point: point.loss)
-    lines = [f"{len(found.points)} finished runs" + (f", and {len(found.left)} left out by rule" if found.left else "")
+    lines = [f"{len(found.points)} finished run{'s' if len(found.points) > 1 else ''}" + (f", and {len(found.left)} left out by rule" if found.left else "")
              + f". The lowest validation loss is {best.loss:.4f} nats, a perplexity of "
              f"{np.exp(best.loss):.4f}, of run {best.label}: {amount(best.params)} weights, {amount(best.tokens)} "
              "tokens."]
@@ -97,7 +97,8 @@ def _used(found: Analysis) -> Iterable[str]:
             ("window length T", span([p.seq_len for p in points])), ("layers", span([p.num_layers for p in points])),
             ("passes over the data", " to ".join(f"{value:.3g}" for value in sorted({min(e), max(e)}))
              if (e := [x for p in points if (x := epochs_of(p)) is not None]) else "not recorded"),
-            ("validation loss", f"{min(p.loss for p in points):.4f} to {max(p.loss for p in points):.4f}")]
+            ("validation loss", " to ".join(f"{value:.4f}" for value in sorted(
+                {min(p.loss for p in points), max(p.loss for p in points)})))]
     families = len({point.family for point in points})
     if families < len(points):
         rows.insert(1, ("independent runs", f"{families}: the others are forks of them"))
