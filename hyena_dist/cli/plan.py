@@ -54,6 +54,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
                         help="measure this machine's rates for some seconds, and plan for machines like it")
     parser.add_argument("--top", type=int, default=8, metavar="N", help="rows of the table (8)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the configuration of the first row")
+    parser.add_argument("--picture", type=Path, metavar="FILE",
+                        help="draw the bytes of a rank against the length, laid out as in the first row: a .png")
     parser.add_argument("--json", action="store_true", help="print everything as JSON instead of tables")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="keys that replace the file's")
     return parser.parse_intermixed_args(argv)
@@ -91,6 +93,8 @@ def _run(args: argparse.Namespace) -> int:
         print(json.dumps(as_json(shown, said, legal=len(plans), fitting=len(ranked)), indent=1))
     else:
         print_plans(shown, said, machines, legal=len(plans), fitting=len(ranked))
+    if args.picture:
+        _draw(args.picture, ranked[0] if ranked else min(plans, key=lambda plan: plan.bytes))
     if not ranked:
         return 1
     if args.out:
@@ -108,6 +112,8 @@ def _config(args: argparse.Namespace) -> Config:
         if override.partition("=")[0] in PLANNED:
             raise ConfigError(f"argument {override!r}: this is what a plan chooses: leave it out, or ask about one "
                               "layout with pretrain.py --dry-run --gpu NAME")
+    if args.picture is not None and args.picture.suffix != ".png":
+        raise ConfigError(f"--picture {args.picture}: is written as a PNG: let its name end in .png")
     if args.out is not None and args.out.exists():
         raise ConfigError(f"--out {args.out}: is there already: give another name, or remove it")
     if (args.config is None) == (args.size is None):
@@ -178,6 +184,21 @@ def _watched(plans: Sequence["Plan"]) -> Iterator["Plan"]:
     from rich.console import Console
     from rich.progress import track
     yield from track(plans, "layouts", console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+
+
+def _draw(path: Path, plan: "Plan") -> None:
+    """Draw a plan.
+
+    Raises:
+        ConfigError: matplotlib is missing.
+        OSError: it cannot be written.
+    """
+    from hyena_dist.cli.plan_picture import draw_bytes
+    try:
+        draw_bytes(plan, path)
+    except ImportError:
+        raise ConfigError("--picture: matplotlib is missing; install it with pip install 'hyena-dist[plots]'") from None
+    print(f"written: {path}", file=sys.stderr)
 
 
 def _write(path: Path, plan: "Plan") -> None:

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Column, Table
 
+from hyena_dist.cli.print_table import print_table
 from hyena_dist.config.schema import Config
 from hyena_dist.costs.devices import ESTIMATED, MEASURED
 from hyena_dist.costs.plan import RECOMPUTE, Machines, Plan, fewest_gpus, longest
@@ -73,16 +73,14 @@ def _gpus(machines: Machines) -> str:
 
 def print_plans(plans: Sequence[Plan], said: Sequence[str], machines: Machines, *, legal: int, fitting: int) -> None:
     """The ranked table, the first row in detail, and the answers."""
-    console = Console()
-    console.width = max(console.width, 136)  # a file has no width
     print(f"{legal:,} legal layouts on {_gpus(machines)} ({machines.gpus_per_node} a node, "
           f"{binary(machines.gpu.memory)} each), {fitting:,} fit; the fastest of each way to split"
           + (f", and the run of {plans[0].config.train.steps:,} steps:" if plans else ":"))
     if plans:
-        console.print(_ranking(plans))
+        print_table(_ranking(plans))
         print(f"the first row: {how(plans[0])}")
-        console.print(_bytes(plans[0]))
-        console.print(_time(plans[0]))
+        print_table(_bytes(plans[0]))
+        print_table(_time(plans[0]))
     for line in said:
         print(line)
 

@@ -11,26 +11,15 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
-from rich.measure import Measurement
 from rich.table import Column, Table
 
+from hyena_dist.cli.print_table import print_table
 from hyena_dist.runtime.requeue import in_use
 from hyena_dist.tasks.sweep.expand import varied
 from hyena_dist.tasks.sweep.point import Costs, Point
 from hyena_dist.tasks.sweep.results import progress
 from hyena_dist.tasks.sweep.state import State, read_state, read_states
 from hyena_dist.train.wording import MANY_EPOCHS, amount, duration
-
-WIDTH = 120
-"""Of a table in a file, which has no width; a table that needs more gets it."""
-
-
-def _print(table: Table) -> None:
-    """Print a table; in a file every row keeps to one line, however long it is."""
-    console = Console()
-    if not console.is_terminal:
-        console.width = max(WIDTH, Measurement.get(console, console.options.update(max_width=10_000), table).maximum)
-    console.print(table)
 
 
 def _right(*names: str) -> list[Column]:
@@ -82,7 +71,7 @@ def print_plan(points: Sequence[Point], costs: Mapping[str, Costs], states: Sequ
         table.add_row(*who, f"{cost.params:,}", f"{point.config.train.steps:,}",
                       f"{cost.flops:.4g}", amount(cost.tokens), _number(cost.unique_tokens, "{:,.0f}"),
                       _number(cost.epochs, "{:.2f}"), "-" if estimate is None else duration(estimate))
-    _print(table)
+    print_table(table)
     time_needed = ("of a time that is known once a point has run" if unknown else
                    f"about {duration(seconds)} one after the other")
     print(f"{len(points)} points, {flops:.4g} FLOPs, {time_needed}")
@@ -106,7 +95,7 @@ def _estimate(point: Point, cost: Costs, states: Sequence[State]) -> float | Non
 
 def print_states(states: Sequence[State]) -> None:
     """A row for each point, as it is now."""
-    _print(_table(states, {}))
+    print_table(_table(states, {}))
     for state in states:
         if state["error"] and state["status"] != "running":
             print(f"{state['id']}: {state['status']}: {state['error']}")

@@ -201,14 +201,14 @@ def longest(config: Config, machines: Machines) -> tuple[int, Plan] | None:
         at_least = best[0] // LENGTH_STEP if best else 0
         length = _longest_of(base, machines, at_least)
         if length > at_least:
-            best = length * LENGTH_STEP, Plan(_at_length(base, length * LENGTH_STEP), machines)
+            best = length * LENGTH_STEP, Plan(at_length(base, length * LENGTH_STEP), machines)
     return best
 
 
 def _longest_of(base: Config, machines: Machines, at_least: int) -> int:
     """In LENGTH_STEP tokens, more than `at_least`; else 0."""
     def fits(length: int) -> bool:
-        config = _at_length(base, length * LENGTH_STEP)
+        config = at_length(base, length * LENGTH_STEP)
         return is_legal(config, world_size=machines.gpus) and Plan(config, machines).fits
 
     low, high = at_least, at_least + 1
@@ -222,7 +222,8 @@ def _longest_of(base: Config, machines: Machines, at_least: int) -> int:
     return low
 
 
-def _at_length(config: Config, length: int) -> Config:
+def at_length(config: Config, length: int) -> Config:
+    """The same run on windows of another length."""
     return replace(config, data=replace(config.data, seq_len=length, val_seq_len=None),
                    model=replace(config.model, max_seq_len=max(length, config.model.max_seq_len)))
 
@@ -234,13 +235,3 @@ def fewest_gpus(config: Config, machines: Machines) -> Plan | None:
         if found:
             return found[0]
     return None
-
-
-def largest_micro_batches(plans: Iterable[Plan]) -> dict[str, int]:
-    """The largest micro-batch that fits at each value of train.activation_checkpointing; 0: none."""
-    found = dict.fromkeys(RECOMPUTE, 0)
-    for plan in plans:
-        train = plan.config.train
-        if plan.fits:
-            found[train.activation_checkpointing] = max(found[train.activation_checkpointing], train.micro_batch_size)
-    return found

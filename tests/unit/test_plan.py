@@ -156,6 +156,30 @@ def test_json_has_what_the_tables_have(capsys) -> None:
     assert set(first["sources"].values()) == {"ESTIMATED", "EXACT"}
 
 
+def test_a_file_has_the_whole_table(capsys) -> None:
+    assert plan.main(["--size", "8x256", "--length", str(MILLION), "--gpus", "3", "--gpu", "h200"]) == 0
+    said = capsys.readouterr().out
+    assert "…" not in said
+    assert "│ 30 min 20 s │" in said, "the longest cell that a column of times has"
+
+
+def test_a_picture_has_the_bytes_of_every_length(tmp_path, capsys) -> None:
+    from hyena_dist.cli.plan_picture import bytes_by_length
+    length, path = 3 * 5 * 7 * 11 * 13, tmp_path / "plan.png"
+    whole = Plan(config(length=length, batch=1), machines(gpus=1))
+    found = bytes_by_length(whole)
+    assert found[length] == whole.categories
+    totals = [sum(of.values()) for of in found.values()]
+    assert all(after > 0.97 * before for before, after in zip(totals, totals[1:], strict=False)), "but for chunks"
+    assert totals[-1] > 1.5 * totals[len(totals) // 2]
+    assert run("--picture", str(path)) == 0
+    assert path.read_bytes().startswith(b"\x89PNG")
+    capsys.readouterr()
+    for name, message, status in (("plan.txt", "let its name end in .png", 2), ("no/plan.png", "could not be", 1)):
+        assert run("--picture", str(tmp_path / name)) == status
+        assert message in capsys.readouterr().err
+
+
 def test_nothing_that_fits_is_said(capsys) -> None:
     assert plan.main(["--size", "8x256", "--length", "200000000", "--gpu", "l4", "--out", "no.yaml"]) == 1
     said = capsys.readouterr()

@@ -79,7 +79,7 @@ class Left:
 POSITIVE = ("flops", "budget", "unique_tokens", "seq_len", "hidden_size", "num_layers", "lr")
 """Numbers that are taken as not known where they are 0 or less; so is every number that is not finite."""
 LARGEST = 1e60
-"""No count and no loss of a run is larger, nor the reciprocal of one. One that is, by a slip, would overflow in a fit."""
+"""No count and no loss of a run is larger, nor the reciprocal of one. One that is would overflow in a fit."""
 NUMBERS = tuple(item.name for item in fields(Point) if item.name not in ("id", "metric_name", "family", "varied"))
 
 

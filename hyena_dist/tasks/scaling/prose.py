@@ -54,7 +54,8 @@ def _amounts(interval: Interval) -> str:
 
 def _in_short(found: Analysis) -> str:
     best = min(found.points, key=lambda point: point.loss)
-    lines = [f"{len(found.points)} finished run{'s' if len(found.points) > 1 else ''}" + (f", and {len(found.left)} left out by rule" if found.left else "")
+    runs = "1 finished run" if len(found.points) == 1 else f"{len(found.points)} finished runs"
+    lines = [runs + (f", and {len(found.left)} left out by rule" if found.left else "")
              + f". The lowest validation loss is {best.loss:.4f} nats, a perplexity of "
              f"{np.exp(best.loss):.4f}, of run {best.label}: {amount(best.params)} weights, {amount(best.tokens)} "
              "tokens."]
