@@ -71,6 +71,10 @@ def test_rows_are_left_out_by_rules_and_each_is_named_with_its_reason() -> None:
     for key, value in (("loss", 1e300), ("loss", 1e-300), ("params", 10**400), ("flops", 1e61), ("lr", 1e-61)):
         with pytest.raises(ConfigError, match=f"point p00: its {key} is 1.*, which no run has"):
             choose([row(0, **{key: value})])
+    with pytest.raises(ConfigError, match="point p01: its set is 'x', no keys with values"):
+        choose([row(0), row(1, set="x")])
+    with pytest.raises(ConfigError, match="point p00: its metric is 'x', no number"):
+        choose([row(0, metric={"name": "AUROC", "value": "x"})])
     with pytest.raises(ConfigError, match="no run is left to report on"):
         analyse([row(0, status="failed")])
 

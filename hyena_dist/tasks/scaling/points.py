@@ -204,8 +204,16 @@ def _why_left_out(row: Mapping[str, Any], min_steps: int) -> str | None:
 
 
 def _varied(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys that a sweep set to different values, or for some of its points only."""
+    """The keys that a sweep set to different values, or for some of its points only.
+
+    Raises:
+        ConfigError: what a point has for them is something else.
+    """
     settings = [row.get("set") or {} for row in rows]
+    for row, of_row in zip(rows, settings, strict=True):
+        if not isinstance(of_row, Mapping):
+            raise ConfigError(f"point {row.get('id')}: its set is {of_row!r:.40}, no keys with values: mend its file, "
+                              "or run it again")
     return [key for key in dict.fromkeys(key for of_row in settings for key in of_row)
             if len({repr(of_row.get(key)) for of_row in settings}) > 1]
 
@@ -214,7 +222,8 @@ def _point(row: Mapping[str, Any], name: str, parents: Mapping[str, str], varied
     metric = row.get("metric")
     values = {key: _number(row, key) for key in NUMBERS if key != "metric"}
     if isinstance(metric, Mapping):
-        values["metric"], metric_name = _number(metric, "value"), str(metric.get("name") or "metric")
+        values["metric"] = _number({"id": name, "metric": metric.get("value")}, "metric")
+        metric_name = str(metric.get("name") or "metric")
     else:
         values["metric"], metric_name = _number(row, "metric"), "metric"
     given = {key: value for key, value in values.items() if value is not None and math.isfinite(value)
