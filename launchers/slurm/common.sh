@@ -6,16 +6,15 @@
 [ ! -f .venv/bin/activate ] || source .venv/bin/activate
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
-hosts="$(scontrol show hostnames "$SLURM_JOB_NODELIST")"
-export MASTER_ADDR="${MASTER_ADDR:-${hosts%%$'\n'*}}"  # head would end before scontrol does, an error with pipefail
-
-# Tasks and GPUs of a node, as sbatch was asked for them. Without --ntasks-per-node SLURM would spread tasks as it likes.
-tasks="${SLURM_NTASKS_PER_NODE:?give sbatch --ntasks-per-node, one task for each GPU of a node}"
-# shellcheck disable=SC2034  # for the scripts
-nodes="$SLURM_JOB_NUM_NODES"
-
-# Refuse a job that would leave GPUs idle, or put two ranks on one.
+# Find the nodes of a job, the first of which the ranks meet at, and the tasks of each. Refuse a job that would leave GPUs
+# idle, or put two ranks on one.
 check_tasks() {
+    hosts="$(scontrol show hostnames "$SLURM_JOB_NODELIST")"
+    export MASTER_ADDR="${MASTER_ADDR:-${hosts%%$'\n'*}}"  # head would end before scontrol does, an error with pipefail
+    # As sbatch was asked for them. Without --ntasks-per-node SLURM would spread tasks as it likes.
+    tasks="${SLURM_NTASKS_PER_NODE:?give sbatch --ntasks-per-node, one task for each GPU of a node}"
+    # shellcheck disable=SC2034  # for the scripts
+    nodes="$SLURM_JOB_NUM_NODES"
     if [ "${SLURM_GPUS_ON_NODE:-$tasks}" != "$tasks" ]; then
         echo "error: --ntasks-per-node=$tasks, but $SLURM_GPUS_ON_NODE GPUs on a node: give sbatch as many of both" >&2
         exit 2
@@ -47,12 +46,15 @@ job_port() {
     echo "${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 20000))}"
 }
 
+# Put the job back into the queue. A task of an array goes back alone, by its own name.
+requeue() {
+    local task="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}}"
+    scontrol requeue "${task:-$SLURM_JOB_ID}"
+}
+
 # End the job with the run's status; back into the queue if the run has left its marker, whatever the status is, since
-# launchers change it. A task of an array goes back alone, by its own name.
+# launchers change it.
 finish() {  # STATUS
-    if [ -f "$marker" ]; then
-        local task="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}}"
-        scontrol requeue "${task:-$SLURM_JOB_ID}"
-    fi
+    [ ! -f "$marker" ] || requeue
     exit "$1"
 }

@@ -127,7 +127,7 @@ def supervise(number: str) -> None:
     """What slurmctld and slurmd do with a job: start it, signal it before its time is up, start it again."""
     while True:
         job, requeue = read(number), STATE / f"{number}.requeue"
-        log = Path(job["variables"]["SLURM_SUBMIT_DIR"], f"job-{number}.log")
+        log = STATE / f"{number}.log"  # of whatever name was asked for: the submit directory is the project's own
         variables = dict(job["variables"])
         if job["restarts"]:
             variables["SLURM_RESTART_COUNT"] = str(job["restarts"])

@@ -84,6 +84,7 @@ def array(tmp_path):
     """Run the script of a task of a job array; `python` writes its arguments and does what it is told."""
     commands = tmp_path / "bin"
     commands.mkdir()
+    (tmp_path / "launchers").symlink_to(ROOT / "launchers")
 
     def start(python: str) -> subprocess.Popen:
         for name, text in (("scontrol", f'echo "$@" >> {tmp_path}/scontrol'),
