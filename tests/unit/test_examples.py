@@ -29,7 +29,7 @@ def launcher(name: str) -> Any:
 
 COMMANDS = {"pretrain": pretrain, "plan": plan, "evaluate": evaluate, "convert": convert, "build": build,
             "verify": verify, "scaling": scaling, "show": show, "sweep": sweep, "bench": launcher("bench"),
-            "gpu_check": launcher("gpu_check")}
+            "gpu_check": launcher("gpu_check"), "studies": launcher("studies")}
 
 
 def help_of(command: Any) -> str:
