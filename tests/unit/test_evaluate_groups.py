@@ -12,6 +12,7 @@ import torch
 from hyena_dist.checkpoint.directory import step_directory
 from hyena_dist.checkpoint.format import save_checkpoint
 from hyena_dist.cli.evaluate import main
+from hyena_dist.config.errors import ConfigError
 from hyena_dist.config.identity import identity
 from hyena_dist.config.load import dump_config
 from hyena_dist.config.schema import Config
@@ -20,7 +21,8 @@ from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.config.sections.train import TrainSection
 from hyena_dist.data.build import build
 from hyena_dist.data.contigs import Source
-from hyena_dist.data.pool import open_pools
+from hyena_dist.data.manifest import Manifest
+from hyena_dist.data.pool import Pool, open_pools
 from hyena_dist.data.regions import OUTSIDE
 from hyena_dist.data.splits import BedSplits, FractionSplits, Splits
 from hyena_dist.data.tokenizer import encode
@@ -28,7 +30,9 @@ from hyena_dist.model.model import build_model
 from hyena_dist.parallel.groups import Groups
 from hyena_dist.tasks import held_out, markov
 from hyena_dist.tasks.evaluate import evaluate, load_run
+from hyena_dist.tasks.held_out import HeldOut
 from hyena_dist.train.report import EVALUATION
+from launchers.studies import score_run
 from tests.dist.test_checkpoint import DictEngine
 from tests.genomes import genome, write_fasta
 
@@ -161,6 +165,22 @@ def _deciles_are_right(found, want):
         losses = [sum(row[1] * row[2][column] for row in inside) / bases for column in range(markov.MAX_ORDER + 2)]
         assert worst({name: group}, {name: (bases, losses)}) < TOLERANCE
     assert sum(group.bases for group in deciles.values()) == found.bases
+
+
+def test_windows_of_a_study_add_up_to_the_groups(run_dir, sets):
+    shards, regions = str(sets / "sets/mammals"), sets / "classes.bed"
+    found = evaluate(run_dir, shards=shards, regions=regions)
+    by = ("species", "G and C", "case", "region")
+    windows = score_run(str(run_dir), shards, "val", regions, by)
+    assert windows["all", "all"].shape == (2, len(HeldOut([Pool(Manifest.load(shards))], split="val", seq_len=L,
+                                                           batch_size=1).batches.windows))
+    sums = {group: of_windows.sum(1).tolist() for group, of_windows in windows.items()}
+    assert set(sums) == {("all", "all"), *((what, name) for what in by for name in found.groups[what])}
+    for (what, name), (total, bases) in sums.items():
+        group = found if what == "all" else found.groups[what][name]
+        assert (group.bases, group.model) == (bases, pytest.approx(math.exp(total / bases)))
+    with pytest.raises(ConfigError, match="--by kind"):
+        score_run(str(run_dir), shards, "val", None, ["kind"])
 
 
 def test_bases_that_no_run_has_seen(run_dir, tmp_path, capsys):

@@ -29,7 +29,8 @@ def launcher(name: str) -> Any:
 
 COMMANDS = {"pretrain": pretrain, "plan": plan, "evaluate": evaluate, "convert": convert, "build": build,
             "verify": verify, "scaling": scaling, "doctor": doctor, "show": show, "sweep": sweep,
-            "bench": launcher("bench"), "gpu_check": launcher("gpu_check")}
+            "bench": launcher("bench"), "gpu_check": launcher("gpu_check"),
+            "studies": launcher("studies")}
 
 
 def help_of(command: Any) -> str:
