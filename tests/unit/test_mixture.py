@@ -260,6 +260,26 @@ def test_runs_cut_and_resumed_anywhere_are_the_whole(pools, whole, runs):
         assert (found, saved) == whole, f"case {case}, cut at {cuts}"
 
 
+@pytest.mark.parametrize("kmer", [1, 3])
+def test_packed_runs_cut_and_resumed_anywhere_are_the_whole(pools, kmer):
+    """The same of packed windows, and of those of k-mers: mixture, schedule and length warm-up are as above."""
+    def own(micro: int = 1) -> Config:
+        plain = config(pools, 0, micro)
+        return replace(plain, data=replace(plain.data, pack=True), model=replace(plain.model, kmer=kmer))
+
+    opened = open_pools(own().data)
+    expected = take(opened, own(), LAST)
+    rng = np.random.default_rng(kmer)
+    for _ in range(5):
+        cuts = sorted(rng.integers(0, LAST + 1, 2).tolist())
+        found, saved = [], None
+        for first, last in itertools.pairwise([0, *cuts, LAST]):
+            ranks, micro = int(rng.choice([1, 2, 4])), int(rng.choice([1, 2]))
+            rows, saved = take(opened, own(micro), last - first, ranks, saved)
+            found += rows
+        assert (found, saved) == expected, f"cut at {cuts}"
+
+
 def test_control_a_resume_one_step_off_is_seen(pools, whole):
     opened = open_pools(data(pools))
     _, saved = take(opened, config(pools), 12)
