@@ -3,6 +3,7 @@
 
 commands: pretrain   train a model on shards
           evaluate   score a run on held-out bases
+          score      variants, by a trained model; reports on the scores
           convert    a run, checkpoint or published weights, to any of their formats
           build      shards of files of sequence
           verify     shards, against their index and the files they came from
@@ -22,7 +23,7 @@ from importlib import import_module
 
 from hyena_dist.runtime.signals import PROCESS, die_of_interrupts
 
-COMMANDS = ("pretrain", "evaluate", "convert", "sweep", "scaling", "build", "verify", "show")
+COMMANDS = ("pretrain", "evaluate", "score", "convert", "sweep", "scaling", "build", "verify", "show")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
