@@ -1,5 +1,6 @@
-"""Scores of variants by a trained model, and what they are worth beside labels. On a GPU if there is one; under torchrun
-the ranks share the work and write the same file. What is killed goes on where it was: give the same command again.
+"""Scores of variants by a trained model, and what they are worth beside labels. On a GPU if there is one; under
+torchrun the ranks share the work and write the same file. What is killed goes on where it was: give the same command
+again.
 
 commands: variants  score the variants of a VCF or a table
           report    ROC and precision of the scores of such a file against one of its columns
@@ -16,15 +17,21 @@ examples: python launchers/score.py variants --from runs/mine --vcf calls.vcf.gz
 import argparse
 import json
 import logging
+import math
 import os
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from hyena_dist.config.errors import ConfigError, UserError, is_agreed, one_line
 from hyena_dist.runtime.signals import raise_interrupts
+
+if TYPE_CHECKING:
+    from hyena_dist.tasks.score.report import Worth
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 PRESETS = ("brca1", "clinvar", "traitgym")
@@ -129,8 +136,57 @@ def _variants(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
+    from hyena_dist.runtime.files import write_durably, write_whole
+    from hyena_dist.tasks.score.output import read_scores
+    from hyena_dist.tasks.score.report import PRESETS, draw, labels_of, worths
+    from hyena_dist.tasks.score.variants import cost_path
+
     raise_interrupts()
-    raise ConfigError("not there yet")
+    if (args.label is None) == (args.preset is None):
+        raise ConfigError("give --label COLUMN, or --preset " + " or ".join(PRESETS) + ", and not both")
+    table = read_scores(args.file)
+    labels = (labels_of(table, args.label, args.by) if args.preset is None
+              else PRESETS[args.preset](table, args.by, args.min_stars))
+    found = worths(table, labels, args.score)
+    cost = json.loads(cost_path(args.file).read_text("utf-8")) if cost_path(args.file).is_file() else {}
+    print(f"{args.file}: {labels.says}; {table.facts.get('model', 'unknown model')}, windows of "
+          f"{table.facts.get('window', '?')} bases, {table.facts.get('precision', '?')}")
+    print(f"  {table.facts.get('counts', '')}")
+    if cost:
+        seconds = cost["seconds_per_variant"]
+        print(f"  {'not measured' if seconds is None else f'{seconds:.4f}'} seconds a variant, at most "
+              f"{cost['peak_memory_bytes'] / 1e9:.2f} GB of memory")
+    _print(found)
+    if args.picture is not None:
+        draw(table, labels, found, args.picture, f"{args.file.name}: {labels.says}")
+    if args.json is not None:
+        content = {"file": str(args.file), "label": labels.says, "facts": table.facts, "cost": cost,
+                   "worth": [_finite(asdict(worth)) for worth in found]}
+        write_whole(args.json, lambda aside: write_durably(aside, json.dumps(content, indent=1) + "\n"))
+    for path in filter(None, (args.picture, args.json)):
+        print(f"written: {path}")
+    return 0
 
 
-__all__ = ["json", "main"]
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    """The same with null for what JSON has no number for."""
+    return {key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in values.items()}
+
+
+def _print(found: "Sequence[Worth]") -> None:
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    table = Table("group", "score", *(Column(name, justify="right", no_wrap=True) for name in
+                                      ("variants", "positive", "AUROC", "AUPRC")))
+    groups = list(dict.fromkeys(worth.group for worth in found))
+    for group in groups:
+        rows = [worth for worth in found if worth.group == group]
+        for number, worth in enumerate(rows):
+            table.add_row("" if number else group, f"{'-' if worth.sign < 0 else ''}{worth.score}",
+                          f"{worth.variants:,}", f"{worth.positive:,}", f"{worth.auroc:.4f}", f"{worth.auprc:.4f}",
+                          end_section=number == len(rows) - 1)
+    console = Console()
+    console.width = max(console.width, 90)
+    console.print(table)

@@ -19,7 +19,8 @@ from hyena_dist.data.sources import read_contigs
 from hyena_dist.data.tokenizer import BYTE_TO_ID
 
 _REGION = re.compile(r"(?P<contig>[^:\s]+):(?P<first>[\d,]+)-(?P<last>[\d,]+)")
-_ENSEMBL = re.compile(r"[a-z_]+:(?P<assembly>[^:\s]+):(?P<contig>[^:\s]+):(?P<first>\d+):(?P<last>\d+)(?::(?P<strand>-?1))?")
+_ENSEMBL = re.compile(r"[a-z_]+:(?P<assembly>[^:\s]+):(?P<contig>[^:\s]+):(?P<first>\d+):(?P<last>\d+)"
+                      r"(?::(?P<strand>-?1))?")
 _UCSC = re.compile(r"range=(?P<contig>[^:\s]+):(?P<first>\d+)-(?P<last>\d+)\b")
 
 

@@ -9,7 +9,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,7 +25,7 @@ OUTCOMES = {
     "duplicate": "one of the last 10,000 variants before it is the same, and has its scores",
     "ref_mismatch": "REF is not what the reference has there",
     "unknown_base": "an allele, or the reference there, has a letter that is none of A, C, G and T",
-    "no_alternative": "there is no alternative allele ('.' or nothing), or it is REF again",
+    "no_alternative": "there is no alternative allele ('.'), or it is REF again",
     "star": "the allele is '*': a deletion before it has removed the place",
     "symbolic": "the allele is symbolic, as <DEL>, and has no sequence",
     "breakend": "the allele is a break-end",
@@ -172,7 +172,7 @@ class Variants:
         except csv.Error:
             return []
 
-    def _parquet(self):  # type: ignore[no-untyped-def]  # pyarrow has no types
+    def _parquet(self) -> Any:
         try:
             from pyarrow import ArrowException, parquet
         except ImportError:
@@ -270,7 +270,7 @@ def _judge(row: Row, reference: Reference, window: int) -> tuple[str, Site | Non
 
 def _without_sequence(row: Row) -> str:
     """The outcome of an alternative allele that is no sequence; nothing of one that is."""
-    if row.alt in (".", ""):
+    if row.alt == ".":
         return "no_alternative"
     if row.alt == "*" or row.alt == "<*>":
         return "star"
@@ -278,7 +278,7 @@ def _without_sequence(row: Row) -> str:
         return "breakend"
     if row.alt.startswith("<") and row.alt.endswith(">"):
         return "symbolic"
-    return "" if _LETTERS.issuperset(row.alt) else "malformed"
+    return "" if row.alt and _LETTERS.issuperset(row.alt) else "malformed"
 
 
 def _trimmed(stretch: Stretch, at: int, ref: np.ndarray, alt: np.ndarray) -> Site:

@@ -38,5 +38,5 @@ class Trained:
         found = sha256()
         for name, weight in sorted(self.model.named_parameters()):
             found.update(f"{name} {list(weight.shape)}\n".encode())
-            found.update(weight.detach().float().cpu().contiguous().numpy())
+            found.update(weight.detach().float().cpu().contiguous().numpy().tobytes())
         return found.hexdigest()

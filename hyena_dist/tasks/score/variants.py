@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -227,7 +228,7 @@ def _score_chunks(trained: Trained, request: Request, found: Survey, parts: Path
             chunk = list(islice(sites, CHUNK))
             if number % world == rank and _read_part(parts, number, len(chunk)) is None:
                 scores = _score_chunk(trained, chunk, request)
-                write_whole(_part(parts, number), lambda aside, scores=scores: np.save(aside, scores))
+                write_whole(_part(parts, number), partial(np.save, arr=scores))
                 done += len(chunk)
             bar.advance(task, len(chunk))
     return done
