@@ -4,6 +4,7 @@
 commands: pretrain   train a model on shards
           plan       what fits on which GPUs, and how long it takes
           evaluate   score a run on held-out bases
+          score      variants, by a trained model; reports on the scores
           convert    a run, checkpoint or published weights, to any of their formats
           build      shards of files of sequence
           verify     shards, against their index and the files they came from
@@ -24,7 +25,7 @@ from importlib import import_module
 
 from hyena_dist.runtime.signals import PROCESS, die_of_interrupts
 
-COMMANDS = ("pretrain", "plan", "evaluate", "convert", "sweep", "scaling", "build", "verify", "doctor", "show")
+COMMANDS = ("pretrain", "plan", "evaluate", "score", "convert", "sweep", "scaling", "build", "verify", "doctor", "show")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -81,6 +81,8 @@ class Contig(NamedTuple):
     """ASCII codes as in the file, uint8."""
     origin: Origin | None = None
     """Of a haplotype."""
+    header: str = ""
+    """The whole header of a record of FASTA, which may say where on a chromosome the sequence lies."""
 
 
 def as_dna(bases: np.ndarray) -> np.ndarray:

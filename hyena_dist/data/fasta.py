@@ -40,6 +40,8 @@ class _Parser:
         self.header: bytes | None = None
         """Header under way; None inside sequence."""
         self.name: str | None = None
+        self.title = ""
+        """The whole header of the open record."""
         self.pieces: list[bytes] = []
         self.at_line_start = True
 
@@ -71,6 +73,7 @@ class _Parser:
         if problem := _problem_of(self.header.removesuffix(b"\n"), words[0]):
             raise DataError(f"{self.path}: line {self.line}: {problem}; replace or remove it")
         self.name = full_name(self.source, words[0], f"{self.path}: line {self.line}")
+        self.title = self.header.decode("utf-8", "replace").strip()
         self.header, self.at_line_start = None, True
         self.line += 1
 
@@ -104,7 +107,7 @@ class _Parser:
             if not bases.size:
                 raise DataError(f"{self.path}: line {self.line}: record {self.name!r} has no sequence; "
                                 f"the file is cut short or the record must go")
-            yield Contig(self.name, self.source, bases)
+            yield Contig(self.name, self.source, bases, header=self.title)
         self.name, self.pieces = None, []
 
 

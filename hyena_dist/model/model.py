@@ -89,6 +89,14 @@ class HyenaModel(nn.Module):
         with self._autocast(input_ids):
             return self.final_norm(self._run_blocks(input_ids, dropout_key, segments))
 
+    def logits_and_states(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """int64 [B, L] -> what `forward` gives and what `hidden_states` gives, for the price of one of them. B is at
+        least 1."""
+        with self._autocast(input_ids):
+            x = enter_tensor_region(self._run_blocks(input_ids, None, None), self.config, self.tensor)
+            logits = self.head(x, self.final_norm.in_tensor_region(), self.embedding.word_embeddings.weight)
+            return logits, self.final_norm(x)
+
     def _run_blocks(self, input_ids: Tensor, dropout_key: DropoutKey | None, segments: Offsets | None) -> Tensor:
         """int64 [B, l] -> what the final norm reads, [l or l / T, B, D]."""
         config = self.config

@@ -1,0 +1,192 @@
+"""Scores of variants by a trained model, and what they are worth beside labels. On a GPU if there is one; under
+torchrun the ranks share the work and write the same file. What is killed goes on where it was: give the same command
+again.
+
+commands: variants  score the variants of a VCF or a table
+          report    ROC and precision of the scores of such a file against one of its columns
+
+examples: python launchers/score.py variants --from runs/mine --vcf calls.vcf.gz --fasta hg38.fa.gz --out scores.tsv
+          python launchers/score.py variants --from runs/mine --table brca1.tsv --fasta brca1.fa \\
+              --region 17:41196312-41277500 --window 1024 --out brca1.parquet
+          torchrun --nproc_per_node 2 launchers/score.py variants --from exported/mine --vcf calls.vcf \\
+              --fasta hg38.fa.gz --out scores.vcf.gz
+          python launchers/score.py report brca1.parquet --preset brca1 --picture brca1.png
+          python launchers/score.py report scores.tsv --label pathogenic --score cadd --by consequence
+"""
+
+import argparse
+import json
+import logging
+import math
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hyena_dist.config.errors import ConfigError, UserError, is_agreed, one_line
+from hyena_dist.runtime.signals import raise_interrupts
+
+if TYPE_CHECKING:
+    from hyena_dist.tasks.score.report import Worth
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+PRESETS = ("brca1", "clinvar", "traitgym")
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    variants = commands.add_parser("variants", help="score the variants of a VCF or a table",
+                                   formatter_class=argparse.RawDescriptionHelpFormatter, epilog=_example(1))
+    variants.add_argument("--from", required=True, dest="source", metavar="M",
+                          help="a run, a checkpoint, or an exported directory")
+    variants.add_argument("--checkpoint", choices=("latest", "best"), help="which checkpoint of a run (latest)")
+    files = variants.add_mutually_exclusive_group(required=True)
+    files.add_argument("--vcf", type=Path, metavar="V", help="a VCF, plain, gzip or bgzip")
+    files.add_argument("--table", type=Path, metavar="T", help="a table (tsv, csv, parquet) with columns chrom, pos "
+                       "(from 1), ref and alt; its other columns are carried over")
+    variants.add_argument("--fasta", type=Path, required=True, metavar="F", help="the reference, or a slice of it")
+    variants.add_argument("--region", metavar="C:FIRST-LAST", help="where a slice lies (default: as its header says)")
+    variants.add_argument("--window", type=int, metavar="N", help="bases around a variant (default: as many as the "
+                          "model was trained on)")
+    variants.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the arithmetic (fp32)")
+    variants.add_argument("--accept-numerics", action="store_true", help="write the file also where the precision "
+                          "changes the order of the variants; its header says so")
+    variants.add_argument("--out", type=Path, required=True, metavar="FILE", help="a new .tsv, .parquet, .vcf or "
+                          ".vcf.gz; a VCF of a VCF alone")
+    report = commands.add_parser("report", help="the scores of a file against a label",
+                                 formatter_class=argparse.RawDescriptionHelpFormatter, epilog=_example(2))
+    report.add_argument("file", type=Path, metavar="FILE", help="a .tsv or .parquet that `variants` wrote")
+    report.add_argument("--label", metavar="COLUMN", help="1 or true: pathogenic, causal; 0 or false: not; rows of "
+                        "anything else are left out")
+    report.add_argument("--preset", choices=PRESETS, help="the label and the classes of a known set")
+    report.add_argument("--score", action="append", default=[], metavar="COLUMN", help="another score in the file, as "
+                        "conservation or CADD, to compare with; several times")
+    report.add_argument("--by", metavar="COLUMN", help="also for each value of this column")
+    report.add_argument("--min-stars", type=int, default=1, metavar="N", help="of --preset clinvar: stars of the "
+                        "review, 0 to 4 (1)")
+    report.add_argument("--picture", type=Path, metavar="FILE", help="draw the ROC curves into this .png or .pdf")
+    report.add_argument("--json", type=Path, metavar="FILE", help="write what was found to this file, too")
+    return parser.parse_args(argv)
+
+
+def _example(number: int) -> str:
+    """The examples of a command, out of the description of all."""
+    examples = (__doc__ or "").partition("examples: ")[2].replace("          ", "")
+    return "examples:\n" + ("\n".join(examples.splitlines()[:5]) if number == 1 else
+                            "\n".join(examples.splitlines()[5:]))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0, 2 a mistake of the user's, 3 a precision that changes the order of the variants, 130
+    interrupted."""
+    args = parse_args(argv)
+    warnings.filterwarnings("ignore", module=r"megatron\.")
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    try:
+        return _variants(args) if args.command == "variants" else _report(args)
+    except (UserError, OSError) as error:
+        if int(os.environ.get("RANK", "0")) == 0 or not is_agreed(error):
+            print(f"error: {one_line(error)}", file=sys.stderr)
+        return 3 if type(error).__name__ == "NumericsError" else 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _variants(args: argparse.Namespace) -> int:
+    # Imported here: torch and megatron-core take seconds, --help should not.
+    import torch
+
+    from hyena_dist.convert.trained import load_trained
+    from hyena_dist.data.reference import Region, read_reference
+    from hyena_dist.data.variants import OUTCOMES, Variants
+    from hyena_dist.parallel.groups import Groups, init_groups
+    from hyena_dist.runtime.launch import init_distributed
+    from hyena_dist.tasks.score.variants import Request, score_variants
+
+    raise_interrupts()
+    region = None if args.region is None else Region.parse(args.region)
+    trained = load_trained(args.source, args.checkpoint, single_bases=True)
+    variants = Variants(args.vcf or args.table, is_vcf=args.vcf is not None)
+    reference = read_reference(args.fasta, region)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        device = init_distributed(timedelta(days=7))  # ranks are apart by as much as a chunk takes
+        groups = init_groups()
+    else:
+        device, groups = torch.device("cuda" if torch.cuda.is_available() else "cpu"), Groups.single()
+    window = trained.seq_len if args.window is None else args.window
+    request = Request(variants, reference, args.out, window, args.fasta.name, args.accept_numerics)
+    result = score_variants(trained.to(device, args.precision), request, groups)
+    if groups.world.rank == 0:
+        print(f"{args.out}: {result.survey.scored:,} of {sum(result.survey.outcomes.values()):,} alleles scored, "
+              f"windows of {window:,} bases, both strands")
+        for name, count in result.survey.outcomes.items():
+            if count and name != "scored":
+                print(f"  {count:,} {name}: {OUTCOMES[name]}")
+        for name, count in result.survey.notes.items():
+            print(f"  note: {count:,} scored ones: {name.replace('_', ' ')}")
+        if result.scored_now:
+            print(f"  {result.seconds / result.scored_now:.4f} seconds a variant")
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from hyena_dist.runtime.files import write_durably, write_whole
+    from hyena_dist.tasks.score.output import read_scores
+    from hyena_dist.tasks.score.report import PRESETS, draw, labels_of, worths
+    from hyena_dist.tasks.score.variants import cost_path
+
+    raise_interrupts()
+    if (args.label is None) == (args.preset is None):
+        raise ConfigError("give --label COLUMN, or --preset " + " or ".join(PRESETS) + ", and not both")
+    table = read_scores(args.file)
+    labels = (labels_of(table, args.label, args.by) if args.preset is None
+              else PRESETS[args.preset](table, args.by, args.min_stars))
+    found = worths(table, labels, args.score)
+    cost = json.loads(cost_path(args.file).read_text("utf-8")) if cost_path(args.file).is_file() else {}
+    print(f"{args.file}: {labels.says}; {table.facts.get('model', 'unknown model')}, windows of "
+          f"{table.facts.get('window', '?')} bases, {table.facts.get('precision', '?')}")
+    print(f"  {table.facts.get('counts', '')}")
+    if cost:
+        seconds = cost["seconds_per_variant"]
+        print(f"  {'not measured' if seconds is None else f'{seconds:.4f}'} seconds a variant, at most "
+              f"{cost['peak_memory_bytes'] / 1e9:.2f} GB of memory")
+    _print(found)
+    if args.picture is not None:
+        draw(table, labels, found, args.picture, f"{args.file.name}: {labels.says}")
+    if args.json is not None:
+        content = {"file": str(args.file), "label": labels.says, "facts": table.facts, "cost": cost,
+                   "worth": [_finite(asdict(worth)) for worth in found]}
+        write_whole(args.json, lambda aside: write_durably(aside, json.dumps(content, indent=1) + "\n"))
+    for path in filter(None, (args.picture, args.json)):
+        print(f"written: {path}")
+    return 0
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    """The same with null for what JSON has no number for."""
+    return {key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in values.items()}
+
+
+def _print(found: "Sequence[Worth]") -> None:
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    table = Table("group", "score", *(Column(name, justify="right", no_wrap=True) for name in
+                                      ("variants", "positive", "AUROC", "AUPRC")))
+    groups = list(dict.fromkeys(worth.group for worth in found))
+    for group in groups:
+        rows = [worth for worth in found if worth.group == group]
+        for number, worth in enumerate(rows):
+            table.add_row("" if number else group, f"{'-' if worth.sign < 0 else ''}{worth.score}",
+                          f"{worth.variants:,}", f"{worth.positive:,}", f"{worth.auroc:.4f}", f"{worth.auprc:.4f}",
+                          end_section=number == len(rows) - 1)
+    console = Console()
+    console.width = max(console.width, 90)
+    console.print(table)

@@ -1,0 +1,42 @@
+"""A trained language model, as what only reads it takes it."""
+
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+
+from hyena_dist.config.sections.model import ModelSection
+from hyena_dist.model.config import hyena_config
+from hyena_dist.model.model import HyenaModel
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model of next tokens, in eval mode."""
+
+    section: ModelSection
+    model: HyenaModel
+    """With weights in float32; it computes in `precision`."""
+    path: Path
+    """Where its weights were found."""
+    seq_len: int
+    """Tokens of the longest sequences that it was trained on, as far as its files tell: else its max_seq_len."""
+    precision: str = "fp32"
+    """As `train.precision`."""
+
+    def to(self, device: torch.device | str, precision: str) -> "Trained":
+        """The same on another device, computing in another precision; a copy, where it is not the same already."""
+        if precision == self.precision and next(self.model.parameters()).device == torch.device(device):
+            return self
+        model = HyenaModel(hyena_config(self.section, precision=precision))
+        model.load_state_dict(self.model.state_dict())
+        return replace(self, model=model.to(device).eval(), precision=precision)
+
+    def digest(self) -> str:
+        """sha256 of the weights with their names, in float32: the same whatever file they come from."""
+        found = sha256()
+        for name, weight in sorted(self.model.named_parameters()):
+            found.update(f"{name} {list(weight.shape)}\n".encode())
+            found.update(weight.detach().float().cpu().contiguous().numpy().tobytes())
+        return found.hexdigest()

@@ -1,0 +1,1 @@
+"""Trained models as scores: of variants for one."""

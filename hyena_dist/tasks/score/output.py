@@ -1,0 +1,236 @@
+"""Files of scores: TSV, parquet, and a VCF with the scores in INFO. Each says in its header how it was made."""
+
+import gzip
+import json
+import math
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from hyena_dist.config.errors import ConfigError
+from hyena_dist.data.variants import Judged, Variants, window_of
+from hyena_dist.tasks.score.observe import SCORES
+
+MARK = "hyena_dist."
+"""Before every key of a header."""
+_ROWS = 4096
+"""Written at a time."""
+_BGZF = bytes.fromhex("1f8b08040000000000ff060042430200")
+_BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
+_BGZF_BLOCK = 0xFF00
+
+OWN = ("chrom", "pos", "ref", "alt", "outcome", "notes", *SCORES, "len_diff", "window", "window_cut")
+"""Columns of a file of scores, before those that are carried over from the file of variants."""
+
+
+class Scored(NamedTuple):
+    """A row of the file, with its scores where it has any."""
+
+    judged: Judged
+    scores: np.ndarray | None
+    """float64 [SCORES]."""
+
+
+def check_ending(path: Path, variants: Variants) -> None:
+    """Raises ConfigError: a file of this name cannot be written of these variants."""
+    ending = next((ending for ending in WRITERS if path.name.endswith(ending)), None)
+    if ending is None:
+        raise ConfigError(f"--out {path}: name a file that ends in {', '.join(WRITERS)}")
+    if ending.startswith(".vcf") and not variants.is_vcf:
+        raise ConfigError(f"--out {path}: a VCF is written of a VCF alone: name a .tsv or .parquet")
+    if ending == ".parquet":
+        try:
+            import pyarrow  # noqa: F401 - whether it is there
+        except ImportError:
+            raise ConfigError(f"--out {path}: parquet is written with pyarrow; install it with pip install "
+                              "'hyena-dist[tables]', or name a .tsv") from None
+
+
+def write(path: Path, name: str, rows: Iterable[Scored], variants: Variants, facts: Mapping[str, Any],
+          window: int) -> None:
+    """Write a file of scores.
+
+    Args:
+        name: by whose ending the format is chosen.
+        facts: of the header.
+        window: bases of a window that nothing cuts.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    writer = next(write for ending, write in WRITERS.items() if name.endswith(ending))
+    writer(path, rows, variants, {f"{MARK}{key}": value if isinstance(value, str) else json.dumps(value)
+                                  for key, value in facts.items()}, window)
+
+
+def _values(row: Scored, window: int) -> list[Any]:
+    """Of the columns `OWN`; None where there is none."""
+    judged = row.judged
+    found: list[Any] = [judged.row.chrom, judged.row.pos, judged.row.ref, judged.row.alt, judged.outcome,
+                        ",".join(judged.notes)]
+    if judged.site is None or row.scores is None:
+        return [*found, *[None] * (len(OWN) - len(found))]
+    scores = [value if math.isfinite(value) else None for value in row.scores.tolist()]
+    length = window_of(judged.site, window)[1]
+    return [*found, *scores, judged.site.alt.size - judged.site.removed, length, int(length < window)]
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else f"{value:.9g}" if isinstance(value, float) else str(value)
+
+
+def _others(variants: Variants) -> list[str]:
+    """Names of the columns carried over, none of which is one of ours or comes twice."""
+    names: list[str] = []
+    for name in variants.names:
+        found = " ".join(name.split()) or "column"
+        while found in OWN or found in names:
+            found = f"given_{found}"
+        names.append(found)
+    return names
+
+
+def _tsv(path: Path, rows: Iterable[Scored], variants: Variants, facts: Mapping[str, str], window: int) -> None:
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(f"##{key}={value}\n" for key, value in facts.items())
+        others = _others(variants)
+        file.write("\t".join([*OWN, *others]) + "\n")
+        for row in rows:
+            values = [*map(_text, _values(row, window)), *_carried(row, others)]
+            file.write("\t".join(" ".join(value.split()) for value in values) + "\n")
+
+
+def _carried(row: Scored, others: list[str]) -> list[str]:
+    values = row.judged.row.others[: len(others)]
+    return [*values, *[""] * (len(others) - len(values))]
+
+
+def _parquet(path: Path, rows: Iterable[Scored], variants: Variants, facts: Mapping[str, str], window: int) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    others = _others(variants)
+    types = {name: pa.string() for name in (*OWN[:6], *others)}
+    types |= {name: pa.float64() for name in SCORES} | {name: pa.int64() for name in OWN[-3:]}
+    schema = pa.schema([(name, types[name]) for name in (*OWN, *others)], metadata=dict(facts))
+    remaining = iter(rows)
+    with parquet.ParquetWriter(path, schema) as writer:
+        while some := list(islice(remaining, _ROWS)):
+            columns = zip(*([*_values(row, window), *_carried(row, others)] for row in some), strict=True)
+            writer.write_table(pa.table([pa.array(column, types[name]) for name, column in
+                                         zip(schema.names, columns, strict=True)], schema=schema))
+
+
+def _vcf_lines(rows: Iterable[Scored], variants: Variants, facts: Mapping[str, str], window: int) -> Iterator[bytes]:
+    yield from (line + b"\n" for line in variants.header[:-1])
+    for number, name in enumerate(OWN[4:], 4):
+        kind = "String" if number < 6 else "Integer" if name in OWN[-3:] else "Float"
+        yield f'##INFO=<ID=HD_{name},Number=A,Type={kind},Description="{SCORES.get(name, name)}">\n'.encode()
+    yield from (f"##{key}={value}\n".encode() for key, value in facts.items())
+    yield variants.header[-1] + b"\n"
+    for _, of_line in groupby(rows, key=lambda row: row.judged.row.line):
+        group = list(of_line)
+        alleles = [_values(row, window)[4:] for row in group]
+        columns = zip(OWN[4:], zip(*alleles, strict=True), strict=True)
+        info = ";".join(f"HD_{name}=" + ",".join(_text(value).replace(",", "&") or "." for value in values)
+                        for name, values in columns)
+        fields = group[0].judged.row.raw.split(b"\t")
+        if len(fields) >= 8:
+            fields[7] = (b"" if fields[7] in (b".", b"") else fields[7] + b";") + info.encode()
+        yield b"\t".join(fields) + b"\n"
+
+
+def _vcf(path: Path, rows: Iterable[Scored], variants: Variants, facts: Mapping[str, str], window: int) -> None:
+    with path.open("wb") as file:
+        file.writelines(_vcf_lines(rows, variants, facts, window))
+
+
+def _vcf_gz(path: Path, rows: Iterable[Scored], variants: Variants, facts: Mapping[str, str], window: int) -> None:
+    """As bgzip writes it, which tabix and bcftools index."""
+    with path.open("wb") as file:
+        held = bytearray()
+        for line in _vcf_lines(rows, variants, facts, window):
+            held += line
+            while len(held) >= _BGZF_BLOCK:
+                _write_block(file, bytes(held[:_BGZF_BLOCK]))
+                del held[:_BGZF_BLOCK]
+        if held:
+            _write_block(file, bytes(held))
+        file.write(_BGZF_END)
+
+
+def _write_block(file: BinaryIO, data: bytes) -> None:
+    for level in (6, 0):  # what does not become smaller is stored: a block has at most 65,536 bytes
+        packer = zlib.compressobj(level, zlib.DEFLATED, -zlib.MAX_WBITS)
+        packed = packer.compress(data) + packer.flush()
+        size = len(_BGZF) + 2 + len(packed) + 8
+        if size <= 1 << 16:
+            break
+    file.write(_BGZF + (size - 1).to_bytes(2, "little") + packed + zlib.crc32(data).to_bytes(4, "little")
+               + len(data).to_bytes(4, "little"))
+
+
+WRITERS: dict[str, Callable[[Path, Iterable[Scored], Variants, Mapping[str, str], int], None]] = {
+    ".tsv": _tsv, ".parquet": _parquet, ".vcf": _vcf, ".vcf.gz": _vcf_gz}
+"""By the ending of the file's name."""
+
+
+class Table(NamedTuple):
+    """A file of scores, read."""
+
+    facts: dict[str, str]
+    """Of its header, without `MARK`."""
+    names: list[str]
+    rows: list[list[str]]
+
+
+def read_scores(path: Path) -> Table:
+    """A .tsv or .parquet of scores.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    try:
+        table = _read_parquet(path) if path.suffix == ".parquet" else _read_tsv(path)
+    except (OSError, UnicodeDecodeError, EOFError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}): give a file that score.py variants wrote") from error
+    if "outcome" not in table.names:
+        raise ConfigError(f"{path}: is no .tsv or .parquet of scores: give one that score.py variants wrote")
+    return table
+
+
+def _read_tsv(path: Path) -> Table:
+    facts: dict[str, str] = {}
+    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+    with opened as file:
+        names: list[str] = []
+        rows = []
+        for line in file:
+            text = line.rstrip("\n")
+            if text.startswith(f"##{MARK}"):
+                key, _, value = text.removeprefix(f"##{MARK}").partition("=")
+                facts[key] = value
+            elif not names:
+                names = text.split("\t")
+            else:
+                rows.append(text.split("\t"))
+    return Table(facts, names, rows)
+
+
+def _read_parquet(path: Path) -> Table:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        raise ConfigError(f"{path}: is read with pyarrow; install it with pip install 'hyena-dist[tables]'") from None
+    try:
+        table = parquet.read_table(path)
+    except ArrowException as error:
+        raise OSError(str(error)) from error
+    facts = {key.decode().removeprefix(MARK): value.decode() for key, value in (table.schema.metadata or {}).items()
+             if key.decode().startswith(MARK)}
+    columns = [[_text(value) for value in column.to_pylist()] for column in table.columns]
+    return Table(facts, table.column_names, [list(row) for row in zip(*columns, strict=True)])

@@ -1,0 +1,195 @@
+"""What scores are worth beside labels: AUROC and AUPRC of each, of all variants and by class, and a picture."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import rankdata
+
+from hyena_dist.config.errors import ConfigError
+from hyena_dist.tasks.score.output import Table
+
+TRUE, FALSE = frozenset({"1", "true", "1.0", "yes"}), frozenset({"0", "false", "0.0", "no"})
+OURS = {"llr_mean": -1, "llr_site": -1, "jsd": 1, "embedding_l2": 1}
+"""Scores of ours that a report shows, and by which sign they are high where the label is true: an allele that the model
+finds unlikely is taken for harmful."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Of the rows of a file."""
+
+    values: np.ndarray
+    """float64 [n], 1, 0, or nan where there is no label."""
+    by: list[str] | None
+    """The class of each row."""
+    says: str
+    """What 1 and 0 are."""
+
+
+@dataclass(frozen=True)
+class Worth:
+    """Of one score over some variants."""
+
+    score: str
+    sign: int
+    """-1: low values were taken for positive."""
+    group: str
+    variants: int
+    positive: int
+    auroc: float
+    auprc: float
+
+
+def auroc(positive: np.ndarray, values: np.ndarray) -> float:
+    """The share of pairs of a positive and a negative in which the positive has the higher value, ties half; nan
+    without both. bool [n], float [n]."""
+    above, below = int(positive.sum()), int((~positive).sum())
+    if not above or not below:
+        return float("nan")
+    return float((rankdata(values)[positive].sum() - above * (above + 1) / 2) / (above * below))
+
+
+def auprc(positive: np.ndarray, values: np.ndarray) -> float:
+    """Average precision: the mean, over the positives, of the precision among the values at least as high; nan without
+    a positive."""
+    if not positive.any():
+        return float("nan")
+    hits, chosen = _steps(positive, values)
+    return float((np.diff(hits, prepend=0) * hits / chosen).sum() / positive.sum())
+
+
+def _steps(positive: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """At each threshold, from the highest down: positives, and all, with values at least as high."""
+    order = np.argsort(-values, kind="stable")
+    last = np.flatnonzero(np.append(np.diff(values[order]) != 0, True))
+    return np.cumsum(positive[order])[last], last + 1
+
+
+def _column(table: Table, *names: str) -> list[str]:
+    """The values of the first of some columns that is there."""
+    name = next((name for name in names if name in table.names), None)
+    if name is None:
+        raise ConfigError(f"the file has no column {' or '.join(names)}; it has {', '.join(table.names)}")
+    place = table.names.index(name)
+    return [row[place] if place < len(row) else "" for row in table.rows]
+
+
+def labels_of(table: Table, column: str, by: str | None) -> Labels:
+    """By a column of 1 and 0, or true and false."""
+    values = [value.strip().lower() for value in _column(table, column)]
+    found = np.array([1.0 if value in TRUE else 0.0 if value in FALSE else np.nan for value in values])
+    return Labels(found, None if by is None else _column(table, by), f"{column}: 1 against 0")
+
+
+def brca1(table: Table, by: str | None, _stars: int) -> Labels:
+    """Findlay et al. 2018: loss of function against the functional and the intermediate."""
+    values = np.array([{"LOF": 1.0, "FUNC": 0.0, "INT": 0.0}.get(value.strip().upper(), np.nan)
+                       for value in _column(table, "func_class", "func.class")])
+    known = by or next((name for name in ("consequence",) if name in table.names), None)
+    return Labels(values, None if known is None else _column(table, known), "LOF against FUNC and INT")
+
+
+_STARS = {"practice_guideline": 4, "reviewed_by_expert_panel": 3,
+          "criteria_provided,_multiple_submitters,_no_conflicts": 2,
+          "criteria_provided,_multiple_submitters": 2, "criteria_provided,_single_submitter": 1,
+          "criteria_provided,_conflicting_classifications": 1, "criteria_provided,_conflicting_interpretations": 1}
+_SIGNIFICANCE = {"pathogenic": 1.0, "likely_pathogenic": 1.0, "pathogenic/likely_pathogenic": 1.0,
+                 "benign": 0.0, "likely_benign": 0.0, "benign/likely_benign": 0.0}
+
+
+def clinvar(table: Table, by: str | None, stars: int) -> Labels:
+    """Pathogenic against benign, likely ones too, of reviews with so many stars."""
+    rows = [dict(entry.partition("=")[::2] for entry in info.split(";")) for info in _column(table, "info")]
+    if not any("CLNSIG" in row for row in rows):
+        raise ConfigError("no row has CLNSIG in its info: score ClinVar's own VCF with --vcf")
+    values = np.array([_SIGNIFICANCE.get(row.get("CLNSIG", "").lower(), np.nan)
+                       if _STARS.get(row.get("CLNREVSTAT", ""), 0) >= stars else np.nan for row in rows])
+    classes = (_column(table, by) if by else
+               [row.get("MC", "").partition(",")[0].partition("|")[2] or "no consequence given" for row in rows])
+    return Labels(values, classes, f"pathogenic against benign, {stars} stars or more")
+
+
+def traitgym(table: Table, by: str | None, _stars: int) -> Labels:
+    """Causal variants against matched ones."""
+    known = by or next((name for name in ("consequence", "tissue") if name in table.names), None)
+    found = labels_of(table, "label", known)
+    return Labels(found.values, found.by, "causal against matched controls")
+
+
+PRESETS: dict[str, Callable[[Table, str | None, int], Labels]] = {
+    "brca1": brca1, "clinvar": clinvar, "traitgym": traitgym}
+
+
+def numbers(table: Table, column: str) -> np.ndarray:
+    """float64 [n]; nan where the column has no number."""
+    found = np.full(len(table.rows), np.nan)
+    for place, value in enumerate(_column(table, column)):
+        try:
+            found[place] = float(value)
+        except ValueError:
+            continue
+    return np.where(np.isfinite(found), found, np.nan)
+
+
+def worths(table: Table, labels: Labels, others: Sequence[str]) -> list[Worth]:
+    """Of our scores, and of other columns, over the variants that have a label and all of the scores: the same for
+    each. Of another column the sign is that by which its AUROC is at least 1/2, and is shown.
+
+    Raises:
+        ConfigError: no such column, or no variant with each of the two labels.
+    """
+    columns = {name: numbers(table, name) for name in (*OURS, *others)}
+    known = ~np.isnan(labels.values) & ~np.isnan(np.stack(list(columns.values()))).any(0)
+    positive = labels.values == 1
+    if not (known & positive).any() or not (known & ~positive).any():
+        raise ConfigError(f"{int((known & positive).sum())} variants with all scores are positive and "
+                          f"{int((known & ~positive).sum())} negative ({labels.says}): give a label, and scores, by "
+                          "which there are both")
+    groups = {"all": known}
+    if labels.by is not None:
+        of_row = np.array(labels.by, dtype=object)
+        groups |= {name or "(none)": known & (of_row == name) for name in sorted(set(of_row[known]))}
+    found = []
+    for name, values in columns.items():
+        sign = OURS.get(name) or (1 if auroc(positive[known], values[known]) >= 0.5 else -1)
+        found += [Worth(name, sign, group, int(chosen.sum()), int((chosen & positive).sum()),
+                        auroc(positive[chosen], sign * values[chosen]), auprc(positive[chosen], sign * values[chosen]))
+                  for group, chosen in groups.items()]
+    return found
+
+
+def draw(table: Table, labels: Labels, found: Sequence[Worth], path: Path, title: str) -> None:
+    """Draw the ROC curve of each score over all variants.
+
+    Raises:
+        ConfigError: matplotlib is missing, or the file's ending is none that it knows.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        raise ConfigError(f"--picture {path}: is drawn by matplotlib; install it with pip install "
+                          "'hyena-dist[plots]'") from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    whole = [worth for worth in found if worth.group == "all"]
+    columns = {worth.score: worth.sign * numbers(table, worth.score) for worth in whole}
+    known = ~np.isnan(labels.values) & ~np.isnan(np.stack(list(columns.values()))).any(0)
+    positive = labels.values[known] == 1
+    figure, axes = plt.subplots(figsize=(5, 5), layout="constrained")
+    for worth in whole:
+        hits, chosen = _steps(positive, columns[worth.score][known])
+        axes.plot(np.append(0, chosen - hits) / (~positive).sum(), np.append(0, hits) / positive.sum(),
+                  label=f"{'-' if worth.sign < 0 else ''}{worth.score}  {worth.auroc:.3f}")
+    axes.plot([0, 1], [0, 1], color="lightgrey", linestyle="--")
+    axes.set(xlabel="false positive rate", ylabel="true positive rate", title=title, aspect="equal")
+    axes.title.set_fontsize(9)
+    axes.legend(title="AUROC", fontsize=8)
+    try:
+        figure.savefig(path, dpi=110)
+    except ValueError as error:
+        raise ConfigError(f"--picture {path}: cannot be drawn ({error}); let its name end in .png or .pdf") from None
+    finally:
+        plt.close(figure)

@@ -1,0 +1,292 @@
+"""Scores of the variants of a file: by any number of ranks, killed and resumed at will, the same file byte for byte.
+
+The variants that can be scored are cut into chunks, which the ranks do in turn. The scores of each are a file in
+OUT.parts, which is whole or not there; when all are there, the first rank joins them with the rows.
+"""
+
+import json
+import math
+import resource
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from hyena_dist.config.errors import ConfigError, is_out_of_memory
+from hyena_dist.config.versions import library_version, own_version
+from hyena_dist.data.reference import Reference
+from hyena_dist.data.variants import OUTCOMES, Judged, Site, Variants, judge
+from hyena_dist.model.trained import Trained
+from hyena_dist.parallel.groups import Groups
+from hyena_dist.runtime.agree import agree
+from hyena_dist.runtime.files import write_durably, write_whole
+from hyena_dist.tasks.score.numerics import CARD, Card, NumericsError, measure
+from hyena_dist.tasks.score.observe import SCORES, TOKENS, score_sites
+from hyena_dist.tasks.score.output import Scored, check_ending, write
+
+CHUNK = 1024
+"""Variants of a part: what a kill can cost."""
+_FIRST = 100
+"""Variants by which a wrong assembly is known,"""
+_FIT = 0.9
+"""of which so many fit the right one; of another about a third does."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for."""
+
+    variants: Variants
+    reference: Reference
+    out: Path
+    window: int
+    reference_name: str
+    """Of the file, for the header."""
+    accept_numerics: bool = False
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is in a file, seen before anything is scored."""
+
+    outcomes: dict[str, int]
+    notes: dict[str, int]
+    digest: str
+    """sha256 of the rows."""
+    sample: list[Site]
+    """Variants of the numerics card, drawn evenly from those with scores."""
+
+    @property
+    def scored(self) -> int:
+        return self.outcomes["scored"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was done."""
+
+    survey: Survey
+    card: Card
+    seconds: float
+    """Of this call, for scoring."""
+    scored_now: int
+    """Variants that this rank scored in this call."""
+
+
+def survey(variants: Iterable[Judged], where: str) -> Survey:
+    """Count the outcomes, and refuse variants of another assembly.
+
+    Args:
+        where: the file, for messages.
+
+    Raises:
+        ConfigError: of the first hundred variants that lie on the reference too few have its bases, or none lies there.
+    """
+    outcomes, notes = Counter(dict.fromkeys(OUTCOMES, 0)), Counter[str]()
+    digest, random, sample = sha256(), np.random.default_rng(0), list[Site]()
+    placed = fits = 0
+    for judged in variants:
+        row = judged.row
+        outcomes[judged.outcome] += 1
+        notes.update(judged.notes)
+        digest.update("\t".join([row.chrom, row.pos, row.ref, row.alt, *row.others]).encode() + b"\n")
+        digest.update(row.raw)
+        if placed < _FIRST and judged.outcome in ("scored", "ref_mismatch"):
+            placed, fits = placed + 1, fits + (judged.outcome == "scored")
+            if placed == _FIRST:
+                _check_assembly(placed, fits, where)
+        if judged.site is not None:
+            number = outcomes["scored"]
+            place = number - 1 if number <= CARD else int(random.integers(number))
+            if place < CARD:
+                sample[place : place + 1] = [judged.site]
+    if placed >= _FIRST // 5:
+        _check_assembly(placed, fits, where)
+    if not outcomes["scored"]:
+        found = ", ".join(f"{count:,} {name}" for name, count in outcomes.items() if count)
+        raise ConfigError(f"{where}: no variant can be scored on this reference ({found or 'no rows'}): give the "
+                          "reference that it was made with")
+    return Survey(dict(outcomes), dict(sorted(notes.items())), digest.hexdigest(), sample)
+
+
+def _check_assembly(placed: int, fits: int, where: str) -> None:
+    if fits < _FIT * placed:
+        raise ConfigError(f"{where}: of the first {placed} variants on this reference REF fits its bases in "
+                          f"{fits / placed:.0%}, so that it is of another assembly: give the reference that the "
+                          "variants were called on")
+
+
+def score_variants(trained: Trained, request: Request, groups: Groups) -> Result:
+    """Score the variants of a file and write them to `request.out`. Collective.
+
+    Raises:
+        UserError: unreadable variants, or of another assembly; a window that the model does not take; the file exists;
+            parts of another call lie beside it.
+        NumericsError: the precision changes the order of the variants.
+    """
+    found = agree(lambda: _prepare(trained, request), groups)
+    card = agree(lambda: measure(trained, found.sample, request.reference.ids, request.window,
+                                 accept=request.accept_numerics), groups)
+    facts = _facts(trained, request, found, card)
+    parts = request.out.with_name(f"{request.out.name}.parts")
+    if groups.world.rank == 0:
+        agree(lambda: _open_parts(parts, facts), groups)
+    else:
+        agree(lambda: None, groups)
+    start = time.monotonic()
+    scored = agree(lambda: _score_chunks(trained, request, found, parts, groups), groups)
+    seconds = time.monotonic() - start
+    agree(lambda: _finish(request, parts, facts, found, trained, seconds, scored) if groups.world.rank == 0 else None,
+          groups)
+    return Result(found, card, seconds, scored)
+
+
+def _judged(request: Request) -> Iterator[Judged]:
+    return judge(request.variants, request.reference, request.window)
+
+
+def _prepare(trained: Trained, request: Request) -> Survey:
+    if not 2 <= request.window <= trained.seq_len:
+        raise ConfigError(f"--window {request.window}: {trained.path} was trained on sequences of {trained.seq_len} "
+                          f"bases, and says nothing sensible of longer ones: give 2 to {trained.seq_len}")
+    check_ending(request.out, request.variants)
+    if request.out.exists():
+        raise ConfigError(f"--out {request.out}: exists: choose another, or remove it")
+    if not request.out.absolute().parent.is_dir():
+        raise ConfigError(f"--out {request.out}: there is no directory {request.out.parent}: make it, or choose "
+                          "another")
+    return survey(_judged(request), str(request.variants.path))
+
+
+def _facts(trained: Trained, request: Request, found: Survey, card: Card) -> dict[str, Any]:
+    """The file's header: everything that decides what is in it, and nothing that changes from call to call."""
+    device = next(trained.model.parameters()).device.type
+    reference = request.reference
+    return {"version": own_version(), "torch": library_version("torch"),
+            "model": str(trained.path), "weights_sha256": trained.digest(), "precision": trained.precision,
+            "device": device, "tokens_of_a_batch": TOKENS[device], "window": request.window,
+            "strands": "mean of both", "variants": request.variants.path.name, "variants_sha256": found.digest,
+            "reference": request.reference_name, "reference_sha256": reference.digest,
+            "assembly": reference.assembly or "not said by the reference",
+            "filters": "of an exact copy of one of the 10,000 variants before it the first alone is scored",
+            "counts": {name: count for name, count in found.outcomes.items() if count}, "notes": found.notes,
+            "numerics": card.facts()}
+
+
+def _open_parts(parts: Path, facts: dict[str, Any]) -> None:
+    """Begin a directory of parts, or go on with what a call before has left there.
+
+    Raises:
+        ConfigError: that call would have written another file.
+    """
+    parts.mkdir(exist_ok=True)
+    path, text = parts / "facts.json", json.dumps(facts, indent=1)
+    if path.exists():
+        there = json.loads(path.read_text(encoding="utf-8"))
+        if changed := sorted(key for key in facts.keys() | there.keys() if facts.get(key) != there.get(key)):
+            raise ConfigError(f"{parts}: was begun with another {', '.join(changed)}: go on as it was begun, or remove "
+                              "it")
+    else:
+        write_whole(path, lambda aside: write_durably(aside, text))
+
+
+def _part(parts: Path, number: int) -> Path:
+    return parts / f"{number:08d}.npy"
+
+
+def _read_part(parts: Path, number: int, count: int) -> np.ndarray | None:
+    """The scores of a chunk; None: they are not there, or not whole."""
+    try:
+        scores = np.load(_part(parts, number), allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return scores if scores.shape == (count, len(SCORES)) else None
+
+
+def _score_chunks(trained: Trained, request: Request, found: Survey, parts: Path, groups: Groups) -> int:
+    """Score this rank's chunks that are not there yet; returns how many variants."""
+    chunks = -(-found.scored // CHUNK)
+    world, rank, done = groups.world.size, groups.world.rank, 0
+    bar = Progress(TextColumn("variants"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(),
+                   console=Console(file=sys.stderr), disable=rank > 0 or not sys.stderr.isatty())
+    sites = (judged.site for judged in _judged(request) if judged.site is not None)
+    with bar:
+        task = bar.add_task("", total=found.scored)
+        for number in range(chunks):
+            chunk = list(islice(sites, CHUNK))
+            if number % world == rank and _read_part(parts, number, len(chunk)) is None:
+                scores = _score_chunk(trained, chunk, request)
+                write_whole(_part(parts, number), partial(np.save, arr=scores))
+                done += len(chunk)
+            bar.advance(task, len(chunk))
+    return done
+
+
+def _score_chunk(trained: Trained, chunk: list[Site], request: Request) -> np.ndarray:
+    try:
+        return score_sites(trained, chunk, request.reference.ids, request.window)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ConfigError(f"windows of --window {request.window} do not fit into the free memory: free some, or give "
+                          "shorter ones") from error
+
+
+def _finish(request: Request, parts: Path, facts: dict[str, Any], found: Survey, trained: Trained, seconds: float,
+            scored: int) -> None:
+    """Join the parts with the rows; the scores are in the file before their parts go."""
+    write_whole(request.out, lambda aside: write(aside, request.out.name, _rows(request, parts, found),
+                                                 request.variants, facts, request.window))
+    cost = {"seconds_per_variant": seconds / scored if scored else None, "variants_scored_by_rank_0": scored,
+            "peak_memory_bytes": peak_memory(next(trained.model.parameters()).device)}
+    write_whole(cost_path(request.out), lambda aside: write_durably(aside, json.dumps(cost, indent=1) + "\n"))
+    shutil.rmtree(parts)
+
+
+def cost_path(out: Path) -> Path:
+    """Where the time and the memory of a file of scores stand: beside it, for they are not the same twice."""
+    return out.with_name(f"{out.name}.cost.json")
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: of the GPU, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _rows(request: Request, parts: Path, found: Survey) -> Iterator[Scored]:
+    scores, seen = iter(_all_scores(parts, found)), 0
+    for judged in _judged(request):
+        if judged.site is None:
+            yield Scored(judged, None)
+            continue
+        values = next(scores, None)
+        if values is None or seen == found.scored:
+            raise ConfigError(f"{request.variants.path}: has changed while it was scored: start again")
+        seen += 1
+        yield Scored(judged, values)
+
+
+def _all_scores(parts: Path, found: Survey) -> Iterator[np.ndarray]:
+    for number in range(math.ceil(found.scored / CHUNK)):
+        part = _read_part(parts, number, min(CHUNK, found.scored - number * CHUNK))
+        if part is None:
+            raise ConfigError(f"{_part(parts, number)}: is not there: ranks on several machines need --out on a file "
+                              "system that all of them have")
+        yield from part
+
+
+__all__ = ["NumericsError", "Request", "Result", "Survey", "score_variants", "survey"]
