@@ -14,7 +14,13 @@ import torch
 import torch.distributed as dist
 
 from hyena_dist.config.errors import ConfigError, agreed, first_sentence
-from hyena_dist.runtime.launcher import alone_in_a_job, collective_timeout, rank_environment, step_id
+from hyena_dist.runtime.launcher import (
+    alone_in_a_job,
+    collective_timeout,
+    rank_environment,
+    step_id,
+    take_off_quotes,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +47,7 @@ def init_distributed(timeout: timedelta | None = None, *, dump_dir: Path | None 
         ConfigError: the launcher's environment is incomplete, there are more ranks than devices on this machine, or
             two ranks share a GPU.
     """
+    take_off_quotes()
     timeout = timeout or collective_timeout()
     environment = rank_environment(os.environ)
     if note := alone_in_a_job():
@@ -146,6 +153,15 @@ def shared_device(places: Sequence[Place]) -> str | None:
     return None
 
 
+def lone_devices(places: Sequence[Place]) -> str | None:
+    """What to say where the first rank sees one GPU, though other ranks of its machine have others; None: nothing."""
+    others = len({place.gpu for place in places if place.host == places[0].host})
+    if others == 1:
+        return None
+    return (f"rank 0 sees one of the {others} GPUs that ranks of {places[0].host} have, as with --gpus-per-task=1: "
+            "NCCL may copy between them through the host then; --gpus-per-node shows every rank all of them")
+
+
 def _refuse_shared_devices(device: torch.device, store: dist.Store, rank: int, ranks: int) -> None:
     """Before NCCL would, in many lines and only at the first collective. Every rank tells the others its place."""
     places = gather_places(Place(str(torch.cuda.get_device_properties(device).uuid), socket.gethostname(),
@@ -153,6 +169,8 @@ def _refuse_shared_devices(device: torch.device, store: dist.Store, rank: int, r
     problem = shared_device(places)
     if problem is not None:
         raise agreed(ConfigError(problem))
+    if rank == 0 and torch.cuda.device_count() == 1 and (note := lone_devices(places)):
+        logger.warning(note)
 
 
 def gather_places(own: Place, store: dist.Store, rank: int, ranks: int) -> list[Place]:

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -44,6 +44,28 @@ def job_id(env: Mapping[str, str] = os.environ) -> str | None:
     if "SLURM_ARRAY_JOB_ID" in env and "SLURM_ARRAY_TASK_ID" in env:
         return f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
     return env.get("SLURM_JOB_ID")
+
+
+def restarts(env: Mapping[str, str] = os.environ) -> int:
+    """How often SLURM has started this job again.
+
+    Raises:
+        ConfigError: SLURM_RESTART_COUNT is not a whole number.
+    """
+    return _whole(env, "SLURM_RESTART_COUNT", least=0) if "SLURM_RESTART_COUNT" in env else 0
+
+
+_EXPORTED = ("CUDA_", "DEEPSPEED_", "GLOO_", "MASTER_", "NCCL_", "OMP_", "TORCH_", "UCX_", "WANDB_")
+"""Begins the names of the variables that are read here, by torch, and by what ranks talk through."""
+
+
+def take_off_quotes(env: MutableMapping[str, str] = os.environ) -> None:
+    """Take off the double quotes that `deepspeed --launcher slurm` puts around a value with special characters, such as
+    NCCL_SOCKET_IFNAME=^lo,docker0. It means them for a shell, but srun starts ranks without one, so that they would
+    become part of the value. None of these variables has a value that begins and ends with quotes by itself."""
+    for name, value in list(env.items()):
+        if name.startswith(_EXPORTED) and len(value) >= 2 and value[0] == value[-1] == '"':
+            env[name] = value[1:-1]
 
 
 def first_address(env: Mapping[str, str] = os.environ) -> str | None:

@@ -10,7 +10,7 @@ from typing import NoReturn
 from hyena_dist.config.errors import TrainingError
 from hyena_dist.config.plain import read_object
 from hyena_dist.runtime.files import write_whole
-from hyena_dist.runtime.launcher import job_id, leave
+from hyena_dist.runtime.launcher import job_id, leave, restarts
 from hyena_dist.runtime.signals import EXIT_REQUEUE
 
 MOST_STARTS = 3
@@ -50,6 +50,48 @@ def write_requeue(run_dir: Path, reason: str, step: int | None) -> None:
     write_whole(requeue_marker(run_dir), lambda path: path.write_text(json.dumps(content) + "\n", encoding="utf-8"))
 
 
+def starts_file(run_dir: Path) -> Path:
+    """The file that says which start of the present SLURM job was the last one with a step."""
+    return run_dir / "starts.json"
+
+
+def check_starts(run_dir: Path) -> None:
+    """Count the starts of this job; for the first rank, when it has the run directory.
+
+    A start that was killed at once (SIGKILL, a lost node) leaves no marker, and SLURM may requeue it all the same.
+
+    Raises:
+        TrainingError: SLURM has started this job again several times in a row, and no start came to its first step.
+        OSError: it could not be written down.
+    """
+    job, start = job_id(), restarts()
+    if job is None:
+        return
+    last = _last_with_step(starts_file(run_dir), job)
+    if last is None or last > start:
+        note_first_step(run_dir, start - 1)
+    elif start - last > MOST_STARTS:
+        clear_requeue(run_dir)  # whoever submits it again starts counting again
+        raise TrainingError(f"SLURM job {job} was killed {start - last - 1} starts in a row before a step: the run is "
+                            "given up; look for what killed it (memory, its time limit, the node) with "
+                            f"sacct --duplicates -j {job}, and submit it again")
+
+
+def note_first_step(run_dir: Path, start: int | None = None) -> None:
+    """Remember that this start had a step; for the first rank.
+
+    Args:
+        start: the number of the start by SLURM's count; None: this one.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    if job_id() is None:
+        return
+    content = {"job": job_id(), "last_with_step": restarts() if start is None else start}
+    write_whole(starts_file(run_dir), lambda path: path.write_text(json.dumps(content) + "\n", encoding="utf-8"))
+
+
 def end_alone(run_dir: Path, first: bool, reason: str) -> NoReturn:
     """End a process whose run had no step yet, with the marker: a rank that cannot agree with the others in time."""
     status, what = EXIT_REQUEUE, f"{reason} before the first step: ended, to be started again"
@@ -83,7 +125,7 @@ def take_requeue(run_dir: Path) -> None:
 
 def clear_requeue(run_dir: Path) -> None:
     """Remove what is left of markers; for the first rank of a run that has reached its end."""
-    for path in (requeue_marker(run_dir), last_marker(run_dir)):
+    for path in (requeue_marker(run_dir), last_marker(run_dir), starts_file(run_dir)):
         path.unlink(missing_ok=True)
 
 
@@ -95,3 +137,13 @@ def _read(path: Path) -> tuple[int, int]:
         return (step, starts) if type(step) is int and type(starts) is int else (-1, 0)
     except (OSError, ValueError, KeyError):
         return -1, 0
+
+
+def _last_with_step(path: Path, job: str) -> int | None:
+    """What the file says of this job; None: nothing."""
+    try:
+        content = read_object(path)
+        last = content["last_with_step"]
+        return last if content["job"] == job and type(last) is int else None
+    except (OSError, ValueError, KeyError):
+        return None

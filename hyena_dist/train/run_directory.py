@@ -21,7 +21,7 @@ from hyena_dist.config.sections.train import WEIGHTS, TrainSection
 from hyena_dist.parallel.groups import Groups
 from hyena_dist.runtime.agree import agree, broadcast
 from hyena_dist.runtime.files import write_durably, write_whole, writing
-from hyena_dist.runtime.requeue import take_requeue
+from hyena_dist.runtime.requeue import check_starts, note_first_step, take_requeue
 from hyena_dist.runtime.run_lock import RunLock
 from hyena_dist.train.history import Start, note_start, read_beginning
 
@@ -57,6 +57,7 @@ class RunDirectory:
 
         Raises:
             ConfigError: it cannot be made, or another run has it.
+            TrainingError: SLURM has started the run in vain too often.
         """
         if not self._first:
             return
@@ -66,6 +67,20 @@ class RunDirectory:
             raise ConfigError(f"train.run_dir={self.path}: no such directory can be made ({error.strerror}): choose "
                               "another") from error
         self._lock = RunLock(self.path)
+        try:
+            check_starts(self.path)
+        except BaseException:
+            self.release()
+            raise
+
+    def note_first_step(self) -> None:
+        """Remember that this start had a step; on the first rank.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        if self._first:
+            note_first_step(self.path)
 
     def check_shared(self, groups: Groups) -> None:
         """Refuse a directory that other machines do not have, as each rank writes its part of a checkpoint and its log

@@ -87,7 +87,7 @@ class Trainer:
 
     def _loop(self) -> str | None:
         """Every step to the last, or to the one after which all ranks stop; why they do."""
-        train, status = self.config.train, self.status
+        train, status, begun = self.config.train, self.status, False
         if reason := self._stop.agreed_now():  # it came during the imports or the set-up
             self._stop.settled()
             return reason
@@ -100,6 +100,9 @@ class Trainer:
         while status.step < train.steps:
             self._train_step()
             self._stop.settled()
+            if not begun:
+                agree(self._run.note_first_step, self.groups)
+                begun = True
             self._profiler.step()
             reason = self._stop.agreed()
             validate = self._validation_is_due()

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
-from hyena_dist.config.errors import TrainingError
+from hyena_dist.config.errors import ConfigError, TrainingError
 from hyena_dist.parallel.groups import Axis, gloo_copy
 from hyena_dist.runtime import signals
 from hyena_dist.runtime import stop as stop_module
@@ -25,14 +26,18 @@ from hyena_dist.runtime.requeue import (
     clear_requeue,
     end_alone,
     last_marker,
+    note_first_step,
     requeue_marker,
+    starts_file,
     take_requeue,
     write_requeue,
 )
 from hyena_dist.runtime.run_lock import RunLock
 from hyena_dist.runtime.signals import EXIT_REQUEUE, PATIENCE, SIGNALS
 from hyena_dist.runtime.stop import StopSignal
+from hyena_dist.train.run_directory import RunDirectory
 from tests.dist.harness import run_distributed
+from tests.dist.test_killed import config_of
 from tests.dist.test_watchdog import wait_for
 
 FIRST_SIGNAL = 7
@@ -184,6 +189,50 @@ def test_a_run_that_is_requeued_without_a_step_gives_up(tmp_path: Path) -> None:
     last_marker(tmp_path).unlink()
     last_marker(tmp_path).write_text("[]")  # no marker
     write_requeue(tmp_path, "SIGUSR1", None)
+
+
+def _start_of_a_job(monkeypatch: Any, run_dir: Path, job: str, restart: int) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", job)
+    if restart:
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
+    else:
+        monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
+    run = RunDirectory(config_of(run_dir, run_dir), first=True)
+    try:
+        run.claim()
+    finally:
+        run.release()
+
+
+def test_a_run_that_is_killed_before_a_step_and_requeued_gives_up(tmp_path: Path, monkeypatch: Any) -> None:
+    """SIGKILL leaves no marker: SLURM's own count of its starts is what there is."""
+    start = partial(_start_of_a_job, monkeypatch, tmp_path)
+    for _ in range(5):
+        start("4711", 0)  # the control: by hand, in a shell of one job
+    for restart in (1, 2):
+        start("4711", restart)
+    note_first_step(tmp_path)
+    for restart in (3, 4, 5):  # the control: there was a step in the start before these
+        start("4711", restart)
+    with pytest.raises(TrainingError, match=r"SLURM job 4711 was killed 3 starts in a row before a step: .* submit it"):
+        start("4711", 6)
+    assert list(tmp_path.iterdir()) == []
+    start("4711", 7)  # requeued by hand: counted anew
+    for restart in range(3):
+        start("4712", restart)  # submitted again
+    with pytest.raises(TrainingError, match="4712"):
+        start("4712", 3)
+    starts_file(tmp_path).write_text("[]")
+    start("4713", 40)  # by a run that was always well
+    note_first_step(tmp_path)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "many")
+    with pytest.raises(ConfigError, match="SLURM_RESTART_COUNT='many' must be a whole number"):
+        note_first_step(tmp_path)
+    for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT"):
+        monkeypatch.delenv(name)
+    clear_requeue(tmp_path)
+    note_first_step(tmp_path)
+    assert list(tmp_path.iterdir()) == []  # nothing outside SLURM
 
 
 def _end_alone(run_dir: Path, first: bool) -> int:

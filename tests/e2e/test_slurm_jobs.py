@@ -130,7 +130,7 @@ def test_an_array_is_requeued_task_by_task_until_each_is_done(cluster, shards, t
     script.write_text((ROOT / "launchers/slurm/pretrain.sbatch").read_text().replace(
         '"$@"', f'"$@" train.run_dir={tmp_path}/run-$SLURM_ARRAY_TASK_ID'))
     slurm = cluster(hold=False)
-    first = int(slurm.submit("--array=0-1", "--time=2:00", str(script), *arguments(
+    first = int(slurm.submit("--array=0-1", "--time=10:00", str(script), *arguments(
         shards, tmp_path / "none", "train.steps=60", "train.eval_every=0")))
     numbers = [str(first), str(first + 1)]
     for place, number in enumerate(numbers):

@@ -105,8 +105,8 @@ def submit(words: list[str]) -> None:
     for line in re.findall(r"^#SBATCH (.*)$", text, re.M):
         asked |= options(line.split())[0]
     asked |= given
-    first, last = (re.match(r"(\d+)(?:-(\d+))?", asked.get("array", "")) or [None, None, None])[1:3]
-    tasks = range(int(first), int(last or first) + 1) if first else [None]
+    span = re.match(r"(\d+)(?:-(\d+))?", asked.get("array", ""))
+    tasks = range(int(span[1]), int(span[2] or span[1]) + 1) if span else [None]
     array = None
     for task in tasks:
         number = str(count(STATE / "next_job", 10000 + os.getpid() % 9000))

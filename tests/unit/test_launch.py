@@ -1,5 +1,6 @@
 """Ranks from the environments of the launchers."""
 
+import argparse
 import os
 import subprocess
 import sys
@@ -10,10 +11,18 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from deepspeed.launcher.multinode_runner import SlurmRunner
 
 from hyena_dist.config.errors import ConfigError
 from hyena_dist.runtime import launch
-from hyena_dist.runtime.launch import Place, _flight_recorder, _select_device, gather_places, shared_device
+from hyena_dist.runtime.launch import (
+    Place,
+    _flight_recorder,
+    _select_device,
+    gather_places,
+    lone_devices,
+    shared_device,
+)
 from hyena_dist.runtime.launcher import (
     alone_in_a_job,
     collective_timeout,
@@ -22,6 +31,7 @@ from hyena_dist.runtime.launcher import (
     job_id,
     rank_environment,
     step_id,
+    take_off_quotes,
 )
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
@@ -144,6 +154,48 @@ def test_two_ranks_on_one_gpu_are_refused_unless_nccl_takes_them_for_two_hosts()
     assert shared_device([one._replace(nccl_host="a"), one._replace(nccl_host="b")]) is None
     assert shared_device([one._replace(nccl_host="a"), one]) is None
     assert shared_device([one._replace(nccl_host="a")] * 2) is not None
+
+
+@pytest.mark.parametrize(("count", "local_rank", "device"), [(1, 0, 0), (1, 3, 0), (8, 3, 3)])
+def test_a_rank_that_is_shown_one_gpu_takes_it(count: int, local_rank: int, device: int,
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with --gpus-per-task=1: whatever its number on the machine is."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    environment = {"RANK": "11", "LOCAL_RANK": str(local_rank)}
+    assert _select_device(environment) == torch.device("cuda", device)
+    assert environment["LOCAL_RANK"] == str(device)  # which DeepSpeed takes for the device
+    if count > 1:
+        with pytest.raises(ConfigError, match="rank 11 is number 8 on this machine, which has 8 devices"):
+            _select_device({"RANK": "11", "LOCAL_RANK": "8"})
+
+
+def test_what_one_visible_gpu_a_rank_costs_is_said_once() -> None:
+    places = [Place("GPU-1", "node1", ""), Place("GPU-2", "node1", ""), Place("GPU-3", "node2", "")]
+    assert "one of the 2 GPUs that ranks of node1 have, as with --gpus-per-task=1" in str(lone_devices(places))
+    assert lone_devices(places[::2]) is None  # one GPU on each machine is all that there is
+
+
+def test_quotes_that_deepspeed_means_for_a_shell_are_taken_off() -> None:
+    """By its own code, for srun, which starts no shell."""
+    args = argparse.Namespace(launcher_args="", include="", exclude="", num_nodes=-1, num_gpus=-1, user_script="x.py",
+                              user_args=[], slurm_comment="")
+    wanted = {"NCCL_SOCKET_IFNAME": "^lo,docker0", "NCCL_DEBUG": "INFO", "GLOO_SOCKET_IFNAME": "eth*",
+              "NCCL_DEBUG_FILE": "/logs/of me"}
+    given = {}
+    for name, value in wanted.items():
+        runner = SlurmRunner(args, "", {"node1": [0]})
+        runner.add_export(name, value)
+        [word] = [word for word in runner.get_cmd({}, {"node1": [0]}) if word.startswith("--export=")]
+        given[name] = word.removeprefix(f"--export=ALL,{name}=")
+    assert given["NCCL_SOCKET_IFNAME"] == '"^lo,docker0"'
+    take_off_quotes(given)
+    assert given == wanted
+    others = {"GREETING": '"hello"', "NCCL_DEBUG": '"', "GLOO_SOCKET_IFNAME": '"a', "NCCL_ALGO": ""}  # the control
+    left = dict(others)
+    take_off_quotes(left)
+    assert left == others
 
 
 def test_every_rank_hears_of_every_place() -> None:
