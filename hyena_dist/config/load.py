@@ -38,14 +38,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), *, env: Mapping
     resume = train.resume
     if train.origin is not None:
         resume = WEIGHTS * train.weights_only + _expanded("train.resume", train.origin, env)
+    tuning: dict[str, Any] = {field: _expanded(f"finetune.{field.rstrip('_')}", value, env)
+                              for field in ("from_", "table", "valid", "test", "genome")
+                              if (value := getattr(tune, field))}
     try:
         return replace(config, data=replace(data, shards=_expanded("data.shards", data.shards, env),
                                             cache=data.cache and _expanded("data.cache", data.cache, env),
                                             mixture=_expanded_mixture(data.mixture, env)),
                        train=replace(train, run_dir=_expanded("train.run_dir", train.run_dir, env), resume=resume),
-                       finetune=replace(tune, **{field: _expanded(f"finetune.{field.rstrip('_')}", value, env)
-                                                 for field in ("from_", "table", "valid", "test", "genome")
-                                                 if (value := getattr(tune, field))}))
+                       finetune=replace(tune, **tuning))
     except ConfigError:
         raise
     except ValueError as error:  # what a variable holds is no path

@@ -91,13 +91,13 @@ class Trainer:
         if reason := self._stop.agreed_now():  # it came during the imports or the set-up
             self._stop.settled()
             return reason
-        if status.step < train.steps:
+        if not self._is_done():
             self._ledger.check(self.objective.validate(self.engine.module, self._first_batches))
         if status.step and status.val_step != status.step and self._validation_is_due():
             if reason := self._validate():  # the run was stopped before it could
                 return reason
             agree(partial(self._note_validation, self.state.metadata()), self.groups)
-        while status.step < train.steps:
+        while not self._is_done():
             self._train_step()
             self._stop.settled()
             self._profiler.step()
@@ -114,7 +114,7 @@ class Trainer:
             if validate and not reason:
                 best = status.best_val_loss
                 reason = self._validate()
-                save |= status.best_val_loss < best
+                save |= status.best_val_loss < best or self._is_done()
             if save or reason:
                 self._save()
             if reason:
@@ -160,6 +160,10 @@ class Trainer:
         if self.groups.data_context.size > 1:
             dist.all_reduce(tensor, group=self.groups.data_context.group)
         return tensor
+
+    def _is_done(self) -> bool:
+        """Whether the last step was taken, or the validation loss has not sunk for too long."""
+        return self.status.step >= self.config.train.steps or 0 < self.config.train.patience <= self.status.stale
 
     def _validation_is_due(self) -> bool:
         step, train = self.status.step, self.config.train

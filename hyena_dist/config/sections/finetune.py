@@ -16,8 +16,8 @@ class FinetuneSection:
     """Written `finetune.from`: the pretrained model, as a run, a checkpoint, or a directory of published weights. The
     model section is taken from it, but for the dropouts. null: the model of this configuration with fresh weights."""
     table: str = ""
-    """The labelled sequences: a CSV, TSV or parquet file with a header, a FASTA file whose labels are the last `|` field
-    of each header, intervals (with finetune.genome), or a directory with one such file for each of train, dev and
+    """The labelled sequences: a CSV, TSV or parquet file with a header, a FASTA file whose labels are the last `|`
+    field of each header, intervals (with finetune.genome), or a directory with one such file for each of train, dev and
     test."""
     valid: str | None = None
     """A further file, of the sequences to choose the weights by; null: finetune.split_column, the directory's dev file,
@@ -64,8 +64,8 @@ class FinetuneSection:
         one_of("finetune", "rc", self.rc, ("none", "augment", "average"))
         probability("finetune", valid_fraction=self.valid_fraction)
         if self.valid_fraction == 0:
-            raise ValueError("finetune.valid_fraction must be greater than 0: weights are chosen by what is not trained "
-                             "on")
+            raise ValueError("finetune.valid_fraction must be greater than 0: weights are chosen by what is not "
+                             "trained on")
         if not 1 <= self.seeds <= 1000:
             raise ValueError(f"finetune.seeds must be from 1 to 1000, got {self.seeds}")
         if self.epochs is not None and not 0 < self.epochs <= 100_000:
