@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from hyena_dist.data.labelled import Labelled
 from hyena_dist.parallel.groups import Groups
 from hyena_dist.runtime.agree import agree
 from hyena_dist.runtime.files import write_whole
+from hyena_dist.tasks.baselines import kmer_baseline
 from hyena_dist.train.finetuning import Finetuning
 from hyena_dist.train.history import Start
 from hyena_dist.train.predictions import Predictions
@@ -55,19 +57,36 @@ def finetune(config: Config, groups: Groups, device: torch.device, *, read: Call
     results = []
     for seed in range(config.train.seed, config.train.seed + config.finetune.seeds):
         run, labelled = of_seed(config, seed), read(seed)
-        path = Path(run.train.run_dir, RESULT)
-        found = agree(lambda path=path: read_object(path) if path.is_file() else None, groups)  # type: ignore[misc]
-        if found is None or found.get("sequences") != labelled.digest():
-            with open_trainer(run, groups, device, launchers=launchers,
-                              objective=lambda *args, labelled=labelled: Finetuning(  # type: ignore[misc]
-                                  *args, labelled=labelled, weights=weights)) as trainer:
+        found = agree(partial(_result, Path(run.train.run_dir, RESULT), labelled), groups)
+        if found is None:
+            objective = partial(Finetuning, labelled=labelled, weights=weights)
+            with open_trainer(run, groups, device, launchers=launchers, objective=objective) as trainer:
                 if reason := trainer.fit():
                     return reason
                 found = _judge(trainer, run, labelled)
-            agree(lambda path=path, found=found: _write_json(path, found, groups), groups)
+            found["baselines"] = agree(partial(_beside, labelled, run, groups), groups)
+            agree(partial(_write_json, Path(run.train.run_dir, RESULT), found, groups), groups)
         results.append(found)
-    agree(lambda: _write_json(Path(config.train.run_dir, RESULT), summary(results), groups), groups)
+    whole = summary(results)
+    agree(partial(_write_json, Path(config.train.run_dir, RESULT), whole, groups), groups)
+    for line in in_words(whole):
+        logger.info("%s", line)
     return None
+
+
+def _result(path: Path, labelled: Labelled) -> dict[str, Any] | None:
+    """What an earlier start has found of the same sequences; None: nothing."""
+    if not path.is_file():
+        return None
+    found = read_object(path)
+    return found if found.get("sequences") == labelled.digest() else None
+
+
+def _beside(labelled: Labelled, config: Config, groups: Groups) -> dict[str, Any]:
+    """The baselines of a run; the first rank alone computes them."""
+    if groups.world.rank:
+        return {}
+    return {"kmers": kmer_baseline(labelled, both_strands=config.finetune.rc != "none")}
 
 
 def _judge(trainer: Trainer, config: Config, labelled: Labelled) -> dict[str, Any]:
@@ -82,10 +101,10 @@ def _judge(trainer: Trainer, config: Config, labelled: Labelled) -> dict[str, An
     of_split = {}
     for split in ("valid", "test"):
         if split in labelled.splits:
-            found = task.predict(trainer.engine.module, split)
+            found = task.predict(trainer.engine.module, split, trainer.watched)
             of_split[split] = {**found.scores(), "sequences": len(labelled.splits[split]), "collapsed": found.collapsed}
             last = found
-    agree(lambda: _write_predictions(Path(config.train.run_dir, PREDICTIONS), last, groups), groups)
+    agree(partial(_write_predictions, Path(config.train.run_dir, PREDICTIONS), last, groups), groups)
     tune = config.finetune
     return {"seed": config.train.seed, "task": tune.task, "classes": labelled.classes, "from": tune.from_,
             "trained": tune.trained, "pooling": tune.pooling, "rc": tune.rc, "judged_on": last.split,
@@ -95,15 +114,39 @@ def _judge(trainer: Trainer, config: Config, labelled: Labelled) -> dict[str, An
 
 def summary(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What several seeds say together: mean, deviation (of a sample, n - 1) and range of each metric on the split that
-    was judged, and the seeds that collapsed."""
+    was judged, the same of each baseline, and the seeds whose model says one class of everything."""
     first = results[0]
     judged = first["judged_on"]
-    names = [name for name in first["scores"][judged] if name not in ("sequences", "collapsed")]
-    metrics = {name: spread([result["scores"][judged][name] for result in results]) for name in names}
     common = ("task", "classes", "from", "trained", "pooling", "rc", "judged_on", "notes")
-    return {**{key: first[key] for key in common}, "metrics": metrics, "collapsed_seeds": [result["seed"] for result in results
-                                                    if result["scores"][judged]["collapsed"]],
-            "seeds": list(results)}
+    baselines = {name: _spreads([result["baselines"][name]["scores"][judged] for result in results])
+                 for name in first["baselines"]}
+    collapsed = [result["seed"] for result in results if result["scores"][judged]["collapsed"]]
+    return {**{key: first[key] for key in common},
+            "metrics": _spreads([result["scores"][judged] for result in results]), "baselines": baselines,
+            "collapsed_seeds": collapsed, "seeds": list(results)}
+
+
+def _spreads(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of each metric its spread over the seeds."""
+    return {name: spread([of_seed[name] for of_seed in scores]) for name in scores[0]
+            if name not in ("sequences", "collapsed")}
+
+
+def in_words(whole: Mapping[str, Any]) -> list[str]:
+    """A summary as lines for a person."""
+    lines = []
+    for name, found in whole["metrics"].items():
+        beside = [f"{kind} {_number(metrics[name]['mean'])}" for kind, metrics in whole["baselines"].items()]
+        lines.append(f"{whole['judged_on']} {name}: {_number(found['mean'])}, from {_number(found['lowest'])} to "
+                     f"{_number(found['highest'])} over {len(whole['seeds'])} seeds; beside it {', '.join(beside)}")
+    if whole["collapsed_seeds"]:
+        seeds = ", ".join(map(str, whole["collapsed_seeds"]))
+        lines.append(f"seeds {seeds} collapsed: the model says one class of every sequence")
+    return lines
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4f}"
 
 
 def spread(values: Sequence[float | None]) -> dict[str, float | int | None]:

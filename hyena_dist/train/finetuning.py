@@ -162,9 +162,9 @@ class Finetuning:
         extras = {name: value for name, value in found.items() if value is not None}
         return Scores(loss, int(seen.sum()), self._config.data.seq_len, extras)
 
-    def predict(self, module: nn.Module, split: str) -> Predictions:
+    def predict(self, module: nn.Module, split: str, watched: Watched[Rows]) -> Predictions:
         """What the model says of every sequence of a split; the same on every rank. Collective."""
-        answers, seen = self._answer(module, split, iter)
+        answers, seen = self._answer(module, split, watched)
         assert seen.all()
         return Predictions(self._labelled, split, self._in_units(answers))
 

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
@@ -196,7 +196,11 @@ class Trainer:
 
     def _first_batches(self, batches: Countable[T]) -> Iterator[T]:
         """Of a validation, before the first step: what does not fit fails now and not at the first validation."""
-        for batch in self._watchdog.each(islice(batches, TRIED_BATCHES), "a batch", remedy=self.objective.no_batch):
+        yield from self.watched(islice(batches, TRIED_BATCHES))
+
+    def watched(self, batches: Iterable[T]) -> Iterator[T]:
+        """The batches, while the watchdog sees that they come."""
+        for batch in self._watchdog.each(batches, "a batch", remedy=self.objective.no_batch):
             yield batch
             self._watchdog.beat()
 
