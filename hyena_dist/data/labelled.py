@@ -214,7 +214,7 @@ def _classes(splits: dict[str, list[Example]], task: str, notes: list[str]) -> l
     if len(classes) < (2 if task == "classification" else 1):
         raise DataError(f"finetune.table has training sequences of {len(classes)} class ({', '.join(classes)}): a "
                         "classifier needs two")
-    if task == "classification" and len(classes) > len(splits["train"]) / 2:
+    if task == "classification" and len(classes) > max(10, len(splits["train"]) / 2):
         raise DataError(f"finetune.table has {len(classes)} different labels on {len(splits['train'])} training "
                         "sequences: set finetune.task=regression where they are numbers, or name another "
                         "finetune.label_column")
