@@ -3,6 +3,7 @@
 
 commands: pretrain   train a model on shards
           plan       what fits on which GPUs, and how long it takes
+          finetune   a pretrained model, on labelled sequences, judged on a test split
           evaluate   score a run on held-out bases
           score      variants, by a trained model; reports on the scores
           convert    a run, checkpoint or published weights, to any of their formats
@@ -25,7 +26,8 @@ from importlib import import_module
 
 from hyena_dist.runtime.signals import PROCESS, die_of_interrupts
 
-COMMANDS = ("pretrain", "plan", "evaluate", "score", "convert", "sweep", "scaling", "build", "verify", "doctor", "show")
+COMMANDS = ("pretrain", "finetune", "plan", "evaluate", "score", "convert", "sweep", "scaling", "build", "verify", "doctor",
+            "show")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"error: there is no command {name!r}: use one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    if name == "pretrain":
+    if name in ("pretrain", "finetune"):
         PROCESS.install()  # before the other imports, which take seconds
     sys.argv[0] = f"hyena-dist {name}"  # what --help and mistakes call it
     return import_module(f"hyena_dist.cli.{name}").main([*before, *rest])

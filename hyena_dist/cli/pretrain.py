@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -37,23 +37,35 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog="Runs under deepspeed, torchrun, srun, or plain python as one process. A run directory that holds a "
                "checkpoint is resumed, also with other steps, learning rates or engines; train.resume=PATH in a new "
                "one branches another run, train.resume=weights:PATH takes its weights (docs/training.md).")
-    parser.add_argument("--config", required=True, metavar="YAML",
-                        help=f"the run's configuration: a file, or the name of a preset ({', '.join(names())})")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="keys that replace the file's")
-    parser.add_argument("--dry-run", action="store_true",
-                        help="check configuration, shards, checkpoints and memory, and print the configuration; train "
-                             "nothing. WORLD_SIZE says for how many ranks")
+    add_run_arguments(parser, "check configuration, shards, checkpoints and memory, and print the configuration; train "
+                              "nothing. WORLD_SIZE says for how many ranks")
     parser.add_argument("--gpu", metavar="NAME",
                         help="with --dry-run: refuse what does not fit this kind of GPU, as h100 or a100-40 "
                              "(launchers/plan.py has the others); left out: that of this machine, if it has one")
-    parser.add_argument("--local_rank", type=int, help="set by the deepspeed launcher; not needed otherwise")
     return parser.parse_intermixed_args(argv)
+
+
+def add_run_arguments(parser: argparse.ArgumentParser, dry_run: str) -> None:
+    """What every command that trains takes.
+
+    Args:
+        dry_run: what its --dry-run does.
+    """
+    parser.add_argument("--config", required=True, metavar="YAML",
+                        help=f"the run's configuration: a file, or the name of a preset ({', '.join(names())})")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="keys that replace the file's")
+    parser.add_argument("--dry-run", action="store_true", help=dry_run)
+    parser.add_argument("--local_rank", type=int, help="set by the deepspeed launcher; not needed otherwise")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 trained, 1 the run failed, 2 a mistake of the user's, 85 saved and stopped before its end, 130
     interrupted twice from the keyboard."""
-    args = parse_args(argv)
+    return exit_status(parse_args(argv), _run)
+
+
+def exit_status(args: argparse.Namespace, run: Callable[[argparse.Namespace], int]) -> int:
+    """Run a command that trains; the status that it ends with, as `main` says."""
     if args.local_rank is not None:
         os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     first = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
@@ -63,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.getLogger(library).setLevel(logging.WARNING)
         warnings.filterwarnings("ignore", module=rf"{library}\.")
     try:
-        return _run(args)
+        return run(args)
     except (UserError, TrainingError, OSError) as error:  # the last: a full disk, a peer that is gone
         if isinstance(error, ConnectionError):
             PROCESS.end_alone()

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from hyena_dist.config.schema import Config
+from hyena_dist.config.sections.finetune import FinetuneSection
 from hyena_dist.config.sections.model import BEFORE_THE_KEY
 from hyena_dist.config.warmup import warmup_entries
 
@@ -25,6 +26,10 @@ FIXED = frozenset({
     "train.seq_len_warmup", "train.seq_len_warmup_steps", "train.seq_len_warmup_batch",
     # The initial weights, which are history.
     "train.seed",
+    # What is learnt of labelled sequences.
+    *(f"finetune.{key}" for key in (
+        "sequence_column", "label_column", "split_column", "valid_fraction", "valid_chromosomes", "test_chromosomes",
+        "task", "pooling", "trained", "longer", "rc")),
 })
 """A resume may not change them."""
 
@@ -35,7 +40,7 @@ CHANGEABLE = frozenset({
                                  "grad_clip")),
     # What is measured, and when it is measured and saved.
     "data.val_seq_len", "data.val_tokens", "train.eval_every", "train.save_every", "train.keep_last",
-    "train.keep_every", "train.profile_steps", "train.wandb",
+    "train.keep_every", "train.profile_steps", "train.wandb", "train.patience", "finetune.epochs", "finetune.seeds",
     # On what it runs. A checkpoint does not depend on it; its weights are float32 at any precision.
     "train.precision", "train.micro_batch_size", "train.activation_checkpointing", "train.activation_offload",
     "data.lower_case_weight", "data.num_workers", "ops.backend",
@@ -44,8 +49,10 @@ CHANGEABLE = frozenset({
 })
 """A resume may change them; it says so, with the old and the new value."""
 
-PLACES = frozenset({"train.run_dir", "train.resume", "data.shards", "data.cache", "data.cache_gb"})
-"""Where things lie, which no checkpoint keeps. The shards are compared by their content, not by their path."""
+PLACES = frozenset({"train.run_dir", "train.resume", "data.shards", "data.cache", "data.cache_gb",
+                    *(f"finetune.{key}" for key in ("from_", "table", "valid", "test", "genome"))})
+"""Where things lie, which no checkpoint keeps. Shards and labelled sequences are compared by their content, not by
+their path."""
 
 MEASURE = ("data.val_seq_len", "data.val_tokens")
 """Keys that decide over what a validation loss is taken: losses under different values are not compared."""
@@ -69,7 +76,8 @@ def identity(config: Config) -> dict[str, Any]:
 
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
     """One phrase per FIXED key that differs."""
-    younger = {**{f"model.{key}": value for key, value in BEFORE_THE_KEY.items()}, "data.pack": False}
+    younger = {**{f"model.{key}": value for key, value in BEFORE_THE_KEY.items()}, "data.pack": False,
+               **{f"finetune.{key}": value for key, value in asdict(FinetuneSection()).items()}}
     saved, current = younger | dict(saved), younger | dict(current)
     return [f"{key}: saved {json.dumps(saved.get(key))}, now {json.dumps(current.get(key))}"
             for key in sorted(FIXED & (saved.keys() | current.keys())) if saved.get(key) != current.get(key)]

@@ -16,36 +16,44 @@ from hyena_dist.config.kinds import START_BYTES, UTF8_MARK, kind_of_text, not_as
 from hyena_dist.config.plain import open_regular
 from hyena_dist.config.schema import Config
 from hyena_dist.config.sections.train import WEIGHTS
-from hyena_dist.config.values import hint_of, parse_argument, parse_yaml, plain_string
+from hyena_dist.config.values import field_of, hint_of, parse_argument, parse_yaml, plain_string
 
 _VARIABLE = re.compile(r"\$([A-Za-z_][A-Za-z0-9_]*)")
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = (), *, env: Mapping[str, str] = os.environ) -> Config:
+def load_config(path: str | Path, overrides: Sequence[str] = (), *, env: Mapping[str, str] = os.environ,
+                base: Mapping[str, Any] | None = None) -> Config:
     """Read `path`, apply `section.key=value` overrides, and return the frozen, typed configuration, with `~` and $NAME
     expanded in its paths. For the configuration of the user's own run; `read_config` is for files of others.
+
+    Args:
+        base: values in place of the defaults, by section: those that a command has no use for, and others need.
 
     Raises:
         ConfigError: unreadable file, malformed YAML, unknown key, wrong type, value out of range, missing required key,
             a value that can be read in two ways, a path with a variable that is not set.
     """
-    config = read_config(path, overrides)
-    train, data = config.train, config.data
+    config = read_config(path, overrides, base)
+    train, data, tune = config.train, config.data, config.finetune
     resume = train.resume
     if train.origin is not None:
         resume = WEIGHTS * train.weights_only + _expanded("train.resume", train.origin, env)
+    tuning: dict[str, Any] = {field: _expanded(f"finetune.{field.rstrip('_')}", value, env)
+                              for field in ("from_", "table", "valid", "test", "genome")
+                              if (value := getattr(tune, field))}
     try:
         return replace(config, data=replace(data, shards=_expanded("data.shards", data.shards, env),
                                             cache=data.cache and _expanded("data.cache", data.cache, env),
                                             mixture=_expanded_mixture(data.mixture, env)),
-                       train=replace(train, run_dir=_expanded("train.run_dir", train.run_dir, env), resume=resume))
+                       train=replace(train, run_dir=_expanded("train.run_dir", train.run_dir, env), resume=resume),
+                       finetune=replace(tune, **tuning))
     except ConfigError:
         raise
     except ValueError as error:  # what a variable holds is no path
         raise ConfigError(f"{error}: correct the environment variable in it, or write the path itself") from error
 
 
-def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def read_config(path: str | Path, overrides: Sequence[str] = (), base: Mapping[str, Any] | None = None) -> Config:
     """As `load_config`, but every value as it stands in the file: nothing of this process gets into it.
 
     Raises:
@@ -54,7 +62,7 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     source, content = str(path), _read(path)
     try:
         file = parse_yaml(content.decode("utf-8"), Config)
-        merged = OmegaConf.merge(OmegaConf.structured(Config), {} if file is None else file)
+        merged = OmegaConf.merge(OmegaConf.structured(Config), base or {}, {} if file is None else file)
         for override in overrides:
             source = f"argument {override!r}"
             merged = OmegaConf.merge(merged, _argument(override))
@@ -66,7 +74,7 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         why = _explain(error)
         if source == str(path) and overrides:
-            source = _to_blame(path, overrides, why)
+            source = _to_blame(path, overrides, why, base)
         raise ConfigError(f"{source}: {why}") from error
     assert isinstance(config, Config)
     return config
@@ -85,11 +93,11 @@ def _read(path: str | Path) -> bytes:
     return content
 
 
-def _to_blame(path: str | Path, overrides: Sequence[str], why: str) -> str:
+def _to_blame(path: str | Path, overrides: Sequence[str], why: str, base: Mapping[str, Any] | None) -> str:
     """Where a value comes from that only the whole configuration refuses: the file, if it is refused so by itself; else
     the arguments whose keys the message names, or all of them."""
     try:
-        read_config(path)
+        read_config(path, base=base)
     except ConfigError as error:
         if str(error) == f"{path}: {why}":
             return str(path)
@@ -101,7 +109,8 @@ def _to_blame(path: str | Path, overrides: Sequence[str], why: str) -> str:
 
 def dump_config(config: Config) -> str:
     """The resolved configuration as YAML; `load_config` reads it back to an equal Config."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    text = OmegaConf.to_yaml(OmegaConf.structured(config))
+    return re.sub(r"^(  \w+)_:", r"\1:", text, flags=re.MULTILINE)  # a field such as `from_` is the key `from`
 
 
 def _argument(override: str) -> dict[str, Any]:
@@ -112,7 +121,7 @@ def _argument(override: str) -> dict[str, Any]:
     plain_string(key, "its key")
     value = parse_argument(key, text, hint_of(Config, parts))
     for part in reversed(parts):
-        value = {part: value}
+        value = {field_of(part): value}
     return value
 
 

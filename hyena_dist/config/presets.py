@@ -11,7 +11,8 @@ DIRECTORY = Path(hyena_dist.__file__).parent / "presets"
 
 def names() -> list[str]:
     """Of all presets, as in `quickstart` and `published/tiny-1k`."""
-    return sorted(str(path.relative_to(DIRECTORY).with_suffix("")) for folder in (DIRECTORY, DIRECTORY / "published")
+    folders = (DIRECTORY, DIRECTORY / "published", DIRECTORY / "finetune")
+    return sorted(str(path.relative_to(DIRECTORY).with_suffix("")) for folder in folders
                   for path in folder.glob("*.yaml"))
 
 

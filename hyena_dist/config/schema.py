@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from hyena_dist.config.sections.data import DataSection
 from hyena_dist.config.sections.engine import EngineSection
+from hyena_dist.config.sections.finetune import FinetuneSection
 from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.config.sections.ops import OpsSection
 from hyena_dist.config.sections.optim import OptimSection
@@ -26,3 +27,4 @@ class Config:
     parallel: ParallelSection = field(default_factory=ParallelSection)
     engine: EngineSection = field(default_factory=EngineSection)
     ops: OpsSection = field(default_factory=OpsSection)
+    finetune: FinetuneSection = field(default_factory=FinetuneSection)

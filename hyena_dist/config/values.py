@@ -4,6 +4,7 @@ YAML 1.1, which most readers follow, makes numbers of `010` (8), `1_000`, `1:30`
 key of type string keeps its text here; everywhere else what can be read in two ways is refused.
 """
 
+import keyword
 import re
 import types
 from dataclasses import is_dataclass
@@ -49,6 +50,8 @@ def parse_argument(key: str, text: str, hint: Any) -> Any:
         ConfigError, yaml.YAMLError: as `parse_yaml`; also a text that is only a comment, or empty.
     """
     if _plain_type(hint) is str and not text.startswith(("'", '"')):
+        if hint is not str and text in _NULL - {"", "~"}:
+            return None
         if text in _NULL - {"", "~"}:
             raise ConfigError(f"{key} must be a string, got {text}: write it in quotes where it is one")
         return plain_string(text, key)
@@ -60,9 +63,14 @@ def parse_argument(key: str, text: str, hint: Any) -> Any:
 
 def hint_of(hint: Any, path: list[str]) -> Any:
     """The type of a key that lies inside a dataclass; Any: nothing is known of it."""
-    for name in path:
+    for name in map(field_of, path):
         hint = get_type_hints(hint).get(name, Any) if is_dataclass(hint) else Any
     return hint
+
+
+def field_of(key: str) -> str:
+    """The name of the dataclass field that holds a key: Python has no field called `from`, so it is `from_`."""
+    return f"{key}_" if keyword.iskeyword(key) else key
 
 
 def plain_string(text: str, key: str) -> str:
@@ -107,9 +115,10 @@ def _value(node: yaml.Node, hint: Any, key: str) -> Any:
             if not isinstance(name, str) or name in _NULL | {"<<"}:
                 raise ConfigError(f"{inner}: line {name_node.start_mark.line + 1}: a key must be a word")
             plain_string(name, f"line {name_node.start_mark.line + 1}: the key")
-            if name in found:
+            held = field_of(name) if is_dataclass(wanted) else name
+            if held in found:
                 raise ConfigError(f"{inner}: duplicate key in line {name_node.start_mark.line + 1}")
-            found[name] = _value(value_node, hint_of(hint, [name]), inner)
+            found[held] = _value(value_node, hint_of(hint, [name]), inner)
         return found
     if isinstance(node, yaml.SequenceNode):
         of_list = get_args(wanted) if get_origin(wanted) is tuple else [Any] * len(node.value)
@@ -124,6 +133,8 @@ def _scalar(text: str, hint: Any, key: str, *, plain: bool) -> Any:
     wanted = _plain_type(hint)
     if wanted is str:
         if plain and text in _NULL:
+            if hint is not str:  # a word, or null
+                return None
             raise ConfigError(f"{key} has no value: write '' for an empty string, or quotes around a word ({text!r})")
         return plain_string(text, key)
     if plain and text in _NULL:

@@ -18,6 +18,8 @@ class Status:
     val_step: int = 0
     """When `val_loss` was measured; 0: never."""
     best_val_loss: float = math.inf
+    stale: int = 0
+    """Validations since the one of the best loss."""
     started: float = field(default_factory=time.monotonic)
     """On the clock of this process: when the run would have started had it run without a break."""
 
@@ -29,13 +31,15 @@ class Status:
     def validated(self, loss: float) -> None:
         """Note the loss of a validation at this step."""
         self.val_loss, self.val_step = loss, self.step
+        self.stale = 0 if loss < self.best_val_loss else self.stale + 1
         self.best_val_loss = min(self.best_val_loss, loss)
 
     @property
     def val_losses(self) -> dict[str, float | None]:
-        """For a checkpoint of this step: its own validation loss, where there was one, and the best so far."""
+        """For a checkpoint of this step: its own validation loss, where there was one, the best so far, and how many
+        validations ago that was."""
         return {"val_loss": finite(self.val_loss) if self.val_step == self.step else None,
-                "best_val_loss": finite(self.best_val_loss)}
+                "best_val_loss": finite(self.best_val_loss), "stale_validations": self.stale}
 
     def restore(self, metadata: Mapping[str, Any]) -> None:
         """Go on where a checkpoint was written."""
@@ -43,6 +47,7 @@ class Status:
         self.step = metadata["step"]
         self.val_loss, self.val_step = (math.nan, 0) if val_loss is None else (val_loss, self.step)
         self.best_val_loss = math.inf if best is None else best
+        self.stale = metadata.get("stale_validations", 0)
         self.started = time.monotonic() - metadata["seconds"]
 
 

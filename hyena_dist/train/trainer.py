@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
@@ -91,13 +91,13 @@ class Trainer:
         if reason := self._stop.agreed_now():  # it came during the imports or the set-up
             self._stop.settled()
             return reason
-        if status.step < train.steps:
+        if not self._is_done():
             self._ledger.check(self.objective.validate(self.engine.module, self._first_batches))
         if status.step and status.val_step != status.step and self._validation_is_due():
             if reason := self._validate():  # the run was stopped before it could
                 return reason
             agree(partial(self._note_validation, self.state.metadata()), self.groups)
-        while status.step < train.steps:
+        while not self._is_done():
             self._train_step()
             self._stop.settled()
             if not begun:
@@ -117,7 +117,7 @@ class Trainer:
             if validate and not reason:
                 best = status.best_val_loss
                 reason = self._validate()
-                save |= status.best_val_loss < best
+                save |= status.best_val_loss < best or self._is_done()
             if save or reason:
                 self._save()
             if reason:
@@ -164,6 +164,10 @@ class Trainer:
             dist.all_reduce(tensor, group=self.groups.data_context.group)
         return tensor
 
+    def _is_done(self) -> bool:
+        """Whether the last step was taken, or the validation loss has not sunk for too long."""
+        return self.status.step >= self.config.train.steps or 0 < self.config.train.patience <= self.status.stale
+
     def _validation_is_due(self) -> bool:
         step, train = self.status.step, self.config.train
         return step == train.steps or _due(step, train.eval_every)
@@ -195,7 +199,11 @@ class Trainer:
 
     def _first_batches(self, batches: Countable[T]) -> Iterator[T]:
         """Of a validation, before the first step: what does not fit fails now and not at the first validation."""
-        for batch in self._watchdog.each(islice(batches, TRIED_BATCHES), "a batch", remedy=self.objective.no_batch):
+        yield from self.watched(islice(batches, TRIED_BATCHES))
+
+    def watched(self, batches: Iterable[T]) -> Iterator[T]:
+        """The batches, while the watchdog sees that they come."""
+        for batch in self._watchdog.each(batches, "a batch", remedy=self.objective.no_batch):
             yield batch
             self._watchdog.beat()
 

@@ -86,6 +86,8 @@ class TrainSection:
     no limit."""
     eval_every: int = 200
     """Steps between validations; 0: only after the last step."""
+    patience: int = 0
+    """Validations without a lower loss after which the run ends before its last step; 0: it never does."""
     save_every: int = 200
     """Steps between checkpoints; 0: only after the last step."""
     keep_last: int = 2
@@ -129,7 +131,7 @@ class TrainSection:
                   global_batch_size=self.global_batch_size)
         if self.max_hours is not None:
             positive("train", max_hours=self.max_hours)
-        not_negative("train", eval_every=self.eval_every, save_every=self.save_every,
+        not_negative("train", eval_every=self.eval_every, save_every=self.save_every, patience=self.patience,
                       profile_steps=self.profile_steps)
         self._check_kept()
         one_of("train", "on_nonfinite", self.on_nonfinite, ("stop", "skip", "rollback"))

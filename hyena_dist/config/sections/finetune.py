@@ -1,0 +1,74 @@
+"""Fine-tuning: which labelled sequences a pretrained model learns, and how its answers are judged."""
+
+from dataclasses import dataclass
+
+from hyena_dist.config.sections.ranges import one_of, probability
+
+TASKS = ("classification", "multilabel", "regression")
+POOLINGS = ("mean", "last", "first", "max", "sum")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneSection:
+    """What `hyena-dist finetune` learns. Other commands do not read it."""
+
+    from_: str | None = None
+    """Written `finetune.from`: the pretrained model, as a run, a checkpoint, or a directory of published weights. The
+    model section is taken from it, but for the dropouts. null: the model of this configuration with fresh weights."""
+    table: str = ""
+    """The labelled sequences: a CSV, TSV or parquet file with a header, a FASTA file whose labels are the last `|`
+    field of each header, intervals (with finetune.genome), or a directory with one such file for each of train, dev and
+    test."""
+    valid: str | None = None
+    """A further file, of the sequences to choose the weights by; null: finetune.split_column, the directory's dev file,
+    or else a part of the training sequences."""
+    test: str | None = None
+    """A further file, of the sequences on which the chosen weights are judged once, at the end."""
+    genome: str | None = None
+    """The FASTA file that the intervals of a BED-like table (chrom, start, end, label, and if wanted strand and split)
+    are cut out of."""
+    sequence_column: str = "sequence"
+    """Name of the column of sequences."""
+    label_column: str = "label"
+    """Name of the column of labels; several labels of a row (multilabel) are separated by semicolons."""
+    split_column: str | None = None
+    """Name of a column that says train, valid (or val, dev) or test of each row."""
+    valid_fraction: float = 0.1
+    """Part of the training sequences, drawn by train.seed, to choose the weights by, where nothing else says which."""
+    valid_chromosomes: str | None = None
+    """Chromosomes of intervals to choose the weights by, separated by commas, in place of a random part."""
+    test_chromosomes: str | None = None
+    """Chromosomes of intervals to judge by, separated by commas."""
+    task: str = "classification"
+    """classification: one of n classes; multilabel: any of n; regression: a number."""
+    pooling: str = "mean"
+    """How the hidden states of a sequence become one vector: mean, last, first, max or sum, over its own bases only."""
+    trained: str = "all"
+    """all: every weight; head: the new head alone, on a backbone that stays as it is."""
+    longer: str = "refuse"
+    """What becomes of a sequence that is longer than the model: refuse; or keep its left, center or right part."""
+    rc: str = "none"
+    """none; augment: each training sequence comes, by chance of one half, as its reverse complement; average: that, and
+    answers are means over both strands, taken before the softmax."""
+    epochs: float | None = None
+    """How often every training sequence is seen; sets train.steps. null: train.steps counts."""
+    seeds: int = 1
+    """How many runs, from train.seed upwards: they differ in the head's first values, the order and the random part
+    for validation."""
+
+    def __post_init__(self) -> None:
+        one_of("finetune", "task", self.task, TASKS)
+        one_of("finetune", "pooling", self.pooling, POOLINGS)
+        one_of("finetune", "trained", self.trained, ("all", "head"))
+        one_of("finetune", "longer", self.longer, ("refuse", "left", "center", "right"))
+        one_of("finetune", "rc", self.rc, ("none", "augment", "average"))
+        probability("finetune", valid_fraction=self.valid_fraction)
+        if self.valid_fraction == 0:
+            raise ValueError("finetune.valid_fraction must be greater than 0: weights are chosen by what is not "
+                             "trained on")
+        if not 1 <= self.seeds <= 1000:
+            raise ValueError(f"finetune.seeds must be from 1 to 1000, got {self.seeds}")
+        if self.epochs is not None and not 0 < self.epochs <= 100_000:
+            raise ValueError(f"finetune.epochs must be greater than 0, at most 100000, got {self.epochs}")
+        if self.trained == "head" and self.from_ is None:
+            raise ValueError("finetune.trained=head needs a pretrained model: give it as finetune.from")

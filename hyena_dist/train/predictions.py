@@ -1,0 +1,114 @@
+"""What a model says of labelled sequences, and how good that is: metrics over the whole set, by scikit-learn."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from hyena_dist.data.labelled import Labelled
+
+METRICS = {"classification": ("accuracy", "f1_macro", "mcc", "auroc", "auprc"),
+           "multilabel": ("f1_macro", "auroc", "auprc"),
+           "regression": ("pearson", "spearman", "mean_squared_error")}
+"""Names of the metrics of each task."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Of one split."""
+
+    labelled: Labelled
+    split: str
+    answers: np.ndarray
+    """float64 [n, outputs]: logits, or numbers in the units of the labels."""
+
+    def scores(self) -> dict[str, float | None]:
+        """Every metric of the task; None where it has no value."""
+        return scores_of(self.labelled.task, self.answers, self.labelled.targets(self.split))
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether a classifier says the same class of every sequence, or of each class the same."""
+        if self.labelled.task == "classification":
+            return len(np.unique(self.answers.argmax(1))) == 1
+        if self.labelled.task == "multilabel":
+            return bool((np.ptp(self.answers > 0, axis=0) == 0).all())
+        return bool(np.ptp(self.answers) == 0)
+
+    def lines(self) -> list[str]:
+        """A table of tab-separated values: each sequence, its label, what is said of it, and the numbers."""
+        classes = self.labelled.classes
+        lines = ["\t".join(["name", "label", "predicted", *(classes or ["value"])])]
+        for example, row in zip(self.labelled.splits[self.split], probabilities(self.labelled.task, self.answers),
+                                strict=True):
+            said = (classes[int(row.argmax())] if self.labelled.task == "classification"
+                    else ";".join(name for name, value in zip(classes, row, strict=True) if value > 0.5) or "-"
+                    if classes else f"{row[0]:.6g}")
+            lines.append("\t".join([example.name, example.label, said, *(f"{value:.6g}" for value in row)]))
+        return lines
+
+
+def probabilities(task: str, answers: np.ndarray) -> np.ndarray:
+    """[n, outputs], of logits; numbers as they are."""
+    if task == "regression":
+        return answers
+    if task == "multilabel":
+        return 1 / (1 + np.exp(-answers))
+    powers = np.exp(answers - answers.max(1, keepdims=True))
+    return powers / powers.sum(1, keepdims=True)
+
+
+def scores_of(task: str, answers: np.ndarray, targets: np.ndarray) -> dict[str, float | None]:
+    """Every metric of a task over a whole set; None where it has none, as an AUROC of one class.
+
+    Args:
+        answers: float64 [n, outputs], logits or numbers.
+        targets: as `Labelled.targets` gives them.
+    """
+    found = {"classification": _of_classes, "multilabel": _of_labels, "regression": _of_numbers}[task](answers, targets)
+    return {name: float(value) if value is not None and np.isfinite(value) else None for name, value in found.items()}
+
+
+def _of_classes(answers: np.ndarray, targets: np.ndarray) -> Mapping[str, float | None]:
+    from sklearn import metrics
+
+    said, chances = answers.argmax(1), probabilities("classification", answers)
+    several = len(np.unique(targets)) > 1
+    one_hot = np.eye(answers.shape[1])[targets]
+    if answers.shape[1] == 2:  # the second class is the positive one
+        one_hot, chances = one_hot[:, 1:], chances[:, 1:]
+    return {"accuracy": metrics.accuracy_score(targets, said),
+            "f1_macro": metrics.f1_score(targets, said, average="macro", zero_division=0),
+            "mcc": metrics.matthews_corrcoef(targets, said) if several else None,
+            "auroc": _auc(metrics.roc_auc_score, one_hot, chances),
+            "auprc": _auc(metrics.average_precision_score, one_hot, chances)}
+
+
+def _auc(metric: object, truth: np.ndarray, chances: np.ndarray) -> float | None:
+    """The mean over the classes that some, but not all, sequences have."""
+    assert callable(metric)
+    values = [metric(truth[:, column], chances[:, column]) for column in range(truth.shape[1])
+              if np.ptp(truth[:, column])]
+    return float(np.mean(values)) if values else None
+
+
+def _of_labels(answers: np.ndarray, targets: np.ndarray) -> Mapping[str, float | None]:
+    from sklearn import metrics
+
+    return {"f1_macro": metrics.f1_score(targets, answers > 0, average="macro", zero_division=0),
+            "auroc": _auc(metrics.roc_auc_score, targets, answers),
+            "auprc": _auc(metrics.average_precision_score, targets, answers)}
+
+
+def _of_numbers(answers: np.ndarray, targets: np.ndarray) -> Mapping[str, float | None]:
+    from scipy import stats
+
+    values = answers[:, 0]
+    squared = float(np.square(values - targets).mean())
+    if len(values) < 2 or not np.ptp(values) or not np.ptp(targets):
+        return {"pearson": None, "spearman": None, "mean_squared_error": squared}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.ConstantInputWarning)
+        return {"pearson": stats.pearsonr(values, targets)[0], "spearman": stats.spearmanr(values, targets)[0],
+                "mean_squared_error": squared}

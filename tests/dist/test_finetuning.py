@@ -1,0 +1,189 @@
+"""Fine-tuning through the trainer as it is: it learns, is stopped and goes on bit for bit, is the same over context
+ranks, and judges the weights of the best validation."""
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hyena_dist.checkpoint.reader import TensorReader
+from hyena_dist.config.errors import UserError
+from hyena_dist.config.schema import Config
+from hyena_dist.config.sections.data import DataSection
+from hyena_dist.config.sections.finetune import FinetuneSection
+from hyena_dist.config.sections.model import ModelSection
+from hyena_dist.config.sections.optim import OptimSection
+from hyena_dist.config.sections.parallel import ParallelSection
+from hyena_dist.config.sections.train import TrainSection
+from hyena_dist.data.labelled import Labelled, read_labelled
+from hyena_dist.model.model import build_model
+from hyena_dist.parallel.groups import Groups, init_groups
+from hyena_dist.tasks.finetune import finetune
+from hyena_dist.train.finetuning import Finetuning
+from hyena_dist.train.metrics import Row, read_rows
+from tests.checkpoints import latest
+from tests.dist.harness import run_distributed
+from tests.dist.toy import engine_section
+
+STEPS, STOP = 12, 7
+
+
+def table(directory: Path) -> Path:
+    """Sequences of many lengths; the class is which of G and A is frequent."""
+    rng, lines = np.random.default_rng(0), ["sequence,label"]
+    for number in range(96):
+        odds = (0.2, 0.1, 0.1, 0.6) if number % 2 else (0.6, 0.1, 0.1, 0.2)
+        bases = "".join(rng.choice(list("ACTG"), rng.integers(20, 60), p=odds))
+        lines.append(f"{bases},{('at', 'gc')[number % 2]}")
+    for name, part in (("train", slice(1, 65)), ("dev", slice(65, 81)), ("test", slice(81, 97))):
+        directory.mkdir(exist_ok=True)
+        (directory / f"{name}.csv").write_text("\n".join([lines[0], *lines[part]]) + "\n", encoding="utf-8")
+    return directory
+
+
+def config_of(directory: Path, name: str, engine: int | str, *, context: int = 1, **tune: Any) -> Config:
+    return Config(
+        model=ModelSection(num_layers=1, hidden_size=16, max_seq_len=64, filter_order=8, embed_dropout=0.1),
+        data=DataSection(shards="none", seq_len=64),
+        train=TrainSection(run_dir=str(directory / name), steps=STEPS, micro_batch_size=4, global_batch_size=8,
+                           eval_every=4, save_every=0),
+        optim=OptimSection(lr=2e-2, warmup_steps=1, eps=1e-4), parallel=ParallelSection(context=context),
+        engine=engine_section(engine), finetune=FinetuneSection(table=str(directory / "table"), rc="average", **tune))
+
+
+def labelled_of(config: Config, seed: int = 0) -> Labelled:
+    return read_labelled(config.finetune, seed=seed, most=64)
+
+
+def run(config: Config, stop_at: int = 0, groups: Groups | None = None, weights: Any = None) -> str | None:
+    steps = Finetuning.next_step
+
+    def next_step(self: Finetuning) -> Any:
+        if self._taken + 1 == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return steps(self)
+
+    Finetuning.next_step = next_step  # type: ignore[method-assign]
+    try:
+        return finetune(config, groups or init_groups(context=config.parallel.context), torch.device("cpu"),
+                        read=lambda seed: labelled_of(config, seed), weights=weights)
+    finally:
+        Finetuning.next_step = steps  # type: ignore[method-assign]
+
+
+def _two_ranks(directory: Path) -> dict[str, Any]:
+    found = {}
+    for engine in (2, "fsdp"):
+        assert run(config_of(directory, f"whole-{engine}", engine)) is None
+        assert run(config_of(directory, f"cut-{engine}", engine), STOP) is not None
+        found[f"stopped {engine}"] = (directory / f"cut-{engine}" / "result.json").exists()
+        assert run(config_of(directory, f"cut-{engine}", engine)) is None
+    for pooling in ("max", "last"):
+        assert run(config_of(directory, f"context-{pooling}", 1, context=2, pooling=pooling)) is None
+    return found
+
+
+def _one_rank(directory: Path) -> dict[str, str]:
+    groups, found = init_groups(), {}
+    for pooling in ("max", "last"):
+        run(config_of(directory, f"alone-{pooling}", 1, pooling=pooling))
+    config = config_of(directory, "frozen", 1, from_="somewhere", trained="head")
+    pretrained = build_model(replace(config, train=replace(config.train, seed=9)), Groups.single())
+    run(config, weights=dict(pretrained.named_parameters()))
+    patient = config_of(directory, "patient", 1, seeds=2)
+    run(replace(patient, train=replace(patient.train, patience=1, eval_every=1, steps=50)))
+    other = table(directory / "other")
+    (other / "train.csv").write_text((other / "train.csv").read_text("utf-8").replace("GG", "GA", 1), encoding="utf-8")
+    changed = config_of(directory, "cut-2", 2)
+    (directory / "cut-2" / "seed-0" / "result.json").unlink()
+    changed = replace(changed, finetune=replace(changed.finetune, table=str(other)),
+                      train=replace(changed.train, steps=STEPS + 1))
+    with pytest.raises(UserError) as caught:
+        run(changed, groups=groups)
+    found["changed"] = str(caught.value)
+    return found
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], dict[str, str]]:
+    directory = tmp_path_factory.mktemp("finetuning")
+    table(directory / "table")
+    two = run_distributed(_two_ranks, 2, directory)[0]
+    return directory, two, run_distributed(_one_rank, 1, directory)[0]
+
+
+def rows(path: Path) -> list[Row]:
+    return read_rows(path / "seed-0" / "metrics.jsonl")
+
+
+def tensors(path: Path) -> dict[str, torch.Tensor]:
+    reader = TensorReader(latest(path / "seed-0" / "checkpoints"))
+    return reader.read(reader.shapes)
+
+
+@pytest.mark.parametrize("engine", [2, "fsdp"])
+def test_a_run_that_was_stopped_is_bit_for_bit_the_whole_one(runs: Any, engine: int | str) -> None:
+    directory, two, _ = runs
+    assert not two[f"stopped {engine}"], "the control: it had no result when it was stopped"
+    assert len((directory / f"cut-{engine}/seed-0/history.jsonl").read_text("utf-8").splitlines()) == 2
+    whole, cut = (tensors(directory / f"{name}-{engine}") for name in ("whole", "cut"))
+    assert whole.keys() == cut.keys()
+    assert all(torch.equal(whole[key], cut[key]) for key in whole)
+    one, other = ((directory / f"{name}-{engine}/result.json").read_text("utf-8") for name in ("whole", "cut"))
+    assert one == other
+
+
+def test_context_ranks_change_nothing(runs: Any) -> None:
+    directory = runs[0]
+    for pooling in ("max", "last"):
+        alone, split = (rows(directory / f"{name}-{pooling}") for name in ("alone", "context"))
+        assert [row.loss for row in split] == pytest.approx([row.loss for row in alone], rel=1e-5)
+        assert [row.scored for row in split] == [row.scored for row in alone]
+    assert [row.loss for row in rows(directory / "alone-max")] != pytest.approx(
+        [row.loss for row in rows(directory / "alone-last")], rel=1e-3), "the control"
+
+
+def test_it_learns_and_says_so_beside_k_mers(runs: Any) -> None:
+    directory = runs[0]
+    result = json.loads((directory / "whole-2" / "result.json").read_text("utf-8"))
+    assert (result["classes"], result["judged_on"], result["collapsed_seeds"]) == (["at", "gc"], "test", [])
+    assert result["metrics"]["mcc"]["mean"] > 0.8
+    assert result["baselines"]["kmers"]["mcc"]["mean"] > 0.8
+    lines = (directory / "whole-2/seed-0/predictions.tsv").read_text("utf-8").splitlines()
+    assert len(lines) == 17
+    right = sum(line.split("\t")[1] == line.split("\t")[2] for line in lines[1:])
+    assert right / 16 == result["metrics"]["accuracy"]["mean"]
+
+
+def test_a_frozen_backbone_stays_that_of_the_weights(runs: Any) -> None:
+    directory = runs[0]
+    config = config_of(directory, "frozen", 1, from_="somewhere", trained="head")
+    pretrained = build_model(replace(config, train=replace(config.train, seed=9)), Groups.single())
+    saved = tensors(directory / "frozen")
+    weight = dict(pretrained.named_parameters())["embedding.word_embeddings.weight"]
+    assert torch.equal(saved["model/backbone.embedding.word_embeddings.weight"], weight)
+    fresh = build_model(config, Groups.single())
+    assert not torch.equal(fresh.embedding.word_embeddings.weight, weight), "the control"
+
+
+def test_patience_ends_a_run_and_the_best_weights_are_judged(runs: Any) -> None:
+    directory = runs[0]
+    result = json.loads((directory / "patient" / "result.json").read_text("utf-8"))
+    assert [seed["seed"] for seed in result["seeds"]] == [0, 1]
+    assert result["metrics"]["mcc"]["seeds"] == 2
+    for seed in result["seeds"]:
+        validated = [row for row in read_rows(directory / f"patient/seed-{seed['seed']}/metrics.jsonl")
+                     if row.split == "val"]
+        best = min(validated, key=lambda row: row.loss)
+        assert seed["checkpoint"] == f"step-{best.step:08d}"
+        assert validated[-1].step == seed["steps"] == best.step + 1 < 50
+
+
+def test_other_sequences_are_not_gone_on_with(runs: Any) -> None:
+    assert "does not hold the sequences, labels and splits that the run has learnt so far" in runs[2]["changed"]

@@ -1,0 +1,42 @@
+"""The command that fine-tunes: a dry run says what is in a table, and mistakes are one line."""
+
+from pathlib import Path
+
+import pytest
+
+from hyena_dist.cli.finetune import main
+
+RUN = ["--config", "finetune/gue", "--dry-run"]
+
+
+def gue(directory: Path) -> Path:
+    directory.mkdir()
+    for number, name in enumerate(("train", "dev", "test")):
+        lines = [f"{'ACGT'[number]}{'ACGT'[n]}ACGTNACGT,{n % 2}" for n in range(4)]
+        (directory / f"{name}.csv").write_text("\n".join(["sequence,label", *lines]) + "\n", encoding="utf-8")
+    return directory
+
+
+def test_a_dry_run_says_what_is_in_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*RUN, f"finetune.table={gue(tmp_path / 'gue')}", f"train.run_dir={tmp_path / 'run'}",
+                 "finetune.epochs=400"]) == 0
+    said = capsys.readouterr()
+    assert "note: sequences: 4 train, 4 valid, 4 test; 2 classes (0, 1); at most 11 tokens; 50 steps" in said.err
+    assert "12 of 132 bases, in 12 sequences, are no A, C, G or T" in said.err
+    assert "  from: null" in said.out
+    assert "steps: 50" in said.out
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("argument", "said"), [
+    ("finetune.table=nowhere.csv", "nowhere.csv: cannot be read"), ("finetune.from=nowhere", "nowhere: no such file"),
+    ("finetune.pooling=middle", "finetune.pooling must be one of"),
+    ("finetune.trained=head", "needs a pretrained model"),
+    ("finetune.label_column=class", "name the right one with finetune.label_column"),
+])
+def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], argument: str, said: str) -> None:
+    assert main([*RUN, f"finetune.table={gue(tmp_path / 'gue')}", "finetune.epochs=400", argument]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert said in error

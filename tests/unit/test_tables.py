@@ -1,0 +1,189 @@
+"""Labelled sequences from every kind of file, with the headers and quirks that their publishers give them; what is no
+labelled sequence is refused where it stands, and nothing odd passes in silence."""
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hyena_dist.config.sections.finetune import FinetuneSection
+from hyena_dist.data.errors import DataError
+from hyena_dist.data.labelled import Labelled, read_labelled
+from hyena_dist.data.tables import Columns, read_table, reverse_complement
+
+GUE = "sequence,label\nACGTAC,0\nTTGACA,1\nGGGCCC,0\nTATAAT,1\n"
+"""As GUE has it."""
+
+
+def write(path: Path, text: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+def read(table: Path, seed: int = 0, most: int = 100, **keys: Any) -> Labelled:
+    return read_labelled(FinetuneSection(table=str(table), **keys), seed=seed, most=most)
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    ("t.csv", GUE), ("t.csv", GUE.replace("\n", "\r\n")), ("t.csv", "\ufeff" + GUE), ("t.csv", GUE + "\n\n"),
+    ("t.tsv", GUE.replace(",", "\t")), ("t.csv.gz", gzip.compress(GUE.encode())), ("odd-name", GUE),
+    ("t.csv", GUE.replace("ACGTAC", '"ACGTAC"')),
+    ("t.fna", ">a|0\nACG\nTAC\n>b|1\nTTGACA\n>c d|0\nGGGCCC\n>d|1\nTATAAT\n"),
+])
+def test_every_kind_holds_the_same(tmp_path: Path, name: str, content: str | bytes) -> None:
+    found = read_table(write(tmp_path / name, content), Columns())
+    assert [example.bases for example in found] == [b"ACGTAC", b"TTGACA", b"GGGCCC", b"TATAAT"]
+    assert [example.label for example in found] == ["0", "1", "0", "1"]
+
+
+def test_parquet_as_of_hugging_face(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"sequence": ["ACGT", "GGCC"], "name": ["x|1", "y|0"], "label": [1, 0]}),
+                        tmp_path / "t.parquet")
+    found = read_table(tmp_path / "t.parquet", Columns())
+    assert [(example.name, example.bases, example.label) for example in found] == [
+        ("x|1", b"ACGT", "1"), ("y|0", b"GGCC", "0")]
+
+
+def test_a_label_of_two_digits_is_whole(tmp_path: Path) -> None:
+    """The published reader takes the last letter of the header, which is wrong from the eleventh class on."""
+    [found] = read_table(write(tmp_path / "t.fna", ">chr1|100|200|12\nACGT\n"), Columns())
+    assert (found.name, found.label) == ("chr1|100|200", "12")
+
+
+@pytest.mark.parametrize("content", [
+    "chr1\t1\t5\tpeak\t-\nchr1\t0\t4\trest\t+\n",
+    "#chrom\tstart\tend\tlabel\tstrand\nchr1\t1\t5\tpeak\t-\nchr1\t0\t4\trest\t+\n",
+    "chrom,start,end,strand,label\nchr1,1,5,-,peak\nchr1,0,4,+,rest\n",
+])
+def test_intervals_are_cut_out_of_a_genome(tmp_path: Path, content: str) -> None:
+    genome = write(tmp_path / "g.fa", ">chr1\nAACCGTTT\n")
+    found = read_table(write(tmp_path / "t.bed", content), Columns(), genome)
+    assert [(example.bases, example.label) for example in found] == [
+        (reverse_complement(b"ACCG"), "peak"), (b"AACC", "rest")]
+    assert found[0].bases == b"CGGT"
+
+
+@pytest.mark.parametrize(("content", "said"), [
+    ("", "the file is empty"), ("sequence,label\n", "holds no labelled sequences"),
+    ("seq,label\nACGT,1\n", "column 'sequence' is not in the header.*finetune.sequence_column"),
+    ("sequence,sequence,label\nA,C,1\n", "is twice in the header"),
+    ("sequence,label\nACGT,1\nACGT\n", "line 3: has 1 columns and the header has 2"),
+    ("sequence,label\nAC-T,1\n", r"line 2: byte b'-' at base 3 is not an IUPAC code"),
+    ("sequence,label\n,1\n", "line 2: has no sequence"), ("sequence,label\nACGT,\n", "line 2: has no label"),
+    ('sequence,label\n"ACGT,1\n', "is no row of a table"), (b"sequence,label\nACGT,\xff\n", "not text of UTF-8"),
+    (">a\nACGT\n", "line 1: the header 'a' has no label"), (">a|1\n>b|0\nACGT\n", "line 1: has no sequence"),
+    (b"PAR1 and no more", "is damaged"), (b"PK\x03\x04rest", "zip archive"),
+    (gzip.compress(GUE.encode())[:-9], "cut short"), ("version https://git-lfs\n", "git-lfs pointer"),
+])
+def test_broken_files_are_one_line(tmp_path: Path, content: str | bytes, said: str) -> None:
+    path = write(tmp_path / "t.csv", content)
+    with pytest.raises(DataError, match=said) as caught:
+        read_table(path, Columns())
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("row", "said"), [
+    ("chr2\t0\t4\tx", "contig 'chr2' is not in"), ("chr1\t4\t4\tx", "start < end"), ("chr1\t0\t9\tx", "reaches past"),
+    ("chr1\t-1\t4\tx", "whole numbers"), ("chr1\t0\t4", "has 3 columns"), ("chr1\t0\t4\t\t+", "has no label"),
+])
+def test_broken_intervals_are_one_line(tmp_path: Path, row: str, said: str) -> None:
+    genome = write(tmp_path / "g.fa", ">chr1\nAACCGTTT\n")
+    with pytest.raises(DataError, match=f"t.bed: line 2: .*{said}"):
+        read_table(write(tmp_path / "t.bed", f"chr1\t0\t4\tx\n{row}\n"), Columns(), genome)
+
+
+def rows(count: int, first: int = 0) -> str:
+    """Different sequences of two classes."""
+    letters = np.array(list("ACGT"))
+    return "".join(f"{''.join(letters[[n >> 2 * place & 3 for place in range(8)]])},{n % 2}\n"
+                   for n in range(first, first + count))
+
+
+def test_a_directory_of_gue_is_three_splits(tmp_path: Path) -> None:
+    for number, name in enumerate(("train", "dev", "test")):
+        write(tmp_path / f"{name}.csv", "sequence,label\n" + rows(10, 10 * number))
+    found = read(tmp_path)
+    assert {name: len(examples) for name, examples in found.splits.items()} == {"train": 10, "valid": 10, "test": 10}
+    assert (found.classes, found.notes) == (["0", "1"], [])
+    write(tmp_path / "train.tsv", "x")
+    with pytest.raises(DataError, match="are both of train"):
+        read(tmp_path)
+
+
+def test_a_random_part_is_drawn_by_seed_and_copies_stay_together(tmp_path: Path) -> None:
+    table = write(tmp_path / "t.csv", "sequence,label\n" + rows(40) * 2)
+    one, same, other = (read(table, seed=seed) for seed in (0, 0, 1))
+    assert one.digest() == same.digest() != other.digest()
+    assert len(one.splits["valid"]) == 8
+    assert one.notes == [], "no sequence is on both sides"
+
+
+def test_a_split_column_and_chromosomes(tmp_path: Path) -> None:
+    lines = rows(6).splitlines()
+    table = write(tmp_path / "t.csv", "sequence,label,part\n" + "".join(
+        f"{line},{part}\n" for line, part in zip(lines, ("train", "Train", "dev", "val", "test", "test"), strict=True)))
+    found = read(table, split_column="part")
+    assert [len(found.splits[name]) for name in ("train", "valid", "test")] == [2, 2, 2]
+    genome = write(tmp_path / "g.fa", "".join(f">chr{n}\nACGTACGTACGT\n" for n in (1, 2, 3)))
+    bed = write(tmp_path / "t.bed", "".join(f"chr{n}\t{at}\t{at + 4 + n}\tc{at % 2}\n" for n in (1, 2, 3)
+                                            for at in range(4)))
+    found = read(bed, genome=str(genome), valid_chromosomes="chr2", test_chromosomes="chr3")
+    assert {name: {e.chromosome for e in examples} for name, examples in found.splits.items()} == {
+        "train": {"chr1"}, "valid": {"chr2"}, "test": {"chr3"}}
+    with pytest.raises(DataError, match="no training sequence is of 'chr9'"):
+        read(bed, genome=str(genome), test_chromosomes="chr9")
+
+
+def test_what_is_odd_is_counted(tmp_path: Path) -> None:
+    table = write(tmp_path / "t.csv", "sequence,label\n" + rows(8) + "ACNNAC,2\nACGTTT,2\n")
+    test = write(tmp_path / "test.csv", "sequence,label\n" + rows(3))
+    found = read(table, test=str(test))
+    assert "2 of 90" not in " ".join(found.notes)
+    assert any("different sequences are in" in note and "in test" in note for note in found.notes)
+    assert any(note.startswith("2 of ") and "no A, C, G or T" in note for note in found.notes)
+    assert "class '2' has no sequence in test" in found.notes
+
+
+def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+    table = write(tmp_path / "t.csv", "sequence,label\n" + rows(20))
+    strange = write(tmp_path / "test.csv", "sequence,label\nACGT,7\n")
+    with pytest.raises(DataError, match="test.csv: line 2: the label '7' of test is of no training sequence"):
+        read(table, test=str(strange))
+    with pytest.raises(DataError, match="has 8 bases, and the model takes 6.*finetune.longer"):
+        read(table, most=6)
+    with pytest.raises(DataError, match="a classifier needs two"):
+        read(write(tmp_path / "one.csv", "sequence,label\nAA,x\nAC,x\nAG,x\n"))
+    with pytest.raises(DataError, match="line 3: the label 'high' is no number"):
+        read(write(tmp_path / "r.csv", "sequence,label\nAA,1.5\nAC,high\nAG,2\n"), task="regression")
+
+
+@pytest.mark.parametrize(("side", "kept"), [("left", b"AAACCC"), ("center", b"AACCCG"), ("right", b"CCCGGG")])
+def test_what_is_too_long_is_cropped_as_asked(tmp_path: Path, side: str, kept: bytes) -> None:
+    table = write(tmp_path / "t.csv", "sequence,label\n" + rows(6).replace(rows(1).split(",")[0], "AAACCCGGG"))
+    found = read(table, most=6, longer=side)
+    assert any(example.bases == kept for examples in found.splits.values() for example in examples)
+    assert found.notes[0] == f"6 sequences were longer than 6 bases, and their {side} part was kept"
+
+
+def test_classes_are_sorted_and_written_as_numbers(tmp_path: Path) -> None:
+    table = write(tmp_path / "t.csv", "sequence,label\n" + "".join(
+        f"{line.partition(',')[0]},{(10, 9, 2)[n % 3]}\n" for n, line in enumerate(rows(30).splitlines())))
+    found = read(table)
+    assert found.classes == ["2", "9", "10"]
+    assert [found.classes[number] for number in found.targets("train")] == [e.label for e in found.splits["train"]]
+
+
+def test_several_labels_of_a_row(tmp_path: Path) -> None:
+    table = write(tmp_path / "t.csv", "sequence,label\n" + "".join(
+        f"{line.partition(',')[0]},{('b;a', 'a', '-')[n % 3]}\n" for n, line in enumerate(rows(30).splitlines())))
+    found = read(table, task="multilabel")
+    assert found.classes == ["a", "b"]
+    wanted = {"b;a": [1, 1], "a": [1, 0], "-": [0, 0]}
+    assert found.targets("train").tolist() == [wanted[example.label] for example in found.splits["train"]]
