@@ -19,6 +19,8 @@ BLOCK = 4
 """Neighbouring windows that the bootstrap draws together, since neighbours are alike."""
 RESAMPLES = 2000
 PERCENT = 100
+ALL = ("all", "all")
+"""The group of all scored bases."""
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:olive", "tab:cyan")
 
 
@@ -94,7 +96,7 @@ def score_run(run_dir: str, shards: str, split: str, regions: Path | None, by: S
                            class_of=range(windows), classes=windows, kinds=held_out.kinds, kinds_of=held_out.kinds_of)
     if found is None:
         raise ConfigError(f"{shards}: split {split} has no base to score: build the shards with some")
-    groups = {("all", "all"): found.sums.sum(1)}
+    groups = {ALL: found.sums.sum(1)}
     for what in by:
         if what in held_out.of_kinds:
             groups |= {(what, name): found.sums[:, inside].sum(1)
@@ -147,7 +149,7 @@ def tables(scores: Sequence[Scores], base: Scores) -> str:
     """Perplexities and differences of every group, in Markdown."""
     parts = []
     for what in dict.fromkeys(what for what, _ in base.groups if what != "all" or len(base.groups) == 1):
-        groups = [("all", "all"), *(group for group in base.groups if group[0] == what and what != "all")]
+        groups = [ALL, *(group for group in base.groups if group[0] == what and what != "all")]
         bases = {group: int(base.mean(group)[1].sum()) for group in groups}
         rows = [[what, "bases", *(each.name for each in scores)], ["---", *["---:"] * (len(scores) + 1)]]
         rows += [[group[1], f"{bases[group]:,}", *(f"{each.perplexity(group):.3f}" for each in scores)]
@@ -155,10 +157,11 @@ def tables(scores: Sequence[Scores], base: Scores) -> str:
         others = [each for each in scores if each is not base]
         rows += [[], [f"% against {base.name}", *(each.name for each in others)], ["---", *["---:"] * len(others)]]
         rows += [[group[1], *(_words(difference(each, base, group)) for each in others)] for group in groups]
-        apart = max(each.seed_range(group) for each in scores for group in groups)
-        parts.append("\n".join(f"| {' | '.join(row)} |" if row else "" for row in rows)
-                     + f"\n\nSeeds of one setting lie at most {apart:.2f} % apart in a row of this table.\n")
-    seeds = ", ".join(f"{each.name} {len(each.groups['all', 'all'])}" for each in scores)
+        parts.append("\n".join(f"| {' | '.join(row)} |" if row else "" for row in rows) + "\n")
+        if any(len(each.groups[ALL]) > 1 for each in scores):
+            apart = max(each.seed_range(group) for each in scores for group in groups)
+            parts.append(f"Seeds of one setting lie at most {apart:.2f} % apart in a row of this table.\n")
+    seeds = ", ".join(f"{each.name} {len(each.groups[ALL])}" for each in scores)
     return "\n".join(parts) + f"\nSeeds: {seeds}.\n"
 
 

@@ -11,10 +11,9 @@ from hyena_dist.cli import evaluate, sweep
 from hyena_dist.config.errors import ConfigError
 from hyena_dist.tasks.sweep.file import read_sweep
 from launchers import studies
-from launchers.studies import BLOCK, Scores, difference
+from launchers.studies import ALL, BLOCK, Scores, difference
 
 ROOT = Path(__file__).parents[2]
-ALL = ("all", "all")
 
 
 def scores(name: str, nats: np.ndarray) -> Scores:
