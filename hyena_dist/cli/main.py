@@ -26,8 +26,8 @@ from importlib import import_module
 
 from hyena_dist.runtime.signals import PROCESS, die_of_interrupts
 
-COMMANDS = ("pretrain", "finetune", "plan", "evaluate", "score", "convert", "sweep", "scaling", "build", "verify", "doctor",
-            "show")
+COMMANDS = ("pretrain", "finetune", "plan", "evaluate", "score", "convert", "sweep", "scaling", "build", "verify",
+            "doctor", "show")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
