@@ -135,7 +135,9 @@ def _start_on(slots: dict[str, int], args: argparse.Namespace, words: list[str])
         raise ConfigError("--hostfile: there is no deepspeed command here: activate the environment that has it")
     if wrong:
         return wrong
-    command = [launcher, "--hostfile", str(args.hostfile), "--module", "hyena_dist.cli.main", "doctor", *words]
+    # deepspeed starts a single host without ssh, yet asks it by ssh whether it is there and for its address.
+    alone = ["--no_ssh_check", "--master_addr", next(iter(slots))] if len(slots) == 1 else []
+    command = [launcher, "--hostfile", str(args.hostfile), *alone, "--module", "hyena_dist.cli.main", "doctor", *words]
     try:
         return subprocess.run(command, check=False, timeout=15 * args.timeout + 60).returncode
     except subprocess.TimeoutExpired:
