@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hyena_dist.cli import build, convert, evaluate, main, pretrain, scaling, show, sweep, verify
+from hyena_dist.cli import build, convert, evaluate, main, pretrain, scaling, score, show, sweep, verify
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = re.compile(r"^(?:[ #$]|examples?:)*((?:[A-Z_]+=\S+ )*(?:(?:deepspeed|torchrun|srun|sbatch) -|"
@@ -28,7 +28,7 @@ def launcher(name: str) -> Any:
 
 
 COMMANDS = {"pretrain": pretrain, "evaluate": evaluate, "convert": convert, "build": build, "verify": verify,
-            "scaling": scaling, "show": show, "sweep": sweep, "bench": launcher("bench"),
+            "scaling": scaling, "score": score, "show": show, "sweep": sweep, "bench": launcher("bench"),
             "gpu_check": launcher("gpu_check")}
 
 
