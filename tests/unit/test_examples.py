@@ -12,7 +12,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hyena_dist.cli import build, convert, doctor, evaluate, main, plan, pretrain, scaling, show, sweep, verify
+from hyena_dist.cli import (
+    build,
+    convert,
+    doctor,
+    evaluate,
+    finetune,
+    main,
+    plan,
+    pretrain,
+    scaling,
+    score,
+    show,
+    sweep,
+    verify,
+)
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = re.compile(r"^(?:[ #$]|examples?:)*((?:[A-Z_]+=\S+ )*(?:(?:deepspeed|torchrun|srun|sbatch) -|"
@@ -27,9 +41,9 @@ def launcher(name: str) -> Any:
     return module
 
 
-COMMANDS = {"pretrain": pretrain, "plan": plan, "evaluate": evaluate, "convert": convert, "build": build,
-            "verify": verify, "scaling": scaling, "doctor": doctor, "show": show, "sweep": sweep,
-            "bench": launcher("bench"), "gpu_check": launcher("gpu_check"),
+COMMANDS = {"pretrain": pretrain, "finetune": finetune, "plan": plan, "evaluate": evaluate, "score": score,
+            "convert": convert, "build": build, "verify": verify, "scaling": scaling, "doctor": doctor, "show": show,
+            "sweep": sweep, "bench": launcher("bench"), "gpu_check": launcher("gpu_check"),
             "studies": launcher("studies")}
 
 

@@ -28,8 +28,8 @@ from hyena_dist.tasks.score import numerics
 from hyena_dist.tasks.score import variants as task
 from hyena_dist.tasks.score.numerics import NumericsError
 from hyena_dist.tasks.score.observe import AROUND, SCORES, score_sites
-from hyena_dist.tasks.score.output import read_scores
-from hyena_dist.tasks.score.report import auprc, auroc
+from hyena_dist.tasks.score.output import Table, read_scores
+from hyena_dist.tasks.score.report import PRESETS, auprc, auroc
 from hyena_dist.tasks.score.windows import batches
 from tests.dist.harness import run_distributed
 
@@ -380,3 +380,31 @@ def test_report_on_a_known_ranking(tmp_path: Path, capsys: pytest.CaptureFixture
     capsys.readouterr()
     assert main(["report", str(file), "--label", "nothing"]) == 2
     assert "no column nothing" in capsys.readouterr().err
+
+
+def test_presets_know_their_sets() -> None:
+    single, none = "criteria_provided,_single_submitter", "no_assertion_criteria_provided"
+    info = [f"CLNSIG={significance};CLNREVSTAT={review};MC=SO:0001583|missense_variant,SO:1|x"
+            for significance, review in
+            [("Pathogenic", single), ("Benign/Likely_benign", single), ("Pathogenic", none),
+             ("Uncertain_significance", single), ("Likely_pathogenic", "reviewed_by_expert_panel")]]
+    table = Table({}, ["outcome", "info"], [["scored", value] for value in info])
+    labels = PRESETS["clinvar"](table, None, 1)
+    np.testing.assert_equal(labels.values, [1, 0, np.nan, np.nan, 1])
+    assert labels.by == ["missense_variant"] * 5
+    np.testing.assert_equal(PRESETS["clinvar"](table, None, 0).values, [1, 0, 1, np.nan, 1])
+    np.testing.assert_equal(PRESETS["clinvar"](table, None, 2).values, [np.nan] * 4 + [1])
+    rows = [["scored", "True", "LOF"], ["scored", "False", "FUNC"], ["scored", "", "INT"]]
+    table = Table({}, ["outcome", "label", "func.class"], rows)
+    np.testing.assert_equal(PRESETS["traitgym"](table, None, 1).values, [1, 0, np.nan])
+    np.testing.assert_equal(PRESETS["brca1"](table, None, 1).values, [1, 0, 0])
+
+
+def test_the_published_table_and_a_slice_whose_numbers_count_from_0(tmp_path: Path, bases: str) -> None:
+    """The published sheet has two lines of title; the header of a slice may be of BED's kind."""
+    (tmp_path / "s.fa").write_text(f">s dna:chromosome chromosome:GRCh37:17:1000:1600\n{bases}\n")
+    (tmp_path / "t.csv").write_text("Supplementary Table 1\n,,,\nchromosome,position (hg19),reference,alt,func.class\n"
+                                    f'17,1100,{bases[99]},{other(bases[99])},"LOF, sure"\n')
+    found = list(judge(Variants(tmp_path / "t.csv", is_vcf=False), read_reference(tmp_path / "s.fa"), WINDOW))
+    assert [judged.outcome for judged in found] == ["scored"]
+    assert found[0].row.others == ["LOF, sure"]
