@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.studies import score_run
 from hyena_dist.checkpoint.directory import step_directory
 from hyena_dist.checkpoint.format import save_checkpoint
 from hyena_dist.cli.evaluate import main
@@ -32,7 +33,6 @@ from hyena_dist.tasks import held_out, markov
 from hyena_dist.tasks.evaluate import evaluate, load_run
 from hyena_dist.tasks.held_out import HeldOut
 from hyena_dist.train.report import EVALUATION
-from launchers.studies import score_run
 from tests.dist.test_checkpoint import DictEngine
 from tests.genomes import genome, write_fasta
 

@@ -57,6 +57,8 @@ def hyena_pair(order: int, batch: int, length: int, with_norm: bool, with_bias: 
 class OneSlice:
     """In place of the context ranks: one slice, with these tokens on its left, and nothing on its right."""
 
+    rank, ranks, knows_segments = 0, 1, False
+
     def __init__(self, halo: Tensor | None = None) -> None:
         self.halo, self.dhalo = halo, torch.zeros(0)
 
@@ -67,7 +69,9 @@ class OneSlice:
         self.dhalo = dhalo
         return torch.zeros_like(dhalo)
 
-    def convolve(self, inputs: Tensor, filters: Tensor, bias: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def convolve(self, inputs: Tensor, filters: Tensor, bias: Tensor,
+                 segments: None) -> tuple[Tensor, list[Tensor]]:
+        assert segments is None
         u, *gates = inputs
         steps = []
         for h, b, gate in zip(filters, bias, [*gates, None], strict=True):
@@ -75,8 +79,9 @@ class OneSlice:
             u = long_conv.convolve(u, h, b, gate)
         return u, [*steps, *gates]
 
-    def convolve_backward(self, dconv: Tensor, filters: Tensor, bias: Tensor,
-                          kept: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def convolve_backward(self, dconv: Tensor, filters: Tensor, bias: Tensor, kept: list[Tensor],
+                          segments: None) -> tuple[Tensor, Tensor, Tensor]:
+        assert segments is None
         steps, gates = kept[: len(filters)], [*kept[len(filters) :], None]
         found = []
         for u, h, b, gate in reversed(list(zip(steps, filters, bias, gates, strict=True))):

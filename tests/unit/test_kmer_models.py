@@ -103,7 +103,7 @@ def test_the_study_compares_at_equal_bases():
         config = point.config
         check(config, world_size=1)
         assert (config.data.seq_len * tokenizer.stride, config.train.global_batch_size, config.train.steps) == (
-            1536, 4, 300)
+            1536, 4, 400)
         assert ("model.kmer" in learnt(config, data="")) == (tokenizer.k > 1), "ids of points of single bases stay"
 
 

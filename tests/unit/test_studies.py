@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.studies import ALL, BLOCK, Scores, difference, tables
 from hyena_dist.cli import evaluate, sweep
 from hyena_dist.config.errors import ConfigError
 from hyena_dist.tasks.sweep.file import read_sweep
 from launchers import studies
-from launchers.studies import ALL, BLOCK, Scores, difference
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,7 +51,7 @@ def test_neighbouring_windows_are_drawn_together():
 
 def test_a_table_has_the_mean_and_the_spread_of_the_seeds():
     base = scores("base", np.array([[1.2] * BLOCK, [1.3] * BLOCK]))
-    text = studies.tables([base, scores("other", np.full((2, BLOCK), 1.25))], base)
+    text = tables([base, scores("other", np.full((2, BLOCK), 1.25))], base)
     assert f"| all | {100 * BLOCK} | {np.exp(1.25):.3f} | {np.exp(1.25):.3f} |" in text
     assert "| all | +0.00 (+0.00 to +0.00) |" in text
     apart = 100 * (np.exp(1.3) - np.exp(1.2)) / (np.exp(1.3) + np.exp(1.2)) * 2
