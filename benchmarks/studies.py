@@ -130,7 +130,7 @@ def score_sweep(config: Path, names: Sequence[str] | None, **how: Any) -> list[S
         runs = settings.setdefault(", ".join(f"{key.split('.')[-1]}={value}" for key, value in own.items()), [])
         state = read_state(point.directory)
         if state is not None and state["status"] == "finished":
-            print(f"scoring {state['run_dir']}", file=sys.stderr)
+            sys.stderr.write(f"scoring {state['run_dir']}\n")
             runs.append(score_run(state["run_dir"], **how))
     if names is not None and len(names) != len(settings):
         raise ConfigError(f"--names has {len(names)}, and {config} has {len(settings)} settings: {'; '.join(settings)}")
