@@ -181,8 +181,10 @@ class WindowOrder:
         self.pack = pack
         self._epoch_sizes: dict[int, int] = {}
         one_window = tokenizer.bases(seq_len + 2) - 1
-        self._one_size = bool((self.lengths <= one_window).all()) and not pack
-        """Whether all epochs have as many windows, since every interval is one."""
+        tokens = sum(tokenizer.tokens(length) for length in self.lengths.tolist()) if pack else 0
+        self._one_size = bool((self.lengths <= one_window).all()) and (not pack or tokens <= seq_len + 1)
+        """Whether all epochs are known to have as many windows, since every interval is one, or all share one. Then no
+        epoch has to be packed to count its windows: a set of one short contig has as many epochs as windows."""
         self._reached = 0, 0
         """An epoch, and the windows of those before it."""
         self._tiling: tuple[int, _Tiling | _Packing] | None = None

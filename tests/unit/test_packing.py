@@ -179,6 +179,25 @@ def test_a_state_goes_on_in_the_middle_of_an_epoch(manifest):
         stream(manifest).load_state_dict(old)
 
 
+@pytest.mark.parametrize("tokenizer", [Tokenizer(), Tokenizer(3), Tokenizer(3, overlap=True)])
+def test_what_fits_into_one_window_is_far_on_at_once(tokenizer, monkeypatch):
+    """Each window is an epoch then: millions of them, packed one by one, would take many minutes at every start. The
+    control: a token more, and the windows of each epoch have to be counted."""
+    lengths = [1, 2, 3, 20, tokenizer.bases(20)]
+    tokens = sum(tokenizer.tokens(length) for length in lengths)
+    order, more = (WindowOrder(lengths, size, seed=0, stage=0, tokenizer=tokenizer, pack=True)
+                   for size in (tokens - 1, tokens - 2))
+    assert [order._tiling_of(epoch).size for epoch in range(50)] == [1] * 50
+    assert len(order.pieces(7, 0)) == sum(tokenizer.tokens(length) > 1 for length in lengths)
+    packings = []
+    own = WindowOrder._tiling_of
+    monkeypatch.setattr(WindowOrder, "_tiling_of", lambda order, epoch: packings.append(epoch) or own(order, epoch))
+    assert order.advance(3, 0, 10**9) == (3 + 10**9, 0)
+    assert len(packings) <= 1
+    more.advance(0, 0, 20)
+    assert len(packings) > 5
+
+
 def test_a_source_of_a_mixture_is_packed_by_itself(manifest, tmp_path):
     other = shards(tmp_path, genome(9, *[20 + n for n in range(30)]))
     s = TrainStream([Pool(manifest, name="a"), Pool(other, name="b")], seq_len=L, seed=7, pack=True,
