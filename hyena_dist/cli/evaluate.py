@@ -96,13 +96,13 @@ def _print(result: "Evaluation") -> None:
     table.add_row("HyenaDNA", f"{result.model:.4f}", style="bold")
     console = Console()
     console.print(table)
-    several = {what: groups for what, groups in result.groups.items() if len(groups) > 1}
-    if not several:
+    told_apart = {what: groups for what, groups in result.groups.items() if len(groups) > 1 or what == "region"}
+    if not told_apart:
         return
     console.width = max(console.width, 100)  # a file has no width
     table = Table("by", "group", *(Column(name, justify="right", no_wrap=True) for name in
                                    ("bases", "HyenaDNA", "best Markov chain")))
-    for what, groups in several.items():
+    for what, groups in told_apart.items():
         for number, (name, group) in enumerate(groups.items()):
             best = min(range(len(group.markov)), key=group.markov.__getitem__)
             table.add_row("" if number else what, name, f"{group.bases:,}", f"{group.model:.4f}",

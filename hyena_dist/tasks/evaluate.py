@@ -1,6 +1,7 @@
 """A trained run on held-out bases, beside Markov chains fitted on the same training bases."""
 
 import json
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,6 +29,8 @@ from hyena_dist.tasks.markov import fit, score
 
 ROWS_PER_BATCH_TOKENS = 2**15
 """Tokens of a forward pass: enough to fill two cores, little enough for any machine."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,8 @@ def evaluate(run_dir: str | Path, *, checkpoint: str = "latest", shards: str | N
     if found is None:
         raise ConfigError(f"{' and '.join(pool.where for pool in pools)}: split {split} has no base to score (A, C, G, "
                           "T): build the shards with some")
+    for name in held_out.regions_without(found):
+        logger.warning("--regions: no scored base of split %s is of class %s", split, name)
     chains = score(fit(trained), pools, split, labels=held_out.kinds * held_out.classes, label=held_out.label,
                    tokenizer=tokenizer)
     return Evaluation(path, split, [str(pool.manifest.directory) for pool in pools], seq_len, found.scored,

@@ -11,10 +11,10 @@ import torch
 from hyena_dist.config.errors import ConfigError
 from hyena_dist.data.manifest import Interval
 from hyena_dist.data.pool import Pool
-from hyena_dist.data.regions import Regions
+from hyena_dist.data.regions import OUTSIDE, Regions
 from hyena_dist.data.stream import Batch, ValidationBatches
 from hyena_dist.data.tokenizer import NUCLEOTIDES, Tokenizer
-from hyena_dist.model.evaluate import CASES, soft_kinds
+from hyena_dist.model.evaluate import CASES, SplitLoss, soft_kinds
 
 DECILES = 10
 
@@ -76,6 +76,12 @@ class HeldOut:
                     labels = self._regions.labels(interval.contig, start, stop)[::stride]
                     row[: labels.size] += len(CASES) * torch.from_numpy(labels)
         return kinds
+
+    def regions_without(self, found: SplitLoss) -> list[str]:
+        """The classes of the BED of which no base was scored; none where there is no BED."""
+        names = self.of_kinds.get("region", [])
+        return sorted({name for of_kind in names for name in of_kind} - {OUTSIDE} - found.by_kind(names).keys()
+                      ) if names else []
 
     def label(self, number: int, interval: Interval, start: int, soft: np.ndarray) -> np.ndarray:
         """For the Markov chains: kind and class of bases in a row, as kind * classes + class. They are those that the

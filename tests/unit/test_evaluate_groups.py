@@ -44,6 +44,7 @@ ROWS = [("man.chr1", 0, 1500, "exon"), ("man.chr1", 1400, 2990, "promoter"), ("m
         ("man.chr1", 2200, 2300, "exon"), ("mouse.chr1", 100, 1900, "repeat"), ("worm.chr1", 0, 4000, "exon"),
         ("worm.chr1", 4900, 9000, "promoter"), ("nowhere", 0, 10, "exon")]
 """Overlapping, past the end of a contig, and of another assembly."""
+ROWS_OF_ALL = "".join(f"{name} 0 {len(text)} every\n" for name, text in TEXTS.items())
 
 
 @pytest.fixture(scope="module")
@@ -234,6 +235,21 @@ def test_regions_that_are_none(run_dir, tmp_path, capsys, text, message):
     said = capsys.readouterr().err.splitlines()
     assert message in said[-1]
     assert "a.bed" in said[-1]
+
+
+@pytest.mark.parametrize(("rows", "without", "shown"), [
+    ("man.chr1 0 100 exon\n", ["exon"], [OUTSIDE]), (ROWS_OF_ALL, [], ["every"]),
+    (f"man.chr1 0 100 exon\n{ROWS_OF_ALL}", ["exon"], ["every"]),
+    ("man.chr1 0 3000 exon\n", [], ["exon", OUTSIDE])])
+def test_classes_without_a_held_out_base_are_said(run_dir, tmp_path, capsys, caplog, rows, without, shown):
+    """And the classes are shown though there is only one: who gives a BED is never left without a word of it. The
+    control: every class has some."""
+    (tmp_path / "a.bed").write_text(rows)
+    assert main([str(run_dir), "--regions", str(tmp_path / "a.bed")]) == 0
+    said = [record.getMessage() for record in caplog.records if "no scored base" in record.getMessage()]
+    assert said == [f"--regions: no scored base of split val is of class {name}" for name in without]
+    table = capsys.readouterr().out
+    assert [name for name in ("exon", "every", OUTSIDE) if name in table] == shown
 
 
 def test_what_cannot_be_scored_or_written(run_dir, tmp_path, sets, capsys):

@@ -19,6 +19,7 @@ from hyena_dist.data.contigs import ALLOWED, Source
 from hyena_dist.data.homology import read_regions
 from hyena_dist.data.index import read_index
 from hyena_dist.data.plain_webdataset import decode_segment
+from hyena_dist.data.regions import Regions
 from hyena_dist.data.sources import contigs_of
 from hyena_dist.data.splits import BedSplits, Splits
 from tests.genomes import bgzip, fasta_text, genome, write_fasta
@@ -62,6 +63,17 @@ def read_calls(path):
     return sum(contig.bases.size for contig in contigs_of(Source(reference, "", path, "S1")))
 
 
+def read_classes(path):
+    """Each base has a label, and each label is of some class."""
+    contigs = {"chr1": 40, "chr2": 10}
+    regions = Regions(path, contigs)
+    for contig, bases in contigs.items():
+        labels = regions.labels(contig, 3, bases)
+        assert labels.size == bases - 3
+        assert all(regions.classes[label] for label in labels)
+        assert labels.tolist() == [regions.labels(contig, base, base + 1).item() for base in range(3, bases)]
+
+
 READERS = {
     "FASTA": (read_sequence, [fasta_text(CONTIGS), fasta_text(CONTIGS, line_end=b"\r\n"), bgzip(fasta_text(CONTIGS))]),
     "GenBank": (read_sequence, [genbank(CONTIGS), gzip.compress(genbank(CONTIGS))]),
@@ -71,6 +83,7 @@ READERS = {
     "VCF": (read_calls, [VCF, bgzip(VCF)]),
     "BED": (Bed, [BED, gzip.compress(BED)]),
     "BED of splits": (BedSplits, [BED]),
+    "BED of classes": (read_classes, [BED, b"chr1 0 10 a\nchr1 5 70 b\nchr2 9 10 a\nchrX 1 2 c\n"]),
     "homology": (read_regions, [BLAST, b"chr1 0 9 A\nchr2 4 7 A\n", b"chr1:0-9 chr2:4-7 60\n"]),
 }
 BYTES = st.one_of(st.binary(min_size=1, max_size=8), st.sampled_from([
