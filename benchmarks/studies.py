@@ -80,13 +80,13 @@ def score_run(run_dir: str, shards: str, split: str, regions: Path | None, by: S
     from hyena_dist.data.tokenizer import tokenizer_of
     from hyena_dist.model.evaluate import evaluate_split
     from hyena_dist.parallel.groups import Groups
-    from hyena_dist.tasks.evaluate import ROWS_PER_BATCH_TOKENS, load_run
+    from hyena_dist.tasks.evaluate import load_run, rows_per_batch
     from hyena_dist.tasks.held_out import HeldOut
 
     config, model, _ = load_run(run_dir)
     seq_len = config.data.val_seq_len or config.data.seq_len
     held_out = HeldOut([Pool(Manifest.load(shards))], split=split, seq_len=seq_len, regions=regions,
-                       batch_size=max(1, ROWS_PER_BATCH_TOKENS // seq_len), tokenizer=tokenizer_of(config.model))
+                       batch_size=rows_per_batch(config.model, seq_len), tokenizer=tokenizer_of(config.model))
     windows = len(held_out.batches.windows)
     found = evaluate_split(model, held_out.batches, Groups.single(), next(model.parameters()).device,
                            class_of=range(windows), classes=windows, kinds=held_out.kinds, kinds_of=held_out.kinds_of)

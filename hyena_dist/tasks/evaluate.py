@@ -16,6 +16,7 @@ from hyena_dist.config.identity import differences, identity
 from hyena_dist.config.load import read_config
 from hyena_dist.config.schema import Config
 from hyena_dist.config.sections.data import DataSection
+from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.data.index import FILE_NAME
 from hyena_dist.data.manifest import Manifest
 from hyena_dist.data.pool import Pool, open_pools
@@ -28,7 +29,10 @@ from hyena_dist.tasks.held_out import HeldOut
 from hyena_dist.tasks.markov import fit, score
 
 ROWS_PER_BATCH_TOKENS = 2**15
-"""Tokens of a forward pass: enough to fill two cores, little enough for any machine."""
+"""Most tokens of a forward pass: enough to fill two cores, little enough for any machine."""
+LOGITS_PER_BATCH = 2**25
+"""Most logits of a forward pass of several windows; the loss holds three float32 numbers for each. A token of 8-mers
+has 65,544 of them."""
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +98,12 @@ def load_run(run_dir: str | Path, checkpoint: str = "latest") -> tuple[Config, H
     return config, model.eval(), chosen.path
 
 
+def rows_per_batch(model: ModelSection, seq_len: int) -> int:
+    """How many windows of so many tokens are scored together, at least one."""
+    tokens = min(ROWS_PER_BATCH_TOKENS, LOGITS_PER_BATCH // model.padded_vocab_size)
+    return max(1, tokens // seq_len)
+
+
 def evaluate(run_dir: str | Path, *, checkpoint: str = "latest", shards: str | None = None,
              split: str = "val", regions: str | Path | None = None) -> Evaluation:
     """Score a checkpoint of a run, as `load_run` takes it, on a split of the run's own shards, or of others; on a GPU
@@ -114,7 +124,7 @@ def evaluate(run_dir: str | Path, *, checkpoint: str = "latest", shards: str | N
     seq_len, tokenizer = config.data.val_seq_len or config.data.seq_len, tokenizer_of(config.model)
     pools = _pools(Path(run_dir), config, shards)
     trained = open_pools(config.data) if shards is not None and _is_here(config.data) else pools
-    held_out = HeldOut(pools, split=split, seq_len=seq_len, batch_size=max(1, ROWS_PER_BATCH_TOKENS // seq_len),
+    held_out = HeldOut(pools, split=split, seq_len=seq_len, batch_size=rows_per_batch(config.model, seq_len),
                        regions=None if regions is None else Path(regions), tokenizer=tokenizer)
     found = _score(model, held_out, seq_len)
     if found is None:

@@ -28,7 +28,7 @@ from hyena_dist.model.kinds import check
 from hyena_dist.model.loss import token_loss
 from hyena_dist.model.model import HyenaModel, build_model
 from hyena_dist.parallel.groups import Groups
-from hyena_dist.tasks.evaluate import load_run
+from hyena_dist.tasks.evaluate import load_run, rows_per_batch
 from hyena_dist.tasks.sweep.expand import expand
 from hyena_dist.tasks.sweep.file import read_sweep
 from hyena_dist.tasks.sweep.point import learnt
@@ -92,6 +92,15 @@ def test_a_model_learns_what_repeats_and_is_scored_per_base(run, capsys):
     assert found["model"] == pytest.approx(by_hand, rel=1e-5)
     assert found["model"] < 1.15 < found["markov"][1] < found["markov"][0]
     assert perplexity_by_hand(model, config.model, bases[::-1]) > 3, "the control: a sequence that it has not learnt"
+
+
+@pytest.mark.parametrize(("k", "seq_len", "rows"), [(1, 1024, 32), (3, 1024, 32), (6, 64, 127), (6, 1024, 7),
+                                                    (8, 64, 7), (8, 1024, 1), (1, 10**6, 1)])
+def test_large_vocabularies_are_scored_in_smaller_batches(k, seq_len, rows):
+    """The logits of 32,768 tokens of 8-mers would be 8.6 GB, and the loss holds three times as much."""
+    section = ModelSection(kmer=k)
+    assert rows_per_batch(section, seq_len) == rows
+    assert rows == 1 or rows * seq_len * section.padded_vocab_size <= 2**25
 
 
 def test_the_study_compares_at_equal_bases():
