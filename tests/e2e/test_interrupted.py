@@ -142,7 +142,8 @@ def outcome(run_dir: Path) -> str:
 
 
 @pytest.mark.parametrize("trial", [
-    Trial("SIGUSR1", "fork", "ranks", 0.0, 0), Trial("SIGINT", "torchrun", "group", None, 20),
+    Trial("SIGINT", "torchrun", "group", None, 20),
+    pytest.param(Trial("SIGUSR1", "fork", "ranks", 0.0, 0), marks=pytest.mark.slow),
     pytest.param(Trial("SIGHUP", "deepspeed", "group", 3.0, 0), marks=pytest.mark.slow),
 ], ids=lambda trial: f"{trial.launcher}-{trial.name}")
 def test_a_signal_at_a_chosen_moment(shards, tmp_path, trial):
