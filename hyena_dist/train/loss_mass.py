@@ -45,8 +45,12 @@ class LossMass:
         """The counts of all ranks. Collective."""
         return self._added_up().tolist()
 
-    def load_state_dict(self, saved: Any) -> None:
-        """Go on from the counts of a checkpoint; where an earlier version saved none (None), from 0, and it is said.
+    def load_state_dict(self, saved: Any, weight: Any) -> None:
+        """Go on from the counts of a checkpoint; where an earlier version saved none (None), or soft-masked bases had
+        another weight when they were counted, from 0, and it is said.
+
+        Args:
+            weight: of a soft-masked base in the run that saved it.
 
         Raises:
             DataError: they are no counts of as many sources.
@@ -54,6 +58,10 @@ class LossMass:
         if saved is None:
             logger.warning("the checkpoint does not say how much of each source was scored before it: "
                            "source_loss_mass counts from this step on")
+            saved = torch.zeros_like(self._all).tolist()
+        elif weight != self._weight:
+            logger.warning("data.lower_case_weight was %s and is %s: source_loss_mass counts from this step on",
+                           weight, self._weight)
             saved = torch.zeros_like(self._all).tolist()
         if not (isinstance(saved, list) and len(saved) == len(self._sources) and all(
                 isinstance(row, list) and len(row) == 2 and all(type(count) is int and 0 <= count < 1 << 63

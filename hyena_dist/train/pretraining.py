@@ -151,13 +151,15 @@ class Pretraining:
         return self.curriculum.passed
 
     def state_dict(self) -> dict[str, Any]:
-        mass = {"source_mass": self._mass.state_dict()} if len(self.pools) > 1 else {}
+        weight = self._config.data.lower_case_weight
+        mass = {"source_mass": self._mass.state_dict(), "lower_case_weight": weight} if len(self.pools) > 1 else {}
         return {**self.curriculum.state_dict(), **mass}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         self.curriculum.load_state_dict(saved)
         if len(self.pools) > 1:
-            self._mass.load_state_dict(saved.get("source_mass"))
+            own = self._config.data.lower_case_weight
+            self._mass.load_state_dict(saved.get("source_mass"), saved.get("lower_case_weight", own))
 
     def close(self) -> None:
         self.curriculum.close()

@@ -140,6 +140,28 @@ def test_loss_mass_goes_on_from_a_checkpoint(directory, caplog):
             second.load_state_dict({**saved, "source_mass": wrong})
 
 
+def test_loss_mass_of_another_weight_is_not_gone_on_with(directory, caplog):
+    """Soft-masked bases that were learnt from at one weight are not counted at another. The control: the same weight,
+    and a checkpoint from before the weight was saved."""
+    first, same, before, other, afresh = (
+        Pretraining(config(directory, lower_case_weight=weight), Groups.single(), CPU)
+        for weight in (0.1, 0.1, 0.1, 1.0, 1.0))
+    for _ in range(3):
+        first.next_step()
+    saved = first.state_dict()
+    same.load_state_dict(saved)
+    before.load_state_dict({key: value for key, value in saved.items() if key != "lower_case_weight"})
+    assert _masses(same) == _masses(before) == _masses(first)
+    assert "lower_case_weight" not in caplog.text
+    other.load_state_dict(saved)
+    assert "data.lower_case_weight was 0.1 and is 1.0: source_loss_mass counts from this step on" in caplog.text
+    afresh.skip(3)
+    for _ in range(2):
+        other.next_step()
+        afresh.next_step()
+    assert _masses(other) == _masses(afresh) != _masses(first)
+
+
 def test_unique_bases_are_all_there_are_in_the_end(directory):
     with closing(Curriculum(open_pools(config(directory).data), config(directory))) as curriculum:
         uses = curriculum.source_uses(12)
