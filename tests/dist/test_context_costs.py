@@ -53,7 +53,7 @@ class Case:
 def cases() -> list[Case]:
     grid = [Case(context, tensor, batch, method, precision) for context in (2, 4) for tensor in (1, 2)
             for batch in (1, 2) for method in cp.METHODS for precision in ITEMSIZE]
-    return grid + [replace(case, **other) for case in grid if case.batch == 2 and case.context == 4
+    return grid + [replace(case, **other) for case in grid if case.batch == 2
                    for other in ({"recompute": True}, {"order": 3}, {"overlap": 2})]
 
 
@@ -127,6 +127,7 @@ def measured():
     return run_distributed(_on_rank, 8)
 
 
+@pytest.mark.slow
 def test_a_layer_sends_the_bytes_of_the_formulas(measured):
     """With A = s B (D / T) (L / P) (P - 1) / P, all_to_all sends 2A forward, 4A with the backward pass and 6A with
     recomputation: the MLP after the mixer needs what came back, so torch's early stop skips no exchange."""
@@ -142,6 +143,7 @@ def test_a_layer_sends_the_bytes_of_the_formulas(measured):
                 assert forward["all_to_all"] + backward["all_to_all"] == passes * case.order * a, (rank, case)
 
 
+@pytest.mark.slow
 def test_bf16_activations_travel_as_bf16(measured):
     counted = dict(zip(cases(), measured[0][0], strict=True))
     wide, half = (counted[Case(4, 2, 2, precision=precision)] for precision in ("fp32", "bf16"))
@@ -150,6 +152,7 @@ def test_bf16_activations_travel_as_bf16(measured):
         assert full.get("halo", 0) == 2 * narrow.get("halo", 0)
 
 
+@pytest.mark.slow
 def test_the_halo_is_two_tokens_of_the_projections(measured):
     """(k - 1) (N + 1) (D / T) B s forward from every rank but the last, the same backward from every but the first."""
     for rank, (counted, *_) in enumerate(measured):
@@ -161,12 +164,14 @@ def test_the_halo_is_two_tokens_of_the_projections(measured):
     assert (first[0]["halo"], first[1].get("halo", 0)) == (2 * 3 * WIDTH * 4, 0)
 
 
+@pytest.mark.slow
 def test_memory_of_a_rank_falls_with_the_ranks(measured, monkeypatch):
     monkeypatch.setattr(implicit_filter, "KEPT_LAGS", 0)  # context ranks keep no trunk
     whole = peaks(SMALL, Groups.single())[cp.ONE_RANK]
     check_peaks(SMALL, whole, [found for _, found, _ in measured], least=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", cp.METHODS)
 def test_recomputation_saves_on_context_ranks_what_it_saves_on_one(measured, method):
     for *_, found in measured:

@@ -156,6 +156,11 @@ def check(rows: list[Row], crossings: list[tuple[Row, Row]], shards: Path, direc
         assert found < limit, (source, target)
 
 
+def test_one_crossing(shards, tmp_path):
+    check([CANONICAL, FAST[3]], [(FAST[3], CANONICAL)], shards, tmp_path)
+
+
+@pytest.mark.slow
 def test_a_covering_part_of_the_rows(shards, tmp_path):
     check(FAST, [(FAST[3], FAST[2]), (FAST[2], FAST[1])], shards, tmp_path)
 
