@@ -260,8 +260,9 @@ def test_runs_cut_and_resumed_anywhere_are_the_whole(pools, whole, runs):
         assert (found, saved) == whole, f"case {case}, cut at {cuts}"
 
 
+@pytest.mark.parametrize("runs", [5, pytest.param(50, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kmer", [1, 3])
-def test_packed_runs_cut_and_resumed_anywhere_are_the_whole(pools, kmer):
+def test_packed_runs_cut_and_resumed_anywhere_are_the_whole(pools, kmer, runs):
     """The same of packed windows, and of those of k-mers: mixture, schedule and length warm-up are as above."""
     def own(micro: int = 1) -> Config:
         plain = config(pools, 0, micro)
@@ -270,7 +271,7 @@ def test_packed_runs_cut_and_resumed_anywhere_are_the_whole(pools, kmer):
     opened = open_pools(own().data)
     expected = take(opened, own(), LAST)
     rng = np.random.default_rng(kmer)
-    for _ in range(5):
+    for _ in range(runs):
         cuts = sorted(rng.integers(0, LAST + 1, 2).tolist())
         found, saved = [], None
         for first, last in itertools.pairwise([0, *cuts, LAST]):
