@@ -31,17 +31,17 @@ from hyena_dist.train.schedules import learning_rate
 from hyena_dist.train.session import open_trainer
 from tests.dist.harness import run_distributed
 
-STEPS = 200
+FEW, MANY = 60, 200
 # Two codes that round differently drift apart slowly. The bugs are larger: see the control below.
 LOSS_TOLERANCE = 1e-4
 
 
-def run_config(shards: Path, run_dir: Path) -> Config:
+def run_config(shards: Path, run_dir: Path, steps: int) -> Config:
     return Config(
         model=ModelSection(num_layers=2, hidden_size=128, max_seq_len=1024, embed_dropout=0.0),
         data=DataSection(shards=str(shards), seq_len=1024, num_workers=0),
-        train=TrainSection(run_dir=str(run_dir), steps=STEPS, micro_batch_size=1, global_batch_size=2, eval_every=0,
-                           save_every=100),
+        train=TrainSection(run_dir=str(run_dir), steps=steps, micro_batch_size=1, global_batch_size=2, eval_every=0,
+                           save_every=steps // 2),
         optim=OptimSection(lr=6e-4, warmup_steps=10),
         engine=EngineSection(zero_stage=1),
     )
@@ -56,14 +56,14 @@ def _losses(run_dir: Path) -> list[float]:
     return [row.loss for row in read_rows(run_dir / "metrics.jsonl") if row.split == "train"]
 
 
-@pytest.fixture(scope="module")
-def trained(shards, tmp_path_factory) -> Config:
-    config = run_config(shards, tmp_path_factory.mktemp("run") / "whole")
+@pytest.fixture(scope="module", params=[FEW, pytest.param(MANY, marks=pytest.mark.slow)])
+def trained(request, shards, tmp_path_factory) -> Config:
+    config = run_config(shards, tmp_path_factory.mktemp("run") / "whole", request.param)
     run_distributed(_train, 2, config, timeout=400)
     return config
 
 
-def _plain_losses(config: Config, *, weight_decay: float, steps: int = STEPS) -> list[float]:
+def _plain_losses(config: Config, *, weight_decay: float) -> list[float]:
     """The frozen baseline on the same windows from the same initial weights."""
     published, state = to_published(build_model(config, Groups.single()))
     model = BaselineHyenaDNA(published)
@@ -71,33 +71,34 @@ def _plain_losses(config: Config, *, weight_decay: float, steps: int = STEPS) ->
     stream = TrainStream(Manifest.load(config.data.shards), seq_len=config.data.seq_len, seed=config.data.seed)
     batch = config.train.global_batch_size
     windows = stream.batches(stream.start(), micro_batch_size=batch, global_batch_size=batch)
-    batches = ([split_window(next(windows).ids)] for _ in range(steps))
+    batches = ([split_window(next(windows).ids)] for _ in range(config.train.steps))
     return list(plain_training_loop(
-        model, batches, lr_at=lambda step: learning_rate(step, optim=config.optim, steps=STEPS),
+        model, batches, lr_at=lambda step: learning_rate(step, optim=config.optim, steps=config.train.steps),
         betas=config.optim.betas, eps=config.optim.eps, weight_decay=weight_decay, grad_clip=config.optim.grad_clip))
 
 
-def test_200_steps_equal_a_plain_loop(trained):
+def test_every_step_equals_a_plain_loop(trained):
     losses, expected = _losses(Path(trained.train.run_dir)), _plain_losses(trained, weight_decay=0.1)
     worst = max(abs(a - b) for a, b in zip(losses, expected, strict=True))
-    print(f"{STEPS} steps: worst loss difference {worst:.1e}, tolerance {LOSS_TOLERANCE}")
+    print(f"{trained.train.steps} steps: worst loss difference {worst:.1e}, tolerance {LOSS_TOLERANCE}")
     assert worst < LOSS_TOLERANCE
     assert expected[-1] < expected[0] - 0.5, "the model must have learned something"
 
 
 def test_control_a_forgotten_weight_decay_is_seen(trained):
-    other = _plain_losses(trained, weight_decay=0.0, steps=STEPS // 2)
-    worst = max(abs(a - b) for a, b in zip(_losses(Path(trained.train.run_dir)), other, strict=False))
+    other = _plain_losses(trained, weight_decay=0.0)
+    worst = max(abs(a - b) for a, b in zip(_losses(Path(trained.train.run_dir)), other, strict=True))
     print(f"without weight decay the losses differ by {worst:.1e}, tolerance {LOSS_TOLERANCE}")
     assert worst > 2 * LOSS_TOLERANCE
 
 
 @pytest.mark.slow
-def test_resumed_at_step_100_is_bit_equal(trained, tmp_path):
-    whole = Path(trained.train.run_dir)
-    assert len(_losses(whole)) == STEPS
-    shutil.copytree(whole, tmp_path / "cut", ignore=shutil.ignore_patterns("step-00000200", "summary.json", "*.png"))
-    config = run_config(Path(trained.data.shards), tmp_path / "cut")
+def test_resumed_half_way_is_bit_equal(trained, tmp_path):
+    whole, steps = Path(trained.train.run_dir), trained.train.steps
+    assert len(_losses(whole)) == steps
+    shutil.copytree(whole, tmp_path / "cut",
+                    ignore=shutil.ignore_patterns(f"step-{steps:08d}", "summary.json", "*.png"))
+    config = run_config(Path(trained.data.shards), tmp_path / "cut", steps)
     run_distributed(_train, 2, config, timeout=400)
     assert _losses(tmp_path / "cut") == _losses(whole)
     summaries = [json.loads((path / "summary.json").read_text()) for path in (whole, tmp_path / "cut")]
