@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hyena_dist.config.errors import ConfigError, UserError, one_line
 from hyena_dist.runtime.signals import raise_interrupts
@@ -61,6 +62,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _rows(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """What the command is about, by its arguments."""
+    from hyena_dist.tasks.scaling.points import read_points
+
+    if args.min_steps < 0:
+        raise ConfigError(f"--min-steps {args.min_steps}: runs have no fewer than 0 steps: give 0 or more")
+    return read_points(args.source, _columns(args))
+
+
 def _columns(args: argparse.Namespace) -> dict[str, str]:
     for pair in args.column:
         if not all(pair.partition("=")):
@@ -69,10 +79,9 @@ def _columns(args: argparse.Namespace) -> dict[str, str]:
 
 
 def _fit(args: argparse.Namespace) -> None:
-    from hyena_dist.tasks.scaling.points import read_points  # scipy takes a second, --help should not
-    from hyena_dist.tasks.scaling.report import report
+    from hyena_dist.tasks.scaling.report import report  # scipy takes a second, --help should not
 
-    found, files = report(read_points(args.source, _columns(args)), Path(args.out), min_steps=args.min_steps,
+    found, files = report(_rows(args), Path(args.out), min_steps=args.min_steps,
                           floor=args.floor, budgets=args.budget, title=f"Scaling report: {Path(args.source).name}")
     for fitted in found.fits:
         for axis, exponent, interval in zip(fitted.law.axes, fitted.law.exponents, fitted.trust.exponents, strict=True):
@@ -86,9 +95,9 @@ def _fit(args: argparse.Namespace) -> None:
 
 def _rates(args: argparse.Namespace) -> None:
     from hyena_dist.tasks.scaling.learning_rate import describe, draw_rates, learning_rate_rule
-    from hyena_dist.tasks.scaling.points import choose, read_points
+    from hyena_dist.tasks.scaling.points import choose
 
-    points, left = choose(read_points(args.source, _columns(args)), min_steps=args.min_steps)
+    points, left = choose(_rows(args), min_steps=args.min_steps)
     rule = learning_rate_rule(points)
     out = _directory(args.out)
     text = describe(rule) + "".join(f"\nLeft out: {item.id}: {item.reason}.\n" for item in left)

@@ -99,6 +99,8 @@ def test_the_command_fits_csvs_and_says_mistakes_in_one_line(tmp_path: Path, cap
                                (["fit", source, "--floor", "-1"], "a floor of -1: the loss is above 0"),
                                (["fit", source, "--budget", "0"], "a budget of 0 operations"),
                                (["fit", source, "--column", "loss"], "is not of the form NAME=COLUMN"),
+                               (["fit", source, "--min-steps", "-4"], "--min-steps -4: runs have no fewer than 0 st"),
+                               (["rates", source, "--min-steps", "-4"], "--min-steps -4: runs have no fewer than 0"),
                                (["rates", source], "no width has 4 learning rates"),
                                (["fit", str(tmp_path / "none")], "cannot be read")):
         assert main([*arguments, "--out", str(tmp_path / "x")]) == 2, arguments

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from hyena_dist.config.errors import ConfigError, one_line, read_remedy
-from hyena_dist.config.plain import open_regular, read_object
+from hyena_dist.config.plain import open_regular
+from hyena_dist.tasks.sweep.point import POINTS
+from hyena_dist.tasks.sweep.state import LARGEST, STATE, read_states
 
 ANCHORS = Path(__file__).parent / "anchors"
 """Published runs and optima; its README says where they are from."""
@@ -78,8 +80,6 @@ class Left:
 
 POSITIVE = ("flops", "budget", "unique_tokens", "seq_len", "hidden_size", "num_layers", "lr")
 """Numbers that are taken as not known where they are 0 or less; so is every number that is not finite."""
-LARGEST = 1e60
-"""No count and no loss of a run is larger, nor the reciprocal of one. One that is would overflow in a fit."""
 NUMBERS = tuple(item.name for item in fields(Point) if item.name not in ("id", "metric_name", "family", "varied"))
 
 
@@ -90,25 +90,17 @@ def read_points(path: str | Path, columns: Mapping[str, str] | None = None) -> l
         columns: of a CSV, what a name of `COLUMNS` is called in it.
 
     Raises:
-        ConfigError: there is nothing to read, or it is damaged.
+        ConfigError: there is nothing to read, or it is damaged: `tasks.sweep.state` says what a point may hold.
     """
     path = Path(path)
     if not path.is_dir():
         return _read_csv(path, columns or {})
     if columns:
         raise ConfigError(f"{path} is the directory of a sweep: names of columns are for a CSV: leave them out")
-    files = sorted(path.glob("points/*/point.json"))
-    if not files:
-        raise ConfigError(f"{path} has no points/*/point.json: give the directory of a sweep that was started, or a "
-                          "CSV")
-    rows = []
-    for file in files:
-        try:
-            rows.append(read_object(file))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{file}: cannot be read ({one_line(error)}): run the sweep again, which writes it "
-                              "anew") from error
-    return rows
+    states = read_states(path)
+    if not states:
+        raise ConfigError(f"{path} has no {POINTS}/*/{STATE}: give the directory of a sweep that was started, or a CSV")
+    return states
 
 
 def _read_csv(path: Path, columns: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -152,7 +144,11 @@ def _numbers(row: Mapping[str, str], where: str) -> dict[str, float | None]:
         try:
             found[name] = float(text) if text else None
         except ValueError:
-            raise ConfigError(f"{where}: its {name}, {text!r}, is no number: correct it, or leave it empty") from None
+            raise ConfigError(f"{where}: its {name}, {text!r:.40}, is no number: correct it, or leave it empty"
+                              ) from None
+        size = abs(found[name] or 0.0)
+        if LARGEST < size < math.inf or 0 < size < 1 / LARGEST:
+            raise ConfigError(f"{where}: its {name}, {text:.40}, is what no run has: correct it, or leave it empty")
     return found
 
 
@@ -160,8 +156,8 @@ def choose(rows: Iterable[Mapping[str, Any]], *, min_steps: int = 0) -> tuple[li
     """The finished runs, and those that are left out by a rule: not finished, no validation loss, no size or no tokens,
     fewer steps than asked for, the same run twice. No row is left out for what its loss is.
 
-    Raises:
-        ConfigError: a row holds something else than a number where there should be one.
+    Args:
+        rows: as `read_points` has them.
     """
     rows = list(rows)
     ids = {str(row["run_dir"]): str(row.get("id")) for row in rows if row.get("run_dir")}
@@ -204,16 +200,8 @@ def _why_left_out(row: Mapping[str, Any], min_steps: int) -> str | None:
 
 
 def _varied(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys that a sweep set to different values, or for some of its points only.
-
-    Raises:
-        ConfigError: what a point has for them is something else.
-    """
+    """The keys that a sweep set to different values, or for some of its points only."""
     settings = [row.get("set") or {} for row in rows]
-    for row, of_row in zip(rows, settings, strict=True):
-        if not isinstance(of_row, Mapping):
-            raise ConfigError(f"point {row.get('id')}: its set is {of_row!r:.40}, no keys with values: mend its file, "
-                              "or run it again")
     return [key for key in dict.fromkeys(key for of_row in settings for key in of_row)
             if len({repr(of_row.get(key)) for of_row in settings}) > 1]
 
@@ -222,8 +210,7 @@ def _point(row: Mapping[str, Any], name: str, parents: Mapping[str, str], varied
     metric = row.get("metric")
     values = {key: _number(row, key) for key in NUMBERS if key != "metric"}
     if isinstance(metric, Mapping):
-        values["metric"] = _number({"id": name, "metric": metric.get("value")}, "metric")
-        metric_name = str(metric.get("name") or "metric")
+        values["metric"], metric_name = _number(metric, "value"), str(metric["name"])
     else:
         values["metric"], metric_name = _number(row, "metric"), "metric"
     given = {key: value for key, value in values.items() if value is not None and math.isfinite(value)
@@ -244,15 +231,7 @@ def _root(name: str, parents: Mapping[str, str]) -> str:
 
 def _number(row: Mapping[str, Any], key: str) -> float | None:
     value = row.get(key)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigError(f"point {row.get('id')}: its {key} is {value!r:.40}, no number: mend its file, or run it "
-                          "again")
-    if LARGEST < abs(value) < math.inf or 0 < abs(value) < 1 / LARGEST:
-        raise ConfigError(f"point {row.get('id')}: its {key} is {str(value)[:40]}, which no run has: mend its file, or "
-                          "run it again")
-    return float(value)
+    return None if value is None else float(value)
 
 
 def groups_by_flops(points: Sequence[Point]) -> dict[float, list[Point]]:

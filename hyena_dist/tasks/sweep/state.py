@@ -2,10 +2,9 @@
 one table of a sweep."""
 
 import json
-import math
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,54 @@ STATUSES = ("planned", "running", "finished", "failed", "diverged")
 """planned also of one that was stopped before its end, and goes on from its checkpoint."""
 UNKNOWN = dict.fromkeys(("error", "seconds", "mfu", "loss", "perplexity", "val", "metric", "started", "ended", "host"))
 """What only the run tells."""
-REQUIRED: dict[str, tuple[type, ...]] = {
-    "id": (str,), "status": (str,), "set": (dict,), "run_dir": (str,), "params": (int,),
-    "params_non_embedding": (int,), "flops": (float, int), "tokens": (int,), "steps": (int,), "seq_len": (int,),
-    "hidden_size": (int,), "num_layers": (int,), "lr": (float, int)}
-"""What every state has, and of which type."""
+LARGEST = 1e60
+"""No number of a run is larger, nor the reciprocal of one: it would overflow where a law is fitted."""
 State = dict[str, Any]
+
+
+def _is_word(value: Any) -> bool:
+    return type(value) is str
+
+
+def _is_mapping(value: Any) -> bool:
+    return type(value) is dict
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= LARGEST
+
+
+def _is_count(value: Any) -> bool:
+    return _is_whole(value) and value > 0
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and (value == 0 or 1 / LARGEST <= abs(value) <= LARGEST)
+
+
+def _is_amount(value: Any) -> bool:
+    return _is_number(value) and value >= 0
+
+
+def _is_positive(value: Any) -> bool:
+    return _is_number(value) and value > 0
+
+
+def _is_metric(value: Any) -> bool:
+    return _is_mapping(value) and _is_word(value.get("name")) and _is_number(value.get("value"))
+
+
+REQUIRED: dict[str, Callable[[Any], bool]] = {
+    "id": _is_word, "status": STATUSES.__contains__, "set": _is_mapping, "run_dir": _is_word, "params": _is_count,
+    "params_non_embedding": _is_whole, "flops": _is_positive, "tokens": _is_count, "steps": _is_count,
+    "seq_len": _is_count, "hidden_size": _is_count, "num_layers": _is_count, "lr": _is_positive}
+"""What every state has, and what it may be."""
+OPTIONAL: dict[str, Callable[[Any], bool]] = {
+    "error": _is_word, "seconds": _is_amount, "mfu": _is_amount, "loss": _is_number, "perplexity": _is_number,
+    "val": _is_mapping, "metric": _is_metric, "started": _is_word, "ended": _is_word, "host": _is_word,
+    "seed": _is_whole, "budget": _is_positive, "unique_tokens": _is_amount, "epochs": _is_amount,
+    "forked_from": _is_word, "fork_at": _is_count}
+"""What may be null or missing."""
 
 
 def new_state(point: Point, costs: Costs) -> State:
@@ -53,23 +94,18 @@ def read_state(directory: Path) -> State | None:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}): {read_remedy(error, _REMEDY)}") from error
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: is no state of a point ({one_line(error)}): {_REMEDY}") from error
-    for key, kinds in REQUIRED.items():
-        if type(state.get(key)) not in kinds:
-            raise ConfigError(f"{path}: is no state of a point (its {key} is {state.get(key)!r:.40}): {_REMEDY}")
-    if state["status"] not in STATUSES:
-        raise ConfigError(f"{path}: is no state of a point (its status is {state['status']!r:.40}): {_REMEDY}")
+    for key, is_right in (REQUIRED | OPTIONAL).items():
+        value = state.get(key)
+        if not is_right(value) and (key in REQUIRED or value is not None):
+            raise ConfigError(f"{path}: is no state of a point (its {key} is {value!r:.40}): {_REMEDY}")
     if directory.parent.name == POINTS and state["id"] != directory.name:
         raise ConfigError(f"{path}: is the state of another point ({state['id']:.40}): {_REMEDY}")
-    if state["status"] == "finished" and not _is_number(state.get("loss")):
+    if state["status"] == "finished" and state.get("loss") is None:
         raise ConfigError(f"{path}: is finished without a loss: {_REMEDY}")
-    return state | {key: None for key in UNKNOWN if key not in state}
+    return {key: None for key in OPTIONAL} | state
 
 
 _REMEDY = "delete it, and the point goes on from the checkpoints of its run"
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
 
 
 def write_state(directory: Path, state: State) -> None:
