@@ -18,6 +18,8 @@ class Peer:
     rank: int
     host: str
     pid: int
+    machine: str
+    """The same for ranks that can see each other's processes."""
     local: bool
     """Whether this process can see the other's process: they are on one machine."""
     process: psutil.Process | None
@@ -47,7 +49,7 @@ def gather_peers(axis: Axis) -> list[Peer]:
     ranks: list[tuple[str, str, int, int]] = [own] * axis.size
     if axis.size > 1:
         dist.all_gather_object(ranks, own, group=axis.group)
-    return [Peer(rank, host, pid, machine == own[0], _process(pid, started) if machine == own[0] else None)
+    return [Peer(rank, host, pid, machine, machine == own[0], _process(pid, started) if machine == own[0] else None)
             for rank, (machine, host, pid, started) in enumerate(ranks)]
 
 
