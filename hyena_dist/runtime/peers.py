@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -53,14 +53,15 @@ def gather_peers(axis: Axis) -> list[Peer]:
             for rank, (machine, host, pid, started) in enumerate(ranks)]
 
 
-def name_ranks(which: Sequence[int], hosts: Sequence[str]) -> str:
+def name_ranks(which: Sequence[int], hosts: Sequence[str] | Mapping[int, str]) -> str:
     """`rank 3 (host a)`, or `ranks 2, 3 (host a)`: the first few are enough to find the machine.
 
     Args:
-        hosts: by rank.
+        which: of one host.
+        hosts: by rank; empty where it is not known.
     """
     some = ", ".join(map(str, which[:4])) + (f" and {len(which) - 4} more" if len(which) > 4 else "")
-    return f"rank{'s' if len(which) > 1 else ''} {some} (host {hosts[which[0]]})"
+    return f"rank{'s' if len(which) > 1 else ''} {some}" + (f" (host {hosts[which[0]]})" if hosts else "")
 
 
 def is_alive(process: psutil.Process | None) -> bool:
