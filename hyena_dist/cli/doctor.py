@@ -75,14 +75,14 @@ def _give_up(seconds: float) -> None:
 def _run(args: argparse.Namespace, words: list[str]) -> int:
     from hyena_dist.config.load import load_config
     from hyena_dist.config.presets import find
-    from hyena_dist.runtime.launcher import rank_environment, take_off_quotes
+    from hyena_dist.runtime.launcher import expected_hosts, rank_environment, take_off_quotes
 
     slots = {} if args.hostfile is None else read_hostfile(args.hostfile)
     take_off_quotes()
     environment = rank_environment(os.environ)
     if slots and environment["WORLD_SIZE"] == "1" and "RANK" not in os.environ:
         return _start_on(slots, args, words)
-    hosts = dict(enumerate(host for host, count in slots.items() for _ in range(count)))
+    hosts = dict(enumerate(host for host, count in slots.items() for _ in range(count))) or expected_hosts()
     config = load_config(find(args.config), args.overrides) if args.config else None
     from hyena_dist.tasks.doctor.examine import examine
 

@@ -1,4 +1,5 @@
-"""A connection of every rank to the first one, by which all know within seconds that a rank of another machine is gone.
+"""A connection of every rank to the first one, by which all know within seconds that a rank of another machine is gone,
+and one between every two machines, by which they know that those do not reach each other.
 
 Whether a machine is still there the kernels ask each other (TCP keep-alive), so that a rank that saves, compiles or
 holds Python's lock for minutes is not taken for lost. That a process has ended, its kernel says at once.
@@ -30,14 +31,16 @@ OPEN_SECONDS = 20.0
 ENDED, UNREACHABLE, FAILED, FOLLOWED, DONE = "ended", "unreachable", "failed", "followed", "done"
 """What becomes of a rank: it ended without a word, as a killed one; its machine does not answer; it failed by itself;
 it ended because of another rank; it has reached its end."""
-_WORST_FIRST = (UNREACHABLE, ENDED, FAILED, FOLLOWED)
+CUT = "cut"
+"""`cut 3`: the machine of rank 3 does not reach that of the rank, though the first rank reaches both."""
+_WORST_FIRST = (UNREACHABLE, ENDED, FAILED, CUT, FOLLOWED)
 
 
 class Heartbeat:
     """Tells which ranks are lost, and which say nothing. `listen` is for one thread, of which it takes the sleep.
 
-    The first rank hears of every other, and passes it on. A run on one machine opens no connection: there the processes
-    themselves can be watched.
+    The first rank hears of every other, and passes it on. The first rank of each machine hears of those of the others,
+    too. A run on one machine opens no connection: there the processes themselves can be watched.
 
     Args:
         axis: all ranks, over gloo.
@@ -66,6 +69,7 @@ class Heartbeat:
             return
         problems: list[str | None] = [None] * self._axis.size
         dist.all_gather_object(problems, self._connect(), group=self._axis.group)
+        self._connect_machines()
         for connection in self._connections.values():
             connection.setblocking(False)
         for rank, connection in self._connections.items():
@@ -126,24 +130,48 @@ class Heartbeat:
         dist.broadcast_object_list(own, group=self._axis.group, group_src=0)
         assert own[0] is not None
         port, token = own[0]
+        if server is not None:
+            with server:
+                self._accept(server, token, set(range(1, self._axis.size)))
+            return None
+        return self._call(0, first_address() or self._peers[0].host, port, token)
+
+    def _connect_machines(self) -> None:
+        """Of the first ranks of all machines but the first one, whose first rank has its connections. Collective."""
+        firsts = {peer.machine: peer.rank for peer in reversed(self._peers)}
+        server = None
+        door: tuple[str, int, str] | None = None
+        if self._axis.rank in firsts.values() and 0 in self._connections:
+            server = _listening()
+            address = self._connections[0].getsockname()[0]  # of the interface that leads to the other machines
+            door = address, server.getsockname()[1], secrets.token_hex(8)
+        doors = [door] * self._axis.size
+        dist.all_gather_object(doors, door, group=self._axis.group)
+        if server is None or door is None:
+            return
+        there = [rank for rank, its in enumerate(doors) if its is not None]
+        with server:
+            for rank in there[:there.index(self._axis.rank)]:
+                if (problem := self._call(rank, *doors[rank])) is not None:  # type: ignore[misc]
+                    logger.warning("%s cannot be connected to %s (%s)", self._peers[self._axis.rank],
+                                   self._peers[rank], problem)
+            self._accept(server, door[2], {rank for rank in there if rank > self._axis.rank})
+
+    def _call(self, rank: int, address: str, port: int, token: str) -> str | None:
+        """Connect to a rank that accepts. Returns what went wrong."""
         try:
-            if server is not None:
-                with server:
-                    self._accept(server, token)
-                return None
-            address = first_address() or self._peers[0].host
             connection = socket.create_connection((address, port), timeout=OPEN_SECONDS)
             _keep_alive(connection, self._unreachable)
             connection.sendall(f"{token} {self._axis.rank:8d}\n".encode())
-            self._connections[0] = connection
+            self._connections[rank] = connection
         except OSError as error:
             return error.strerror or str(error)
         return None
 
-    def _accept(self, server: socket.socket, token: str) -> None:
-        """Until all others are there, or their time is over: then they say themselves why they are not."""
+    def _accept(self, server: socket.socket, token: str, ranks: set[int]) -> None:
+        """Until these ranks are there, or their time is over: then they say themselves why they are not."""
         deadline = time.monotonic() + OPEN_SECONDS
-        while len(self._connections) < self._axis.size - 1:
+        while not ranks <= self._connections.keys():
             server.settimeout(max(deadline - time.monotonic(), 0.01))
             try:
                 connection, _ = server.accept()
@@ -180,8 +208,8 @@ class Heartbeat:
 
     def _note(self, rank: int, word: str) -> None:
         """What became of a rank; the first rank tells the others. The first word counts: what follows is the end of the
-        connection."""
-        if rank in self.lost or rank == self._axis.rank:
+        connection. Only of a rank that one machine does not reach the first rank may hear more: that none does."""
+        if rank == self._axis.rank or not self.lost.get(rank, CUT).startswith(CUT):
             return
         if word != DONE:
             self.lost[rank] = word
@@ -194,7 +222,11 @@ class Heartbeat:
 
     def _lose(self, rank: int, how: str) -> None:
         self._drop(rank)
-        self._note(rank, how)
+        if 0 in (rank, self._axis.rank):
+            self._note(rank, how)
+        elif how == UNREACHABLE:  # that it has ended the first rank says
+            self._note(rank, f"{CUT} {self._axis.rank}")
+            self._send(0, f"{rank} {CUT} {self._axis.rank}\n".encode())
 
     def _drop(self, rank: int) -> None:
         connection = self._connections.pop(rank)
@@ -223,20 +255,25 @@ def describe(lost: Mapping[int, str], peers: Sequence[Peer]) -> str | None:
     """Which ranks are gone, by names, and what to do; None: none is. Those that ended because of others are named only
     where nothing else is known."""
     for how in _WORST_FIRST:
-        which = sorted(rank for rank, word in lost.items() if word == how)
+        which = sorted(rank for rank, word in lost.items() if word.partition(" ")[0] == how)
         if not which:
             continue
+        if how == CUT:
+            one, other = peers[which[0]], peers[int(lost[which[0]].split()[1])]
+            return (f"{one} and {other} cannot reach each other any more, though both reach {peers[0]}: the network "
+                    f"between hosts {one.host} and {other.host} is cut (a cable, a route, a firewall); resume with the "
+                    "same command once it is mended")
         hosts = [peer.host for peer in peers]
         places = sorted({hosts[rank] for rank in which})
-        one = len(which) == 1
-        who = str(peers[which[0]]) if one else " and ".join(
+        alone = len(which) == 1
+        who = str(peers[which[0]]) if alone else " and ".join(
             name_ranks([rank for rank in which if hosts[rank] == host], hosts) for host in places)
         if how == UNREACHABLE:
             return (f"{who} cannot be reached any more: host {', '.join(places)} is down, or the network between it "
                     "and this one is; resume with the same command once it is back")
         what = {ENDED: "ended", FAILED: "failed", FOLLOWED: "ended because of another rank"}[how]
-        return (f"{who} {'has' if one else 'have'} {what}, and this rank waits for {'it' if one else 'them'}: "
-                f"{'its log says' if one else 'their logs say'} why; resume with the same command")
+        return (f"{who} {'has' if alone else 'have'} {what}, and this rank waits for {'it' if alone else 'them'}: "
+                f"{'its log says' if alone else 'their logs say'} why; resume with the same command")
     return None
 
 

@@ -3,13 +3,16 @@
 import json
 import logging
 import os
+import re
 import socket
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 import torch
 import torch.distributed as dist
 
@@ -17,14 +20,19 @@ from hyena_dist.config.errors import ConfigError, agreed, first_sentence
 from hyena_dist.runtime.launcher import (
     alone_in_a_job,
     collective_timeout,
+    expected_hosts,
     rank_environment,
     step_id,
     take_off_quotes,
 )
+from hyena_dist.runtime.peers import name_ranks
 
 logger = logging.getLogger(__name__)
 
 _REMEDY = "a rank has ended, its log says why, or was not started; DEEPSPEED_TIMEOUT sets the minutes to wait"
+
+NOTE_SECONDS = 30.0
+"""Until it is logged which ranks have not come."""
 
 _ANOTHER_PORT = ("choose another with deepspeed --master_port PORT, torchrun --master-port PORT, or MASTER_PORT=PORT "
                  "before srun")
@@ -57,53 +65,115 @@ def init_distributed(timeout: timedelta | None = None, *, dump_dir: Path | None 
     if not dist.is_initialized():
         _flight_recorder(device, dump_dir)
         rank, ranks = int(environment["RANK"]), int(environment["WORLD_SIZE"])
-        if ranks == 1:  # no port to find, no name to resolve
-            store: dist.Store = dist.HashStore()
-        else:
-            store = meet(rank, ranks, timeout)
-        ours, store = dist.PrefixStore("hyena_dist", store), dist.PrefixStore("default_pg", store)
+        met = meet(rank, ranks, timeout)
+        ours, store = dist.PrefixStore("hyena_dist", met), dist.PrefixStore("default_pg", met)
         if device.type == "cuda":
             _refuse_shared_devices(device, ours, rank, ranks)
             dist.init_process_group("nccl", store=store, rank=rank, world_size=ranks, timeout=timeout, device_id=device)
         else:
-            with _joining(rank, ranks):
+            with _joining(rank, ranks, expected_hosts(), met):
                 dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timeout)
     return device
 
 
+def open_store(rank: int, ranks: int, timeout: timedelta) -> dist.Store:
+    """The store at MASTER_ADDR and MASTER_PORT, which the first rank keeps; under torchrun it is there already. Waits
+    for no other rank than the first.
+
+    Raises:
+        RuntimeError: of torch; it cannot be opened, or not be reached in that time.
+    """
+    if ranks == 1:  # no port to find, no name to resolve
+        return dist.HashStore()
+    keeper = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), None, keeper, timeout,
+                          wait_for_workers=False, multi_tenant=True)
+    store.set_timeout(timeout)
+    return store
+
+
 def meet(rank: int, ranks: int, timeout: timedelta) -> dist.Store:
-    """The store that this run's ranks have in common, once all of them are there. Collective.
+    """The store that this run's ranks have in common, once all of them are there. Collective. A wait of more than half
+    a minute is logged, with those that it is for.
 
     Raises:
         ConnectionError: they were not in time; names those that are missing.
     """
-    with _joining(rank, ranks):
-        shared, *_ = next(dist.rendezvous("env://", rank, ranks, timeout=timeout))
-    shared.set_timeout(timeout)
+    hosts = expected_hosts()
+    with _joining(rank, ranks, hosts):
+        shared = open_store(rank, ranks, timeout)
     # The ranks of another step of the job may come to the same port: each step has keys of its own.
     store = dist.PrefixStore(f"step {step_id()}", shared)
-    store.set(f"here/{rank}", socket.gethostname())
-    keys = [f"here/{other}" for other in range(ranks)]
-    try:
-        store.wait(keys, timeout)
-    except RuntimeError as error:
-        with _joining(rank, ranks):
-            missing = [str(other) for other, key in enumerate(keys) if not store.check([key])]
-        raise ConnectionError(f"rank {rank} waited {timeout.total_seconds():.0f} s for rank {', '.join(missing[:8])} "
-                              f"of {ranks}: {_REMEDY}") from error
+    # The first rank, who may keep the store, ends last, so that all can still ask who is missing.
+    started, patience = time.monotonic(), timeout.total_seconds() + (0.0 if rank else 1.0)
+    with _joining(rank, ranks, hosts):
+        store.set(f"here/{rank}", json.dumps([socket.gethostname(), addresses()]))
+        while missing := _missing(store, ranks, min(NOTE_SECONDS, max(started + patience - time.monotonic(), 0.01))):
+            waited = time.monotonic() - started
+            who = name_missing(missing, hosts)
+            if waited >= patience:
+                raise ConnectionError(f"rank {rank} (host {socket.gethostname()}) waited {waited:.0f} s for {who}, of "
+                                      f"{ranks} ranks: {_REMEDY}")
+            if rank == 0:
+                logger.warning("waiting for %s since %.0f s, until %.0f s (DEEPSPEED_TIMEOUT)", who, waited,
+                               patience)
     return store
 
 
+def _missing(store: dist.Store, ranks: int, seconds: float) -> list[int]:
+    """The ranks that have not come in this time."""
+    keys = [f"here/{other}" for other in range(ranks)]
+    try:
+        store.wait(keys, timedelta(seconds=seconds))
+    except dist.DistStoreError:
+        return [other for other, key in enumerate(keys) if not store.check([key])]
+    return []
+
+
+def name_missing(missing: Sequence[int], hosts: Mapping[int, str]) -> str:
+    """`rank 1, ranks 2, 3 (host birch)`: as far as it is known where they should be."""
+    places: dict[str, list[int]] = {}
+    for rank in missing:
+        places.setdefault(hosts.get(rank, ""), []).append(rank)
+    return ", ".join(name_ranks(which, {which[0]: host} if host else {}) for host, which in places.items())
+
+
+def addresses() -> list[str]:
+    """Those of this machine's interfaces, but for the ones that every machine has."""
+    return [address.address for of_interface in psutil.net_if_addrs().values() for address in of_interface
+            if address.family in (socket.AF_INET, socket.AF_INET6) and not address.address.startswith(("127.", "::1"))]
+
+
 @contextmanager
-def _joining(rank: int, ranks: int) -> Iterator[None]:
-    """A context in which a rendezvous that fails is one line."""
+def _joining(rank: int, ranks: int, hosts: Mapping[int, str], store: dist.Store | None = None) -> Iterator[None]:
+    """A context in which a rendezvous that fails is one line, with names for the addresses in it.
+
+    Args:
+        hosts: where each rank should be, as far as it is known.
+        store: has the hosts and addresses of all ranks.
+    """
     try:
         yield
     except RuntimeError as error:  # of torch's store, or of gloo
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         remedy = next((remedy for sign, remedy in _PORT_REMEDIES.items() if sign in str(error)), _REMEDY)
-        raise ConnectionError(f"rank {rank} could not meet the other of {ranks} ranks at {where} "
+        first = f"rank 0 ({f'host {hosts[0]}, ' if 0 in hosts else ''}{where})"
+        named = "" if store is None else _whose(str(error), store, ranks)
+        raise ConnectionError(f"rank {rank} (host {socket.gethostname()}) could not meet "
+                              f"{named or (first if rank else f'the other of {ranks} ranks at {where}')} "
                               f"({first_sentence(error)}): {remedy}") from error
+
+
+def _whose(text: str, store: dist.Store, ranks: int) -> str:
+    """The rank or ranks, with their host, of an address in a text; empty: there is none of theirs."""
+    try:
+        places = [json.loads(value) for value in store.multi_get([f"here/{rank}" for rank in range(ranks)])]
+    except (RuntimeError, ValueError):  # the first rank, who has the store, has ended
+        return ""
+    found = [rank for rank, (host, its) in enumerate(places)
+             if any(re.search(rf"(?<![\w.:]){re.escape(address)}(?![\w.])", text) for address in its)
+             and host != socket.gethostname()]
+    return name_missing(found, {rank: places[rank][0] for rank in found})
 
 
 DRIVER = Path("/dev/nvidiactl")

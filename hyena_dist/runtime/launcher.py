@@ -2,7 +2,9 @@
 environment. Nothing here imports torch, so that a process can answer signals before it has.
 """
 
+import base64
 import itertools
+import json
 import logging
 import os
 import re
@@ -16,6 +18,7 @@ from typing import NoReturn
 import psutil
 
 from hyena_dist.config.errors import ConfigError
+from hyena_dist.runtime.nodelist import expand, tasks_by_host
 
 DEFAULT_MINUTES = 10
 """How long a collective may wait for a rank. Long enough for what ranks do unequally: the first compilation of kernels,
@@ -173,11 +176,39 @@ def _port(env: Mapping[str, str]) -> int:
 
 def first_host(nodelist: str) -> str:
     """The first host of a SLURM node list: `node[007-010,12],gpu1` is `node007`."""
-    match = re.match(r"([^\[,]+)(?:\[([^\]]+)\]([^,]*))?", nodelist)
-    if match is None:
-        raise ConfigError(f"no host in SLURM_JOB_NODELIST={nodelist!r}: set MASTER_ADDR")
-    prefix, ranges, suffix = match.groups()
-    return prefix if ranges is None else prefix + re.split(r"[-,]", ranges)[0] + suffix
+    try:
+        return expand(nodelist)[0]
+    except ValueError as error:
+        raise ConfigError(f"SLURM_JOB_NODELIST: {error}: set MASTER_ADDR to the first host of the job") from None
+
+
+def expected_hosts(env: Mapping[str, str] = os.environ) -> dict[int, str]:
+    """Where each rank should be, by what the launcher says: SLURM of the tasks of a step, deepspeed of its hostfile.
+    Empty where it says nothing, or nothing that fits this rank."""
+    if _is_srun(env) and env.get("SLURM_PROCID", "0") == env.get("RANK", env.get("SLURM_PROCID")):
+        return _hosts_of_step(env)
+    for process in launcher_processes():
+        with suppress(psutil.Error, ValueError, AttributeError):
+            for word in process.cmdline():
+                if word.startswith("--world_info="):
+                    hosts = json.loads(base64.urlsafe_b64decode(word.partition("=")[2]))
+                    return dict(enumerate(host for host, slots in hosts.items() for _ in slots))
+    return {}
+
+
+def _hosts_of_step(env: Mapping[str, str]) -> dict[int, str]:
+    try:
+        hosts = expand(env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST", ""))
+        counts = tasks_by_host(env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_TASKS_PER_NODE", ""))
+    except ValueError:
+        return {}
+    found = dict(enumerate(host for host, count in zip(hosts, counts, strict=False) for _ in range(count)))
+    # Ranks may be dealt out in another order (--distribution); then each of the others may be anywhere.
+    node, rank = env.get("SLURM_NODEID", ""), int(env["SLURM_PROCID"])
+    own = hosts[int(node)] if node.isdecimal() and int(node) < len(hosts) else None
+    local = rank - sum(counts[:int(node)]) if own is not None else -1
+    fits = len(found) == _tasks(env)[1] and found.get(rank) == own and str(local) == env.get("SLURM_LOCALID")
+    return found if fits else {}
 
 
 def _is_srun(env: Mapping[str, str]) -> bool:

@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -18,6 +18,8 @@ class Peer:
     rank: int
     host: str
     pid: int
+    machine: str
+    """The same for ranks that can see each other's processes."""
     local: bool
     """Whether this process can see the other's process: they are on one machine."""
     process: psutil.Process | None
@@ -47,18 +49,19 @@ def gather_peers(axis: Axis) -> list[Peer]:
     ranks: list[tuple[str, str, int, int]] = [own] * axis.size
     if axis.size > 1:
         dist.all_gather_object(ranks, own, group=axis.group)
-    return [Peer(rank, host, pid, machine == own[0], _process(pid, started) if machine == own[0] else None)
+    return [Peer(rank, host, pid, machine, machine == own[0], _process(pid, started) if machine == own[0] else None)
             for rank, (machine, host, pid, started) in enumerate(ranks)]
 
 
-def name_ranks(which: Sequence[int], hosts: Sequence[str]) -> str:
+def name_ranks(which: Sequence[int], hosts: Sequence[str] | Mapping[int, str]) -> str:
     """`rank 3 (host a)`, or `ranks 2, 3 (host a)`: the first few are enough to find the machine.
 
     Args:
-        hosts: by rank.
+        which: of one host.
+        hosts: by rank; empty where it is not known.
     """
     some = ", ".join(map(str, which[:4])) + (f" and {len(which) - 4} more" if len(which) > 4 else "")
-    return f"rank{'s' if len(which) > 1 else ''} {some} (host {hosts[which[0]]})"
+    return f"rank{'s' if len(which) > 1 else ''} {some}" + (f" (host {hosts[which[0]]})" if hosts else "")
 
 
 def is_alive(process: psutil.Process | None) -> bool:

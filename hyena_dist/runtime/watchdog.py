@@ -18,7 +18,7 @@ import psutil
 import torch.distributed as dist
 
 from hyena_dist.parallel.groups import Axis
-from hyena_dist.runtime.heartbeat import DONE, ENDED, FAILED, FOLLOWED, UNREACHABLE_SECONDS, Heartbeat, describe
+from hyena_dist.runtime.heartbeat import CUT, DONE, ENDED, FAILED, FOLLOWED, UNREACHABLE_SECONDS, Heartbeat, describe
 from hyena_dist.runtime.launcher import collective_timeout, launcher_processes
 from hyena_dist.runtime.peers import Peer, gather_peers, is_alive
 from hyena_dist.runtime.signals import LAUNCHER_GONE
@@ -147,7 +147,8 @@ class Watchdog:
         while True:
             lost = self._lost()
             known = describe(lost, self._everybody)
-            if time.monotonic() > deadline or (known and any(how != FOLLOWED for how in lost.values())):
+            certain = any(how != FOLLOWED and not how.startswith(CUT) for how in lost.values())
+            if time.monotonic() > deadline or (known and certain):
                 return known
             time.sleep(0.05)
 
@@ -234,9 +235,11 @@ class Watchdog:
         silent = self._heartbeat.silent(self._patience.still)
         for rank, seconds in silent.items():
             if rank not in self._silent:
-                logger.error("%s has said nothing for %.0f s, and all wait for it: it was stopped (kill -CONT %d there "
-                             "lets it go on), holds its interpreter, or the network to its host is slow or down",
-                             self._everybody[rank], seconds, self._everybody[rank].pid)
+                # Of others than the first rank the terminal shows errors only: it has heard this once.
+                level = logging.ERROR if 0 in (rank, self._axis.rank) else logging.WARNING
+                logger.log(level, "%s has said nothing for %.0f s, and all wait for it: it was stopped (kill -CONT %d "
+                                  "there lets it go on), holds its interpreter, or the network to its host is slow or "
+                                  "down", self._everybody[rank], seconds, self._everybody[rank].pid)
         for rank in self._silent - silent.keys() - self._heartbeat.lost.keys():
             logger.warning("%s is heard of again", self._everybody[rank])
         self._silent = set(silent)

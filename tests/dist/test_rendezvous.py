@@ -61,13 +61,21 @@ def test_ranks_that_are_all_there_join(ranks: Any) -> None:
     assert list(found.values()) == ["joined", "joined"]
 
 
-def test_a_rank_that_never_comes_ends_the_others_in_time(ranks: Any) -> None:
+def test_a_rank_that_never_comes_ends_the_others_in_time_and_is_named_with_its_host(ranks: Any) -> None:
     same = port()
-    found = ranks(first=of_srun(0, 3, same), second=of_srun(1, 3, same))
+    of_nodes = {"SLURM_STEP_NODELIST": "node[7-8]", "SLURM_STEP_TASKS_PER_NODE": "2,1", "SLURM_NODEID": "0"}
+    found = ranks(first=of_srun(0, 3, same) | of_nodes, second=of_srun(1, 3, same) | of_nodes)
     for said in found.values():
-        assert "waited 3 s for rank" in said or "could not meet" in said, said
+        assert " waited " in said, said
+        assert "s for rank 2 (host node8), of 3 ranks" in said
         assert "\n" not in said
         assert said.endswith("DEEPSPEED_TIMEOUT sets the minutes to wait")
+
+
+def test_a_first_rank_that_never_comes_is_named_with_its_host(ranks: Any) -> None:
+    of_nodes = {"SLURM_STEP_NODELIST": "node[7-8]", "SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_NODEID": "1"}
+    found = ranks(second=of_srun(1, 2, port()) | of_nodes | {"SLURM_LOCALID": "0"})
+    assert "could not meet rank 0 (host node7, 127.0.0.1:" in found["second"]
 
 
 def test_a_second_step_with_the_port_of_the_first_is_refused_and_does_not_disturb_it(ranks: Any) -> None:
@@ -81,4 +89,4 @@ def test_a_second_step_with_the_port_of_the_first_is_refused_and_does_not_distur
     loser = next(step for step in steps if step is not winner)
     assert winner == ["joined", "joined"]
     assert "another run has the port: choose another with deepspeed --master_port PORT, torchrun" in loser[0]
-    assert "waited 3 s for rank 0 of 2" in loser[1] or "could not meet" in loser[1]
+    assert "s for rank 0, of 2 ranks" in loser[1] or "could not meet rank 0 (127.0.0.1:" in loser[1]

@@ -1,5 +1,9 @@
-"""A cable between two network namespaces: `cable.py PID PID`, of a process in each, makes an interface eth0 in both and
-carries the packets. Each line `SECONDS PART` of its input says how late they come, and which part of them is lost."""
+"""A cable between network namespaces: `cable.py PID PID...`, of a process in each, makes an interface eth0 in all of
+them and carries the packets. It has two ends, or more as a hub has.
+
+Each line `SECONDS PART [END-END ...]` of its input says how late packets come, which part of them is lost, and between
+which ends, numbered as given, none arrive. The answer is how many were lost so far.
+"""
 
 import ctypes
 import fcntl
@@ -27,35 +31,41 @@ def plug(pid: int) -> int:
 
 
 def main() -> None:
-    ends = [plug(int(pid)) for pid in sys.argv[1:]]
+    taps = [plug(int(pid)) for pid in sys.argv[1:]]
     selector = selectors.DefaultSelector()
-    for descriptor in (0, *ends):
+    for descriptor in (0, *taps):
         selector.register(descriptor, selectors.EVENT_READ)
     delay, loss, chance = 0.0, 0.0, random.Random(0)
+    cut: set[frozenset[int]] = set()
     on_the_way: list[tuple[float, int, int, bytes]] = []
-    count = 0
+    count, lost = 0, 0
     while True:
         wait = max(on_the_way[0][0] - time.monotonic(), 0) if on_the_way else None
         for key, _ in selector.select(wait):
             if key.fd == 0:
-                line = os.read(0, 100).split()
+                line = os.read(0, 100).decode().split()
                 if not line:
                     return
                 delay, loss = float(line[0]), float(line[1])
-                os.write(1, b"set\n")
+                cut = {frozenset(map(int, pair.split("-"))) for pair in line[2:]}
+                os.write(1, f"{lost}\n".encode())
                 continue
             try:
                 packet = os.read(key.fd, 70000)
             except (BlockingIOError, OSError):
                 continue
-            if chance.random() >= loss:
-                count += 1
-                other = ends[1 - ends.index(key.fd)]
-                heapq.heappush(on_the_way, (time.monotonic() + delay, count, other, packet))
+            sender = taps.index(key.fd)
+            if chance.random() < loss:
+                lost += 1
+                continue
+            for end, tap in enumerate(taps):  # who it is not for passes over it
+                if end != sender and frozenset((end, sender)) not in cut:
+                    count += 1
+                    heapq.heappush(on_the_way, (time.monotonic() + delay, count, tap, packet))
         while on_the_way and on_the_way[0][0] <= time.monotonic():
-            _, _, end, packet = heapq.heappop(on_the_way)
+            _, _, tap, packet = heapq.heappop(on_the_way)
             try:
-                os.write(end, packet)
+                os.write(tap, packet)
             except OSError:  # the interface is down, or its queue is full: the packet is lost
                 pass
 

@@ -1,4 +1,4 @@
-"""Two machines on one: namespaces with a network, host names, process numbers and mounts of their own, and a cable.
+"""Two or three machines on one: namespaces with a network, host names, process numbers and mounts of their own.
 
 Nothing of it outlives the tests: a machine is the processes in it, of which the first is killed by the kernel when the
 tests end in whatever way, and takes the others and its network with it.
@@ -90,8 +90,8 @@ class Machine:
 
 
 class Cable:
-    """Between two machines that carries every packet through a process of ours, late or not at all, where
-    the kernel may have no netem."""
+    """Between machines: it carries every packet through a process of ours, late or not at all, where the kernel may
+    have no netem."""
 
     def __init__(self, machines: Sequence[Machine]) -> None:
         self._process = subprocess.Popen([sys.executable, str(Path(__file__).with_name("cable.py")),
@@ -99,13 +99,14 @@ class Cable:
                                          stdout=subprocess.PIPE, text=True, preexec_fn=die_with_the_tests)
         self.set()
 
-    def set(self, *, delay: float = 0.0, loss: float = 0.0) -> None:
-        """How late packets come in seconds, each way, and which part of them never does."""
+    def set(self, *, delay: float = 0.0, loss: float = 0.0, cut: Sequence[tuple[int, int]] = ()) -> int:
+        """How late packets come in seconds, each way, which part of them never does, and between which machines, by
+        their numbers from 0, none. Returns how many were lost so far."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(f"{delay} {loss}\n")
+        self._process.stdin.write(" ".join([f"{delay} {loss}", *(f"{one}-{other}" for one, other in cut)]) + "\n")
         self._process.stdin.flush()
-        assert self._process.stdout.readline() == "set\n"
+        return int(self._process.stdout.readline())
 
     def clean_up(self) -> None:
         self._process.kill()
@@ -113,34 +114,51 @@ class Cable:
 
 
 @contextmanager
-def two_machines(directory: Path, *, cable: bool = False) -> Iterator[tuple[Machine, Machine, Cable | None]]:
-    """Two machines, `alder` and `birch`, that know each other by name.
+def machines(directory: Path, count: int = 2) -> Iterator[list[Machine]]:
+    """Machines `alder`, `birch`, `cedar`, that know each other by name and have no network yet.
 
     Args:
         directory: for their file of hosts.
-        cable: joined by a `Cable`; otherwise by a pair of virtual interfaces.
     """
     skip_without_namespaces()
-    machines: list[Machine] = []
-    wire = None
+    made: list[Machine] = []
     try:
-        for number, name in enumerate(("alder", "birch"), start=1):
-            machines.append(Machine(name, f"10.77.0.{number}"))
-        if cable:
-            wire = Cable(machines)
-        else:
-            first, second = (str(machine.pid) for machine in machines)
-            subprocess.run(["ip", "link", "add", "eth0", "netns", first, "type", "veth", "peer", "name", "eth0",
-                            "netns", second], check=True)
+        for number, name in enumerate(("alder", "birch", "cedar")[:count], start=1):
+            made.append(Machine(name, f"10.77.0.{number}"))
         hosts = directory / "hosts"
-        hosts.write_text("127.0.0.1 localhost\n" + "".join(f"{m.address} {m.name}\n" for m in machines))
-        for machine in machines:
+        hosts.write_text("127.0.0.1 localhost\n" + "".join(f"{m.address} {m.name}\n" for m in made))
+        for machine in made:
             machine.call("mount", "--bind", str(hosts), "/etc/hosts")
-            machine.call("ip", "address", "add", f"{machine.address}/24", "dev", "eth0")
-            machine.call("ip", "link", "set", "eth0", "up")
-        yield machines[0], machines[1], wire
+        yield made
     finally:
-        for machine in machines:
+        for machine in made:
             machine.clean_up()
-        if wire is not None:
-            wire.clean_up()
+
+
+@contextmanager
+def two_machines(directory: Path) -> Iterator[list[Machine]]:
+    """`alder` and `birch`, joined by a pair of virtual interfaces."""
+    with machines(directory) as made:
+        first, second = (str(machine.pid) for machine in made)
+        subprocess.run(["ip", "link", "add", "eth0", "netns", first, "type", "veth", "peer", "name", "eth0", "netns",
+                        second], check=True)
+        _switch_on(made)
+        yield made
+
+
+@contextmanager
+def cabled_machines(directory: Path, count: int = 2) -> Iterator[tuple[list[Machine], Cable]]:
+    """Machines joined by a cable that can be bad."""
+    with machines(directory, count) as made:
+        cable = Cable(made)
+        try:
+            _switch_on(made)
+            yield made, cable
+        finally:
+            cable.clean_up()
+
+
+def _switch_on(machines: Sequence[Machine]) -> None:
+    for machine in machines:
+        machine.call("ip", "address", "add", f"{machine.address}/24", "dev", "eth0")
+        machine.call("ip", "link", "set", "eth0", "up")

@@ -4,23 +4,24 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.nodes.machines import Machine, two_machines
+from tests.nodes.machines import Machine, cabled_machines, two_machines
 
 
 class Ranks:
-    """One on each of two machines, which wait for nothing but are watched; the second machine's is rank 1."""
+    """One on each machine, in their order, which wait for nothing but are watched."""
 
-    def __init__(self, machines: tuple[Machine, Machine], directory: Path) -> None:
+    def __init__(self, machines: Sequence[Machine], directory: Path) -> None:
         self.machines, self.directory = machines, directory
-        self._processes = [subprocess.Popen(machine.enter(
-            "env", f"RANK={rank}", "WORLD_SIZE=2", "LOCAL_RANK=0", "MASTER_ADDR=alder", "MASTER_PORT=29500",
-            sys.executable, "-m", "tests.nodes.rank", str(directory))) for rank, machine in enumerate(machines)]
-        wait_for(lambda: all((directory / f"ready.{rank}").exists() for rank in (0, 1)), 120)
+        world = [f"WORLD_SIZE={len(machines)}", "LOCAL_RANK=0", "MASTER_ADDR=alder", "MASTER_PORT=29500"]
+        self._processes = [subprocess.Popen(machine.enter("env", *world, f"RANK={rank}", sys.executable, "-m",
+                                                          "tests.nodes.rank", str(directory)))
+                           for rank, machine in enumerate(machines)]
+        wait_for(lambda: all((directory / f"ready.{rank}").exists() for rank in range(len(machines))), 120)
 
     def wait(self, rank: int, seconds: float = 60) -> int:
         return self._processes[rank].wait(seconds)
@@ -41,8 +42,8 @@ def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
 
 @pytest.fixture
 def ranks(tmp_path) -> Iterator[Ranks]:
-    with two_machines(tmp_path) as (first, second, _):
-        yield Ranks((first, second), tmp_path)
+    with two_machines(tmp_path) as machines:
+        yield Ranks(machines, tmp_path)
 
 
 def test_a_rank_that_stands_still_and_then_is_killed_is_named_with_its_machine(ranks):
@@ -85,3 +86,32 @@ def test_a_machine_that_is_unplugged_ends_both_sides_which_name_each_other(ranks
     for rank, other, host in ((0, 1, "birch"), (1, 0, "alder")):
         assert f"rank {other} (host {host}, process " in ranks.log(rank)
         assert f"cannot be reached any more: host {host} is down, or the network" in ranks.log(rank)
+
+
+@pytest.mark.slow
+def test_two_machines_that_do_not_reach_each_other_are_named_though_the_first_rank_reaches_both(tmp_path):
+    with cabled_machines(tmp_path, 3) as (machines, cable):
+        ranks = Ranks(machines, tmp_path)
+        time.sleep(1.5)  # the control: they reach each other
+        assert all(map(ranks.runs, range(3)))
+        began = time.monotonic()
+        cable.set(cut=[(1, 2)])
+        assert [ranks.wait(rank) for rank in range(3)] == [1, 1, 1]
+        print(f"ended after {time.monotonic() - began:.1f} s; a machine is lost after 6 s, patience is 1 s")
+        assert time.monotonic() - began < 20
+        for rank in range(3):
+            assert "(host birch, process " in ranks.log(rank)
+            assert "(host cedar, process " in ranks.log(rank)
+            assert "cannot reach each other any more, though both reach rank 0 (host alder, process " in ranks.log(rank)
+
+
+@pytest.mark.slow
+def test_a_machine_that_no_other_reaches_is_lost_and_not_cut_off_from_one(tmp_path):
+    with cabled_machines(tmp_path, 3) as (machines, _):
+        ranks = Ranks(machines, tmp_path)
+        machines[2].unplug()
+        assert [ranks.wait(rank) for rank in range(3)] == [1, 1, 1]
+        for rank in range(2):
+            assert "rank 2 (host cedar, process " in ranks.log(rank)
+            assert "cannot be reached any more: host cedar is down" in ranks.log(rank)
+            assert "each other" not in ranks.log(rank)

@@ -27,12 +27,14 @@ from hyena_dist.runtime.launcher import (
     alone_in_a_job,
     collective_timeout,
     dry_run_ranks,
+    expected_hosts,
     first_host,
     job_id,
     rank_environment,
     step_id,
     take_off_quotes,
 )
+from hyena_dist.runtime.nodelist import expand, tasks_by_host
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
 SRUN = {"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "123456", "SLURM_STEP_ID": "0",
@@ -130,10 +132,37 @@ def test_a_dry_run_is_told_its_ranks_by_a_launcher_or_by_world_size_alone() -> N
 
 @pytest.mark.parametrize(("nodelist", "host"), [
     ("node1", "node1"), ("node1,node2", "node1"), ("node[007-010,12]", "node007"), ("n[3,5]-ib,x", "n3-ib"),
-    ("gpu-a[1-2],gpu-b7", "gpu-a1"),
+    ("gpu-a[1-2],gpu-b7", "gpu-a1"), ("rack[1-2]-n[03-04]", "rack1-n03"), ("127.0.0.[1-2]", "127.0.0.1"),
 ])
 def test_first_host(nodelist: str, host: str) -> None:
     assert first_host(nodelist) == host
+
+
+@pytest.mark.parametrize("nodelist", ["", " ", ",", "node[1-", "node1]", "node[]", "node[3-1]", "node[a-b]",
+                                      "node[1-2,]", "node[1-999999999]", "a,,b", "a,", "a b"])
+def test_a_node_list_that_is_none_says_what_to_set(nodelist: str) -> None:
+    with pytest.raises(ValueError, match="set MASTER_ADDR"):
+        first_host(nodelist)
+
+
+def test_all_hosts_of_a_list_and_the_tasks_of_each() -> None:
+    assert expand("n[08-10,2],x") == ["n08", "n09", "n10", "n2", "x"]
+    assert expand("r[1-2]n[3,5]-ib") == ["r1n3-ib", "r1n5-ib", "r2n3-ib", "r2n5-ib"]
+    assert tasks_by_host("2(x3),1") == [2, 2, 2, 1]
+    for wrong in ("", "2(x", "x3", "2,,1", "-1", "2(x999999)"):
+        with pytest.raises(ValueError, match="no counts of tasks"):
+            tasks_by_host(wrong)
+
+
+def test_where_each_rank_should_be_is_known_under_srun_unless_ranks_are_dealt_out_in_another_order() -> None:
+    step = SRUN | {"SLURM_STEP_TASKS_PER_NODE": "2(x2)", "SLURM_NODEID": "1", "SLURM_JOB_NODELIST": "gpu[07-08]"}
+    assert expected_hosts(step) == {0: "gpu07", 1: "gpu07", 2: "gpu08", 3: "gpu08"}
+    assert expected_hosts(step | {"SLURM_STEP_NODELIST": "a,b"}) == {0: "a", 1: "a", 2: "b", 3: "b"}
+    for other in ({"SLURM_LOCALID": "0"}, {"SLURM_NODEID": "0"}, {"SLURM_NODEID": "2"}, {"SLURM_NODEID": ""},
+                  {"SLURM_STEP_TASKS_PER_NODE": "2"}, {"SLURM_STEP_TASKS_PER_NODE": "two"},
+                  {"SLURM_JOB_NODELIST": "gpu[07-"}):
+        assert expected_hosts(step | other) == {}
+    assert expected_hosts(TORCHRUN) == {}
 
 
 def test_the_time_out_is_ten_minutes_or_the_users() -> None:

@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from hyena_dist.config.errors import first_sentence
 from hyena_dist.config.schema import Config
+from hyena_dist.runtime.launch import open_store
 from hyena_dist.runtime.launcher import step_id
 from hyena_dist.tasks.doctor import facts as facts_of
 from hyena_dist.tasks.doctor.bandwidth import measure
@@ -69,7 +70,7 @@ def examine(environment: Mapping[str, str], config: Config | None, *, seconds: f
     own = facts_of.gather(config, seconds)
     report = Report(ranks)
     try:
-        store = _store(rank, ranks, seconds)
+        store = open_store(rank, ranks, timedelta(seconds=seconds))
     except RuntimeError as error:  # of torch's store
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         if rank:
@@ -102,17 +103,6 @@ def examine(environment: Mapping[str, str], config: Config | None, *, seconds: f
     for number in list(report.facts)[1:]:  # they are to hear of it before the store goes with this process
         _patiently(board, f"bye/{number}", 2.0)
     return report
-
-
-def _store(rank: int, ranks: int, seconds: float) -> dist.Store:
-    """The ranks' store. Torchrun has one already, at the same port."""
-    if ranks == 1:
-        return dist.HashStore()
-    master = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), None, master,
-                          timedelta(seconds=seconds), wait_for_workers=False)
-    store.set_timeout(timedelta(seconds=seconds))
-    return store
 
 
 def _call(board: _Board, own: dict[str, Any], ranks: int, seconds: float) -> dict[int, dict[str, Any]]:
