@@ -65,7 +65,7 @@ def _ranks(sequence: bool) -> dict[str, Any]:
     groups, found = init_groups(tensor=2, context=2), {}
     for pooling in (*POOLINGS, BROKEN):
         model = pooled(groups, pooling.partition(" ")[0], sequence=sequence)
-        with patch("hyena_dist.model.pooled.copy_to", lambda x, _: x) if pooling == BROKEN else nullcontext():
+        with patch("hyena_dist.model.headed.copy_to", lambda x, _: x) if pooling == BROKEN else nullcontext():
             answers, gradients = answered(model, groups)
         whole = pooled(Groups.single(), pooling.partition(" ")[0])
         whole_answers, whole_gradients = answered(whole, Groups.single())

@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 
-from hyena_dist.config.sections.ranges import one_of, probability
+from hyena_dist.config.sections.ranges import not_negative, one_of, positive, probability
 
-TASKS = ("classification", "multilabel", "regression")
+WHOLE, PLACES = ("classification", "multilabel", "regression"), ("per_base", "binned", "pairs")
+TASKS = WHOLE + PLACES
+"""With one answer for a sequence, and with answers for its bases, bins, or pairs of bins."""
 POOLINGS = ("mean", "last", "first", "max", "sum")
 
 
@@ -40,9 +42,21 @@ class FinetuneSection:
     test_chromosomes: str | None = None
     """Chromosomes of intervals to judge by, separated by commas."""
     task: str = "classification"
-    """classification: one of n classes; multilabel: any of n; regression: a number."""
+    """Of a whole sequence: classification, one of n classes; multilabel, any of n; regression, a number. per_base: a
+    class for each base. binned: numbers for each bin, one for each track. pairs: a number for each pair of bins, as in
+    contact maps."""
     pooling: str = "mean"
-    """How the hidden states of a sequence become one vector: mean, last, first, max or sum, over its own bases only."""
+    """How the hidden states of a sequence become one vector: mean, last, first, max or sum, over its own bases only.
+    The tasks of bases and bins do not read it."""
+    bin_size: int = 128
+    """Bases of a bin; 1 gives numbers for each base."""
+    bins_cut: int = 0
+    """Bins at either end of a sequence that have no labels."""
+    diagonals: int = 2
+    """How far apart two bins are at least to have a label as a pair: 2 leaves out each bin with itself and with its
+    neighbours."""
+    loss: str = "squared"
+    """Of binned: squared, or poisson, for counts that are not negative."""
     trained: str = "all"
     """all: every weight; head: the new head alone, on a backbone that stays as it is."""
     longer: str = "refuse"
@@ -62,6 +76,12 @@ class FinetuneSection:
         one_of("finetune", "trained", self.trained, ("all", "head"))
         one_of("finetune", "longer", self.longer, ("refuse", "left", "center", "right"))
         one_of("finetune", "rc", self.rc, ("none", "augment", "average"))
+        one_of("finetune", "loss", self.loss, ("squared", "poisson"))
+        positive("finetune", bin_size=self.bin_size)
+        not_negative("finetune", bins_cut=self.bins_cut, diagonals=self.diagonals)
+        if self.task in PLACES and self.longer != "refuse":
+            raise ValueError(f"finetune.longer={self.longer} would cut sequences whose labels belong to places "
+                             f"(finetune.task={self.task}): leave it out, and give shorter sequences with their labels")
         probability("finetune", valid_fraction=self.valid_fraction)
         if self.valid_fraction == 0:
             raise ValueError("finetune.valid_fraction must be greater than 0: weights are chosen by what is not "
