@@ -29,7 +29,7 @@ FIXED = frozenset({
     # What is learnt of labelled sequences.
     *(f"finetune.{key}" for key in (
         "sequence_column", "label_column", "split_column", "valid_fraction", "valid_chromosomes", "test_chromosomes",
-        "task", "pooling", "trained", "longer", "rc")),
+        "task", "pooling", "trained", "longer", "rc", "lora_rank", "lora_alpha", "lora_targets")),
 })
 """A resume may not change them."""
 
