@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hyena_dist.config.sections.finetune import FinetuneSection
+from hyena_dist.config.sections.finetune import FinetuneSection, words_of
 from hyena_dist.data.errors import DataError
 from hyena_dist.data.tables import Columns, Example, read_table, reverse_complement
 from hyena_dist.data.tokenizer import Tokenizer
@@ -124,7 +124,7 @@ def _split(read: dict[str, list[Example]], section: FinetuneSection, seed: int) 
     splits["train"] = splits["train"] + read.get("", [])
     for name, key in (("test", "test_chromosomes"), ("valid", "valid_chromosomes")):
         if (listed := getattr(section, key)) is not None:
-            _move_chromosomes(splits, name, key, [word.strip() for word in listed.split(",") if word.strip()])
+            _move_chromosomes(splits, name, key, words_of(listed))
     if not splits["valid"]:
         _draw_valid(splits, section.valid_fraction, seed)
     if not splits["train"]:

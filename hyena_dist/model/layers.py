@@ -85,11 +85,21 @@ def active_key(key: DropoutKey | None, rows: int, tokens: int, config: HyenaConf
     return replace(key, first_token=place * tokens)
 
 
-class _PlainState:
-    """Weights only in the state dict: Megatron's linears add an empty `_extra_state` for Transformer Engine."""
+class _Product:
+    """What the products over the channels have in common: weights only in the state dict (Megatron's linears add an
+    empty `_extra_state` for Transformer Engine), and room for an adapter."""
+
+    weight: nn.Parameter
+    lora: nn.Module | None
+    """An adapter (`model.lora`), which makes the weight that is used from the one that is held."""
 
     get_extra_state = nn.Module.get_extra_state
     set_extra_state = nn.Module.set_extra_state
+
+    @property
+    def used_weight(self) -> Tensor:
+        """The weight of the product."""
+        return self.weight if self.lora is None else self.lora(self.weight)
 
 
 def _forget_megatron(module: Any) -> None:
@@ -140,7 +150,7 @@ def in_tensor_region(norm: Norm | None) -> NormWeights | None:
     return None if norm is None else norm.in_tensor_region()
 
 
-class ColumnLinear(_PlainState, ColumnParallelLinear):
+class ColumnLinear(_Product, ColumnParallelLinear):
     """x [l or l / T, B, I] -> [l, B, O / T], with bias, of the normalised x where a norm is given; the weight's rows
     are split over the tensor ranks."""
 
@@ -149,6 +159,7 @@ class ColumnLinear(_PlainState, ColumnParallelLinear):
         axis = tensor_axis(pg_collection)
         super().__init__(input_size, output_size, config=config, init_method=_no_initial_values, tp_group=axis.group)
         self.axis = axis
+        self.register_module("lora", None)
         _forget_megatron(self)
         if self.weight.shape[0] * axis.size != output_size:
             # Megatron falls back on its global groups where none is given.
@@ -157,10 +168,10 @@ class ColumnLinear(_PlainState, ColumnParallelLinear):
 
     def forward(self, input_: Tensor, norm: Norm | None = None) -> Tensor:
         x = enter_tensor_region(input_, self.config, self.axis)
-        return linear(x, self.weight, self.bias, in_tensor_region(norm))
+        return linear(x, self.used_weight, self.bias, in_tensor_region(norm))
 
 
-class RowLinear(_PlainState, RowParallelLinear):
+class RowLinear(_Product, RowParallelLinear):
     """x [l, B, I / T] -> [l or l / T, B, O], with bias; the weight's columns are split over the tensor ranks."""
 
     def __init__(self, input_size: int, output_size: int, *, config: HyenaConfig,
@@ -169,10 +180,11 @@ class RowLinear(_PlainState, RowParallelLinear):
         super().__init__(input_size, output_size, config=config, init_method=_no_initial_values, bias=True,
                          input_is_parallel=True, skip_bias_add=False, tp_group=axis.group)
         self.axis = axis
+        self.register_module("lora", None)
         _forget_megatron(self)
 
     def forward(self, input_: Tensor) -> Tensor:
-        return self.finish(linear(input_, self.weight, self.local_bias))
+        return self.finish(linear(input_, self.used_weight, self.local_bias))
 
     @property
     def local_bias(self) -> Tensor | None:
@@ -240,7 +252,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor, norm: Norm | None = None, *, residual: bool = False) -> Tensor:
         """With `residual`, x is added."""
         inside = residual and self.fc1.axis.size == 1
-        weights = MLPWeights(self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.local_bias)
+        weights = MLPWeights(self.fc1.used_weight, self.fc1.bias, self.fc2.used_weight, self.fc2.local_bias)
         y = self.fc2.finish(mlp(enter_tensor_region(x, self.config, self.fc1.axis), weights, in_tensor_region(norm),
                                 residual=inside, recompute=self.config.recompute_inner,
                                 backend=self.config.ops_backend))

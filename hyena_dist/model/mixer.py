@@ -159,8 +159,8 @@ class HyenaMixer(nn.Module):
         else:
             filters = exchange.filters(self.filter, len(x), segments)
         in_proj, short, out_proj = self.in_proj, self.short_conv, self.out_proj
-        weights = HyenaWeights(in_proj.weight, in_proj.bias, short.weight, short.bias, filters,
-                               self.conv_bias.view(self.config.num_filters, self.channels), out_proj.weight,
+        weights = HyenaWeights(in_proj.used_weight, in_proj.bias, short.weight, short.bias, filters,
+                               self.conv_bias.view(self.config.num_filters, self.channels), out_proj.used_weight,
                                out_proj.local_bias)
         out = hyena(x, weights, in_tensor_region(norm), residual=inside, recompute=recompute,
                     backend=self.config.ops_backend, segments=segments, exchange=exchange)

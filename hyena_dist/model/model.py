@@ -41,6 +41,8 @@ class HyenaModel(nn.Module):
                  seed: int = 0, head: HeadKind | None = None) -> None:
         super().__init__()
         self.config, self.seed = config, seed
+        self.adapters: dict[str, Placement] = {}
+        """Of weights that were added to it (`model.lora`, `model.prompt`), by name."""
         self.head_kind = head or head_of(config)
         self.tensor, self.context = tensor_axis(pg_collection), context_axis(pg_collection)
         self.embedding = Embedding(config, pg_collection, seed=None)
@@ -129,7 +131,8 @@ class HyenaModel(nn.Module):
 
     def placement(self) -> dict[str, Placement]:
         """The placement table of this model's parameters, by name."""
-        return placement_table((name for name, _ in self.named_parameters()), self.config, self.head_kind)
+        names = (name for name, _ in self.named_parameters() if name not in self.adapters)
+        return placement_table(names, self.config, self.head_kind) | self.adapters
 
     def _active_key(self, key: DropoutKey | None, input_ids: Tensor) -> DropoutKey | None:
         if not self.training or self.config.embed_dropout == self.config.resid_dropout == 0:

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from hyena_dist.config.errors import UserError
 from hyena_dist.config.schema import Config
+from hyena_dist.config.sections.finetune import FinetuneSection, words_of
 from hyena_dist.data.labelled import Labelled, encoded
 from hyena_dist.data.tokenizer import PAD, tokenizer_of
 from hyena_dist.engine.protocol import Table
-from hyena_dist.model.model import build_model
+from hyena_dist.model.lora import add_adapters
+from hyena_dist.model.model import HyenaModel, build_model
 from hyena_dist.model.placement import tensor_share
 from hyena_dist.model.pooled import PooledModel
 from hyena_dist.ops.dropout import DropoutKey
@@ -78,8 +80,7 @@ class Finetuning:
         backbone = build_model(config, groups)
         if weights is not None:
             _fill(backbone, weights, groups)
-        if self._section.trained == "head":
-            backbone.requires_grad_(False)
+        adapt(backbone, self._section, seed=config.train.seed)
         model = PooledModel(backbone, outputs=labelled.outputs, pooling=self._section.pooling, seed=config.train.seed)
         self._multiple = backbone.token_multiple
         self.module: nn.Module = model.to(device)
@@ -246,6 +247,19 @@ def _fill(backbone: nn.Module, weights: Mapping[str, Tensor], groups: Groups) ->
     with torch.no_grad():
         for name, parameter in backbone.named_parameters():
             parameter.copy_(tensor_share(weights[name], table[name], groups.tensor.rank, groups.tensor.size))
+
+
+def adapt(backbone: HyenaModel, section: FinetuneSection, *, seed: int) -> None:
+    """Leave of a pretrained backbone trainable what `finetune.trained` says, and add to it what that learns instead.
+
+    Raises:
+        UserError: the backbone has no room for that.
+    """
+    if section.trained == "lora":
+        targets = [] if section.lora_targets is None else words_of(section.lora_targets)
+        add_adapters(backbone, rank=section.lora_rank, alpha=section.lora_alpha, targets=targets, seed=seed)
+    elif section.trained == "head":
+        backbone.requires_grad_(False)
 
 
 def _scale_of(targets: np.ndarray) -> tuple[float, float]:

@@ -47,13 +47,14 @@ def table(directory: Path) -> Path:
     return directory
 
 
-def config_of(directory: Path, name: str, engine: int | str, *, context: int = 1, **tune: Any) -> Config:
+def config_of(directory: Path, name: str, engine: int | str, *, context: int = 1, tensor: int = 1,
+              **tune: Any) -> Config:
     return Config(
         model=ModelSection(num_layers=1, hidden_size=16, max_seq_len=64, filter_order=8, embed_dropout=0.1),
         data=DataSection(shards="none", seq_len=64),
         train=TrainSection(run_dir=str(directory / name), steps=STEPS, micro_batch_size=4, global_batch_size=8,
                            eval_every=4, save_every=0),
-        optim=OptimSection(lr=2e-2, warmup_steps=1, eps=1e-4), parallel=ParallelSection(context=context),
+        optim=OptimSection(lr=2e-2, warmup_steps=1, eps=1e-4), parallel=ParallelSection(context=context, tensor=tensor),
         engine=engine_section(engine), finetune=FinetuneSection(table=str(directory / "table"), rc="average", **tune))
 
 
@@ -71,8 +72,9 @@ def run(config: Config, stop_at: int = 0, groups: Groups | None = None, weights:
 
     Finetuning.next_step = next_step  # type: ignore[method-assign]
     try:
-        return finetune(config, groups or init_groups(context=config.parallel.context), torch.device("cpu"),
-                        read=lambda seed: labelled_of(config, seed), weights=weights)
+        groups = groups or init_groups(tensor=config.parallel.tensor, context=config.parallel.context)
+        return finetune(config, groups, torch.device("cpu"), read=lambda seed: labelled_of(config, seed),
+                        weights=weights)
     finally:
         Finetuning.next_step = steps  # type: ignore[method-assign]
 

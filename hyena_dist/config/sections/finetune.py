@@ -4,10 +4,16 @@ from dataclasses import dataclass
 
 from hyena_dist.config.sections.ranges import not_negative, one_of, positive, probability
 
+TRAINED = ("all", "head", "lora")
 WHOLE, PLACES = ("classification", "multilabel", "regression"), ("per_base", "binned", "pairs")
 TASKS = WHOLE + PLACES
 """With one answer for a sequence, and with answers for its bases, bins, or pairs of bins."""
 POOLINGS = ("mean", "last", "first", "max", "sum")
+
+
+def words_of(listed: str) -> list[str]:
+    """The words of a key whose values are separated by commas."""
+    return [word.strip() for word in listed.split(",") if word.strip()]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +64,15 @@ class FinetuneSection:
     loss: str = "squared"
     """Of binned: squared, or poisson, for counts that are not negative."""
     trained: str = "all"
-    """all: every weight; head: the new head alone, on a backbone that stays as it is."""
+    """all: every weight; head: the new head alone, on a backbone that stays as it is; lora: the head and low-rank
+    adapters of the backbone's products."""
+    lora_rank: int = 8
+    """Rank of the adapters of trained=lora."""
+    lora_alpha: float = 16.0
+    """What an adapter gives is multiplied by lora_alpha / lora_rank."""
+    lora_targets: str | None = None
+    """The products that get adapters, by their names in a layer, separated by commas: in_proj, out_proj, fc1, fc2, or
+    of attention qkv_proj. null: all of them."""
     longer: str = "refuse"
     """What becomes of a sequence that is longer than the model: refuse; or keep its left, center or right part."""
     rc: str = "none"
@@ -73,7 +87,7 @@ class FinetuneSection:
     def __post_init__(self) -> None:
         one_of("finetune", "task", self.task, TASKS)
         one_of("finetune", "pooling", self.pooling, POOLINGS)
-        one_of("finetune", "trained", self.trained, ("all", "head"))
+        one_of("finetune", "trained", self.trained, TRAINED)
         one_of("finetune", "longer", self.longer, ("refuse", "left", "center", "right"))
         one_of("finetune", "rc", self.rc, ("none", "augment", "average"))
         one_of("finetune", "loss", self.loss, ("squared", "poisson"))
@@ -90,5 +104,6 @@ class FinetuneSection:
             raise ValueError(f"finetune.seeds must be from 1 to 1000, got {self.seeds}")
         if self.epochs is not None and not 0 < self.epochs <= 100_000:
             raise ValueError(f"finetune.epochs must be greater than 0, at most 100000, got {self.epochs}")
-        if self.trained == "head" and self.from_ is None:
-            raise ValueError("finetune.trained=head needs a pretrained model: give it as finetune.from")
+        if self.trained != "all" and self.from_ is None:
+            raise ValueError(f"finetune.trained={self.trained} needs a pretrained model: give it as finetune.from")
+        positive("finetune", lora_rank=self.lora_rank, lora_alpha=self.lora_alpha)
