@@ -7,7 +7,7 @@ columns, and an interval outside its contig are refused with the place where the
 
 import csv
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,16 +68,14 @@ def read_table(path: Path, columns: Columns, genome: Path | None = None) -> list
     Raises:
         DataError: the file is damaged, of another kind, or holds something that is no labelled sequence.
     """
-    start, packed = start_of(path, empty_is="the file is empty; give a file of labelled sequences")
+    start, _ = start_of(path, empty_is="the file is empty; give a file of labelled sequences")
     if genome is not None:
         found = _intervals(path, genome, columns)
-    elif start.startswith(b"PAR1"):
-        found = list(_parquet(path, columns))
     elif start.lstrip().startswith(b">"):
         found = list(_fasta(path))
     else:
-        refuse_kinds(path, start.removeprefix(b"\xef\xbb\xbf"), packed=packed, text="converted.csv")
-        found = list(_delimited(path, columns))
+        rows = rows_of(path, lambda header: _check_header(path, header, columns))
+        found = [_example(values, columns, where, number) for number, (where, values) in enumerate(rows)]
     if not found:
         raise DataError(f"{path}: holds no labelled sequences; give a file with at least one row")
     return found
@@ -135,17 +133,30 @@ def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
     yield from (line + "\n" for line in rest)
 
 
-def _delimited(path: Path, columns: Columns) -> Iterator[Example]:
+def rows_of(path: Path, check: Callable[[list[str]], None]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Place, for messages, and text by column of each row of a CSV, TSV or parquet table.
+
+    Args:
+        check: gets the names in the header before any row is read, and raises where they will not do.
+
+    Raises:
+        DataError: the table is damaged, or a row has another number of fields than the header.
+    """
+    start, packed = start_of(path, empty_is="the file is empty; give a table with a header")
+    if start.startswith(b"PAR1"):
+        yield from _parquet(path, check)
+        return
+    refuse_kinds(path, start.removeprefix(b"\xef\xbb\xbf"), packed=packed, text="converted.csv")
     rows = _rows(path)
     _, header = next(rows, (0, []))
     header = [name.strip() for name in header]
-    _check_header(path, header, columns)
-    for number, (line, fields) in enumerate(rows):
+    check(header)
+    for line, fields in rows:
         where = f"{path}: line {line}"
         if len(fields) != len(header):
             raise DataError(f"{where}: has {len(fields)} columns and the header has {len(header)}; the file is cut "
                             f"short or the row must be mended")
-        yield _example(dict(zip(header, fields, strict=True)), columns, where, number)
+        yield where, dict(zip(header, fields, strict=True))
 
 
 def _check_header(path: Path, header: list[str], columns: Columns) -> None:
@@ -158,7 +169,7 @@ def _check_header(path: Path, header: list[str], columns: Columns) -> None:
                             f"name the right one with finetune.{keys[name]}_column")
 
 
-def _parquet(path: Path, columns: Columns) -> Iterator[Example]:
+def _parquet(path: Path, check: Callable[[list[str]], None]) -> Iterator[tuple[str, dict[str, str]]]:
     try:
         import pyarrow
         from pyarrow import parquet
@@ -168,13 +179,12 @@ def _parquet(path: Path, columns: Columns) -> Iterator[Example]:
     with said_in_one_line(path), open_regular(path) as raw:
         try:
             table = parquet.ParquetFile(raw)
-            _check_header(path, table.schema_arrow.names, columns)
+            check(table.schema_arrow.names)
             number = 0
             for batch in table.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
-                    values = {key: _text(value) for key, value in row.items()}
-                    yield _example(values, columns, f"{path}: row {number + 1}", number)
                     number += 1
+                    yield f"{path}: row {number}", {key: _text(value) for key, value in row.items()}
         except (pyarrow.ArrowException, UnicodeDecodeError) as error:
             raise DataError(f"{path}: is damaged ({one_line(error)}); copy or download it again") from None
 
