@@ -85,7 +85,9 @@ def _observe(trained: Trained, batch: Batch, longer: np.ndarray, device: torch.d
     inside = torch.arange(ids.shape[1], device=device) < lengths[:, None]
     picked = picked.double()
     ll, count = picked.sum(-1), ((targets >= A) & (targets <= T)).sum(-1)
-    state = torch.einsum("lbd,bl->bd", states.float(), inside.float()) / lengths[:, None]
+    if (lengths < ids.shape[1]).any():
+        states = states.masked_fill(~inside.t()[..., None], 0)
+    state = states.sum(0, dtype=torch.float32) / lengths[:, None]
     first, behind, rows = (torch.from_numpy(values).to(device) for values in (batch.first, batch.behind, batch.row))
     end = torch.minimum(behind + torch.from_numpy(longer).to(device), lengths[rows])
     sums = torch.nn.functional.pad(picked.cumsum(-1), (1, 0))  # [B, L], of the targets before token 1, 2, ...

@@ -5,7 +5,6 @@ OUT.parts, which is whole or not there; when all are there, the first rank joins
 """
 
 import json
-import math
 import resource
 import shutil
 import sys
@@ -15,7 +14,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from hyena_dist.config.errors import ConfigError, is_out_of_memory
 from hyena_dist.config.versions import library_version, own_version
 from hyena_dist.data.reference import Reference
-from hyena_dist.data.variants import OUTCOMES, Judged, Site, Variants, judge
+from hyena_dist.data.variants import OUTCOMES, Judged, Site, Variants, judge, window_of
 from hyena_dist.model.trained import Trained
 from hyena_dist.parallel.groups import Groups
 from hyena_dist.runtime.agree import agree
@@ -37,7 +35,11 @@ from hyena_dist.tasks.score.observe import SCORES, TOKENS, score_sites
 from hyena_dist.tasks.score.output import Scored, check_ending, write
 
 CHUNK = 1024
-"""Variants of a part: what a kill can cost."""
+"""Variants of a part at most, or a few more: what a kill can cost."""
+_PARTS = 64
+"""So many parts are made of fewer variants, that many ranks have as much to do each,"""
+_LEAST = 64
+"""of at least so many variants."""
 _FIRST = 100
 """Variants by which a wrong assembly is known,"""
 _FIT = 0.9
@@ -217,21 +219,35 @@ def _read_part(parts: Path, number: int, count: int) -> np.ndarray | None:
 
 def _score_chunks(trained: Trained, request: Request, found: Survey, parts: Path, groups: Groups) -> int:
     """Score this rank's chunks that are not there yet; returns how many variants."""
-    chunks = -(-found.scored // CHUNK)
     world, rank, done = groups.world.size, groups.world.rank, 0
     bar = Progress(TextColumn("variants"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(),
                    console=Console(file=sys.stderr), disable=rank > 0 or not sys.stderr.isatty())
-    sites = (judged.site for judged in _judged(request) if judged.site is not None)
     with bar:
         task = bar.add_task("", total=found.scored)
-        for number in range(chunks):
-            chunk = list(islice(sites, CHUNK))
+        for number, chunk in enumerate(_chunks(request, found)):
             if number % world == rank and _read_part(parts, number, len(chunk)) is None:
                 scores = _score_chunk(trained, chunk, request)
                 write_whole(_part(parts, number), partial(np.save, arr=scores))
                 done += len(chunk)
             bar.advance(task, len(chunk))
     return done
+
+
+def _chunks(request: Request, found: Survey) -> Iterator[list[Site]]:
+    """The variants that have scores, in parts. Neighbours that share a reference window are in the same one, so that
+    the window is scored once, unless that made a part twice as large."""
+    size = min(CHUNK, max(_LEAST, -(-found.scored // _PARTS)))
+    chunk: list[Site] = []
+    for judged in _judged(request):
+        if judged.site is None:
+            continue
+        if len(chunk) >= size and (len(chunk) >= 2 * size or window_of(judged.site, request.window)
+                                   != window_of(chunk[-1], request.window)):
+            yield chunk
+            chunk = []
+        chunk.append(judged.site)
+    if chunk:
+        yield chunk
 
 
 def _score_chunk(trained: Trained, chunk: list[Site], request: Request) -> np.ndarray:
@@ -268,7 +284,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def _rows(request: Request, parts: Path, found: Survey) -> Iterator[Scored]:
-    scores, seen = iter(_all_scores(parts, found)), 0
+    scores, seen = _all_scores(request, parts, found), 0
     for judged in _judged(request):
         if judged.site is None:
             yield Scored(judged, None)
@@ -280,9 +296,9 @@ def _rows(request: Request, parts: Path, found: Survey) -> Iterator[Scored]:
         yield Scored(judged, values)
 
 
-def _all_scores(parts: Path, found: Survey) -> Iterator[np.ndarray]:
-    for number in range(math.ceil(found.scored / CHUNK)):
-        part = _read_part(parts, number, min(CHUNK, found.scored - number * CHUNK))
+def _all_scores(request: Request, parts: Path, found: Survey) -> Iterator[np.ndarray]:
+    for number, chunk in enumerate(_chunks(request, found)):
+        part = _read_part(parts, number, len(chunk))
         if part is None:
             raise ConfigError(f"{_part(parts, number)}: is not there: ranks on several machines need --out on a file "
                               "system that all of them have")
