@@ -27,7 +27,7 @@ from hyena_dist.model.config import hyena_config
 from hyena_dist.model.model import HyenaModel
 from hyena_dist.model.trained import Trained
 from hyena_dist.parallel.groups import Groups, init_groups
-from hyena_dist.tasks.score.observe import TOKENS
+from hyena_dist.tasks.score.read import TOKENS
 from hyena_dist.tasks.score.variants import CHUNK, Request, peak_memory, score_variants
 from hyena_dist.tasks.score.windows import batches
 

@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -28,11 +28,12 @@ from hyena_dist.data.reference import Reference
 from hyena_dist.data.variants import OUTCOMES, Judged, Site, Variants, judge, window_of
 from hyena_dist.model.trained import Trained
 from hyena_dist.parallel.groups import Groups
-from hyena_dist.runtime.agree import agree
+from hyena_dist.runtime.agree import agree, broadcast
 from hyena_dist.runtime.files import write_durably, write_whole
 from hyena_dist.tasks.score.numerics import CARD, Card, NumericsError, measure
-from hyena_dist.tasks.score.observe import SCORES, TOKENS, score_sites
+from hyena_dist.tasks.score.observe import SCORES, score_sites
 from hyena_dist.tasks.score.output import Scored, check_ending, write
+from hyena_dist.tasks.score.read import TOKENS
 
 CHUNK = 1024
 """Variants of a part at most, or a few more: what a kill can cost."""
@@ -147,8 +148,13 @@ def score_variants(trained: Trained, request: Request, groups: Groups) -> Result
         agree(lambda: _open_parts(parts, facts), groups)
     else:
         agree(lambda: None, groups)
+    there = broadcast(_parts_there(request, found, parts) if groups.world.rank == 0 else frozenset(), groups)
     start = time.monotonic()
-    scored = agree(lambda: _score_chunks(trained, request, found, parts, groups), groups)
+    if groups.context.size == 1:
+        scored = agree(lambda: _score_chunks(trained, request, found, parts, there, groups), groups)
+    else:  # a rank that fails ends at once: those that share its windows wait for it where nothing can be agreed on
+        scored = _score_chunks(trained, request, found, parts, there, groups)
+        agree(lambda: None, groups)  # now all parts are there
     seconds = time.monotonic() - start
     agree(lambda: _finish(request, parts, facts, found, trained, seconds, scored) if groups.world.rank == 0 else None,
           groups)
@@ -178,8 +184,9 @@ def _facts(trained: Trained, request: Request, found: Survey, card: Card) -> dic
     reference = request.reference
     return {"version": own_version(), "torch": library_version("torch"),
             "model": str(trained.path), "weights_sha256": trained.digest(), "precision": trained.precision,
-            "device": device, "tokens_of_a_batch": TOKENS[device], "window": request.window,
-            "strands": "mean of both", "variants": request.variants.path.name, "variants_sha256": found.digest,
+            "device": device, "context": trained.model.context.size, "tokens_of_a_batch": TOKENS[device],
+            "window": request.window, "strands": "mean of both",
+            "variants": request.variants.path.name, "variants_sha256": found.digest,
             "reference": request.reference_name, "reference_sha256": reference.digest,
             "assembly": reference.assembly or "not said by the reference",
             "filters": "of an exact copy of one of the 10,000 variants before it the first alone is scored",
@@ -217,17 +224,28 @@ def _read_part(parts: Path, number: int, count: int) -> np.ndarray | None:
     return scores if scores.shape == (count, len(SCORES)) else None
 
 
-def _score_chunks(trained: Trained, request: Request, found: Survey, parts: Path, groups: Groups) -> int:
-    """Score this rank's chunks that are not there yet; returns how many variants."""
-    world, rank, done = groups.world.size, groups.world.rank, 0
+def _parts_there(request: Request, found: Survey, parts: Path) -> frozenset[int]:
+    """Numbers of the parts that a call before has left whole."""
+    if not any(parts.glob("*.npy")):
+        return frozenset()
+    return frozenset(number for number, chunk in enumerate(_chunks(request, found))
+                     if _read_part(parts, number, len(chunk)) is not None)
+
+
+def _score_chunks(trained: Trained, request: Request, found: Survey, parts: Path, there: Collection[int],
+                  groups: Groups) -> int:
+    """Score this rank's chunks that are not there yet; returns how many variants. Ranks that share their windows have
+    the same chunks, which the first of them writes."""
+    data, done = groups.data, 0
     bar = Progress(TextColumn("variants"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(),
-                   console=Console(file=sys.stderr), disable=rank > 0 or not sys.stderr.isatty())
+                   console=Console(file=sys.stderr), disable=groups.world.rank > 0 or not sys.stderr.isatty())
     with bar:
         task = bar.add_task("", total=found.scored)
         for number, chunk in enumerate(_chunks(request, found)):
-            if number % world == rank and _read_part(parts, number, len(chunk)) is None:
+            if number % data.size == data.rank and number not in there:
                 scores = _score_chunk(trained, chunk, request)
-                write_whole(_part(parts, number), partial(np.save, arr=scores))
+                if groups.context.rank == 0:
+                    write_whole(_part(parts, number), partial(np.save, arr=scores))
                 done += len(chunk)
             bar.advance(task, len(chunk))
     return done
