@@ -42,6 +42,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "rounds": {"type": count, "metavar": "N", "help": "turns of each side; medians are reported"},
     "ranks": {"type": count, "nargs": "+", "metavar": "P",
               "help": "numbers of ranks, one process each; one rank is always measured"},
+    "processes": {"type": count, "metavar": "P", "help": "ranks that share the work, one thread each"},
+    "variants": {"type": count, "metavar": "N", "help": "how many are scored"},
+    "memory_of": {"type": count, "nargs": "*", "metavar": "N",
+                  "help": "numbers of variants whose peak memory is measured, each in a process of its own"},
 }
 FLAGS = {"dry_run": "print sizes and estimated memory; nothing is measured",
          "roofline": "count bytes, operations and launches of every part of our step, against the fewest and the time "
@@ -87,6 +91,10 @@ SUBJECTS = {
                     picture=False),
     "cp": Subject("bytes, peak memory and time of a rank against the number of context ranks",
                   {"rounds": 3, "length": 65536, "width": 64, "ranks": [1, 2, 4, 8]}),
+    "scoring": Subject("seconds of `score variants` against the bare forward passes of its windows, and its memory "
+                       "against the number of variants",
+                       {"rounds": 3, "length": 1024, "width": 128, "layers": 2, "variants": 600, "processes": 2,
+                        "memory_of": [1000, 10000]}, picture=False),
 }
 
 
@@ -99,7 +107,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
             keywords = dict(OPTIONS[option])
             shown = " ".join(map(str, default)) if isinstance(default, list) else default
             keywords["help"] += "" if default is None else f" ({shown})"
-            command.add_argument(f"--{option}", default=default, **keywords)
+            command.add_argument(f"--{option.replace('_', '-')}", default=default, **keywords)
         for flag in subject.flags:
             command.add_argument(f"--{flag.replace('_', '-')}", action="store_true", help=FLAGS[flag])
         command.add_argument("--out", type=Path, metavar="DIR", help="also write DIR/SUBJECT-SIZE-DATE.json"
@@ -118,7 +126,7 @@ def _problem(args: argparse.Namespace) -> str | None:
             if args.length % ranks**2 or args.width % ranks:
                 return (f"{ranks} ranks need a --length that is a multiple of {ranks**2} and a --width that is one of "
                         f"{ranks}, got {args.length} and {args.width}")
-    elif args.subject not in ("loader", "help", "start", "plan"):
+    elif args.subject not in ("loader", "help", "start", "plan", "scoring"):
         import torch
         roofline = getattr(args, "roofline", False)
         if args.device == "meta" and not roofline:
@@ -187,6 +195,11 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
         cuda = args.device == "cuda" or (args.device == "auto" and torch.cuda.is_available())
         found = generation.run(sorted(set(args.lengths)), width=args.width, layers=args.layers, rounds=args.rounds,
                                device=torch.device("cuda" if cuda else "cpu"))
+    elif args.subject == "scoring":
+        from benchmarks import scoring
+        cuda = False
+        found = scoring.run(scoring.Size(args.length, args.width, args.layers), variants=args.variants,
+                            ranks=args.processes, rounds=args.rounds, memory_of=args.memory_of)
     else:
         return _compare(args)
     rows = [asdict(row) if is_dataclass(row) and not isinstance(row, type) else row._asdict() for row in found]

@@ -27,7 +27,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hyena_dist.config.errors import ConfigError, UserError, is_agreed, one_line
+from hyena_dist.config.errors import ConfigError, UserError, agreed, is_agreed, one_line
 from hyena_dist.runtime.signals import raise_interrupts
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     variants.add_argument("--region", metavar="C:FIRST-LAST", help="where a slice lies (default: as its header says)")
     variants.add_argument("--window", type=int, metavar="N", help="bases around a variant (default: as many as the "
                           "model was trained on)")
+    variants.add_argument("--context", type=int, default=1, metavar="P", help="so many ranks share each window, for "
+                          "those that are too long for one (1)")
     variants.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the arithmetic (fp32)")
     variants.add_argument("--accept-numerics", action="store_true", help="write the file also where the precision "
                           "changes the order of the variants; its header says so")
@@ -114,14 +116,18 @@ def _variants(args: argparse.Namespace) -> int:
     trained = load_trained(args.source, args.checkpoint, single_bases=True)
     variants = Variants(args.vcf or args.table, is_vcf=args.vcf is not None)
     reference = read_reference(args.fasta, region)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if args.context < 1 or ranks % args.context:
+        raise agreed(ConfigError(f"--context {args.context}: {ranks} ranks cannot share windows by so many: start a "
+                                 "multiple of it with torchrun --nproc_per_node"))
+    if ranks > 1:
         device = init_distributed(timedelta(days=7))  # ranks are apart by as much as a chunk takes
-        groups = init_groups()
+        groups = init_groups(context=args.context)
     else:
         device, groups = torch.device("cuda" if torch.cuda.is_available() else "cpu"), Groups.single()
     window = trained.seq_len if args.window is None else args.window
     request = Request(variants, reference, args.out, window, args.fasta.name, args.accept_numerics)
-    result = score_variants(trained.to(device, args.precision), request, groups)
+    result = score_variants(trained.to(device, args.precision, groups), request, groups)
     if groups.world.rank == 0:
         print(f"{args.out}: {result.survey.scored:,} of {sum(result.survey.outcomes.values()):,} alleles scored, "
               f"windows of {window:,} bases, both strands")

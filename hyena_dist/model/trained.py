@@ -7,8 +7,11 @@ from pathlib import Path
 import torch
 
 from hyena_dist.config.sections.model import ModelSection
+from hyena_dist.config.sections.parallel import ParallelSection
 from hyena_dist.model.config import hyena_config
+from hyena_dist.model.kinds import refuse_context
 from hyena_dist.model.model import HyenaModel
+from hyena_dist.parallel.groups import Groups
 
 
 @dataclass(frozen=True)
@@ -25,11 +28,22 @@ class Trained:
     precision: str = "fp32"
     """As `train.precision`."""
 
-    def to(self, device: torch.device | str, precision: str) -> "Trained":
-        """The same on another device, computing in another precision; a copy, where it is not the same already."""
-        if precision == self.precision and next(self.model.parameters()).device == torch.device(device):
+    def to(self, device: torch.device | str, precision: str, groups: Groups | None = None) -> "Trained":
+        """The same on another device, computing in another precision; a copy, where it is not the same already.
+
+        Args:
+            groups: whose context ranks split each sequence; None: this rank reads whole ones.
+
+        Raises:
+            ConfigError: this model cannot be split over so many context ranks.
+        """
+        groups = groups or Groups.single()
+        same = precision == self.precision and self.model.context.size == groups.context.size
+        if same and next(self.model.parameters()).device == torch.device(device):
             return self
-        model = HyenaModel(hyena_config(self.section, precision=precision))
+        refuse_context(self.section, groups.context.size)
+        config = hyena_config(self.section, precision=precision, parallel=ParallelSection(context=groups.context.size))
+        model = HyenaModel(config, groups.collection())
         model.load_state_dict(self.model.state_dict())
         return replace(self, model=model.to(device).eval(), precision=precision)
 

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, cast
 from hyena_dist.config import checks
 from hyena_dist.config.advice import Problem, refuse
 from hyena_dist.config.checks import Use
+from hyena_dist.config.errors import ConfigError
 from hyena_dist.config.mixers import MIXERS, mixer_name
 from hyena_dist.config.schema import Config
 from hyena_dist.config.sections.model import ModelSection
+from hyena_dist.config.sections.parallel import ParallelSection
 from hyena_dist.model.kinds.formulas import WHOLE, Part, Shape, Split
 
 if TYPE_CHECKING:
@@ -225,6 +227,17 @@ def check_mixers(config: Config) -> None:
         ConfigError: one line per violation, each naming key, value and remedy.
     """
     refuse(lambda config, _: list(_refusals(Use(config.model, config.parallel))), config, 0)
+
+
+def refuse_context(model: ModelSection, ranks: int) -> None:
+    """Refuse context ranks over which the mixers of a model cannot be split.
+
+    Raises:
+        ConfigError: names the key and its value.
+    """
+    problems = _refusals(Use(model, ParallelSection(context=ranks)))
+    if lines := [problem if isinstance(problem, str) else problem.text for problem in problems]:
+        raise ConfigError(f"{'; '.join(lines)}: split a sequence over another number of ranks")
 
 
 def _refusals(use: Use) -> Iterable[Problem]:

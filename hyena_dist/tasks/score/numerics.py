@@ -51,9 +51,9 @@ def measure(trained: Trained, sites: Sequence[Site], reference: np.ndarray, wind
     window = min(window, MOST_WINDOW)
     sites = [site for site in sites if max(site.removed, site.alt.size) + 1 <= window - window // 2
              and sum(window_of(site, window)) >= site.at + max(site.removed, site.alt.size)]
-    plain = trained.to("cpu", "fp32")
-    if plain is trained:
+    if trained.precision == "fp32" and next(trained.model.parameters()).device.type == "cpu":
         return Card(0, window, None, "the run is in float32 on a CPU, which others are compared with")
+    plain = trained.to("cpu", "fp32")
     if len(sites) < 3:
         return Card(len(sites), window, None, "too few variants to compare an order")
     column = list(SCORES).index("llr_mean")

@@ -5,17 +5,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from hyena_dist.data.tokenizer import A, T
 from hyena_dist.data.variants import Site
 from hyena_dist.model.trained import Trained
+from hyena_dist.tasks.score.read import TOKENS, is_base, mean_states, read
 from hyena_dist.tasks.score.windows import ALLELES, STRANDS, Batch, batches
 
 AROUND = 32
 """Bases behind the allele whose predictions are compared."""
-TOKENS = {"cpu": 2**14, "cuda": 2**18}
-"""Of a forward pass; a batch is at least one window."""
 
 SCORES = {
     "ll_ref": "log-likelihood of the reference window, nats a base",
@@ -51,7 +49,7 @@ class _Observed:
 @torch.no_grad()
 def score_sites(trained: Trained, sites: Sequence[Site], reference: np.ndarray, window: int, *,
                 on_windows: Callable[[int], None] = lambda _: None) -> np.ndarray:
-    """float64 [n, SCORES] of n variants.
+    """float64 [n, SCORES] of n variants. Collective over the model's context ranks, which get the same.
 
     Args:
         reference: uint8 [bases] token ids.
@@ -78,32 +76,20 @@ def _observe(trained: Trained, batch: Batch, longer: np.ndarray, device: torch.d
         longer: bool [E], whether the base behind the allele counts as a part of it.
     """
     ids, lengths = (torch.from_numpy(values).to(device, torch.int64) for values in (batch.ids, batch.lengths))
-    logits, states = trained.model.logits_and_states(ids)
-    log_p = torch.log_softmax(logits[:, :-1].float(), -1)  # [B, L - 1, V]
-    targets = ids[:, 1:]
-    picked = log_p.gather(-1, targets[..., None])[..., 0].masked_fill_((targets < A) | (targets > T), 0)  # [B, L - 1]
-    inside = torch.arange(ids.shape[1], device=device) < lengths[:, None]
-    picked = picked.double()
-    ll, count = picked.sum(-1), ((targets >= A) & (targets <= T)).sum(-1)
-    state = torch.einsum("lbd,bl->bd", states.float(), inside.float()) / lengths[:, None]
+    reading = read(trained, ids)
     first, behind, rows = (torch.from_numpy(values).to(device) for values in (batch.first, batch.behind, batch.row))
     end = torch.minimum(behind + torch.from_numpy(longer).to(device), lengths[rows])
-    sums = torch.nn.functional.pad(picked.cumsum(-1), (1, 0))  # [B, L], of the targets before token 1, 2, ...
-    site = sums[rows, (end - 1).clamp(min=0)] - sums[rows, (first - 1).clamp(min=0)]
-    site.masked_fill_(first < 1, torch.nan)
+    parts = [reading.picked.sum(-1), reading.sums_before((end - 1).clamp(min=0), rows)
+             - reading.sums_before((first - 1).clamp(min=0), rows)]
+    ll, site = reading.total(torch.cat(parts)).split([len(ids), len(rows)])
+    site = site.masked_fill(first < 1, torch.nan)
     step = behind[:, None] + torch.arange(AROUND, device=device)  # [E, AROUND], tokens that are predicted
-    after = _at(log_p, rows, step - 1)
+    after = reading.bases_at(rows, step - 1)
     after.masked_fill_(((step >= lengths[rows][:, None]) | (step < 1))[..., None], torch.nan)
-    place = batch.variant, batch.allele, batch.strand
+    place, count = (batch.variant, batch.allele, batch.strand), is_base(ids[:, 1:]).sum(-1)
     found.ll[place], found.count[place] = ll.cpu().numpy()[batch.row], count.cpu().numpy()[batch.row]
     found.site[place], found.behind[place] = site.cpu().numpy(), after.cpu().numpy()
-    found.state[place] = state.cpu().numpy()[batch.row]
-
-
-def _at(log_p: Tensor, rows: Tensor, places: Tensor) -> Tensor:
-    """Log-probabilities of the four bases at some places of windows, which sum to 1: [E, AROUND, 4]."""
-    values = log_p[rows[:, None], places.clamp(0, log_p.shape[1] - 1), A : T + 1]
-    return torch.log_softmax(values, -1)
+    found.state[place] = mean_states(reading, lengths).cpu().numpy()[batch.row]
 
 
 def _scores(found: _Observed) -> np.ndarray:

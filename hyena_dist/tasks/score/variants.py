@@ -5,17 +5,15 @@ OUT.parts, which is whole or not there; when all are there, the first rank joins
 """
 
 import json
-import math
 import resource
 import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +25,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from hyena_dist.config.errors import ConfigError, is_out_of_memory
 from hyena_dist.config.versions import library_version, own_version
 from hyena_dist.data.reference import Reference
-from hyena_dist.data.variants import OUTCOMES, Judged, Site, Variants, judge
+from hyena_dist.data.variants import OUTCOMES, Judged, Site, Variants, judge, window_of
 from hyena_dist.model.trained import Trained
 from hyena_dist.parallel.groups import Groups
-from hyena_dist.runtime.agree import agree
+from hyena_dist.runtime.agree import agree, broadcast
 from hyena_dist.runtime.files import write_durably, write_whole
 from hyena_dist.tasks.score.numerics import CARD, Card, NumericsError, measure
-from hyena_dist.tasks.score.observe import SCORES, TOKENS, score_sites
+from hyena_dist.tasks.score.observe import SCORES, score_sites
 from hyena_dist.tasks.score.output import Scored, check_ending, write
+from hyena_dist.tasks.score.read import TOKENS
 
 CHUNK = 1024
-"""Variants of a part: what a kill can cost."""
+"""Variants of a part at most, or a few more: what a kill can cost."""
+_PARTS = 64
+"""So many parts are made of fewer variants, that many ranks have as much to do each,"""
+_LEAST = 64
+"""of at least so many variants."""
 _FIRST = 100
 """Variants by which a wrong assembly is known,"""
 _FIT = 0.9
@@ -145,8 +148,13 @@ def score_variants(trained: Trained, request: Request, groups: Groups) -> Result
         agree(lambda: _open_parts(parts, facts), groups)
     else:
         agree(lambda: None, groups)
+    there = broadcast(_parts_there(request, found, parts) if groups.world.rank == 0 else frozenset(), groups)
     start = time.monotonic()
-    scored = agree(lambda: _score_chunks(trained, request, found, parts, groups), groups)
+    if groups.context.size == 1:
+        scored = agree(lambda: _score_chunks(trained, request, found, parts, there, groups), groups)
+    else:  # a rank that fails ends at once: those that share its windows wait for it where nothing can be agreed on
+        scored = _score_chunks(trained, request, found, parts, there, groups)
+        agree(lambda: None, groups)  # now all parts are there
     seconds = time.monotonic() - start
     agree(lambda: _finish(request, parts, facts, found, trained, seconds, scored) if groups.world.rank == 0 else None,
           groups)
@@ -176,8 +184,9 @@ def _facts(trained: Trained, request: Request, found: Survey, card: Card) -> dic
     reference = request.reference
     return {"version": own_version(), "torch": library_version("torch"),
             "model": str(trained.path), "weights_sha256": trained.digest(), "precision": trained.precision,
-            "device": device, "tokens_of_a_batch": TOKENS[device], "window": request.window,
-            "strands": "mean of both", "variants": request.variants.path.name, "variants_sha256": found.digest,
+            "device": device, "context": trained.model.context.size, "tokens_of_a_batch": TOKENS[device],
+            "window": request.window, "strands": "mean of both",
+            "variants": request.variants.path.name, "variants_sha256": found.digest,
             "reference": request.reference_name, "reference_sha256": reference.digest,
             "assembly": reference.assembly or "not said by the reference",
             "filters": "of an exact copy of one of the 10,000 variants before it the first alone is scored",
@@ -215,23 +224,48 @@ def _read_part(parts: Path, number: int, count: int) -> np.ndarray | None:
     return scores if scores.shape == (count, len(SCORES)) else None
 
 
-def _score_chunks(trained: Trained, request: Request, found: Survey, parts: Path, groups: Groups) -> int:
-    """Score this rank's chunks that are not there yet; returns how many variants."""
-    chunks = -(-found.scored // CHUNK)
-    world, rank, done = groups.world.size, groups.world.rank, 0
+def _parts_there(request: Request, found: Survey, parts: Path) -> frozenset[int]:
+    """Numbers of the parts that a call before has left whole."""
+    if not any(parts.glob("*.npy")):
+        return frozenset()
+    return frozenset(number for number, chunk in enumerate(_chunks(request, found))
+                     if _read_part(parts, number, len(chunk)) is not None)
+
+
+def _score_chunks(trained: Trained, request: Request, found: Survey, parts: Path, there: Collection[int],
+                  groups: Groups) -> int:
+    """Score this rank's chunks that are not there yet; returns how many variants. Ranks that share their windows have
+    the same chunks, which the first of them writes."""
+    data, done = groups.data, 0
     bar = Progress(TextColumn("variants"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(),
-                   console=Console(file=sys.stderr), disable=rank > 0 or not sys.stderr.isatty())
-    sites = (judged.site for judged in _judged(request) if judged.site is not None)
+                   console=Console(file=sys.stderr), disable=groups.world.rank > 0 or not sys.stderr.isatty())
     with bar:
         task = bar.add_task("", total=found.scored)
-        for number in range(chunks):
-            chunk = list(islice(sites, CHUNK))
-            if number % world == rank and _read_part(parts, number, len(chunk)) is None:
+        for number, chunk in enumerate(_chunks(request, found)):
+            if number % data.size == data.rank and number not in there:
                 scores = _score_chunk(trained, chunk, request)
-                write_whole(_part(parts, number), partial(np.save, arr=scores))
+                if groups.context.rank == 0:
+                    write_whole(_part(parts, number), partial(np.save, arr=scores))
                 done += len(chunk)
             bar.advance(task, len(chunk))
     return done
+
+
+def _chunks(request: Request, found: Survey) -> Iterator[list[Site]]:
+    """The variants that have scores, in parts. Neighbours that share a reference window are in the same one, so that
+    the window is scored once, unless that made a part twice as large."""
+    size = min(CHUNK, max(_LEAST, -(-found.scored // _PARTS)))
+    chunk: list[Site] = []
+    for judged in _judged(request):
+        if judged.site is None:
+            continue
+        if len(chunk) >= size and (len(chunk) >= 2 * size or window_of(judged.site, request.window)
+                                   != window_of(chunk[-1], request.window)):
+            yield chunk
+            chunk = []
+        chunk.append(judged.site)
+    if chunk:
+        yield chunk
 
 
 def _score_chunk(trained: Trained, chunk: list[Site], request: Request) -> np.ndarray:
@@ -268,7 +302,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def _rows(request: Request, parts: Path, found: Survey) -> Iterator[Scored]:
-    scores, seen = iter(_all_scores(parts, found)), 0
+    scores, seen = _all_scores(request, parts, found), 0
     for judged in _judged(request):
         if judged.site is None:
             yield Scored(judged, None)
@@ -280,9 +314,9 @@ def _rows(request: Request, parts: Path, found: Survey) -> Iterator[Scored]:
         yield Scored(judged, values)
 
 
-def _all_scores(parts: Path, found: Survey) -> Iterator[np.ndarray]:
-    for number in range(math.ceil(found.scored / CHUNK)):
-        part = _read_part(parts, number, min(CHUNK, found.scored - number * CHUNK))
+def _all_scores(request: Request, parts: Path, found: Survey) -> Iterator[np.ndarray]:
+    for number, chunk in enumerate(_chunks(request, found)):
+        part = _read_part(parts, number, len(chunk))
         if part is None:
             raise ConfigError(f"{_part(parts, number)}: is not there: ranks on several machines need --out on a file "
                               "system that all of them have")
