@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import operators, recompute, step
+from benchmarks import lengths, operators, recompute, step
 from benchmarks.compare import Case, Row, compare, estimated_peaks, growth
 from benchmarks.models import Size
 from hyena_dist.costs.utilisation import copy_bandwidth
@@ -43,11 +43,12 @@ def run(plan: Plan) -> dict[str, Any]:
         rows += compare(plan.case(size), rounds=plan.rounds, device=plan.device, copy_bytes_per_second=bandwidth)
     grown = {side: growth(rows, side) for side in dict.fromkeys(row.side for row in rows)}
     first = plan.sizes[0]
+    cost = lengths.summary([asdict(row) for row in rows], first) if plan.subject == "step" else None
     return {"subject": plan.subject,
             "size": {"width": first.width, "layers": first.layers,
                      "precision": plan.precision, "device": plan.device.type, "rounds": plan.rounds},
             "copy_bytes_per_second": bandwidth, "growth": {side: g for side, g in grown.items() if g is not None},
-            "rows": [asdict(row) for row in rows]}
+            "rows": [asdict(row) for row in rows], **({"cost": cost} if cost else {})}
 
 
 def estimate(plan: Plan) -> list[dict[str, str]]:

@@ -233,6 +233,9 @@ def _compare(args: argparse.Namespace) -> dict[str, Any]:
     print(f"ratios: times that of {result['rows'][0]['side']}; a copy moves {copy:.1f} GB/s here")
     for side, grown in result["growth"].items():
         print(f"{side}: time per token grows {grown:.2f} times as much as log L, from the shortest to the longest L")
+    if "cost" in result:
+        from benchmarks import lengths
+        print("\n".join(lengths.said(result["cost"])))
     return result
 
 
@@ -259,6 +262,9 @@ def _write(args: argparse.Namespace, result: dict[str, Any]) -> None:
     if SUBJECTS[args.subject].picture and subject == args.subject:
         from benchmarks import cp, generation, picture
         print({"cp": cp, "generate": generation}.get(args.subject, picture).draw(path))
+    if "cost" in result:
+        from benchmarks import lengths
+        print(lengths.draw(result, path.with_name(f"{path.stem}-cost.png")))
 
 
 def _machine(cuda: bool) -> dict[str, Any]:

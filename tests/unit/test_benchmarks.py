@@ -5,15 +5,16 @@ import sys
 import time
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
-from benchmarks import cp, generation, loader, operators, recompute, step, subjects
+from benchmarks import cp, generation, lengths, loader, operators, recompute, step, subjects
 from benchmarks.compare import BASELINE, OURS, VALUE, Case, Measured, Row, WrongValues, compare, differences, growth
 from benchmarks.models import Size
 from benchmarks.timing import interleaved, ratio, timed
 from hyena_dist.costs import utilisation
-from hyena_dist.costs.flops import parts, training_bytes
+from hyena_dist.costs.flops import parts, training_bytes, training_flops
 from hyena_dist.ops.online_conv import OnlineConvolution
 from launchers import bench
 from launchers.bench import main
@@ -176,6 +177,28 @@ def test_the_command_writes_numbers_and_a_picture(subject, tmp_path, capsys):
     assert {OURS, BASELINE} <= set(result["growth"])
     assert result["copy_bytes_per_second"] > 1e8
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert ("attention takes more operations" in said) == (subject == "step")
+    assert path.with_name(f"{path.stem}-cost.png").exists() == (subject == "step")
+
+
+def test_the_cost_of_a_length_is_found_from_runs_that_follow_it():
+    """Times made of known curves, and exact operations as the sweeps count them."""
+    curves = {OURS: lambda length: 3000 + 500 * np.log2(length), "transformer": lambda length: 4000 + 2.0 * length}
+    rows = [{"side": side, "length": length, "batch": 4, "seconds": 9.0, "cpu_seconds": 4e-9 * length * cost(length)}
+            for side, cost in curves.items() for length in (256, 1024, 4096)]
+    found = lengths.summary(rows, Size(256, 32, 4, 2))
+    assert [(round(curve["constant"]), round(curve["slope"], 3)) for curve in found["curves"]] == [
+        (3000, 500), (4000, 2)]
+    cross = found["crossing of times"]
+    assert curves["transformer"](cross - 1) <= curves[OURS](cross - 1) < curves["transformer"](cross)
+    assert found["times the time, extrapolated"] == pytest.approx((4000 + 2**21) / 13000)
+    equal = found["crossing of operations"]
+    ratio = [training_flops(Size(n, 32, 1, 2).section("A"), n) / training_flops(Size(n, 32, 1, 2).section(), n)
+             for n in (equal - 1, equal)]
+    assert ratio[0] <= 1 < ratio[1]
+    assert "EXTRAPOLATED: 256 times the longest" in "\n".join(lengths.said(found))
+    assert lengths.summary(rows[:4], Size(256, 32, 4, 2)) is None, "attention was measured at one length only"
+    assert lengths.crossing(lambda _: 1.0, lambda length: length / 2**21) is None
 
 
 def test_notes_say_at_which_lengths():

@@ -19,6 +19,7 @@ from hyena_dist.tasks.scaling.fit import Law
 from hyena_dist.tasks.scaling.optimum import Cost, fit_cost, parabolas
 from hyena_dist.tasks.scaling.points import ANCHORS, choose, groups_by_flops, read_points
 from hyena_dist.tasks.scaling.report import report, write_report
+from hyena_dist.tasks.scaling.shapes import depth_map
 from hyena_dist.tasks.sweep.expand import expand
 from hyena_dist.tasks.sweep.file import read_sweep
 from hyena_dist.tasks.sweep.point import costs
@@ -209,6 +210,28 @@ def test_epochs_are_told_apart_and_warned_of() -> None:
     assert not any("epoch" in w or "read their data" in w for w in analyse(sweep(), resamples=20).warnings)
 
 
+def test_runs_are_told_apart_only_where_either_part_varies_as_all_do(tmp_path: Path) -> None:
+    """What repeats its data has the most tokens: the rest have one number of tokens, and no law in them."""
+    rows = [row(10 * i + j, params=10000 * 2**i, tokens=1000000 * 2**j, epochs=0.4 * 2**j, flops=1e12 * 2.0**(i + j),
+                loss=1.2 + 3 * (1e4 * 2**i)**-0.3 + 20 * (1e6 * 2**j)**-0.4) for i in range(6) for j in (1, 2, 3)]
+    found = analyse(rows, resamples=20)
+    assert [fitted.name for fitted in found.fits] == ["all runs"]
+    assert found.fits[0].law.axes == ("N", "D")
+    assert any("too few of either to fit them apart" in warning for warning in found.warnings)
+    report([{**r, "tokens": 2000000} for r in rows[::3]], tmp_path)  # weights alone vary: a profile of one exponent
+    assert (tmp_path / "profile.png").exists()
+    assert "L = E + A N^-a`" in (tmp_path / "report.md").read_text("utf-8")
+
+
+def test_seeds_are_a_mean_and_no_more_tries() -> None:
+    rows = [row(i, loss=loss, seed=i % 2, set={"data.seq_len": length, "train.seed": i % 2}, seq_len=length,
+                num_layers=depth) for i, (length, depth, loss) in enumerate(
+                    [(256, 1, 1.30), (256, 1, 1.36), (1024, 1, 1.31), (256, 2, 1.32), (1024, 2, 1.29)])]
+    depths, lengths, losses = depth_map(choose(rows)[0])
+    assert (depths, lengths) == ([1, 2], [256, 1024])
+    assert losses.tolist() == [[pytest.approx(1.33), 1.31], [1.32, 1.29]]
+
+
 def test_a_report_is_written_with_every_picture_and_full_precision(tmp_path: Path) -> None:
     rows = [*sweep(lengths=(256, 1024, 4096), sizes=4), row(99, status="failed", error="killed", loss=None)]
     found, files = report(rows, tmp_path / "out", budgets=[1e15, 1e18])
@@ -267,8 +290,8 @@ def test_the_points_of_the_sweep_command_are_what_is_read(tmp_path: Path) -> Non
     """Its own states, of a run that is finished and of one that has only been planned."""
     sweeps = ROOT / "configs" / "studies" / "learning-rate.yaml"
     points = expand(read_sweep(sweeps))
-    assert len(points) == 15
-    assert [point.problem for point in points] == [None] * 15
+    assert len(points) == 18
+    assert [point.problem for point in points] == [None] * 18
     for number, point in enumerate(points):
         state = new_state(point, costs(point.config, ranks=1))
         if number:
@@ -277,8 +300,8 @@ def test_the_points_of_the_sweep_command_are_what_is_read(tmp_path: Path) -> Non
         (tmp_path / "points" / point.id / "point.json").write_text(json.dumps(state), "utf-8")
     files = write_report(tmp_path, tmp_path / "report")
     text = (tmp_path / "report" / "report.md").read_text("utf-8")
-    assert "14 finished runs, and 1 left out by rule. The lowest validation loss is 1.3100" in text
+    assert "17 finished runs, and 1 left out by rule. The lowest validation loss is 1.3100" in text
     assert f"| {points[0].id} | planned, not finished |" in text
-    assert "(hidden_size=32, lr=0.002)" in text, "and not what was set for all alike"
+    assert "(hidden_size=32, lr=0.001)" in text, "and not what was set for all alike"
     assert "3 combinations of size, tokens and length were trained at several learning rates" in text
     assert tmp_path / "report" / "report.md" in files

@@ -115,12 +115,13 @@ def varied_axes(points: Sequence[Point]) -> list[str]:
 
 
 def _fits(points: Sequence[Point], floor: float | None, resamples: int) -> tuple[list[Fitted], str]:
-    """The law of the runs on unique data first, where there are enough of them, and why there is none."""
+    """The law of the runs on unique data first, where they vary in all that the runs vary in, and why there is none."""
     repeated = [point for point in points if (epochs_of(point) or 0.0) > 1.0]
     unique = [point for point in points if point not in repeated]
-    parts = {"all runs": points}
-    if repeated and unique:
-        parts = {"runs of at most one epoch": unique, "runs that repeat data": repeated, "all runs": points}
+    parts = {"runs of at most one epoch": unique, "runs that repeat data": repeated}
+    if not unique or varied_axes(unique) != varied_axes(points):
+        parts = {}  # a law of fewer quantities would hide what only all runs tell
+    parts = {**{name: part for name, part in parts.items() if part and part != points}, "all runs": points}
     fits, reasons = [], []
     for name, part in parts.items():
         axes = varied_axes(part)

@@ -225,3 +225,10 @@ def profile(law: Law, x: Array, loss: Array, first: Array, second: Array) -> Arr
     others = [np.clip(exponent * np.geomspace(1 / 4, 4, 5), *BOX) for exponent in law.exponents[2:]]
     return np.array([[min(project((a, b, *rest), scaled, loss, floor)[1] for rest in product(*others))
                       for b in second] for a in first])
+
+
+def profile_line(law: Law, x: Array, loss: Array, exponents: Array) -> Array:
+    """Sums of squared residuals of a law of one quantity over its exponent: [p]."""
+    floor = law.floor if law.floor_given else None
+    scaled = x / np.exp(np.log(x).mean(0))
+    return np.array([project((exponent,), scaled, loss, floor)[1] for exponent in exponents])

@@ -9,7 +9,7 @@ import numpy as np
 
 from hyena_dist.runtime.files import write_whole
 from hyena_dist.tasks.scaling.analysis import Analysis, Fitted
-from hyena_dist.tasks.scaling.fit import Array, profile, threshold
+from hyena_dist.tasks.scaling.fit import Array, profile, profile_line, threshold
 from hyena_dist.tasks.scaling.points import Point, lengths_at_fixed_compute
 
 LABELS = {"N": "weights N", "D": "training tokens D", "T": "window length T [tokens]",
@@ -196,8 +196,10 @@ def draw_residuals(found: Analysis, path: Path) -> bool:
 def draw_profile(found: Analysis, path: Path) -> bool:
     """The error over the first two exponents: a closed valley is a law, an open one is not identified."""
     main = found.main
-    if main is None or len(main.law.axes) < 2:
+    if main is None:
         return False
+    if len(main.law.axes) == 1:
+        return _draw_line(main, path)
     first, second = (_range(main, j) for j in (0, 1))
     error = profile(main.law, main.x, main.loss, first, second)
     best = min(float(error.min()), main.law.error)
@@ -223,6 +225,23 @@ def draw_profile(found: Analysis, path: Path) -> bool:
         axes.legend(fontsize=8, labelcolor="black", frameon=True, framealpha=0.85, loc="best")
         identified = main.trust.exponents[0].identified and main.trust.exponents[1].identified
         axes.set_title("Profile of the exponents" + ("" if identified else ": not identified by these runs"))
+    return True
+
+
+def _draw_line(main: Fitted, path: Path) -> bool:
+    """The profile of a law of one quantity."""
+    exponents = _range(main, 0)
+    error = profile_line(main.law, main.x, main.loss, exponents)
+    best = min(float(error.min()), main.law.error)
+    with figure(path, width=6.2, height=4.0) as (_, (axes,)):
+        axes.plot(exponents, error / best, color="grey")
+        axes.axhline(threshold(main.law) / best, color=LAW, linewidth=1.4, label="below: the 95 % region (F test)")
+        axes.plot(main.law.exponents, [main.law.error / best], "o", color=LAW, label="least squares")
+        axes.set(yscale="log", xlabel=f"exponent of {main.law.axes[0]}, {LABELS[main.law.axes[0]]}",
+                 ylabel="squared error beside the best")
+        axes.legend(fontsize=8)
+        axes.set_title("Profile of the exponent" + ("" if main.trust.exponents[0].identified else
+                                                    ": not identified by these runs"))
     return True
 
 

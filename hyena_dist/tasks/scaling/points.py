@@ -4,12 +4,13 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from hyena_dist.config.errors import ConfigError, one_line, read_remedy
 from hyena_dist.config.plain import open_regular
+from hyena_dist.tasks.sweep.expand import varied
 from hyena_dist.tasks.sweep.point import POINTS
 from hyena_dist.tasks.sweep.state import LARGEST, STATE, read_states
 
@@ -61,7 +62,7 @@ class Point:
     family: str = ""
     """The run that it was forked from in the end, or itself."""
     varied: dict[str, Any] = field(default_factory=dict)
-    """The keys that the sweep set for it and not for all points alike."""
+    """The keys that tell the sweep's points apart, with its values of them."""
 
     @property
     def label(self) -> str:
@@ -163,7 +164,7 @@ def choose(rows: Iterable[Mapping[str, Any]], *, min_steps: int = 0) -> tuple[li
     ids = {str(row["run_dir"]): str(row.get("id")) for row in rows if row.get("run_dir")}
     parents = {str(row.get("id")): ids.get(str(row["forked_from"]), str(row["forked_from"]))
                for row in rows if row.get("forked_from")}
-    varied = _varied(rows)
+    parting = varied([row.get("set") or {} for row in rows])
     points: list[Point] = []
     left: list[Left] = []
     seen: dict[Any, str] = {}
@@ -171,7 +172,7 @@ def choose(rows: Iterable[Mapping[str, Any]], *, min_steps: int = 0) -> tuple[li
         name = str(row.get("id"))
         reason = _why_left_out(row, min_steps)
         if reason is None:
-            point = _point(row, name, parents, varied)
+            point = _point(row, name, parents, parting)
             key = (point.params, point.tokens, point.flops, point.loss, point.seq_len, point.seed, point.lr)
             if key in seen:
                 reason = f"the same run as {seen[key]}: size, tokens, operations, seed and loss are equal"
@@ -199,14 +200,7 @@ def _why_left_out(row: Mapping[str, Any], min_steps: int) -> str | None:
     return f"{steps:.0f} steps, fewer than {min_steps}" if steps < min_steps else None
 
 
-def _varied(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys that a sweep set to different values, or for some of its points only."""
-    settings = [row.get("set") or {} for row in rows]
-    return [key for key in dict.fromkeys(key for of_row in settings for key in of_row)
-            if len({repr(of_row.get(key)) for of_row in settings}) > 1]
-
-
-def _point(row: Mapping[str, Any], name: str, parents: Mapping[str, str], varied: Sequence[str]) -> Point:
+def _point(row: Mapping[str, Any], name: str, parents: Mapping[str, str], parting: Sequence[str]) -> Point:
     metric = row.get("metric")
     values = {key: _number(row, key) for key in NUMBERS if key != "metric"}
     if isinstance(metric, Mapping):
@@ -217,7 +211,7 @@ def _point(row: Mapping[str, Any], name: str, parents: Mapping[str, str], varied
              and (value > 0 or key not in POSITIVE)}
     settings = row.get("set") or {}
     return Point(id=name, metric_name=metric_name, family=_root(name, parents),
-                 varied={key: settings[key] for key in varied if key in settings}, **given)
+                 varied={key: settings[key] for key in parting if key in settings}, **given)
 
 
 def _root(name: str, parents: Mapping[str, str]) -> str:
@@ -250,9 +244,22 @@ def groups_by_flops(points: Sequence[Point]) -> dict[float, list[Point]]:
     return {math.exp(sum(math.log(p.budget or p.flops or 1.0) for p in group) / len(group)): group for group in groups}
 
 
+def without_seeds(points: Sequence[Point]) -> list[Point]:
+    """One point for all that differ in the seed alone, with the mean of their losses: no cell of a table is lower for
+    having had more tries."""
+    alike: dict[Any, list[Point]] = {}
+    for point in points:
+        key = (point.params, point.tokens, point.flops, point.seq_len, point.num_layers, point.hidden_size, point.lr,
+               {**point.varied, "train.seed": 0, "data.seed": 0})
+        alike.setdefault(repr(key), []).append(point)
+    return [replace(of_setting[0], loss=sum(point.loss for point in of_setting) / len(of_setting))
+            for of_setting in alike.values()]
+
+
 def lengths_at_fixed_compute(points: Sequence[Point]) -> list[tuple[float, float, dict[int, float]]]:
-    """(operations, weights, the lowest loss of each length) of every budget and size that has several lengths."""
-    found = []
+    """(operations, weights, the lowest loss of each length, means over seeds) of every budget and size that has several
+    lengths."""
+    points, found = without_seeds(points), []
     for flops, group in groups_by_flops([point for point in points if point.seq_len]).items():
         for size in sorted({point.params for point in group}):
             losses: dict[int, float] = {}

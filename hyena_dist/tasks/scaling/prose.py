@@ -20,7 +20,8 @@ CAPTIONS = {
     "profile.png": "How bad the fit becomes with other exponents. A closed valley is a finding, a long or open one is "
                    "not.",
     "residuals.png": "What the law leaves unexplained. A trend or a bend means that the law is not the right one.",
-    "depth.png": "The lowest loss of every depth at every length. Cells differ in size and in tokens, too.",
+    "depth.png": "The lowest loss of every depth at every length, a mean where runs differ in the seed alone. Cells "
+                 "differ in size, and may differ in width and tokens.",
     "metric.png": "A score of another kind beside the loss. It need not follow the loss, nor the size.",
 }
 

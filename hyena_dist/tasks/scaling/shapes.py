@@ -8,12 +8,13 @@ import numpy as np
 from hyena_dist.tasks.scaling.analysis import Analysis
 from hyena_dist.tasks.scaling.fit import Array
 from hyena_dist.tasks.scaling.pictures import LABELS, RUN, colours, figure, log_x
-from hyena_dist.tasks.scaling.points import Point
+from hyena_dist.tasks.scaling.points import Point, without_seeds
 
 
 def depth_map(points: Sequence[Point]) -> tuple[list[int], list[int], Array] | None:
-    """(depths, lengths, lowest losses [depths, lengths], nan where there is no run); None unless both vary."""
-    known = [point for point in points if point.num_layers and point.seq_len]
+    """(depths, lengths, lowest losses [depths, lengths], means over seeds, nan where there is no run); None unless both
+    vary."""
+    known = [point for point in without_seeds(points) if point.num_layers and point.seq_len]
     depths = sorted({int(point.num_layers or 0) for point in known})
     lengths = sorted({int(point.seq_len or 0) for point in known})
     if len(depths) < 2 or len(lengths) < 2:
