@@ -14,10 +14,10 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hyena_dist.config.errors import ConfigError, UserError, one_line
 
@@ -147,20 +147,36 @@ def _start_on(slots: dict[str, int], args: argparse.Namespace, words: list[str])
 
 def _print(report: "Report") -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
+
+    from hyena_dist.tasks.doctor.diagnosis import names
 
     console = Console()
     console.width = max(console.width, 120)  # a file has no width
+    hosts = len({fact["host"] for fact in report.facts.values()})
     table = Table("what", "where", "what to do", title_justify="left", show_lines=True,
-                  title=f"{len(report.facts)} of {report.ranks} ranks on "
-                        f"{len({fact['host'] for fact in report.facts.values()})} hosts")
+                  title=f"{len(report.facts)} of {report.ranks} ranks, on {hosts} host{'s' * (hosts != 1)}")
+    alike: dict[str, list[int]] = {}
     for rank, fact in sorted(report.facts.items()):
-        versions = ", ".join(f"{name} {version}" for name, version in fact["versions"].items())
-        table.add_row(f"{len(fact['gpus'])} GPUs; {versions}; {', '.join(fact['interfaces'])}; "
-                      f"{fact['descriptors']} files", f"rank {rank} ({fact['host']})", "")
+        alike.setdefault(_seen(fact), []).append(rank)
+    for seen, ranks in alike.items():
+        table.add_row(escape(seen), escape(names(ranks, report.facts)), "")
     for row in report.bandwidth:
-        table.add_row(f"{row['what']}: {row['gigabytes_per_second']:.2f} GB/s", row["where"], "")
+        table.add_row(f"{row['what']}: {row['gigabytes_per_second']:.2f} GB/s", escape(row["where"]), "")
     for finding in report.findings:
-        table.add_row(f"[bold]WRONG[/] {finding.what}", finding.where, finding.remedy)
+        table.add_row(f"[bold]WRONG[/] {escape(finding.what)}", escape(finding.where), escape(finding.remedy))
     console.print(table)
-    console.print(f"{len(report.findings)} things are wrong" if report.findings else "nothing is wrong")
+    count = len(report.findings)
+    console.print(f"{count} thing{'s are' if count > 1 else ' is'} wrong" if count else "nothing is wrong")
+
+
+def _seen(fact: Mapping[str, Any]) -> str:
+    """What a rank sees, in a line."""
+    free = fact["shared_memory"]
+    gpus = len(fact["gpus"])
+    return "; ".join([f"{gpus} GPU{'s' * (gpus != 1)}",
+                      ", ".join(f"{name} {version}" for name, version in fact["versions"].items()),
+                      "interfaces " + ", ".join(fact["interfaces"]),
+                      "/dev/shm " + (f"{free / 2**30:.1f} GiB free" if isinstance(free, int) else "not seen"),
+                      f"may open {fact['descriptors']} files" if fact["descriptors"] >= 0 else "may open any files"])

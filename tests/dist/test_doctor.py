@@ -68,7 +68,7 @@ FAULTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str, str]] = {
     "clock": (_clock, "its clock is +90 s off that of rank 0", "NTP"),
     "versions": (_versions, "version of torch differs", "install the same versions"),
     "interface": (_interface, "GLOO_SOCKET_IFNAME=ib7: no such interface is up", "set GLOO_SOCKET_IFNAME to one of"),
-    "one GPU": (_one_gpu, "sees one GPU, beside 1 other ranks", "--gpus-per-node"),
+    "one GPU": (_one_gpu, "sees one GPU, beside 1 other rank:", "--gpus-per-node"),
     "shared memory": (_shared_memory, "/dev/shm: 0 MiB free, 2 ranks want 128 MiB", "--ipc=host"),
     "shards": (_nothing, "shards differs", "copy the same shards"),
     "run directory": (_nothing, "cannot be written, synced and renamed in", "another train.run_dir"),
@@ -142,7 +142,7 @@ def test_each_planted_fault_is_found_with_what_to_do(found: dict[str, Any], name
 def test_a_rank_that_does_not_come_is_named_with_its_host(found: dict[str, Any]) -> None:
     (finding, *_), bandwidth = found["missing"]  # and the limit of descriptors, which stays
     assert finding["what"] == "did not come: 1 of 3 ranks"
-    assert finding["where"] == "rank 2 (node3)"
+    assert finding["where"] == "rank 2 (host node3)"
     assert bandwidth == []
 
 

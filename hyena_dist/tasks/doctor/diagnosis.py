@@ -3,7 +3,11 @@
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
+
+from hyena_dist.runtime.launch import name_missing
+from hyena_dist.runtime.peers import name_ranks
 
 MOST_SKEW = 5.0
 """Seconds that clocks may differ: checkpoints, logs and file servers are dated by them."""
@@ -25,7 +29,7 @@ class Finding:
 
 def diagnose(facts: Mapping[int, dict[str, Any]], ranks: int, *,
              hosts: Mapping[int, str] | None = None) -> list[Finding]:
-    """Everything that is wrong.
+    """Everything that is wrong; what is wrong in the same way on several ranks once.
 
     Args:
         facts: of each rank that came: as `facts.gather` and `examine` found them.
@@ -33,19 +37,22 @@ def diagnose(facts: Mapping[int, dict[str, Any]], ranks: int, *,
         hosts: where each rank should be, as far as that is known.
     """
     local = Counter(of_rank["host"] for of_rank in facts.values())
-    found = list(_missing(facts, ranks, hosts or {}))
-    found += _differences(facts)
+    shared = _shared_gpus(facts)
+    found = [*_missing(facts, ranks, hosts or {}), *_differences(facts)]
+    wrong: dict[tuple[str, str], list[int]] = {}
+    clock = _true_clock(facts)
     for rank, of_rank in sorted(facts.items()):
-        found += [Finding(what, f"rank {rank} ({of_rank['host']})", remedy)
-                  for what, remedy in _of_rank(of_rank, ranks, local)]
-    found += _shared_gpus(facts)
-    return found
+        alone = not any(rank in which for which in shared.values())
+        for problem in _of_rank(of_rank, ranks, local, clock, alone=alone):
+            wrong.setdefault(problem, []).append(rank)
+    found += [Finding(what, names(which, facts), remedy) for (what, remedy), which in wrong.items()]
+    return found + [Finding(f"share the GPU {gpu}", names(which, facts), "start one rank for each GPU")
+                    for gpu, which in shared.items()]
 
 
 def _missing(facts: Mapping[int, Any], ranks: int, hosts: Mapping[int, str]) -> list[Finding]:
     missing = [rank for rank in range(ranks) if rank not in facts]
-    return [Finding(f"did not come: {len(missing)} of {ranks} ranks", ", ".join(
-        f"rank {rank}" + (f" ({hosts[rank]})" if rank in hosts else "") for rank in missing[:8]),
+    return [Finding(f"did not come: {len(missing)} of {ranks} ranks", name_missing(missing, hosts),
         "see whether its process was started and what it said; whether its host can open a connection to MASTER_ADDR, "
         "MASTER_PORT; and a firewall between them")] if missing else []
 
@@ -64,13 +71,27 @@ def _differences(facts: Mapping[int, dict[str, Any]]) -> list[Finding]:
             remedy = ("copy the same shards to every node" if name == "shards" else
                       "install the same versions on every node, with constraints.txt")
             found.append(Finding(f"{name} differs", "; ".join(
-                f"{value} on {_names([rank for rank, its in values.items() if its == value], facts)}"
+                f"{value} on {names([rank for rank, its in values.items() if its == value], facts)}"
                 for value in sorted(set(values.values()))), remedy))
     return found
 
 
-def _of_rank(fact: dict[str, Any], ranks: int, local: Mapping[str, int]) -> list[tuple[str, str]]:
-    """What is wrong with a rank, and the remedy."""
+def _true_clock(facts: Mapping[int, dict[str, Any]]) -> float:
+    """How far most hosts' clocks are from that of rank 0: where its own is the one that is wrong, the others are not to
+    be blamed. Of two hosts it is taken for right."""
+    by_host = {fact["host"]: fact.get("skew", 0.0) for fact in reversed(list(facts.values()))}
+    return median(by_host.values()) if len(by_host) > 2 else 0.0
+
+
+def _of_rank(fact: dict[str, Any], ranks: int, local: Mapping[str, int], clock: float, *,
+             alone: bool) -> list[tuple[str, str]]:
+    """What is wrong with a rank, and the remedy.
+
+    Args:
+        local: how many ranks each host has.
+        clock: the true time, in seconds after that of rank 0.
+        alone: no other rank has the one GPU that this one sees.
+    """
     found = []
     beside = local[fact["host"]]
     if isinstance(fact["shards"], dict):
@@ -83,13 +104,19 @@ def _of_rank(fact: dict[str, Any], ranks: int, local: Mapping[str, int]) -> list
     if 0 <= fact["descriptors"] < DESCRIPTORS + 4 * ranks:
         found.append((f"may open {fact['descriptors']} files, and needs {DESCRIPTORS + 4 * ranks}",
                       "raise the limit: ulimit -n, or LimitNOFILE of the service that starts jobs"))
-    if abs(fact.get("skew", 0.0)) > MOST_SKEW:
-        found.append((f"its clock is {fact['skew']:+.0f} s off that of rank 0", "let NTP (chrony) set the clocks"))
+    skew = fact.get("skew", 0.0) - clock
+    if abs(skew) > MOST_SKEW:
+        found.append((f"its clock is {skew:+.0f} s off that of {'the other hosts' if len(local) > 2 else 'rank 0'}",
+                      "let NTP (chrony) set the clocks"))
     if fact["driver"] and not fact["gpus"]:
         found.append(("NVIDIA's driver is there, and torch sees no GPU",
                       "correct CUDA_VISIBLE_DEVICES, or install a torch for this CUDA"))
-    if len(fact["gpus"]) == 1 and beside > 1:
-        found.append((f"sees one GPU, beside {beside - 1} other ranks: NCCL may not reach theirs directly",
+    if 1 < len(fact["gpus"]) < beside:
+        found.append((f"sees {len(fact['gpus'])} GPUs, and {beside} ranks are on its host",
+                      f"start at most {len(fact['gpus'])} ranks there, or correct CUDA_VISIBLE_DEVICES"))
+    if len(fact["gpus"]) == 1 and beside > 1 and alone:
+        found.append((f"sees one GPU, beside {beside - 1} other rank{'s' * (beside > 2)}: NCCL may not reach theirs "
+                      "directly",
                       "use --gpus-per-node in place of --gpus-per-task=1, and --gpu-bind=none"))
     found += _interfaces(fact, len(local))
     return found + [(problem["what"], problem["remedy"]) for problem in fact.get("problems", [])]
@@ -117,17 +144,20 @@ def _interfaces(fact: dict[str, Any], hosts: int) -> list[tuple[str, str]]:
     return found
 
 
-def _shared_gpus(facts: Mapping[int, dict[str, Any]]) -> list[Finding]:
-    """Ranks that have no other GPU than one that another has as well."""
+def _shared_gpus(facts: Mapping[int, dict[str, Any]]) -> dict[str, list[int]]:
+    """Ranks that have no other GPU than one that another has as well, by that GPU."""
     own: dict[str, list[int]] = {}
     for rank, fact in facts.items():
         if len(fact["gpus"]) == 1:
             own.setdefault(fact["gpus"][0], []).append(rank)
-    return [Finding(f"share the GPU {gpu}", _names(ranks, facts), "start one rank for each GPU")
-            for gpu, ranks in own.items() if len(ranks) > 1]
+    return {gpu: ranks for gpu, ranks in own.items() if len(ranks) > 1}
 
 
-def _names(ranks: Collection[int], facts: Mapping[int, dict[str, Any]]) -> str:
-    some = sorted(ranks)
-    more = f" and {len(some) - 4} more" if len(some) > 4 else ""
-    return ", ".join(f"rank {rank} ({facts[rank]['host']})" for rank in some[:4]) + more
+def names(ranks: Collection[int], facts: Mapping[int, dict[str, Any]]) -> str:
+    """`ranks 0, 1 (host a), rank 2 (host b)`: the first few hosts are enough to find what they have in common."""
+    hosts = {rank: facts[rank]["host"] for rank in sorted(ranks)}
+    places: dict[str, list[int]] = {}
+    for rank, host in hosts.items():
+        places.setdefault(host, []).append(rank)
+    some = [name_ranks(which, hosts) for which in list(places.values())[:4]]
+    return ", ".join(some) + (f" and {len(places) - 4} more hosts" if len(places) > 4 else "")

@@ -2,12 +2,13 @@
 
 import fcntl
 import os
+import re
 import shutil
 import uuid
 from pathlib import Path
 from typing import Any, TextIO
 
-_PERMISSION = "get permission to write there, remount it, or choose another train.run_dir"
+from hyena_dist.config.errors import write_remedy
 
 
 class Probe:
@@ -60,8 +61,10 @@ def look(path: Path, name: str) -> list[dict[str, str]]:
 
 def problem(path: Path, error: OSError | dict[str, Any]) -> dict[str, str]:
     """A failure to write as something to report."""
-    why = error["error"] if isinstance(error, dict) else error.strerror or str(error)
-    return {"what": f"{path.parent}: cannot be written, synced and renamed in ({why})", "remedy": _PERMISSION}
+    said = OSError(error["error"]) if isinstance(error, dict) else error
+    why = re.sub(r"\[Errno \d+\] |: '.*'$", "", str(said))
+    return {"what": f"{path.parent}: cannot be written, synced and renamed in ({why})",
+            "remedy": write_remedy(said, "remount it for writing, or choose another train.run_dir")}
 
 
 def _write(path: Path, name: str) -> None:
