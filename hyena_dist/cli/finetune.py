@@ -71,11 +71,14 @@ def _resolved(args: argparse.Namespace) -> tuple[Config, "Labelled", Mapping[str
         config = replace(config, model=replace(section, **dropouts))
     tokenizer = tokenizer_of(config.model)
     labelled = read_labelled(config.finetune, seed=config.train.seed, most=tokenizer.bases(config.model.max_seq_len))
-    shortest, longest = (choose(len(example.bases) for examples in labelled.splits.values() for example in examples)
+    shortest, longest = (choose(example.length for examples in labelled.splits.values() for example in examples)
                          for choose in (min, max))
     if not tokenizer.tokens(shortest):
         raise UserError(f"finetune.table has a sequence of {shortest} bases, less than the {tokenizer.k} of a token: "
                         "remove it")
+    if labelled.places is not None and tokenizer.k > 1:
+        raise UserError(f"finetune.task={labelled.task} has labels for places, and the tokens of this model are "
+                        f"{tokenizer.k}-mers (model.kmer): take a model of single bases")
     config = replace(config, data=replace(config.data, seq_len=tokenizer.tokens(longest)))
     if (epochs := config.finetune.epochs) is not None:
         steps = max(1, round(epochs * len(labelled.splits["train"]) / config.train.global_batch_size))
@@ -88,6 +91,10 @@ def contents(config: Config, labelled: "Labelled") -> list[str]:
     sizes = ", ".join(f"{len(examples):,} {name}" for name, examples in labelled.splits.items())
     classes = ", ".join(labelled.classes)[:200]
     what = f"{len(labelled.classes)} classes ({classes})" if classes else "numbers"
+    if labelled.places is not None:
+        what += {"per_base": " of bases", "pairs": f" of pairs of bins of {labelled.places.bin_size:,} bases",
+                 "binned": f" of bins of {labelled.places.bin_size:,} bases, {labelled.places.tracks:,} tracks"}[
+                     labelled.task]
     return [f"sequences: {sizes}; {what}; at most {config.data.seq_len:,} tokens; {config.train.steps:,} steps"]
 
 

@@ -4,14 +4,14 @@ ids of true lengths."""
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from hyena_dist.config.sections.finetune import FinetuneSection, words_of
+from hyena_dist.config.sections.finetune import PLACES, FinetuneSection, words_of
 from hyena_dist.data.errors import DataError
+from hyena_dist.data.places import Places, classes_in, places_of
 from hyena_dist.data.tables import Columns, Example, read_table, reverse_complement
 from hyena_dist.data.tokenizer import Tokenizer
 
@@ -28,18 +28,30 @@ class Labelled:
     splits: dict[str, list[Example]]
     """Of train, valid and, where there is one, test."""
     classes: list[str]
-    """Names of the classes, sorted; the class of number i is the i-th. Empty: regression."""
+    """Names of the classes, sorted; the class of number i is the i-th. Empty: labels are numbers."""
     task: str
     notes: list[str] = field(default_factory=list)
     """What is odd in them, a line each."""
+    places: Places | None = None
+    """What the labels are, where they belong to places of the sequences."""
 
     @property
     def outputs(self) -> int:
-        """Numbers that the head gives for a sequence."""
-        return len(self.classes) or 1
+        """Numbers that the head gives for a sequence, or for each of its places."""
+        return len(self.classes) or (1 if self.places is None else self.places.tracks)
+
+    def at_places(self, split: str, number: int) -> np.ndarray:
+        """The labels of one sequence's places, as `Places.read` gives them.
+
+        Raises:
+            DataError: as of `Places.read`.
+        """
+        assert self.places is not None
+        example = self.splits[split][number]
+        return self.places.read(example.length, example.label, example.values, example.where)
 
     def targets(self, split: str) -> np.ndarray:
-        """int64 [n] class numbers, float64 [n, classes] of 0 and 1, or float64 [n] numbers."""
+        """int64 [n] class numbers, float64 [n, classes] of 0 and 1, or float64 [n] numbers; of whole sequences."""
         examples = self.splits[split]
         place = {name: number for number, name in enumerate(self.classes)}
         if self.task == "classification":
@@ -56,7 +68,9 @@ class Labelled:
         found = hashlib.sha256()
         for name, examples in self.splits.items():
             for example in examples:
-                found.update(f"{name}\t{example.label}\t".encode() + example.bases + b"\n")
+                found.update(f"{name}\t{example.label}\t".encode() + example.key)
+                if example.values is not None:
+                    found.update(example.values.digest())
         return found.hexdigest()
 
 
@@ -73,15 +87,43 @@ def read_labelled(section: FinetuneSection, *, seed: int, most: int) -> Labelled
     splits = _split(_read(section), section, seed)
     notes = _crop(splits, section, most)
     notes += _repeated(splits) + _foreign(splits)
+    if section.task in PLACES:
+        return _with_places(splits, section, notes)
     classes = [] if section.task == "regression" else _classes(splits, section.task, notes)
     if section.task == "regression":
         _check_numbers(splits)
     return Labelled(splits, classes, section.task, notes)
 
 
-def encoded(examples: Sequence[Example], tokenizer: Tokenizer, *, reverse: bool = False) -> list[np.ndarray]:
-    """Token ids of each sequence, or of its other strand."""
-    return [tokenizer.encode(reverse_complement(example.bases) if reverse else example.bases) for example in examples]
+def _with_places(splits: dict[str, list[Example]], section: FinetuneSection, notes: list[str]) -> Labelled:
+    """Sequences whose places have labels, each checked."""
+    first = splits["train"][0].values
+    shape = None if first is None else first.array().shape
+    classes: tuple[str, ...] = ()
+    if section.task == "per_base":
+        counts, unknown = classes_in((e.label, e.values, e.where) for e in splits["train"])
+        classes = tuple(sorted(counts, key=_order))
+        if unknown:
+            notes.append(f"{unknown:,} of the training sequences' bases have no label, and are not scored")
+        if len(classes) < 2:
+            raise DataError(f"finetune.table has training sequences with bases of {len(classes)} class "
+                            f"({', '.join(classes)}): a classifier needs two")
+        for name, examples in splits.items():
+            for example in examples:
+                seen, _ = classes_in([(example.label, example.values, example.where)])
+                if odd := sorted(set(seen) - set(classes), key=_order):
+                    raise DataError(f"{example.where}: the label {odd[0]!r} of {name} is of no training sequence's "
+                                    f"base: the classes are {', '.join(classes)[:200]}")
+    places = places_of(section, shape, classes)
+    for examples in splits.values():
+        for example in examples:
+            places.check(example.length, example.label, example.values, example.where)
+    return Labelled(splits, list(classes), section.task, notes, places)
+
+
+def encoded(example: Example, tokenizer: Tokenizer, *, reverse: bool = False) -> np.ndarray:
+    """Token ids of a sequence, or of its other strand."""
+    return tokenizer.encode(reverse_complement(example.bases) if reverse else example.bases)
 
 
 def _read(section: FinetuneSection) -> dict[str, list[Example]]:
@@ -89,7 +131,7 @@ def _read(section: FinetuneSection) -> dict[str, list[Example]]:
     if not section.table:
         raise DataError("finetune.table is missing: give the file of labelled sequences, or a directory with train, "
                         "dev and test")
-    columns = Columns(section.sequence_column, section.label_column, section.split_column)
+    columns = Columns(section.sequence_column, section.label_column, section.split_column, section.task in PLACES)
     genome = None if section.genome is None else Path(section.genome)
     table = Path(section.table)
     files = _in_directory(table) if table.is_dir() else {"": table}
@@ -148,7 +190,7 @@ def _draw_valid(splits: dict[str, list[Example]], fraction: float, seed: int) ->
     """A random part of the training sequences; copies of one sequence stay together, so that none is on both sides."""
     groups: dict[bytes, list[int]] = {}
     for number, example in enumerate(splits["train"]):
-        groups.setdefault(example.bases.upper(), []).append(number)
+        groups.setdefault(example.key, []).append(number)
     wanted = max(1, round(fraction * len(splits["train"])))
     order = np.random.default_rng([seed, 0x7661]).permutation(len(groups))
     members = list(groups.values())
@@ -166,16 +208,15 @@ def _crop(splits: dict[str, list[Example]], section: FinetuneSection, most: int)
     cropped = 0
     for name, examples in splits.items():
         for number, example in enumerate(examples):
-            over = len(example.bases) - most
+            over = example.length - most
             if over <= 0:
                 continue
             if section.longer == "refuse":
-                raise DataError(f"{example.where}: has {len(example.bases):,} bases, and the model takes {most:,}: set "
+                raise DataError(f"{example.where}: has {example.length:,} bases, and the model takes {most:,}: set "
                                 "finetune.longer to left, center or right to keep that part, or take a model of a "
                                 "longer context")
             first = {"left": 0, "center": over // 2, "right": over}[section.longer]
-            examples[number] = Example(example.name, example.bases[first : first + most], example.label, example.where,
-                                       example.split, example.chromosome)
+            examples[number] = example.part(first, most)
             cropped += 1
         splits[name] = examples
     return [f"{cropped:,} sequences were longer than {most:,} bases, and their {section.longer} part was kept"] * bool(
@@ -183,7 +224,7 @@ def _crop(splits: dict[str, list[Example]], section: FinetuneSection, most: int)
 
 
 def _repeated(splits: dict[str, list[Example]]) -> list[str]:
-    sets = {name: {example.bases.upper() for example in examples} for name, examples in splits.items()}
+    sets = {name: {example.key for example in examples} for name, examples in splits.items()}
     pairs = [("train", "test"), ("valid", "test"), ("train", "valid")]
     return [f"{count:,} different sequences are in {one} and in {other}: what is found there is too good"
             for one, other in pairs if one in sets and other in sets and (count := len(sets[one] & sets[other]))]
@@ -194,7 +235,7 @@ def _foreign(splits: dict[str, list[Example]]) -> list[str]:
     for examples in splits.values():
         for example in examples:
             odd = len(example.bases.translate(None, b"ACGTacgt"))
-            bases, letters, sequences = bases + len(example.bases), letters + odd, sequences + bool(odd)
+            bases, letters, sequences = bases + example.length, letters + odd, sequences + bool(odd)
     return [f"{letters:,} of {bases:,} bases, in {sequences:,} sequences, are no A, C, G or T: the model sees N or "
             "[UNK] there"] * bool(letters)
 

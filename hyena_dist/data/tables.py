@@ -8,9 +8,13 @@ columns, and an interval outside its contig are refused with the place where the
 import csv
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from hyena_dist.config.errors import one_line
 from hyena_dist.config.plain import open_regular
@@ -18,6 +22,7 @@ from hyena_dist.data.blocks import lines_of, no_report, said_in_one_line, start_
 from hyena_dist.data.blocks import refuse_other_kinds as refuse_kinds
 from hyena_dist.data.contigs import Source, sequence
 from hyena_dist.data.errors import DataError
+from hyena_dist.data.places import Values, beside, open_array, written
 from hyena_dist.data.sources import read_contigs
 
 SPLITS = {"train": "train", "valid": "valid", "validation": "valid", "val": "valid", "dev": "valid", "test": "test"}
@@ -28,13 +33,30 @@ _COMPLEMENT = bytes.maketrans(b"ACGTURYSWKMBDHVNacgturyswkmbdhvn", b"TGCAAYRSWMK
 
 
 @dataclass(frozen=True)
+class Cut:
+    """An interval of a contig, whose bases are cut out when they are asked for: overlapping intervals of a million
+    bases would not fit into memory."""
+
+    contig: bytes = field(repr=False)
+    start: int
+    end: int
+    reverse: bool
+    """Whether the other strand is meant."""
+
+    @property
+    def bases(self) -> bytes:
+        bases = self.contig[self.start : self.end]
+        return reverse_complement(bases) if self.reverse else bases
+
+
+@dataclass(frozen=True)
 class Example:
     """One labelled sequence."""
 
     name: str
     """As its file calls it, or the number of its row."""
-    bases: bytes
-    """IUPAC codes in either case, as in the file."""
+    held: bytes | Cut
+    """Its bases, or where in a genome they are."""
     label: str
     """As it stands in the file."""
     where: str
@@ -43,6 +65,27 @@ class Example:
     """train, valid or test, where the file says it."""
     chromosome: str = ""
     """Of an interval."""
+    values: Values | None = None
+    """The labels of its places, where they are numbers."""
+
+    @property
+    def bases(self) -> bytes:
+        """IUPAC codes in either case, as in the file. Those of an interval are cut out anew each time."""
+        return self.held if isinstance(self.held, bytes) else self.held.bases
+
+    @property
+    def length(self) -> int:
+        """How many bases."""
+        return len(self.held) if isinstance(self.held, bytes) else self.held.end - self.held.start
+
+    @cached_property
+    def key(self) -> bytes:
+        """The same of two sequences that differ in the case of letters only, and of no others."""
+        return blake2b(self.bases.upper(), digest_size=16).digest()
+
+    def part(self, first: int, bases: int) -> "Example":
+        """The same with so many of its bases, from one on."""
+        return replace(self, held=self.bases[first : first + bases])
 
 
 @dataclass(frozen=True)
@@ -52,6 +95,8 @@ class Columns:
     sequence: str = "sequence"
     label: str = "label"
     split: str | None = None
+    places: bool = False
+    """Whether labels belong to places of the sequence: texts of a letter for each base, numbers, or .npy files."""
 
 
 def reverse_complement(bases: bytes) -> bytes:
@@ -69,30 +114,59 @@ def read_table(path: Path, columns: Columns, genome: Path | None = None) -> list
         DataError: the file is damaged, of another kind, or holds something that is no labelled sequence.
     """
     start, _ = start_of(path, empty_is="the file is empty; give a file of labelled sequences")
+    array = beside(path) if columns.places and beside(path).is_file() else None
+    if array is not None:
+        columns = replace(columns, label="")
     if genome is not None:
         found = _intervals(path, genome, columns)
     elif start.lstrip().startswith(b">"):
         found = list(_fasta(path))
     else:
-        rows = rows_of(path, lambda header: _check_header(path, header, columns))
-        found = [_example(values, columns, where, number) for number, (where, values) in enumerate(rows)]
+        rows = rows_of(path, lambda header: _check_header(path, header, columns), kept=columns.label)
+        found = [_example(values, columns, where, number, path) for number, (where, values) in enumerate(rows)]
     if not found:
         raise DataError(f"{path}: holds no labelled sequences; give a file with at least one row")
-    return found
+    return found if array is None else _with_rows(found, array, path)
 
 
-def _example(values: Mapping[str, str], columns: Columns, where: str, number: int) -> Example:
+def _with_rows(examples: list[Example], path: Path, table: Path) -> list[Example]:
+    """Each sequence with its row of the array beside the table."""
+    array = open_array(path)
+    if array.ndim < 2 or len(array) != len(examples):
+        raise DataError(f"{path}: is an array of {list(array.shape)}, and {table} has {len(examples):,} rows: each "
+                        "needs a row of labels in it")
+    return [replace(example, values=Values(row, f"{path}: row {number + 1}"))
+            for number, (example, row) in enumerate(zip(examples, array, strict=True))]
+
+
+def _example(values: Mapping[str, Any], columns: Columns, where: str, number: int, table: Path) -> Example:
     """The labelled sequence of a row.
 
     Raises:
         DataError: its sequence, label or split cannot be used.
     """
     bases = sequence(values[columns.sequence].strip().encode(), where).tobytes()
-    label = values[columns.label].strip()
-    if not label:
-        raise DataError(f"{where}: has no label in column {columns.label!r}; write one, or remove the row")
     split = _split(values[columns.split], where) if columns.split else ""
-    return Example(values.get("name") or values.get("id") or str(number), bases, label, where, split)
+    name = values.get("name") or values.get("id") or str(number)
+    label = values[columns.label] if columns.label else ""
+    if columns.places and isinstance(label, list):
+        return Example(name, bases, "", where, split, values=_numbers(label, where))
+    return _labelled(Example(name, bases, _text(label).strip(), where, split), columns, table)
+
+
+def _labelled(example: Example, columns: Columns, table: Path) -> Example:
+    """With the numbers that its label is or names.
+
+    Raises:
+        DataError: it has no label.
+    """
+    if not columns.label:  # the labels are in a file beside the table
+        return example
+    if not example.label:
+        raise DataError(f"{example.where}: has no label in column {columns.label!r}; write one, or remove the row")
+    if not columns.places:
+        return example
+    return replace(example, values=written(example.label, table, example.where))
 
 
 def _split(word: str, where: str) -> str:
@@ -133,18 +207,19 @@ def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
     yield from (line + "\n" for line in rest)
 
 
-def rows_of(path: Path, check: Callable[[list[str]], None]) -> Iterator[tuple[str, dict[str, str]]]:
+def rows_of(path: Path, check: Callable[[list[str]], None], *, kept: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     """Place, for messages, and text by column of each row of a CSV, TSV or parquet table.
 
     Args:
         check: gets the names in the header before any row is read, and raises where they will not do.
+        kept: a column of parquet whose lists stay lists.
 
     Raises:
         DataError: the table is damaged, or a row has another number of fields than the header.
     """
     start, packed = start_of(path, empty_is="the file is empty; give a table with a header")
     if start.startswith(b"PAR1"):
-        yield from _parquet(path, check)
+        yield from _parquet(path, check, kept)
         return
     refuse_kinds(path, start.removeprefix(b"\xef\xbb\xbf"), packed=packed, text="converted.csv")
     rows = _rows(path)
@@ -169,7 +244,7 @@ def _check_header(path: Path, header: list[str], columns: Columns) -> None:
                             f"name the right one with finetune.{keys[name]}_column")
 
 
-def _parquet(path: Path, check: Callable[[list[str]], None]) -> Iterator[tuple[str, dict[str, str]]]:
+def _parquet(path: Path, check: Callable[[list[str]], None], kept: str) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         import pyarrow
         from pyarrow import parquet
@@ -184,9 +259,22 @@ def _parquet(path: Path, check: Callable[[list[str]], None]) -> Iterator[tuple[s
             for batch in table.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
                     number += 1
-                    yield f"{path}: row {number}", {key: _text(value) for key, value in row.items()}
+                    yield f"{path}: row {number}", {key: value if key == kept and isinstance(value, list)
+                                                    else _text(value) for key, value in row.items()}
         except (pyarrow.ArrowException, UnicodeDecodeError) as error:
             raise DataError(f"{path}: is damaged ({one_line(error)}); copy or download it again") from None
+
+
+def _numbers(value: list[Any], where: str) -> Values:
+    """A cell of parquet that is a list, or a list of lists, of numbers."""
+    try:
+        array = np.array(value)
+    except ValueError:
+        array = np.empty(0, dtype=object)
+    if array.dtype.kind not in "biuf":
+        raise DataError(f"{where}: its labels are no list of numbers, or lists of different lengths; write numbers, "
+                        "NaN where none is known")
+    return Values(array, where)
 
 
 def _text(value: Any) -> str:
@@ -225,17 +313,22 @@ def _of_fasta(path: Path, header: str, bases: bytes, line: int) -> Example:
 class _Places:
     """Number of each column of a table of intervals."""
 
-    label: int = 3
+    label: int | None = 3
     strand: int | None = None
     split: int | None = None
+    without_header: bool = True
 
 
 def _intervals(path: Path, genome: Path, columns: Columns) -> list[Example]:
     """Rows of contig, start (counted from 0), end (behind the last base), label, and if wanted strand and split."""
-    contigs = {contig.name: contig.bases.tobytes() for contig in read_contigs([Source(genome)])}
+    rows = list(_rows(path))
+    wanted_contigs = {fields[0].strip() for _, fields in rows}
+    # The others are not kept: a genome is large.
+    contigs = {contig.name: contig.bases.tobytes() for contig in read_contigs([Source(genome)])
+               if contig.name in wanted_contigs}
     found: list[Example] = []
-    places = _Places()
-    for number, (line, fields) in enumerate(_rows(path)):
+    places = _Places() if columns.label else _Places(label=None)
+    for number, (line, fields) in enumerate(rows):
         where = f"{path}: line {line}"
         fields = [field.strip() for field in fields]
         if number == 0 and fields[0].lower() in _CHROMOSOME:
@@ -247,22 +340,23 @@ def _intervals(path: Path, genome: Path, columns: Columns) -> list[Example]:
         if len(fields) < wanted:
             raise DataError(f"{where}: has {len(fields)} columns; write contig, start, end, label"
                             f"{', strand' * (wanted > 4)}, separated by tabs")
-        if number == 0 or (places == _Places() and not found):
-            places = _Places(strand=4 if len(fields) > 4 and fields[4] in "+-." else None)
-        found.append(_cut(contigs, fields, places, where, genome))
+        if places.without_header and not found:
+            places = replace(places, strand=4 if len(fields) > 4 and fields[4] in "+-." else None)
+        found.append(_labelled(_cut(contigs, fields, places, where, genome), columns, path))
     return found
 
 
 def _places(path: Path, header: list[str], columns: Columns) -> _Places:
-    if columns.label not in header:
+    if columns.label and columns.label not in header:
         raise DataError(f"{path}: line 1: the column {columns.label!r} is not in the header "
                         f"{', '.join(header)[:200]!r}; name the right one with finetune.label_column")
     split = columns.split or ("split" if "split" in header else None)
     if split is not None and split not in header:
         raise DataError(f"{path}: line 1: the column {split!r} is not in the header {', '.join(header)[:200]!r}; name "
                         f"the right one with finetune.split_column")
-    return _Places(header.index(columns.label), header.index("strand") if "strand" in header else None,
-                   header.index(split) if split else None)
+    return _Places(header.index(columns.label) if columns.label else None,
+                   header.index("strand") if "strand" in header else None,
+                   header.index(split) if split else None, without_header=False)
 
 
 def _cut(contigs: Mapping[str, bytes], fields: list[str], places: _Places, where: str, genome: Path) -> Example:
@@ -275,13 +369,10 @@ def _cut(contigs: Mapping[str, bytes], fields: list[str], places: _Places, where
     if int(end) > len(contigs[contig]):
         raise DataError(f"{where}: {contig}:{start}-{end} reaches past the {len(contigs[contig]):,} bases of its "
                         f"contig in {genome}; is it of another assembly?")
-    label = fields[places.label]
-    if not label:
-        raise DataError(f"{where}: has no label; write one, or remove the row")
     strand = "+" if places.strand is None else fields[places.strand]
     if strand not in ("+", "-", "."):
         raise DataError(f"{where}: strand {strand!r} must be +, - or .")
-    bases = contigs[contig][int(start) : int(end)]
     split = "" if places.split is None else _split(fields[places.split], where)
     name = f"{contig}:{start}-{end}" + ("(-)" if strand == "-" else "")
-    return Example(name, reverse_complement(bases) if strand == "-" else bases, label, where, split, contig)
+    return Example(name, Cut(contigs[contig], int(start), int(end), strand == "-"),
+                   "" if places.label is None else fields[places.label], where, split, contig)

@@ -48,11 +48,17 @@ class BinMeans(HeadedModel):
             sums = torch.cat([sums, complete[mine]])  # a bin that crosses the border behind this slice is its last one
         return sums / size
 
-    def own_bins(self, tokens: int) -> range:
-        """Those that begin in this rank's slice and are whole, if each rank holds so many tokens."""
-        first = self.first_token(tokens)
-        return range(min(-(-first // self.bin_size), self._count(tokens)),
-                     min(-(-(first + tokens) // self.bin_size), self._count(tokens)))
+    def own_bins(self, tokens: int, *, of_slice: bool = False) -> range:
+        """Those that begin among this rank's tokens and are whole, if each rank holds so many tokens.
+
+        Args:
+            of_slice: those of the whole context slice, where the tensor ranks each hold a part of it.
+        """
+        first, count = self.first_token(tokens), self._count(tokens)
+        if of_slice:
+            tokens *= self.sequence.size
+            first = self.context.rank * tokens
+        return range(min(-(-first // self.bin_size), count), min(-(-(first + tokens) // self.bin_size), count))
 
     def bins(self, tokens: int) -> int:
         """Of all ranks, where this context rank's slice has so many tokens."""

@@ -6,6 +6,7 @@ parallelism the tensor ranks hold different tokens too; otherwise they hold the 
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ class HeadedModel(nn.Module):
         super().__init__()
         self.backbone = backbone
         weight = next(backbone.parameters())
-        self.head = head.to(weight.device, weight.dtype)
+        self.head: Any = head.to(weight.device, weight.dtype)
         self._placements = dict(placements)
         backbone.head.requires_grad_(False)
         initialize(self.head, self._placements, Axis(), seed, prefix="head.")
@@ -44,6 +45,11 @@ class HeadedModel(nn.Module):
     def placement(self) -> dict[str, Placement]:
         """The placement of every parameter."""
         return {**{f"backbone.{name}": entry for name, entry in self.backbone.placement().items()}, **self._placements}
+
+    @property
+    def token_multiple(self) -> int:
+        """As that of the backbone."""
+        return self.backbone.token_multiple
 
     @property
     def context(self) -> Axis:

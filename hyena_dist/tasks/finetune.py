@@ -23,9 +23,9 @@ from hyena_dist.parallel.groups import Groups
 from hyena_dist.runtime.agree import agree
 from hyena_dist.runtime.files import write_whole
 from hyena_dist.tasks.baselines import kmer_baseline
+from hyena_dist.train.answers import Judgement
 from hyena_dist.train.finetuning import Finetuning
 from hyena_dist.train.history import Start
-from hyena_dist.train.predictions import Predictions
 from hyena_dist.train.session import open_trainer
 from hyena_dist.train.trainer import Trainer
 
@@ -84,7 +84,7 @@ def _result(path: Path, labelled: Labelled) -> dict[str, Any] | None:
 
 def _beside(labelled: Labelled, config: Config, groups: Groups) -> dict[str, Any]:
     """The baselines of a run; the first rank alone computes them."""
-    if groups.world.rank:
+    if groups.world.rank or labelled.places is not None:  # counts of a sequence's k-mers say nothing of its places
         return {}
     return {"kmers": kmer_baseline(labelled, both_strands=config.finetune.rc != "none")}
 
@@ -138,10 +138,11 @@ def in_words(whole: Mapping[str, Any]) -> list[str]:
     for name, found in whole["metrics"].items():
         beside = [f"{kind} {_number(metrics[name]['mean'])}" for kind, metrics in whole["baselines"].items()]
         lines.append(f"{whole['judged_on']} {name}: {_number(found['mean'])}, from {_number(found['lowest'])} to "
-                     f"{_number(found['highest'])} over {len(whole['seeds'])} seeds; beside it {', '.join(beside)}")
+                     f"{_number(found['highest'])} over {len(whole['seeds'])} seeds"
+                     + f"; beside it {', '.join(beside)}" * bool(beside))
     if whole["collapsed_seeds"]:
         seeds = ", ".join(map(str, whole["collapsed_seeds"]))
-        lines.append(f"seeds {seeds} collapsed: the model says one class of every sequence")
+        lines.append(f"seeds {seeds} collapsed: the model says the same of everything")
     return lines
 
 
@@ -166,7 +167,7 @@ def _write_json(path: Path, content: Mapping[str, Any], groups: Groups) -> None:
         write_whole(path, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 
-def _write_predictions(path: Path, found: Predictions, groups: Groups) -> None:
+def _write_predictions(path: Path, found: Judgement, groups: Groups) -> None:
     if groups.world.rank == 0:
         text = "".join(f"{line}\n" for line in found.lines())
         write_whole(path, lambda aside: aside.write_text(text, encoding="utf-8"))

@@ -2,13 +2,11 @@
 
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hyena_dist.config.errors import UserError
@@ -17,16 +15,17 @@ from hyena_dist.config.sections.finetune import FinetuneSection, words_of
 from hyena_dist.data.labelled import Labelled, encoded
 from hyena_dist.data.tokenizer import PAD, tokenizer_of
 from hyena_dist.engine.protocol import Table
+from hyena_dist.model.headed import HeadedModel
 from hyena_dist.model.lora import add_adapters
 from hyena_dist.model.model import HyenaModel, build_model
 from hyena_dist.model.placement import tensor_share
-from hyena_dist.model.pooled import PooledModel
 from hyena_dist.ops.dropout import DropoutKey
 from hyena_dist.parallel.groups import Groups
 from hyena_dist.parallel.tokens import part_of_window
 from hyena_dist.runtime.startup import check_same_data
+from hyena_dist.train.answers import Answers, Drawn, Judgement, Tally
 from hyena_dist.train.objective import Scores, Step, Watched
-from hyena_dist.train.predictions import METRICS, Predictions, scores_of
+from hyena_dist.train.place_answers import answers_of, model_of
 
 logger = logging.getLogger(__name__)
 
@@ -45,13 +44,14 @@ class Rows:
     """int64 [B, l], this context rank's slice, padded on the right."""
     lengths: Tensor
     """int64 [B], tokens of each whole sequence."""
-    targets: Tensor
-    share: float
-    """Of the loss that this rank counts: one P-th over P context ranks."""
-
-    @property
-    def scored(self) -> float:
-        return self.share * float((self.numbers >= 0).sum())
+    width: int
+    """Tokens of a row on all context ranks, with its padding."""
+    reverse: bool = False
+    """Of a validation, whether they are the other strands of its sequences."""
+    targets: Tensor | None = None
+    """Of training, as the loss of the answers takes them."""
+    scored: float = 0.0
+    """How much the loss is the sum of on this context rank."""
 
 
 class Finetuning:
@@ -75,26 +75,27 @@ class Finetuning:
         self._config, self._groups, self._device, self._labelled = config, groups, device, labelled
         self._section, self._digest = config.finetune, labelled.digest()
         self.nothing_to_validate = "the model gives no number for the sequences of valid"
-        self.extras: Collection[str] = METRICS[labelled.task]
         check_same_data(self._digest, groups.world)
-        backbone = build_model(config, groups)
-        if weights is not None:
-            _fill(backbone, weights, groups)
-        adapt(backbone, self._section, seed=config.train.seed)
-        model = PooledModel(backbone, outputs=labelled.outputs, pooling=self._section.pooling, seed=config.train.seed)
-        self._multiple = backbone.token_multiple
+        model = self._build(weights)
+        self._answers: Answers = answers_of(labelled, self._section, model, groups.context)
+        self.extras: Collection[str] = self._answers.metrics
+        self._multiple = model.token_multiple
         self.module: nn.Module = model.to(device)
         self.table: Table = model.placement()
-        tokenizer = tokenizer_of(config.model)
-        self._ids = {name: encoded(examples, tokenizer) for name, examples in labelled.splits.items()}
-        self._reversed = {name: encoded(examples, tokenizer, reverse=True) for name, examples in labelled.splits.items()
-                          } if self._section.rc != "none" else {}
-        self._targets = {name: labelled.targets(name) for name in labelled.splits}
-        self._scale = _scale_of(self._targets["train"]) if labelled.task == "regression" else (0.0, 1.0)
+        self._tokenizer = tokenizer_of(config.model)
         self._taken = self.skipped = 0
         self._epoch = -1
         """That `_order` and `_strands` are of."""
         self._order, self._strands = np.empty(0, dtype=np.int64), np.empty(0, dtype=bool)
+
+    def _build(self, weights: Mapping[str, Tensor] | None) -> HeadedModel:
+        """The model that answers, on the CPU."""
+        config, groups, section = self._config, self._groups, self._section
+        backbone = build_model(config, groups)
+        if weights is not None:
+            _fill(backbone, weights, groups)
+        adapt(backbone, section, seed=config.train.seed)
+        return model_of(self._labelled, section, backbone, seed=config.train.seed)
 
     def utilisation(self) -> None:
         """There is no formula for sequences of many lengths."""
@@ -106,110 +107,103 @@ class Finetuning:
         drawn = [self._drawn(first + data.rank * share + i) for i in range(share)]
         self._taken += 1
         micro = train.micro_batch_size
-        batches = [self._rows("train", drawn[i : i + micro]) for i in range(0, share, micro)]
+        batches = [self._to_learn(drawn[i : i + micro]) for i in range(0, share, micro)]
         return Step(batches, stage=0, seq_len=self._config.data.seq_len, micro_batch_size=micro,
                     tokens=train.global_batch_size * self._config.data.seq_len)
 
-    def _drawn(self, place: int) -> tuple[int, bool]:
-        """The sequence at a place in the order of training, and whether its other strand is shown. Each epoch is a
-        permutation of its own, and the next begins behind it, in the same batch where that is not full."""
-        epoch, index = divmod(place, len(self._ids["train"]))
+    def _drawn(self, place: int) -> Drawn:
+        """The sequence at a place in the order of training. Each epoch is a permutation of its own, and the next begins
+        behind it, in the same batch where that is not full."""
+        count = len(self._labelled.splits["train"])
+        epoch, index = divmod(place, count)
         if epoch != self._epoch:
-            generator, count = np.random.default_rng([self._config.train.seed, epoch]), len(self._ids["train"])
+            generator = np.random.default_rng([self._config.train.seed, epoch])
             self._order, self._strands = generator.permutation(count), generator.random(count) < 0.5
             self._epoch = epoch
-        return int(self._order[index]), bool(self._strands[index]) and self._section.rc != "none"
+        return Drawn(int(self._order[index]), bool(self._strands[index]) and self._section.rc != "none", epoch)
 
-    def _rows(self, split: str, drawn: Sequence[tuple[int, bool]], fill: int = 0) -> Rows:
-        """The rows of these sequences, numbers and strands, and `fill` rows of no sequence behind them."""
-        rows = [(self._reversed if reverse else self._ids)[split][number] for number, reverse in drawn]
+    def _tokens(self, split: str, drawn: Drawn) -> np.ndarray:
+        """What the model reads of a sequence, read now."""
+        return encoded(self._labelled.splits[split][drawn.number], self._tokenizer, reverse=drawn.reverse)
+
+    def _to_learn(self, drawn: Sequence[Drawn]) -> Rows:
+        rows = self._rows("train", drawn)
+        of = ("train", drawn, rows.width)
+        return replace(rows, targets=self._answers.targets(*of), scored=self._answers.scored(*of))
+
+    def _rows(self, split: str, drawn: Sequence[Drawn], fill: int = 0) -> Rows:
+        """The rows of these sequences, and `fill` rows of no sequence behind them."""
+        rows = [self._tokens(split, one) for one in drawn]
         rows += [np.full(1, PAD)] * fill
         width = -(-max(map(len, rows)) // _WIDTH) * _WIDTH
         width = min(width, self._config.model.max_seq_len)
-        first, tokens, _ = part_of_window(width, self._groups.context, multiple=self._multiple)
+        first, tokens, padded = part_of_window(width, self._groups.context, multiple=self._multiple)
         ids = np.full((len(rows), tokens), PAD, dtype=np.int64)
         for row, sequence in zip(ids, rows, strict=True):
             part = sequence[first : first + tokens]
             row[: len(part)] = part
-        numbers = [number for number, _ in drawn] + [-1] * fill
-        return Rows(torch.tensor(numbers), torch.from_numpy(ids), torch.tensor([len(row) for row in rows]),
-                    self._answers(split, numbers), 1 / self._groups.context.size)
-
-    def _answers(self, split: str, numbers: Sequence[int] | np.ndarray) -> Tensor:
-        """The targets of rows as the loss takes them; what stands at rows of no sequence is not looked at."""
-        targets = torch.from_numpy(self._targets[split][np.maximum(numbers, 0)])
-        if self._labelled.task == "classification":
-            return targets
-        mean, deviation = self._scale
-        return ((targets - mean) / deviation).float()
+        numbers = [one.number for one in drawn] + [-1] * fill
+        return Rows(torch.tensor(numbers), torch.from_numpy(ids), torch.tensor([len(row) for row in rows]), padded)
 
     def loss(self, module: nn.Module, batch: Rows, step: int) -> Tensor:
+        assert batch.targets is not None
         key = DropoutKey(self._config.train.seed, step, batch.numbers.to(self._device))
         answers = module(batch.ids.to(self._device), batch.lengths.to(self._device), key)
-        return batch.share * self._losses(answers, batch.targets.to(self._device)).sum()
-
-    def _losses(self, answers: Tensor, targets: Tensor) -> Tensor:
-        """[B], in nats, or squared deviations."""
-        if self._labelled.task == "classification":
-            return F.cross_entropy(answers, targets, reduction="none")
-        if self._labelled.task == "multilabel":
-            return F.binary_cross_entropy_with_logits(answers, targets.to(answers.dtype), reduction="none").mean(-1)
-        return (answers[:, 0] - targets.to(answers.dtype)).square()
+        return self._answers.loss(answers, batch.targets.to(self._device))
 
     def validate(self, module: nn.Module, watched: Watched[Rows]) -> Scores | None:
-        answers, seen = self._answer(module, "valid", watched)
-        loss = float(self._losses(answers[seen], self._answers("valid", np.flatnonzero(seen))).mean())
-        found = scores_of(self._labelled.task, self._in_units(answers[seen]), self._targets["valid"][seen])
-        extras = {name: value for name, value in found.items() if value is not None}
-        return Scores(loss, int(seen.sum()), self._config.data.seq_len, extras)
+        tally = self._tallied(module, "valid", watched)
+        loss, scored = tally.loss()
+        extras = {name: value for name, value in tally.scores().items() if value is not None}
+        return Scores(loss, scored, self._config.data.seq_len, extras)
 
-    def predict(self, module: nn.Module, split: str, watched: Watched[Rows]) -> Predictions:
+    def predict(self, module: nn.Module, split: str, watched: Watched[Rows]) -> Judgement:
         """What the model says of every sequence of a split; the same on every rank. Collective."""
-        answers, seen = self._answer(module, split, watched)
-        assert seen.all()
-        return Predictions(self._labelled, split, self._in_units(answers))
-
-    def _in_units(self, answers: Tensor) -> np.ndarray:
-        """Logits, or numbers in the units of the labels."""
-        mean, deviation = self._scale
-        return (answers * deviation + mean).numpy()
+        return self._tallied(module, split, watched).judgement()
 
     @torch.no_grad()
-    def _answer(self, module: nn.Module, split: str, watched: Watched[Rows]) -> tuple[Tensor, np.ndarray]:
-        """float64 [n, outputs] of a split, and which sequences were among the batches that were watched."""
-        count = len(self._ids[split])
-        strands = (False, True) if self._section.rc == "average" else (False,)
-        found = torch.zeros(count, self._labelled.outputs + 1, dtype=torch.float64, device=self._device)
+    def _tallied(self, module: nn.Module, split: str, watched: Watched[Rows]) -> Tally:
+        """The answers to a split, to as many batches of it as are watched; means over both strands where asked for."""
+        tally, forward = self._answers.tally(split), None
         module.eval()
-        for rows in watched(_Batches(self, split, strands)):
-            answers = module(rows.ids.to(self._device), rows.lengths.to(self._device)).double()
-            real = rows.numbers >= 0
-            numbers = rows.numbers[real].to(self._device)
-            ones = torch.ones(len(numbers), 1, dtype=torch.float64, device=self._device)
-            found.index_add_(0, numbers, torch.cat([answers[real.to(self._device)], ones], 1))
-        if self._groups.data.size > 1:
-            dist.all_reduce(found, group=self._groups.data.group)
-        found = found.cpu()
-        seen = found[:, -1] > 0
-        return found[:, :-1] / found[:, -1:].clamp(min=1), seen.numpy()
+        for rows in watched(_Batches(self, split, self._strands_asked)):
+            answers = self._answers.whole(module(rows.ids.to(self._device), rows.lengths.to(self._device)), rows.width)
+            if len(self._strands_asked) > 1 and not rows.reverse:
+                forward = answers
+                continue
+            if rows.reverse:
+                assert forward is not None
+                answers = (forward + self._answers.turned(answers, rows.lengths.tolist())) / 2
+            real = int((rows.numbers >= 0).sum())  # rows of no sequence stand behind the others
+            tally.add(rows.numbers[:real].tolist(), answers[:real])
+        tally.reduce(self._groups.data)
+        return tally
 
-    def batches(self, split: str, strand: bool) -> Iterator[Rows]:
-        """This data rank's batches of a split; as many on every rank, all of the same number of rows."""
-        data, micro = self._groups.data, self._config.train.micro_batch_size
-        for first in range(0, len(self._ids[split]), micro * data.size):
+    @property
+    def _strands_asked(self) -> tuple[bool, ...]:
+        """Whether each answer is of the other strand."""
+        return (False, True) if self._section.rc == "average" else (False,)
+
+    def batches(self, split: str, strands: Sequence[bool]) -> Iterator[Rows]:
+        """This data rank's batches of a split, each of one strand and then of the other; as many on every rank, all of
+        the same number of rows."""
+        data, micro, count = self._groups.data, self._config.train.micro_batch_size, len(self._labelled.splits[split])
+        for first in range(0, count, micro * data.size):
             start = first + data.rank * micro
-            numbers = range(start, min(start + micro, len(self._ids[split])))
-            yield self._rows(split, [(number, strand) for number in numbers], fill=micro - len(numbers))
+            numbers = range(start, min(start + micro, count))
+            for strand in strands:
+                rows = self._rows(split, [Drawn(number, strand) for number in numbers], fill=micro - len(numbers))
+                yield replace(rows, reverse=strand)
 
     def batch_count(self, split: str) -> int:
         """How many `batches` gives."""
-        return -(-len(self._ids[split]) // (self._config.train.micro_batch_size * self._groups.data.size))
+        return -(-len(self._labelled.splits[split]) // (self._config.train.micro_batch_size * self._groups.data.size))
 
     def tokens(self, step: int) -> int:
         return step * self._config.train.global_batch_size * self._config.data.seq_len
 
     def epochs(self, step: int) -> float:
-        return step * self._config.train.global_batch_size / len(self._ids["train"])
+        return step * self._config.train.global_batch_size / len(self._labelled.splits["train"])
 
     def skip(self, steps: int) -> None:
         self.skipped += steps
@@ -228,7 +222,7 @@ class Finetuning:
 
 
 class _Batches:
-    """The batches of a split, of one strand and then of the other where both are asked for."""
+    """The batches of a split."""
 
     def __init__(self, task: Finetuning, split: str, strands: Sequence[bool]) -> None:
         self._task, self._split, self._strands = task, split, strands
@@ -237,8 +231,7 @@ class _Batches:
         return self._task.batch_count(self._split) * len(self._strands)
 
     def __iter__(self) -> Iterator[Rows]:
-        for strand in self._strands:
-            yield from self._task.batches(self._split, strand)
+        return self._task.batches(self._split, self._strands)
 
 
 def _fill(backbone: nn.Module, weights: Mapping[str, Tensor], groups: Groups) -> None:
@@ -260,8 +253,3 @@ def adapt(backbone: HyenaModel, section: FinetuneSection, *, seed: int) -> None:
         add_adapters(backbone, rank=section.lora_rank, alpha=section.lora_alpha, targets=targets, seed=seed)
     elif section.trained == "head":
         backbone.requires_grad_(False)
-
-
-def _scale_of(targets: np.ndarray) -> tuple[float, float]:
-    """Mean and deviation of the training labels, by which a regression is learnt."""
-    return float(targets.mean()), float(targets.std()) or 1.0

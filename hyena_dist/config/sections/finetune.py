@@ -91,6 +91,9 @@ class FinetuneSection:
         one_of("finetune", "longer", self.longer, ("refuse", "left", "center", "right"))
         one_of("finetune", "rc", self.rc, ("none", "augment", "average"))
         one_of("finetune", "loss", self.loss, ("squared", "poisson"))
+        if self.loss == "poisson" and self.task != "binned":
+            raise ValueError(f"finetune.loss=poisson is of finetune.task=binned, and the task is {self.task}: leave it "
+                             "out")
         positive("finetune", bin_size=self.bin_size)
         not_negative("finetune", bins_cut=self.bins_cut, diagonals=self.diagonals)
         if self.task in PLACES and self.longer != "refuse":
