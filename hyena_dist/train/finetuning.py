@@ -17,6 +17,7 @@ from hyena_dist.config.sections.finetune import FinetuneSection, words_of
 from hyena_dist.data.labelled import Labelled, encoded
 from hyena_dist.data.tokenizer import PAD, tokenizer_of
 from hyena_dist.engine.protocol import Table
+from hyena_dist.model.depth import scaled_by_depth
 from hyena_dist.model.lora import add_adapters
 from hyena_dist.model.model import HyenaModel, build_model
 from hyena_dist.model.placement import tensor_share
@@ -84,7 +85,7 @@ class Finetuning:
         model = PooledModel(backbone, outputs=labelled.outputs, pooling=self._section.pooling, seed=config.train.seed)
         self._multiple = backbone.token_multiple
         self.module: nn.Module = model.to(device)
-        self.table: Table = model.placement()
+        self.table: Table = scaled_by_depth(model.placement(), config.model.num_layers, self._section.lr_decay)
         tokenizer = tokenizer_of(config.model)
         self._ids = {name: encoded(examples, tokenizer) for name, examples in labelled.splits.items()}
         self._reversed = {name: encoded(examples, tokenizer, reverse=True) for name, examples in labelled.splits.items()
