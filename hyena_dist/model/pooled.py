@@ -96,6 +96,11 @@ class PooledModel(nn.Module):
                     dist.all_reduce(count, group=axis.group)
         return self._over_ranks((hidden * here).sum(0) / count)
 
+    @property
+    def token_multiple(self) -> int:
+        """As that of the backbone."""
+        return self.backbone.token_multiple
+
     def placement(self) -> dict[str, Placement]:
         """The placement of every parameter."""
         return {**{f"backbone.{name}": entry for name, entry in self.backbone.placement().items()}, **HEAD}

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -55,6 +55,16 @@ class Rows:
         return self.share * float((self.numbers >= 0).sum())
 
 
+class Drawn(NamedTuple):
+    """A sequence of a split as it is shown once."""
+
+    number: int
+    reverse: bool
+    """Whether it is its other strand."""
+    epoch: int = -1
+    """Of training."""
+
+
 class Finetuning:
     """The objective of a run of `launchers/finetune.py`. Collective.
 
@@ -78,12 +88,8 @@ class Finetuning:
         self.nothing_to_validate = "the model gives no number for the sequences of valid"
         self.extras: Collection[str] = METRICS[labelled.task]
         check_same_data(self._digest, groups.world)
-        backbone = build_model(config, groups)
-        if weights is not None:
-            _fill(backbone, weights, groups)
-        adapt(backbone, self._section, seed=config.train.seed)
-        model = PooledModel(backbone, outputs=labelled.outputs, pooling=self._section.pooling, seed=config.train.seed)
-        self._multiple = backbone.token_multiple
+        model = self._build(weights)
+        self._multiple = model.token_multiple
         self.module: nn.Module = model.to(device)
         self.table: Table = scaled_by_depth(model.placement(), config.model.num_layers, self._section.lr_decay)
         tokenizer = tokenizer_of(config.model)
@@ -96,6 +102,15 @@ class Finetuning:
         self._epoch = -1
         """That `_order` and `_strands` are of."""
         self._order, self._strands = np.empty(0, dtype=np.int64), np.empty(0, dtype=bool)
+
+    def _build(self, weights: Mapping[str, Tensor] | None) -> PooledModel:
+        """The model that answers, on the CPU."""
+        config, groups, section = self._config, self._groups, self._section
+        backbone = build_model(config, groups)
+        if weights is not None:
+            _fill(backbone, weights, groups)
+        adapt(backbone, section, seed=config.train.seed)
+        return PooledModel(backbone, outputs=self._labelled.outputs, pooling=section.pooling, seed=config.train.seed)
 
     def utilisation(self) -> None:
         """There is no formula for sequences of many lengths."""
@@ -111,19 +126,23 @@ class Finetuning:
         return Step(batches, stage=0, seq_len=self._config.data.seq_len, micro_batch_size=micro,
                     tokens=train.global_batch_size * self._config.data.seq_len)
 
-    def _drawn(self, place: int) -> tuple[int, bool]:
-        """The sequence at a place in the order of training, and whether its other strand is shown. Each epoch is a
-        permutation of its own, and the next begins behind it, in the same batch where that is not full."""
+    def _drawn(self, place: int) -> Drawn:
+        """The sequence at a place in the order of training. Each epoch is a permutation of its own, and the next begins
+        behind it, in the same batch where that is not full."""
         epoch, index = divmod(place, len(self._ids["train"]))
         if epoch != self._epoch:
             generator, count = np.random.default_rng([self._config.train.seed, epoch]), len(self._ids["train"])
             self._order, self._strands = generator.permutation(count), generator.random(count) < 0.5
             self._epoch = epoch
-        return int(self._order[index]), bool(self._strands[index]) and self._section.rc != "none"
+        return Drawn(int(self._order[index]), bool(self._strands[index]) and self._section.rc != "none", epoch)
 
-    def _rows(self, split: str, drawn: Sequence[tuple[int, bool]], fill: int = 0) -> Rows:
-        """The rows of these sequences, numbers and strands, and `fill` rows of no sequence behind them."""
-        rows = [(self._reversed if reverse else self._ids)[split][number] for number, reverse in drawn]
+    def _tokens(self, split: str, drawn: Drawn) -> np.ndarray:
+        """What the model reads of a sequence."""
+        return (self._reversed if drawn.reverse else self._ids)[split][drawn.number]
+
+    def _rows(self, split: str, drawn: Sequence[Drawn], fill: int = 0) -> Rows:
+        """The rows of these sequences, and `fill` rows of no sequence behind them."""
+        rows = [self._tokens(split, one) for one in drawn]
         rows += [np.full(1, PAD)] * fill
         width = -(-max(map(len, rows)) // _WIDTH) * _WIDTH
         width = min(width, self._config.model.max_seq_len)
@@ -132,7 +151,7 @@ class Finetuning:
         for row, sequence in zip(ids, rows, strict=True):
             part = sequence[first : first + tokens]
             row[: len(part)] = part
-        numbers = [number for number, _ in drawn] + [-1] * fill
+        numbers = [one.number for one in drawn] + [-1] * fill
         return Rows(torch.tensor(numbers), torch.from_numpy(ids), torch.tensor([len(row) for row in rows]),
                     self._answers(split, numbers), 1 / self._groups.context.size)
 
@@ -200,7 +219,7 @@ class Finetuning:
         for first in range(0, len(self._ids[split]), micro * data.size):
             start = first + data.rank * micro
             numbers = range(start, min(start + micro, len(self._ids[split])))
-            yield self._rows(split, [(number, strand) for number in numbers], fill=micro - len(numbers))
+            yield self._rows(split, [Drawn(number, strand) for number in numbers], fill=micro - len(numbers))
 
     def batch_count(self, split: str) -> int:
         """How many `batches` gives."""
