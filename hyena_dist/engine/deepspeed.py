@@ -39,7 +39,7 @@ from hyena_dist.engine.deepspeed_config import refuse_lower_precision, with_buck
 from hyena_dist.engine.frozen import forget_frozen, frozen_names, refuse_change
 from hyena_dist.engine.grad_norm import clip_gradients, global_grad_norm
 from hyena_dist.engine.loss_scale import LossScaler
-from hyena_dist.engine.protocol import MOMENTS, StepResult, Table, refuse_more, step_is_due
+from hyena_dist.engine.protocol import MOMENTS, StepResult, Table, group_lr, refuse_more, step_is_due
 from hyena_dist.parallel.groups import Axis, Groups
 
 
@@ -188,7 +188,7 @@ class DeepSpeedEngine:
         self._micro_batch = 0
         if lr is not None:
             for group in self._optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = group_lr(group, lr)
         applied: bool | None
         norm, applied = self._step_whole() if self._stage == 0 else self._step_sharded()
         overflow = self.loss_scaler is not None and self.loss_scaler.update(finite=bool(applied))

@@ -19,7 +19,7 @@ from hyena_dist.engine.adam import create_state, guard, require_adam, set_step_c
 from hyena_dist.engine.frozen import forget_frozen, frozen_names, refuse_change
 from hyena_dist.engine.grad_norm import clip_gradients, global_grad_norm
 from hyena_dist.engine.loss_scale import LossScaler
-from hyena_dist.engine.protocol import MOMENTS, StepResult, Table, refuse_more, step_is_due
+from hyena_dist.engine.protocol import MOMENTS, StepResult, Table, group_lr, refuse_more, step_is_due
 from hyena_dist.parallel.groups import Groups
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -153,7 +153,7 @@ class FsdpEngine:
                               loss_scale=self._loss_scale)
         if lr is not None:
             for group in self._optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = group_lr(group, lr)
         # A loss scale is a number of the host, which must know.
         applied = None if self.loss_scaler is None and guard(self._optimizer, norm) else bool(torch.isfinite(norm))
         if applied is not False:

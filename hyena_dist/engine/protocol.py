@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -29,6 +29,10 @@ class Placed(Protocol):
     @property
     def weight_decay(self) -> bool:
         """Whether the optimizer decays it."""
+
+    @property
+    def lr_scale(self) -> float:
+        """What its learning rate is of the run's."""
 
 
 Table = Mapping[str, Placed]
@@ -73,6 +77,11 @@ def refuse_more(micro_batch: int, accumulation_steps: int) -> None:
         raise RuntimeError(f"backward() after the {accumulation_steps} micro-batches of a step: call step() first")
 
 
+def group_lr(group: Mapping[str, Any], lr: float) -> float:
+    """The learning rate of a parameter group of the optimizer, of which lr_scale says what it is of the run's."""
+    return lr * group.get("lr_scale", 1.0)
+
+
 class Engine(Protocol):
     """One optimizer step is `accumulation_steps` times `backward`, then `step` once; `step` may be called after each
     `backward`, as with DeepSpeed, and does nothing before the last. Every method is collective.
@@ -109,7 +118,8 @@ class Engine(Protocol):
         """
 
     def step(self, lr: float) -> StepResult:
-        """Clip, update the weights at this learning rate, and clear the gradients; nothing changes if not finite."""
+        """Clip, update the weights at this learning rate times the `lr_scale` of their parameter group (`group_lr`),
+        and clear the gradients; nothing changes if not finite."""
 
     def export_parameter(self, name: str) -> dict[str, torch.Tensor]:
         """The FIELDS of one parameter, of a frozen one the weight alone: full float32 tensors, on every rank."""

@@ -69,6 +69,8 @@ class Placement:
     """False for the implicit filter, as published: its optimizer group has no decay."""
     initial: Initial = Normal()
     """Its initial values."""
+    lr_scale: float = 1.0
+    """What its learning rate is of the run's."""
 
 
 Weights = dict[str, Placement]

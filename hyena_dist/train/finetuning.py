@@ -15,6 +15,7 @@ from hyena_dist.config.sections.finetune import FinetuneSection, words_of
 from hyena_dist.data.labelled import Labelled, encoded
 from hyena_dist.data.tokenizer import PAD, tokenizer_of
 from hyena_dist.engine.protocol import Table
+from hyena_dist.model.depth import scaled_by_depth
 from hyena_dist.model.headed import HeadedModel
 from hyena_dist.model.lora import add_adapters
 from hyena_dist.model.model import HyenaModel, build_model
@@ -81,7 +82,7 @@ class Finetuning:
         self.extras: Collection[str] = self._answers.metrics
         self._multiple = model.token_multiple
         self.module: nn.Module = model.to(device)
-        self.table: Table = model.placement()
+        self.table: Table = scaled_by_depth(model.placement(), config.model.num_layers, self._section.lr_decay)
         self._tokenizer = tokenizer_of(config.model)
         self._taken = self.skipped = 0
         self._epoch = -1

@@ -1,4 +1,5 @@
-"""The published optimizer: AdamW with two groups of weights, and no weight decay on the implicit filters."""
+"""The published optimizer: AdamW with two groups of weights, and no weight decay on the implicit filters. Where weights
+have learning rates of their own there are more groups."""
 
 import importlib
 import importlib.util
@@ -19,23 +20,22 @@ logger = logging.getLogger(__name__)
 
 def parameter_groups(named_parameters: Iterable[tuple[str, nn.Parameter]], table: Table,
                      weight_decay: float) -> list[dict[str, Any]]:
-    """Split the trainable parameters by their weight decay, each into exactly one group; a group may not be empty.
+    """Split the trainable parameters by their weight decay and the scale of their learning rate, each into exactly one
+    group. A group has `lr_scale` where that is not 1; engines multiply the run's learning rate by it.
 
     Raises:
         ValueError: a parameter is not in the table, or none is trainable.
     """
-    decayed: list[nn.Parameter] = []
-    undecayed: list[nn.Parameter] = []
+    found: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for name, parameter in named_parameters:
         if name not in table:
             raise ValueError(f"parameter {name} is not in the placement table")
         if parameter.requires_grad:
-            (decayed if table[name].weight_decay else undecayed).append(parameter)
-    if not decayed and not undecayed:
+            found.setdefault((table[name].weight_decay, table[name].lr_scale), []).append(parameter)
+    if not found:
         raise ValueError("the model has no trainable parameter")
-    groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": weight_decay},
-                                    {"params": undecayed, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    return [{"params": found[decayed, scale], "weight_decay": weight_decay if decayed else 0.0}
+            | ({} if scale == 1 else {"lr_scale": scale}) for decayed, scale in sorted(found, reverse=True)]
 
 
 def build_optimizer(model: nn.Module, table: Table, optim: OptimSection,

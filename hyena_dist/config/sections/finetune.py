@@ -73,6 +73,9 @@ class FinetuneSection:
     lora_targets: str | None = None
     """The products that get adapters, by their names in a layer, separated by commas: in_proj, out_proj, fc1, fc2, or
     of attention qkv_proj. null: all of them."""
+    lr_decay: float = 1.0
+    """Layer-wise learning rates: the head and the final norm have optim.lr, the last layer lr_decay times that, and
+    each layer before it lr_decay times that of the layer behind it; the embedding comes below the first layer."""
     longer: str = "refuse"
     """What becomes of a sequence that is longer than the model: refuse; or keep its left, center or right part."""
     rc: str = "none"
@@ -109,4 +112,6 @@ class FinetuneSection:
             raise ValueError(f"finetune.epochs must be greater than 0, at most 100000, got {self.epochs}")
         if self.trained != "all" and self.from_ is None:
             raise ValueError(f"finetune.trained={self.trained} needs a pretrained model: give it as finetune.from")
+        if not 0 < self.lr_decay <= 1:
+            raise ValueError(f"finetune.lr_decay must be greater than 0, at most 1, got {self.lr_decay}")
         positive("finetune", lora_rank=self.lora_rank, lora_alpha=self.lora_alpha)
