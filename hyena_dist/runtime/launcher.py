@@ -28,7 +28,7 @@ _MOST_MINUTES = 365 * 24 * 60
 
 _LAUNCHERS = frozenset({"deepspeed", "deepspeed.launcher.launch", "deepspeed.launcher.runner",
                         "torchrun", "torch.distributed.run", "torch.distributed.launch",
-                        "sweep", "sweep.py"})  # its points save and end when it is killed
+                        "sweep", "sweep.py", "suite", "suite.py"})  # their runs save and end when they are killed
 
 
 def collective_timeout(env: Mapping[str, str] = os.environ) -> timedelta:

@@ -8,10 +8,10 @@ import numpy as np
 
 from hyena_dist.data.labelled import Labelled
 
-METRICS = {"classification": ("accuracy", "f1_macro", "mcc", "auroc", "auprc"),
+METRICS = {"classification": ("accuracy", "f1", "f1_macro", "mcc", "auroc", "auprc"),
            "multilabel": ("f1_macro", "auroc", "auprc"),
            "regression": ("pearson", "spearman", "mean_squared_error")}
-"""Names of the metrics of each task."""
+"""Names of the metrics of each task; f1 is of the second of two classes."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,7 @@ def _of_classes(answers: np.ndarray, targets: np.ndarray) -> Mapping[str, float 
     if answers.shape[1] == 2:  # the second class is the positive one
         one_hot, chances = one_hot[:, 1:], chances[:, 1:]
     return {"accuracy": metrics.accuracy_score(targets, said),
+            "f1": metrics.f1_score(targets, said, zero_division=0) if answers.shape[1] == 2 else None,
             "f1_macro": metrics.f1_score(targets, said, average="macro", zero_division=0),
             "mcc": metrics.matthews_corrcoef(targets, said) if several else None,
             "auroc": _auc(metrics.roc_auc_score, one_hot, chances),

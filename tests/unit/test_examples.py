@@ -25,6 +25,7 @@ from hyena_dist.cli import (
     scaling,
     score,
     show,
+    suite,
     sweep,
     verify,
 )
@@ -42,10 +43,10 @@ def launcher(name: str) -> Any:
     return module
 
 
-COMMANDS = {"pretrain": pretrain, "finetune": finetune, "plan": plan, "evaluate": evaluate, "score": score,
-            "generate": generate,
-            "convert": convert, "build": build, "verify": verify, "scaling": scaling, "doctor": doctor, "show": show,
-            "sweep": sweep, "bench": launcher("bench"), "gpu_check": launcher("gpu_check"),
+COMMANDS = {"pretrain": pretrain, "finetune": finetune, "suite": suite, "plan": plan, "evaluate": evaluate,
+            "score": score, "generate": generate, "convert": convert, "build": build, "verify": verify,
+            "scaling": scaling, "doctor": doctor, "show": show, "sweep": sweep, "bench": launcher("bench"),
+            "gpu_check": launcher("gpu_check"),
             "studies": launcher("studies")}
 
 

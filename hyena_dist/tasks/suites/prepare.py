@@ -1,0 +1,123 @@
+"""The files of a task as `hyena-dist finetune` takes them: train, dev and test, whatever form its publisher chose."""
+
+import csv
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from hyena_dist.config.errors import ConfigError
+from hyena_dist.config.plain import read_object
+from hyena_dist.data.errors import DataError
+from hyena_dist.data.tables import Example
+from hyena_dist.runtime.files import writing
+from hyena_dist.tasks.suites.description import Suite, Task
+
+TABLE, SOURCE = "table", "source.json"
+_FILES = {"train": "train.csv", "valid": "dev.csv", "test": "test.csv"}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a task's files hold."""
+
+    sizes: Mapping[str, int]
+    """Sequences of each split that there is: train, valid, test."""
+    longest: int
+    classes: tuple[str, ...]
+    """Labels of the training sequences, at most ten of them, for a person to look at."""
+    notes: tuple[str, ...]
+
+
+def look(suite: Suite, task: Task, data: Path) -> Prepared:
+    """Read the files of a task and write nothing.
+
+    Raises:
+        DataError: they are missing, damaged, or hold something else than the task.
+    """
+    return _read(suite, task, suite.files(task, data), {})
+
+
+def prepare(suite: Suite, task: Task, data: Path, directory: Path) -> Prepared:
+    """Make directory/table of the files of a task, unless an earlier start has.
+
+    Raises:
+        DataError: as `look`.
+        ConfigError: the files are others than those that the table was made of.
+        OSError: it cannot be written.
+    """
+    paths = suite.files(task, data)
+    table, print_ = directory / TABLE, _fingerprint(paths)
+    if table.is_dir():
+        said = read_object(table / SOURCE)
+        if said.get("files") != print_ or said.get("window") != task.window:
+            raise ConfigError(f"{table}: was made of other files than those of {task.name} under {data}, or of another "
+                              f"--length: give another --out, or remove {directory} to run the task anew")
+        return _prepared(said)
+    aside = directory / f"{TABLE}.tmp"
+    with writing(aside):
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        open_files: dict[str, TextIO] = {}
+        try:
+            found = _read(suite, task, paths, open_files, aside)
+        finally:
+            for file in open_files.values():
+                file.close()
+        content = {"files": print_, "window": task.window, "sizes": dict(found.sizes), "longest": found.longest,
+                   "classes": list(found.classes), "notes": list(found.notes)}
+        (aside / SOURCE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        os.replace(aside, table)
+    return found
+
+
+def _prepared(said: Mapping[str, Any]) -> Prepared:
+    return Prepared(said["sizes"], said["longest"], tuple(said["classes"]), tuple(said["notes"]))
+
+
+def _read(suite: Suite, task: Task, paths: list[Path], open_files: dict[str, TextIO],
+          directory: Path | None = None) -> Prepared:
+    """Read every sequence and, where there is a directory, write it into the file of its split."""
+    sizes, classes, notes = Counter[str](), Counter[str](), list[str]()
+    longest = cropped = 0
+    for example in suite.read(task, paths, notes):
+        bases = example.bases[: task.crop]
+        cropped += len(bases) < len(example.bases)
+        longest = max(longest, len(bases))
+        sizes[example.split] += 1
+        if example.split == "train" and len(classes) < 1000:
+            classes[example.label] += 1
+        if directory is not None:
+            _write(open_files, directory, example, bases)
+    for split in ("train", "test"):
+        if not sizes[split]:
+            raise DataError(f"{paths[0]}: {task.name} has no sequences of {split}: {suite.where}")
+    if cropped:
+        notes.append(f"{cropped:,} of {sum(sizes.values()):,} sequences were longer than {task.crop} bases, and their "
+                     "beginning was kept, as the protocol says")
+    of_split = {split: sizes[split] for split in _FILES if sizes[split]}
+    return Prepared(of_split, longest, tuple(sorted(classes)[:10]), tuple(notes))
+
+
+def _write(open_files: dict[str, TextIO], directory: Path, example: Example, bases: bytes) -> None:
+    file = open_files.get(example.split)
+    if file is None:
+        file = open_files[example.split] = (directory / _FILES[example.split]).open("w", encoding="utf-8", newline="")
+        file.write("sequence,label,name\n")
+    csv.writer(file, lineterminator="\n").writerow((bases.decode("ascii"), example.label, example.name))
+
+
+def _fingerprint(paths: list[Path]) -> list[list[object]]:
+    """Name, size and time of change of each file; of a directory of many those of its subdirectories, which change
+    with the names in them, and the sum of their sizes."""
+    found: list[list[object]] = []
+    for path in paths:
+        for place in [path, *sorted(p for p in path.rglob("*") if p.is_dir())] if path.is_dir() else [path]:
+            size = (sum(entry.stat().st_size for entry in os.scandir(place) if entry.is_file()) if place.is_dir()
+                    else place.stat().st_size)
+            found.append([str(place), size, place.stat().st_mtime_ns])
+    return found

@@ -1,0 +1,196 @@
+"""Runs the tasks of a suite, one after the other, each setting in a process of its own. All that it knows is on the
+disk: it may be killed at any moment, and the same command goes on."""
+
+import json
+import logging
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hyena_dist
+from hyena_dist.config.errors import ConfigError, UserError, one_line
+from hyena_dist.config.plain import read_object
+from hyena_dist.data.errors import DataError
+from hyena_dist.runtime.files import write_whole
+from hyena_dist.runtime.requeue import in_use
+from hyena_dist.runtime.signals import EXIT_REQUEUE
+from hyena_dist.tasks.suites.description import MissingFiles, Suite, Task
+from hyena_dist.tasks.suites.prepare import TABLE, prepare
+from hyena_dist.tasks.suites.settings import Point, arguments_of, points_of
+from hyena_dist.tasks.suites.table import Row, left_out, row_of, write_table
+from hyena_dist.tasks.sweep.results import last_error
+
+logger = logging.getLogger(__name__)
+
+SUITE, LOG, RESULT = "suite.json", "log.txt", "result.json"
+FINETUNE = (str(Path(hyena_dist.__file__).parent / "cli" / "main.py"), "finetune")
+_POLL = 0.2
+"""Seconds between two looks at a run."""
+_ORPHAN = 60.0
+"""Seconds in which a run that has outlived its command saves and ends."""
+
+
+class Stopped(Exception):  # noqa: N818 - no error
+    """The command was asked to stop, and the run under way has saved."""
+
+
+@dataclass
+class Runner:
+    """Runs a suite.
+
+    Args:
+        model: a run, a checkpoint or a directory of weights.
+        data: where the files of the suite are.
+        out: everything is written in here.
+        config: the configuration that the protocol's keys are put on: a file or the name of a preset.
+        changes: keys that the command sets.
+        launch: words that start the ranks of a run; (): one process.
+        stop: the reason to stop, once there is one.
+    """
+
+    suite: Suite
+    model: str
+    data: Path
+    out: Path
+    config: str = "finetune/suite"
+    changes: Mapping[str, str] = field(default_factory=dict)
+    launch: Sequence[str] = ()
+    stop: Callable[[], str | None] = lambda: None
+
+    def check_same(self) -> None:
+        """Note what this directory is of; an earlier start must have been of the same, but for the tasks.
+
+        Raises:
+            ConfigError: it was of something else.
+        """
+        windows = sorted({task.window for task in self.suite.tasks if task.window})
+        asked = {"suite": self.suite.name, "from": self.model, "data": str(self.data.resolve()), "config": self.config,
+                 "changes": dict(self.changes), "length": windows[0] if windows else None}
+        path = self.out / SUITE
+        if not path.exists():
+            write_whole(path, lambda aside: aside.write_text(json.dumps(asked, indent=1) + "\n", encoding="utf-8"))
+            return
+        before = read_object(path)
+        for key, value in asked.items():
+            if before.get(key) != value:
+                raise ConfigError(f"--out {self.out}: has results of {key} {before.get(key)!r}, and the command says "
+                                  f"{value!r}: give another --out, or say the same to go on")
+
+    def run(self, tasks: Sequence[Task], *, asked: bool) -> list[Row]:
+        """Run what is not finished; the table is written after each task.
+
+        Args:
+            asked: whether the tasks were named by the user; then missing files are an error, and else a task is left
+                out for them.
+
+        Raises:
+            Stopped: the run under way was told to stop, and has saved.
+            UserError: files that were asked for are missing.
+        """
+        self.check_same()
+        rows: list[Row] = []
+        for task in tasks:
+            try:
+                rows.append(self._task(task))
+            except MissingFiles as error:
+                if asked:
+                    raise
+                rows.append(left_out(self.suite, task, "missing", one_line(error.what)))
+            except DataError as error:
+                rows.append(left_out(self.suite, task, "refused", one_line(error)))
+            row = rows[-1]
+            logger.info("%s: %s", task.name, row.state if not row.said else f"{row.state}: {row.said}")
+            self._write(tasks, rows)
+        return rows
+
+    def _write(self, tasks: Sequence[Task], rows: list[Row]) -> None:
+        waiting = [left_out(self.suite, task, "not run yet", "") for task in tasks[len(rows):]]
+        write_table(self.out, self.suite, self.model, self.changes, [*rows, *waiting])
+
+    def _task(self, task: Task) -> Row:
+        """The row of a task, after all of its settings have run.
+
+        Raises:
+            DataError, ConfigError: its files cannot be used.
+            Stopped: as `run`.
+        """
+        if task.lacks:
+            return left_out(self.suite, task, "left out", f"this project does not have {task.lacks}")
+        directory = self.out / task.name
+        prepared = prepare(self.suite, task, self.data, directory)
+        found: dict[str, tuple[Point, dict[str, Any]]] = {}
+        for point in points_of(self.suite, self.changes):
+            run_dir = directory / point.name
+            if (result := _result(run_dir)) is None:
+                arguments = [f"finetune.from={self.model}", f"finetune.table={directory / TABLE}",
+                             f"train.run_dir={run_dir}",
+                             *arguments_of(self.suite, task, point, self.changes, prepared)]
+                if error := self._run(run_dir, arguments):
+                    return left_out(self.suite, task, "failed", f"{run_dir / LOG}: {error}")
+                result = _result(run_dir)
+            if result is None:
+                return left_out(self.suite, task, "failed", f"{run_dir}: ended without a result")
+            found[point.name] = point, result
+        return row_of(self.suite, task, list(found.values()), prepared.notes)
+
+    def _run(self, run_dir: Path, arguments: Sequence[str]) -> str | None:
+        """Run one setting to its end; says why it failed.
+
+        Raises:
+            Stopped: it was told to stop.
+        """
+        self._wait_for_orphan(run_dir)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        logger.info("running %s", run_dir)
+        argv = [*(self.launch or (sys.executable,)), *FINETUNE, "--config", self.config, *arguments]
+        try:
+            with (run_dir / LOG).open("ab") as said:  # its own session: a Ctrl-C is this process's, which passes it on
+                start = said.tell()
+                process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=said, stderr=said,
+                                           start_new_session=True)
+        except OSError as error:
+            raise UserError(f"{argv[0]}: cannot be started ({error.strerror}): correct --launch") from None
+        try:
+            told = False
+            while process.poll() is None:
+                time.sleep(_POLL)
+                if self.stop() and not told:
+                    process.terminate()
+                    told = True
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+        status = process.returncode
+        if status == 0:
+            return None
+        if told or status == EXIT_REQUEUE:
+            raise Stopped
+        ended = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        return last_error(run_dir / LOG, start) or f"{ended}, and said nothing"
+
+
+    def _wait_for_orphan(self, run_dir: Path) -> None:
+        """A run whose command was killed outright notices that, saves and ends; until then it has its directory."""
+        for _ in range(int(_ORPHAN / _POLL)):
+            if self.stop():
+                raise Stopped
+            if not any(in_use(path) for path in run_dir.glob("seed-*")):
+                return
+            time.sleep(_POLL)
+
+
+def _result(run_dir: Path) -> dict[str, Any] | None:
+    """What a run that has ended has found; None: it has not ended."""
+    try:
+        return read_object(run_dir / RESULT)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{run_dir / RESULT}: cannot be read ({one_line(error)}): remove it, and the run is judged "
+                          "anew") from None
