@@ -77,7 +77,7 @@ class HyenaModel(nn.Module):
         """
         if _is_empty(input_ids):
             return self.forward(*_one_row(input_ids))[:0]
-        with self._autocast(input_ids):
+        with self.autocast(input_ids.device):
             x = enter_tensor_region(self._run_blocks(input_ids, dropout_key, segments), self.config, self.tensor)
             return self.head(x, self.final_norm.in_tensor_region(), self.embedding.word_embeddings.weight)
 
@@ -86,13 +86,13 @@ class HyenaModel(nn.Module):
         """int64 [B, l] -> the final norm's output in Megatron's layout, [l or l / T, B, D]."""
         if _is_empty(input_ids):
             return self.hidden_states(*_one_row(input_ids))[:, :0]
-        with self._autocast(input_ids):
+        with self.autocast(input_ids.device):
             return self.final_norm(self._run_blocks(input_ids, dropout_key, segments))
 
     def logits_and_states(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
         """int64 [B, L] -> what `forward` gives and what `hidden_states` gives, for the price of one of them. B is at
         least 1."""
-        with self._autocast(input_ids):
+        with self.autocast(input_ids.device):
             x = enter_tensor_region(self._run_blocks(input_ids, None, None), self.config, self.tensor)
             logits = self.head(x, self.final_norm.in_tensor_region(), self.embedding.word_embeddings.weight)
             return logits, self.final_norm(x)
@@ -139,9 +139,10 @@ class HyenaModel(nn.Module):
             tokens //= self.tensor.size
         return active_key(key, rows, tokens, self.config, self.tensor, self.context, input_ids.device)
 
-    def _autocast(self, tensor: Tensor) -> AbstractContextManager:
+    def autocast(self, device: torch.device) -> AbstractContextManager:
+        """A context in which the parts of the model compute in the configuration's `compute_dtype`."""
         dtype = self.config.compute_dtype
-        return nullcontext() if dtype is None else torch.autocast(autocast_kind(tensor.device), dtype=dtype)
+        return nullcontext() if dtype is None else torch.autocast(autocast_kind(device), dtype=dtype)
 
 
 def _is_empty(input_ids: Tensor) -> bool:

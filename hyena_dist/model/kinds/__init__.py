@@ -61,6 +61,29 @@ class MixerModule(Protocol):
         ...
 
 
+class MixerMemory(Protocol):
+    """What a mixer keeps of B sequences that are read a token at a time (`model.decode`)."""
+
+    def __init__(self, mixer: "nn.Module", norm: "Norm", rows: "Tensor", room: int) -> None:
+        """
+        Args:
+            mixer: whole on this rank, in eval mode.
+            norm: the one before the mixer.
+            rows: int64 [B], which of the prompts each sequence goes on from.
+            room: how many tokens may follow a prompt.
+        """
+        ...
+
+    def read(self, prompts: "list[Tensor]") -> "list[Tensor]":
+        """Read the prompts, once before all steps: [P, 1, D] of each, of any length P >= 1, before the norm -> the
+        mixer's output there, without its input."""
+        ...
+
+    def step(self, x: "Tensor") -> "Tensor":
+        """The same of the next token of every sequence, [1, B, D] -> [1, B, D]."""
+        ...
+
+
 class Repeated(NamedTuple):
     """Operations of a mixer that its backward pass repeats."""
 
@@ -100,6 +123,10 @@ class MixerKind:
     def module(self) -> MixerModule:
         """The class of its module."""
         raise NotImplementedError
+
+    def memory_of_tokens(self) -> type[MixerMemory] | None:
+        """How it is read a token at a time; None: it cannot."""
+        return None
 
     def weights(self, config: "HyenaConfig") -> "Weights":
         """Its weights by their names in the module: how each is split, decayed, saved and filled."""

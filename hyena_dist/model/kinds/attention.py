@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from hyena_dist.config.advice import Misfit, Problem
 from hyena_dist.config.checks import Use
 from hyena_dist.config.sections.model import ModelSection
-from hyena_dist.model.kinds import MixerKind, MixerModule, Working
+from hyena_dist.model.kinds import MixerKind, MixerMemory, MixerModule, Working
 from hyena_dist.model.kinds.formulas import FP32, WHOLE, Part, Shape, Split, product, product_bytes, ring
 
 if TYPE_CHECKING:
@@ -31,6 +31,10 @@ class AttentionKind(MixerKind):
     def module(self) -> MixerModule:
         from hyena_dist.model.attention import AttentionMixer
         return AttentionMixer
+
+    def memory_of_tokens(self) -> type[MixerMemory]:
+        from hyena_dist.model.memories import AttentionMemory
+        return AttentionMemory
 
     def weights(self, config: "HyenaConfig") -> "Weights":
         from hyena_dist.model.placement import column, row

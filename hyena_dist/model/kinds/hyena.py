@@ -11,7 +11,7 @@ from hyena_dist.config.advice import Misfit, Problem
 from hyena_dist.config.checks import Use
 from hyena_dist.config.context import deals_out, exchanged_rows
 from hyena_dist.config.sections.model import ModelSection
-from hyena_dist.model.kinds import MixerKind, MixerModule, Repeated, Working
+from hyena_dist.model.kinds import MixerKind, MixerMemory, MixerModule, Repeated, Working
 from hyena_dist.model.kinds.formulas import FP32, WHOLE, Part, Shape, Split, fft_flops, product, product_bytes
 
 if TYPE_CHECKING:
@@ -51,6 +51,10 @@ class HyenaKind(MixerKind):
     def module(self) -> MixerModule:
         from hyena_dist.model.mixer import HyenaMixer
         return HyenaMixer
+
+    def memory_of_tokens(self) -> type[MixerMemory]:
+        from hyena_dist.model.memories import HyenaMemory
+        return HyenaMemory
 
     def weights(self, config: "HyenaConfig") -> "Weights":
         from hyena_dist.model.placement import ZERO, Constant, Normal, Placement, Uniform, column, row
