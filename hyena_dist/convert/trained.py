@@ -29,6 +29,6 @@ def load_trained(source: str | Path, checkpoint: str | None = None, *, single_ba
                                   "next base: let the program that trained it read it")
         seq_len = min(seq_len, metadata.get("identity", {}).get("data.seq_len") or seq_len)
     if single_bases and tokenizer_of(section) != NUCLEOTIDES:
-        raise ConversionError(f"{path}: its tokens are {section.kmer}-mers (model.kmer), and a score of a single base "
+        raise ConversionError(f"{path}: its tokens are {section.kmer}-mers (model.kmer), and what is asked of it here "
                               "needs a token for each base: give a model of model.kmer=1")
     return Trained(section, model, path, seq_len)

@@ -46,7 +46,8 @@ class Decoder:
         self._model, self._room = model, room
         device = next(model.parameters()).device
         unique: dict[bytes, int] = {}
-        rows, read = [], []
+        rows: list[int] = []
+        read: list[Tensor] = []
         for prompt in prompts:
             rows.append(unique.setdefault(prompt.cpu().numpy().tobytes(), len(unique)))
             if rows[-1] == len(read):

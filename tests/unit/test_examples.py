@@ -18,6 +18,7 @@ from hyena_dist.cli import (
     doctor,
     evaluate,
     finetune,
+    generate,
     main,
     plan,
     pretrain,
@@ -42,6 +43,7 @@ def launcher(name: str) -> Any:
 
 
 COMMANDS = {"pretrain": pretrain, "finetune": finetune, "plan": plan, "evaluate": evaluate, "score": score,
+            "generate": generate,
             "convert": convert, "build": build, "verify": verify, "scaling": scaling, "doctor": doctor, "show": show,
             "sweep": sweep, "bench": launcher("bench"), "gpu_check": launcher("gpu_check"),
             "studies": launcher("studies")}

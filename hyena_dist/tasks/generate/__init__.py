@@ -1,0 +1,1 @@
+"""New sequence from a trained model."""

@@ -1,0 +1,95 @@
+"""The finished parts of a long task, beside the file that they become: what is killed goes on where it was."""
+
+import json
+import shutil
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hyena_dist.config.errors import ConfigError
+from hyena_dist.runtime.files import write_durably, write_whole
+
+
+class Parts:
+    """A directory OUT.parts: arrays by the name of their part, each whole or not there, and the facts that decide what
+    is in them. It goes when the file is written."""
+
+    def __init__(self, out: Path) -> None:
+        self.path = out.with_name(f"{out.name}.parts")
+
+    def check_outputs(self, files: Mapping[str, Path]) -> None:
+        """Refuse to write over what is there, before anything is computed.
+
+        Args:
+            files: to be written, by the option that names each.
+
+        Raises:
+            ConfigError: one exists and is not of an earlier call that goes on now, two are the same, or a directory is
+                missing.
+        """
+        for option, path in files.items():
+            if path.exists() and not self.path.is_dir():
+                raise ConfigError(f"{option} {path}: exists: choose another, or remove it")
+            if not path.absolute().parent.is_dir():
+                raise ConfigError(f"{option} {path}: there is no directory {path.parent}: make it, or choose another")
+        if len({path.absolute() for path in files.values()}) < len(files):
+            raise ConfigError(f"{' and '.join(files)} name one file: choose another for one of them")
+
+    def begin(self, facts: Mapping[str, Any]) -> None:
+        """Begin, or go on with what an earlier call has left there.
+
+        Raises:
+            ConfigError: that call would have written another file.
+        """
+        self.path.mkdir(exist_ok=True)
+        path = self.path / "facts.json"
+        facts = json.loads(json.dumps(facts))
+        if not path.exists():
+            write_whole(path, lambda aside: write_durably(aside, json.dumps(facts, indent=1)))
+            return
+        there = json.loads(path.read_text(encoding="utf-8"))
+        if changed := sorted(key for key in facts.keys() | there.keys() if facts.get(key) != there.get(key)):
+            raise ConfigError(f"{self.path}: was begun with another {', '.join(changed)}: go on as it was begun, or "
+                              "remove it")
+
+    def save(self, name: str, **arrays: np.ndarray) -> None:
+        """Write a part."""
+        def write(aside: Path) -> None:
+            with aside.open("wb") as file:
+                np.savez(file, allow_pickle=False, **arrays)
+        write_whole(self._file(name), write)
+
+    def load(self, name: str) -> dict[str, np.ndarray] | None:
+        """A part; None: it is not there, or not whole."""
+        try:
+            with np.load(self._file(name), allow_pickle=False) as arrays:
+                return dict(arrays)
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+            return None
+
+    def need(self, name: str) -> dict[str, np.ndarray]:
+        """A part that must be there.
+
+        Raises:
+            ConfigError: it is not.
+        """
+        found = self.load(name)
+        if found is None:
+            raise ConfigError(f"{self._file(name)}: is not there: ranks on several machines need --out on a file "
+                              "system that all of them have")
+        return found
+
+    def remove(self) -> None:
+        """All of it."""
+        shutil.rmtree(self.path)
+
+    def _file(self, name: str) -> Path:
+        return self.path / f"{name}.npz"
+
+
+def names(parts: Sequence[int]) -> str:
+    """A part's name of its numbers, which sorts as they do."""
+    return "-".join(f"{number:08d}" for number in parts)
