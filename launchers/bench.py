@@ -80,6 +80,9 @@ SUBJECTS = {
                         lengths=[2**10, 2**12, 2**14, 2**16], width=32, layers=2, tokens=2**14, dtype="fp32"),
     "memory": _comparison("memory and time of a step for each value of train.activation_checkpointing",
                           lengths=[2**14], width=64, layers=4, tokens=2**14, rounds=3, dtype="fp32"),
+    "generate": Subject("time of a generated base with a memory, against a forward pass over all before it",
+                        {"rounds": 3, "lengths": [256, 1024, 4096], "width": 256, "layers": 8, "device": "auto",
+                         "threads": 2}),
     "loader": Subject("windows per second on one core against the published reading pattern", {"rounds": 5},
                       picture=False, needs=("pyfaidx",)),
     "help": Subject("seconds of CPU in which each command answers --help", {"rounds": 5}, picture=False),
@@ -189,6 +192,14 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
         cuda = False
         found = scoring.run(scoring.Size(args.length, args.width, args.layers), variants=args.variants,
                             ranks=args.processes, rounds=args.rounds, memory_of=args.memory_of)
+    elif args.subject == "generate":
+        import torch
+
+        from benchmarks import generation
+        torch.set_num_threads(args.threads)
+        cuda = args.device == "cuda" or (args.device == "auto" and torch.cuda.is_available())
+        found = generation.run(sorted(set(args.lengths)), width=args.width, layers=args.layers, rounds=args.rounds,
+                               device=torch.device("cuda" if cuda else "cpu"))
     else:
         return _compare(args)
     rows = [asdict(row) if is_dataclass(row) and not isinstance(row, type) else row._asdict() for row in found]
@@ -246,8 +257,8 @@ def _write(args: argparse.Namespace, result: dict[str, Any]) -> None:
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(path)
     if SUBJECTS[args.subject].picture and subject == args.subject:
-        from benchmarks import cp, picture
-        print((cp if args.subject == "cp" else picture).draw(path))
+        from benchmarks import cp, generation, picture
+        print({"cp": cp, "generate": generation}.get(args.subject, picture).draw(path))
 
 
 def _machine(cuda: bool) -> dict[str, Any]:

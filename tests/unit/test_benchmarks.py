@@ -8,12 +8,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import cp, loader, operators, recompute, step, subjects
+from benchmarks import cp, generation, loader, operators, recompute, step, subjects
 from benchmarks.compare import BASELINE, OURS, VALUE, Case, Measured, Row, WrongValues, compare, differences, growth
 from benchmarks.models import Size
 from benchmarks.timing import interleaved, ratio, timed
 from hyena_dist.costs import utilisation
 from hyena_dist.costs.flops import parts, training_bytes
+from hyena_dist.ops.online_conv import OnlineConvolution
 from launchers import bench
 from launchers.bench import main
 
@@ -219,3 +220,20 @@ def test_a_result_names_the_device_that_did_the_work(monkeypatch, arguments, on_
     monkeypatch.setattr(loader, "run", lambda **_: [cp.Row("1x1 at 1", 1, "one rank", 0, 0, 0, 0.0, 0.0)])
     found = bench._measure(bench.parse_args(arguments))
     assert (found["machine"]["device"] == "a GPU") is on_gpu
+
+
+def test_generation_is_measured_on_both_sides(tmp_path, monkeypatch, capsys):
+    arguments = ["generate", "--lengths", "20", "40", "--width", "8", "--layers", "1", "--rounds", "1",
+                 "--threads", "1", "--device", "cpu", "--out", str(tmp_path)]
+    assert main(arguments) == 0
+    (written,) = tmp_path.glob("generate-*.json")
+    assert written.with_suffix(".png").stat().st_size > 10_000
+    rows = json.loads(written.read_text())["rows"]
+    assert [(row["side"], row["length"]) for row in rows] == [(side, length) for length in (20, 40)
+                                                              for side in (generation.MEMORY, generation.FORWARD)]
+    for memory, forward in zip(rows[::2], rows[1::2], strict=True):
+        assert memory["ratio"] == memory["cpu_ratio"] == 1
+        assert forward["ratio"] == pytest.approx(forward["ms_per_base"] / memory["ms_per_base"])
+    monkeypatch.setattr(OnlineConvolution, "advance", lambda self: setattr(self, "_token", self._token + 1))
+    assert main(arguments) == 1, "control: sums that are left out"
+    assert "predictions with and without a memory differ" in capsys.readouterr().err
