@@ -6,6 +6,7 @@ commands: pretrain   train a model on shards
           finetune   a pretrained model, on labelled sequences, judged on a test split
           evaluate   score a run on held-out bases
           generate   sequence by a trained model, one base after the other
+          embed      sequences, by a trained model: its hidden states
           score      variants, by a trained model; reports on the scores
           convert    a run, checkpoint or published weights, to any of their formats
           build      shards of files of sequence
@@ -27,8 +28,8 @@ from importlib import import_module
 
 from hyena_dist.runtime.signals import PROCESS, die_of_interrupts
 
-COMMANDS = ("pretrain", "finetune", "plan", "evaluate", "score", "generate", "convert", "sweep", "scaling", "build",
-            "verify", "doctor", "show")
+COMMANDS = ("pretrain", "finetune", "plan", "evaluate", "score", "generate", "embed", "convert", "sweep", "scaling",
+            "build", "verify", "doctor", "show")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
