@@ -200,6 +200,14 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
         cuda = False
         found = scoring.run(scoring.Size(args.length, args.width, args.layers), variants=args.variants,
                             ranks=args.processes, rounds=args.rounds, memory_of=args.memory_of)
+    elif args.subject == "generate":
+        import torch
+
+        from benchmarks import generation
+        torch.set_num_threads(args.threads)
+        cuda = args.device == "cuda" or (args.device == "auto" and torch.cuda.is_available())
+        found = generation.run(sorted(set(args.lengths)), width=args.width, layers=args.layers, rounds=args.rounds,
+                               device=torch.device("cuda" if cuda else "cpu"))
     else:
         return _compare(args)
     rows = [asdict(row) if is_dataclass(row) and not isinstance(row, type) else row._asdict() for row in found]

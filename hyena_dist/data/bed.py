@@ -54,6 +54,23 @@ def text_rows(path: Path, kind: str = "a BED file") -> Iterator[tuple[int, list[
             yield number, fields
 
 
+def span_of(fields: list[str], where: str, least: int = 3, columns: str = "contig, start, end") -> Span:
+    """Start and end of a row.
+
+    Args:
+        where: file and line, for messages.
+        least, columns: as of `Bed`.
+
+    Raises:
+        DataError: it has fewer columns, or numbers that are no stretch.
+    """
+    if len(fields) < least:
+        raise DataError(f"{where}: has {len(fields)} columns; write {columns}")
+    if not (all(re.fullmatch("[0-9]{1,18}", field) for field in fields[1:3]) and int(fields[1]) < int(fields[2])):
+        raise DataError(f"{where}: start {fields[1]!r} and end {fields[2]!r} must be whole numbers, start < end")
+    return int(fields[1]), int(fields[2])
+
+
 class Bed:
     """The rows of a BED by contig.
 
@@ -68,15 +85,9 @@ class Bed:
         self.path, self.cut, self.count = path, cut, 0
         self.rows: dict[str, list[Row]] = {}
         for number, fields in text_rows(path):
-            where = f"{path}: line {number}"
-            if len(fields) < least:
-                raise DataError(f"{where}: has {len(fields)} columns; write {columns}")
-            if not (all(re.fullmatch("[0-9]{1,18}", field) for field in fields[1:3])
-                    and int(fields[1]) < int(fields[2])):
-                raise DataError(f"{where}: start {fields[1]!r} and end {fields[2]!r} must be whole numbers, start < "
-                                f"end")
+            start, end = span_of(fields, f"{path}: line {number}", least, columns)
             name = fields[3] if len(fields) > 3 else ""
-            self.rows.setdefault(fields[0], []).append(Row(int(fields[1]), int(fields[2]), name, number))
+            self.rows.setdefault(fields[0], []).append(Row(start, end, name, number))
             self.count += 1
         if not self.rows:
             raise DataError(f"{path}: holds no rows; write lines of {columns}")

@@ -83,6 +83,18 @@ class HyenaModel(nn.Module):
             x = enter_tensor_region(self._run_blocks(input_ids, dropout_key, segments), self.config, self.tensor)
             return self.head(x, self.final_norm.in_tensor_region(), self.embedding.word_embeddings.weight)
 
+    def states_after(self, input_ids: Tensor, layers: int) -> Tensor:
+        """int64 [B, l] -> the residual stream behind so many layers, before any norm, [l or l / T, B, D]; 0 is what the
+        embedding gives. B is at least 1.
+
+        Raises:
+            ValueError: the model has not so many layers.
+        """
+        if not 0 <= layers <= len(self.layers):
+            raise ValueError(f"the model has {len(self.layers)} layers, and the states behind {layers} were asked for")
+        with self.autocast(input_ids.device):
+            return self._run_blocks(input_ids, None, None, layers)
+
     def hidden_states(self, input_ids: Tensor, dropout_key: DropoutKey | None = None,
                       segments: Offsets | None = None) -> Tensor:
         """int64 [B, l] -> the final norm's output in Megatron's layout, [l or l / T, B, D]."""
@@ -99,8 +111,9 @@ class HyenaModel(nn.Module):
             logits = self.head(x, self.final_norm.in_tensor_region(), self.embedding.word_embeddings.weight)
             return logits, self.final_norm(x)
 
-    def _run_blocks(self, input_ids: Tensor, dropout_key: DropoutKey | None, segments: Offsets | None) -> Tensor:
-        """int64 [B, l] -> what the final norm reads, [l or l / T, B, D]."""
+    def _run_blocks(self, input_ids: Tensor, dropout_key: DropoutKey | None, segments: Offsets | None,
+                    count: int | None = None) -> Tensor:
+        """int64 [B, l] -> what the final norm reads, or what is behind so many layers, [l or l / T, B, D]."""
         config = self.config
         if input_ids.dim() != 2 or input_ids.dtype not in (torch.int64, torch.int32) or input_ids.numel() == 0:
             raise ValueError("HyenaModel takes int64 token ids of [B, L], L at least 1, got "
@@ -117,7 +130,7 @@ class HyenaModel(nn.Module):
             x = dropout(x, config.embed_dropout, key, site=0)
         recompute = config.recompute_blocks and torch.is_grad_enabled()
         with on_host() if config.offload_activations else nullcontext():
-            for layer in self.layers:
+            for layer in list(self.layers)[:count]:
                 # Dropout is a hash of the element's place: no generator's state has to be kept and brought back.
                 x = (checkpoint(layer, x, key, apart, use_reentrant=False, preserve_rng_state=False) if recompute
                      else layer(x, key, apart))

@@ -16,6 +16,7 @@ from hyena_dist.cli import (
     build,
     convert,
     doctor,
+    embed,
     evaluate,
     finetune,
     generate,
@@ -44,7 +45,7 @@ def launcher(name: str) -> Any:
 
 
 COMMANDS = {"pretrain": pretrain, "finetune": finetune, "suite": suite, "plan": plan, "evaluate": evaluate,
-            "score": score, "generate": generate, "convert": convert, "build": build, "verify": verify,
+            "score": score, "generate": generate, "embed": embed, "convert": convert, "build": build, "verify": verify,
             "scaling": scaling, "doctor": doctor, "show": show, "sweep": sweep, "bench": launcher("bench"),
             "gpu_check": launcher("gpu_check"),
             "studies": launcher("studies")}

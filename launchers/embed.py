@@ -1,0 +1,13 @@
+"""Hidden states of a trained model: embeddings of sequences."""
+
+
+from hyena_dist.runtime.signals import die_of_interrupts
+
+if __name__ == "__main__":
+    die_of_interrupts()  # before the other imports, which take seconds
+    from hyena_dist.cli.embed import main
+    from hyena_dist.runtime.launcher import leave
+
+    status = main()
+    if status:
+        leave(status)  # a rank that failed does not wait for its peers
