@@ -39,8 +39,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--shards", metavar="DIR", help="another shard directory than the run's own; of a run of a "
                         "mixture, that or the directory in which its sets lie")
     parser.add_argument("--split", default="val", choices=("val", "test", "train"), help="the bases to score (val)")
-    parser.add_argument("--regions", metavar="BED", help="rows of contig, start, end, class: the perplexity of each "
-                        "class is shown, and of the rest")
+    parser.add_argument("--regions", metavar="FILE", help="a BED of contig, start, end, class, or an "
+                        "annotation (.gff, .gff3, .gtf): the perplexity of each class is shown, and of the rest")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write what was found to this .json or .tsv, too")
     parser.add_argument("--must-beat-order", type=int, choices=ORDERS, metavar="K",
                         help="exit with status 1 unless the model beats the Markov chain of this order")

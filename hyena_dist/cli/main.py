@@ -7,7 +7,7 @@ commands: pretrain   train a model on shards
           suite      fine-tune on every task of a benchmark, one table beside published numbers
           evaluate   score a run on held-out bases
           generate   sequence by a trained model, one base after the other
-           embed      sequences, by a trained model: its hidden states
+          embed      sequences, by a trained model: its hidden states
           score      variants, by a trained model; reports on the scores
           convert    a run, checkpoint or published weights, to any of their formats
           build      shards of files of sequence
@@ -30,7 +30,7 @@ from importlib import import_module
 from hyena_dist.runtime.signals import PROCESS, die_of_interrupts
 
 COMMANDS = ("pretrain", "finetune", "suite", "plan", "evaluate", "score", "generate", "embed", "convert", "sweep",
-            "build", "verify", "doctor", "show")
+            "scaling", "build", "verify", "doctor", "show")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

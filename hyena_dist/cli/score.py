@@ -2,8 +2,9 @@
 torchrun the ranks share the work and write the same file. What is killed goes on where it was: give the same command
 again.
 
-commands: variants  score the variants of a VCF or a table
-          report    ROC and precision of the scores of such a file against one of its columns
+commands: variants    score the variants of a VCF or a table
+          report      ROC and precision of the scores of such a file against one of its columns
+          perplexity  of held-out bases by context, place, species, G and C, case and region, beside Markov chains
 
 examples: python launchers/score.py variants --from runs/mine --vcf calls.vcf.gz --fasta hg38.fa.gz --out scores.tsv
           python launchers/score.py variants --from runs/mine --table brca1.tsv --fasta brca1.fa \\
@@ -12,6 +13,8 @@ examples: python launchers/score.py variants --from runs/mine --vcf calls.vcf.gz
               --fasta hg38.fa.gz --out scores.vcf.gz
           python launchers/score.py report brca1.parquet --preset brca1 --picture brca1.png
           python launchers/score.py report scores.tsv --label pathogenic --score cadd --by consequence
+          python launchers/score.py perplexity --from runs/mine --shards shards/mine --regions genes.gff3.gz \\
+              --out perplexity.tsv
 """
 
 import argparse
@@ -21,9 +24,10 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +35,8 @@ from hyena_dist.config.errors import ConfigError, UserError, agreed, is_agreed, 
 from hyena_dist.runtime.signals import raise_interrupts
 
 if TYPE_CHECKING:
+    from hyena_dist.model.trained import Trained
+    from hyena_dist.parallel.groups import Groups
     from hyena_dist.tasks.score.report import Worth
 
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -41,27 +47,20 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     variants = commands.add_parser("variants", help="score the variants of a VCF or a table",
-                                   formatter_class=argparse.RawDescriptionHelpFormatter, epilog=_example(1))
-    variants.add_argument("--from", required=True, dest="source", metavar="M",
-                          help="a run, a checkpoint, or an exported directory")
-    variants.add_argument("--checkpoint", choices=("latest", "best"), help="which checkpoint of a run (latest)")
+                                   formatter_class=argparse.RawDescriptionHelpFormatter, epilog=_example("variants"))
+    _add_model(variants)
     files = variants.add_mutually_exclusive_group(required=True)
     files.add_argument("--vcf", type=Path, metavar="V", help="a VCF, plain, gzip or bgzip")
     files.add_argument("--table", type=Path, metavar="T", help="a table (tsv, csv, parquet) with columns chrom, pos "
                        "(from 1), ref and alt; its other columns are carried over")
     variants.add_argument("--fasta", type=Path, required=True, metavar="F", help="the reference, or a slice of it")
     variants.add_argument("--region", metavar="C:FIRST-LAST", help="where a slice lies (default: as its header says)")
-    variants.add_argument("--window", type=int, metavar="N", help="bases around a variant (default: as many as the "
-                          "model was trained on)")
-    variants.add_argument("--context", type=int, default=1, metavar="P", help="so many ranks share each window, for "
-                          "those that are too long for one (1)")
-    variants.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the arithmetic (fp32)")
     variants.add_argument("--accept-numerics", action="store_true", help="write the file also where the precision "
                           "changes the order of the variants; its header says so")
     variants.add_argument("--out", type=Path, required=True, metavar="FILE", help="a new .tsv, .parquet, .vcf or "
                           ".vcf.gz; a VCF of a VCF alone")
     report = commands.add_parser("report", help="the scores of a file against a label",
-                                 formatter_class=argparse.RawDescriptionHelpFormatter, epilog=_example(2))
+                                 formatter_class=argparse.RawDescriptionHelpFormatter, epilog=_example("report"))
     report.add_argument("file", type=Path, metavar="FILE", help="a .tsv or .parquet that `variants` wrote")
     report.add_argument("--label", metavar="COLUMN", help="1 or true: pathogenic, causal; 0 or false: not; rows of "
                         "anything else are left out")
@@ -73,14 +72,42 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
                         "review, 0 to 4 (1)")
     report.add_argument("--picture", type=Path, metavar="FILE", help="draw the ROC curves into this .png or .pdf")
     report.add_argument("--json", type=Path, metavar="FILE", help="write what was found to this file, too")
+    _add_perplexity(commands.add_parser("perplexity", help="of held-out bases, by what they are and what is seen "
+                                        "before them", formatter_class=argparse.RawDescriptionHelpFormatter,
+                                        epilog=_example("perplexity")))
     return parser.parse_args(argv)
 
 
-def _example(number: int) -> str:
+def _add_model(command: argparse.ArgumentParser) -> None:
+    """What all readers of a model ask for."""
+    command.add_argument("--from", required=True, dest="source", metavar="M",
+                         help="a run, a checkpoint, or an exported directory")
+    command.add_argument("--checkpoint", choices=("latest", "best"), help="which checkpoint of a run (latest)")
+    command.add_argument("--window", type=int, metavar="N", help="tokens of a sequence that the model reads (default: "
+                         "as many as it was trained on)")
+    command.add_argument("--context", type=int, default=1, metavar="P", help="so many ranks share each window, for "
+                         "those that are too long for one (1)")
+    command.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the arithmetic (fp32)")
+
+
+def _add_perplexity(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--shards", type=Path, required=True, metavar="DIR", help="whose split is read, and on whose "
+                         "training bases the Markov chains are fitted")
+    command.add_argument("--split", choices=("val", "test"), default="val", help="which split (val)")
+    command.add_argument("--regions", type=Path, metavar="FILE", help="classes of bases, to be told apart: a BED whose "
+                         "fourth column they are, or an annotation (.gff, .gff3, .gtf)")
+    command.add_argument("--block", type=int, default=100_000, metavar="N", help="bases of a block of the bootstrap "
+                         "by which intervals are made (100000)")
+    _add_model(command)
+    command.add_argument("--out", type=Path, required=True, metavar="FILE", help="a new .tsv or .parquet; a text (.md) "
+                         "and a picture (.png) of the same name are written beside it")
+
+
+def _example(command: str) -> str:
     """The examples of a command, out of the description of all."""
-    examples = (__doc__ or "").partition("examples: ")[2].replace("          ", "")
-    return "examples:\n" + ("\n".join(examples.splitlines()[:5]) if number == 1 else
-                            "\n".join(examples.splitlines()[5:]))
+    examples = (__doc__ or "").partition("examples: ")[2].replace("\n          ", "\n")
+    return "examples:\n" + "\n".join(each for each in examples.replace("\\\n", "\0").splitlines()
+                                     if f"score.py {command} " in each).replace("\0", "\\\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -91,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
-        return _variants(args) if args.command == "variants" else _report(args)
+        return {"variants": _variants, "report": _report, "perplexity": _perplexity}[args.command](args)
     except (UserError, OSError) as error:
         if int(os.environ.get("RANK", "0")) == 0 or not is_agreed(error):
             print(f"error: {one_line(error)}", file=sys.stderr)
@@ -100,22 +127,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _variants(args: argparse.Namespace) -> int:
+def _open(args: argparse.Namespace, *, single_bases: bool) -> "tuple[Trained, Groups, int]":
+    """The model, over the ranks that there are, and the tokens of its windows."""
     # Imported here: torch and megatron-core take seconds, --help should not.
     import torch
 
     from hyena_dist.convert.trained import load_trained
-    from hyena_dist.data.reference import Region, read_reference
-    from hyena_dist.data.variants import OUTCOMES, Variants
     from hyena_dist.parallel.groups import Groups, init_groups
     from hyena_dist.runtime.launch import init_distributed
-    from hyena_dist.tasks.score.variants import Request, score_variants
 
-    raise_interrupts()
-    region = None if args.region is None else Region.parse(args.region)
-    trained = load_trained(args.source, args.checkpoint, single_bases=True)
-    variants = Variants(args.vcf or args.table, is_vcf=args.vcf is not None)
-    reference = read_reference(args.fasta, region)
+    trained = load_trained(args.source, args.checkpoint, single_bases=single_bases)
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     if args.context < 1 or ranks % args.context:
         raise agreed(ConfigError(f"--context {args.context}: {ranks} ranks cannot share windows by so many: start a "
@@ -126,8 +147,21 @@ def _variants(args: argparse.Namespace) -> int:
     else:
         device, groups = torch.device("cuda" if torch.cuda.is_available() else "cpu"), Groups.single()
     window = trained.seq_len if args.window is None else args.window
+    return trained.to(device, args.precision, groups), groups, window
+
+
+def _variants(args: argparse.Namespace) -> int:
+    from hyena_dist.data.reference import Region, read_reference
+    from hyena_dist.data.variants import OUTCOMES, Variants
+    from hyena_dist.tasks.score.variants import Request, score_variants
+
+    raise_interrupts()
+    region = None if args.region is None else Region.parse(args.region)
+    variants = Variants(args.vcf or args.table, is_vcf=args.vcf is not None)
+    trained, groups, window = _open(args, single_bases=True)
+    reference = read_reference(args.fasta, region)
     request = Request(variants, reference, args.out, window, args.fasta.name, args.accept_numerics)
-    result = score_variants(trained.to(device, args.precision, groups), request, groups)
+    result = score_variants(trained, request, groups)
     if groups.world.rank == 0:
         print(f"{args.out}: {result.survey.scored:,} of {sum(result.survey.outcomes.values()):,} alleles scored, "
               f"windows of {window:,} bases, both strands")
@@ -172,6 +206,46 @@ def _report(args: argparse.Namespace) -> int:
     for path in filter(None, (args.picture, args.json)):
         print(f"written: {path}")
     return 0
+
+
+def _perplexity(args: argparse.Namespace) -> int:
+    from hyena_dist.runtime.agree import agree
+    from hyena_dist.tasks.score.perplexity import Request, score_perplexity
+    from hyena_dist.tasks.score.perplexity_report import draw, report
+    from hyena_dist.tasks.score.tables import check_out, facts_of
+
+    raise_interrupts()
+    if args.block < 1:
+        raise agreed(ConfigError(f"--block {args.block}: give how many bases a block has, at least 1"))
+    check_out(args.out)
+    trained, groups, window = _open(args, single_bases=False)
+    found = agree(lambda: score_perplexity(trained, Request(args.shards, args.split, window, args.block, args.regions),
+                                           groups), groups)
+    facts = {**facts_of(trained), "window": window, "shards": str(args.shards), "split": args.split,
+             "regions": str(args.regions or ""), "block": args.block, "blocks": found.blocks, "notes": found.notes}
+    agree(lambda: _write(args.out, [row.values() for row in found.rows], facts,
+                         lambda picture: report(found, facts, picture),
+                         lambda path: draw(found, path, f"{facts['model']}, {args.split} of {args.shards}"))
+          if groups.world.rank == 0 else None, groups)
+    return 0
+
+
+def _write(out: Path, rows: list[dict[str, Any]], facts: dict[str, Any], text: Callable[[str], str],
+           draw: Callable[[Path], None]) -> None:
+    """Write a table, its text, and its picture where there is matplotlib."""
+    from hyena_dist.runtime.files import write_durably, write_whole
+    from hyena_dist.tasks.score.tables import write_table
+
+    picture, page = out.with_suffix(".png"), out.with_suffix(".md")
+    drawn = find_spec("matplotlib") is not None
+    if drawn:
+        draw(picture)
+    else:
+        print("note: no picture is drawn: install matplotlib with pip install 'hyena-dist[plots]'", file=sys.stderr)
+    write_whole(page, lambda aside: write_durably(aside, text(picture.name if drawn else "")))
+    write_table(out, rows, facts)
+    print(page.read_text(encoding="utf-8"))
+    print(f"written: {', '.join(map(str, [out, page, *([picture] if drawn else [])]))}")
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The classes of a BED, such as promoters and exons, as a label of every base."""
+"""The classes of a BED or of an annotation, such as promoters and exons, as a label of every base."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,6 +7,7 @@ import numpy as np
 
 from hyena_dist.data.bed import Bed, merged
 from hyena_dist.data.errors import DataError
+from hyena_dist.data.gff import Gff, is_annotation
 
 OUTSIDE = "outside the BED"
 """The class of bases that are in no row. It has spaces, so no row has it."""
@@ -15,18 +16,19 @@ MOST_CLASSES = 60
 
 
 class Regions:
-    """Labels of bases by the rows of a BED, whose fourth column is the class. A base in rows of several classes is of
-    each of them. Rows past the end of their contig are cut, those of other contigs are left out; `note` says how many.
+    """Labels of bases by the rows of a BED, whose fourth column is the class, or of a GFF3 or GTF (`data.gff`). A base
+    in rows of several classes is of each of them. Rows past the end of their contig are cut, those of other contigs are
+    left out; `note` says how many.
 
     Args:
         contigs: bases of each contig.
 
     Raises:
-        DataError: the BED cannot be read, has a row without a class or too many classes, or no base of these contigs.
+        DataError: the file cannot be read, has a row without a class or too many classes, or no base of these contigs.
     """
 
     def __init__(self, path: Path, contigs: Mapping[str, int]) -> None:
-        rows = Bed(path, cut=True, least=4, columns="contig, start, end, class")
+        rows = Gff(path) if is_annotation(path) else Bed(path, cut=True, least=4, columns="contig, start, end, class")
         rows.check_contigs(contigs)
         names = list(dict.fromkeys(row.name for found in rows.rows.values() for row in found))
         if len(names) > MOST_CLASSES:

@@ -15,6 +15,7 @@ from hyena_dist.data.regions import OUTSIDE, Regions
 from hyena_dist.data.stream import Batch, ValidationBatches
 from hyena_dist.data.tokenizer import NUCLEOTIDES, Tokenizer
 from hyena_dist.model.evaluate import CASES, SplitLoss, soft_kinds
+from hyena_dist.parallel.groups import Axis
 
 DECILES = 10
 
@@ -29,6 +30,7 @@ class HeldOut:
     Args:
         regions: a BED whose fourth column is a class of bases; None: there are none.
         tokenizer: makes tokens of the bases.
+        data: ranks that share the windows in `batches`; None: all are this rank's.
 
     Raises:
         ConfigError: the split has no bases.
@@ -36,14 +38,17 @@ class HeldOut:
     """
 
     def __init__(self, pools: Sequence[Pool], *, split: str, seq_len: int, batch_size: int,
-                 regions: Path | None = None, tokenizer: Tokenizer = NUCLEOTIDES) -> None:
-        self._seq_len, self._tokenizer = seq_len, tokenizer
+                 regions: Path | None = None, tokenizer: Tokenizer = NUCLEOTIDES, data: Axis | None = None) -> None:
+        self._seq_len, self.tokenizer = seq_len, tokenizer
         self.batches = ValidationBatches(pools, split=split, seq_len=seq_len, batch_size=batch_size,
                                          tokenizer=tokenizer)
         if not self.batches.windows:
             raise ConfigError(f"{' and '.join(pool.where for pool in pools)}: no bases of split {split} to score: "
                               "build the shards with some")
         deciles, names = _gc_deciles(self.batches)
+        if data is not None and data.size > 1:
+            self.batches = ValidationBatches(pools, split=split, seq_len=seq_len, batch_size=batch_size,
+                                             tokenizer=tokenizer, dp_rank=data.rank, dp_size=data.size)
         count = len(names)
         self.class_of = (np.array(self.batches.class_of) * count + deciles).tolist()
         self._of_window = np.array([*self.class_of, 0])
@@ -70,8 +75,8 @@ class HeldOut:
             for row, number in zip(kinds, batch.windows.tolist(), strict=True):
                 if number < len(self.batches.windows):
                     _, ((interval, base, _),) = self.batches.windows[number]
-                    stride = self._tokenizer.stride  # from the last base of a token to that of the next
-                    start = interval.start + base + self._tokenizer.bases(2) - 1
+                    stride = self.tokenizer.stride  # from the last base of a token to that of the next
+                    start = interval.start + base + self.tokenizer.bases(2) - 1
                     stop = min(start + stride * (row.numel() - 1) + 1, interval.end)
                     labels = self._regions.labels(interval.contig, start, stop)[::stride]
                     row[: labels.size] += len(CASES) * torch.from_numpy(labels)
@@ -83,20 +88,29 @@ class HeldOut:
         return sorted({name for of_kind in names for name in of_kind} - {OUTSIDE} - found.by_kind(names).keys()
                       ) if names else []
 
-    def label(self, number: int, interval: Interval, start: int, soft: np.ndarray) -> np.ndarray:
-        """For the Markov chains: kind and class of bases in a row, as kind * classes + class. They are those that the
-        model's windows give: the token number t of an interval, counted from 0, is a target of its window (t - 1) // L.
+    def places(self, number: int, interval: Interval, start: int,
+               soft: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Where the model scores bases in a row, each int64 [n]: in which window, at which of its targets, from 0, and
+        the kind of the base. The token number t of an interval, counted from 0, is a target of its window (t - 1) // L.
+
+        Args:
+            number: of the interval, over all pools.
+            start: the place in it of the first of the bases.
+            soft: bool [n], which are soft-masked.
         """
-        k, stride = self._tokenizer.k, self._tokenizer.stride
-        places = np.arange(start, start + soft.size)
-        last = np.minimum(places // stride * stride + stride - 1, places[-1])  # of its token; `start` is one's first
-        tokens = (last - (k - 1)) // stride
-        windows = self._windows_before[number] + np.maximum(tokens - 1, 0) // self._seq_len
+        k, stride = self.tokenizer.k, self.tokenizer.stride
+        bases = np.arange(start, start + soft.size)
+        last = np.minimum(bases // stride * stride + stride - 1, bases[-1])  # of its token; `start` is one's first
+        targets = np.maximum((last - (k - 1)) // stride - 1, 0)
         kinds = soft.astype(np.int64)
         if self._regions is not None:
             first = interval.start + start
             kinds += len(CASES) * self._regions.labels(interval.contig, first, first + soft.size)
-        kinds = kinds[last - start]
+        return self._windows_before[number] + targets // self._seq_len, targets % self._seq_len, kinds[last - start]
+
+    def label(self, number: int, interval: Interval, start: int, soft: np.ndarray) -> np.ndarray:
+        """For the Markov chains: kind and class of bases in a row, as kind * classes + class; arguments as `places`."""
+        windows, _, kinds = self.places(number, interval, start, soft)
         return kinds * self.classes + self._of_window[windows]
 
 

@@ -1,7 +1,6 @@
 """Files of scores: TSV, parquet, and a VCF with the scores in INFO. Each says in its header how it was made."""
 
 import gzip
-import json
 import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,9 +13,8 @@ import numpy as np
 from hyena_dist.config.errors import ConfigError
 from hyena_dist.data.variants import Judged, Variants, window_of
 from hyena_dist.tasks.score.observe import SCORES
+from hyena_dist.tasks.score.tables import MARK, check_new, marked, need_pyarrow
 
-MARK = "hyena_dist."
-"""Before every key of a header."""
 _ROWS = 4096
 """Written at a time."""
 _BGZF = bytes.fromhex("1f8b08040000000000ff060042430200")
@@ -43,11 +41,8 @@ def check_ending(path: Path, variants: Variants) -> None:
     if ending.startswith(".vcf") and not variants.is_vcf:
         raise ConfigError(f"--out {path}: a VCF is written of a VCF alone: name a .tsv or .parquet")
     if ending == ".parquet":
-        try:
-            import pyarrow  # noqa: F401 - whether it is there
-        except ImportError:
-            raise ConfigError(f"--out {path}: parquet is written with pyarrow; install it with pip install "
-                              "'hyena-dist[tables]', or name a .tsv") from None
+        need_pyarrow(path)
+    check_new(path)
 
 
 def write(path: Path, name: str, rows: Iterable[Scored], variants: Variants, facts: Mapping[str, Any],
@@ -63,8 +58,7 @@ def write(path: Path, name: str, rows: Iterable[Scored], variants: Variants, fac
         OSError: it cannot be written.
     """
     writer = next(write for ending, write in WRITERS.items() if name.endswith(ending))
-    writer(path, rows, variants, {f"{MARK}{key}": value if isinstance(value, str) else json.dumps(value)
-                                  for key, value in facts.items()}, window)
+    writer(path, rows, variants, marked(facts), window)
 
 
 def _values(row: Scored, window: int) -> list[Any]:

@@ -19,11 +19,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hyena_dist.config.errors import ConfigError, is_out_of_memory
-from hyena_dist.config.versions import library_version, own_version
 from hyena_dist.data.reference import Reference
 from hyena_dist.data.variants import OUTCOMES, Judged, Site, Variants, judge, window_of
 from hyena_dist.model.trained import Trained
@@ -34,6 +31,7 @@ from hyena_dist.tasks.score.numerics import CARD, Card, NumericsError, measure
 from hyena_dist.tasks.score.observe import SCORES, score_sites
 from hyena_dist.tasks.score.output import Scored, check_ending, write
 from hyena_dist.tasks.score.read import TOKENS
+from hyena_dist.tasks.score.tables import bar, facts_of
 
 CHUNK = 1024
 """Variants of a part at most, or a few more: what a kill can cost."""
@@ -170,11 +168,6 @@ def _prepare(trained: Trained, request: Request) -> Survey:
         raise ConfigError(f"--window {request.window}: {trained.path} was trained on sequences of {trained.seq_len} "
                           f"bases, and says nothing sensible of longer ones: give 2 to {trained.seq_len}")
     check_ending(request.out, request.variants)
-    if request.out.exists():
-        raise ConfigError(f"--out {request.out}: exists: choose another, or remove it")
-    if not request.out.absolute().parent.is_dir():
-        raise ConfigError(f"--out {request.out}: there is no directory {request.out.parent}: make it, or choose "
-                          "another")
     return survey(_judged(request), str(request.variants.path))
 
 
@@ -182,11 +175,8 @@ def _facts(trained: Trained, request: Request, found: Survey, card: Card) -> dic
     """The file's header: everything that decides what is in it, and nothing that changes from call to call."""
     device = next(trained.model.parameters()).device.type
     reference = request.reference
-    return {"version": own_version(), "torch": library_version("torch"),
-            "model": str(trained.path), "weights_sha256": trained.digest(), "precision": trained.precision,
-            "device": device, "context": trained.model.context.size, "tokens_of_a_batch": TOKENS[device],
-            "window": request.window, "strands": "mean of both",
-            "variants": request.variants.path.name, "variants_sha256": found.digest,
+    return {**facts_of(trained), "tokens_of_a_batch": TOKENS[device], "window": request.window,
+            "strands": "mean of both", "variants": request.variants.path.name, "variants_sha256": found.digest,
             "reference": request.reference_name, "reference_sha256": reference.digest,
             "assembly": reference.assembly or "not said by the reference",
             "filters": "of an exact copy of one of the 10,000 variants before it the first alone is scored",
@@ -237,17 +227,15 @@ def _score_chunks(trained: Trained, request: Request, found: Survey, parts: Path
     """Score this rank's chunks that are not there yet; returns how many variants. Ranks that share their windows have
     the same chunks, which the first of them writes."""
     data, done = groups.data, 0
-    bar = Progress(TextColumn("variants"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(),
-                   console=Console(file=sys.stderr), disable=groups.world.rank > 0 or not sys.stderr.isatty())
-    with bar:
-        task = bar.add_task("", total=found.scored)
+    with bar("variants", groups) as shown:
+        task = shown.add_task("", total=found.scored)
         for number, chunk in enumerate(_chunks(request, found)):
             if number % data.size == data.rank and number not in there:
                 scores = _score_chunk(trained, chunk, request)
                 if groups.context.rank == 0:
                     write_whole(_part(parts, number), partial(np.save, arr=scores))
                 done += len(chunk)
-            bar.advance(task, len(chunk))
+            shown.advance(task, len(chunk))
     return done
 
 
