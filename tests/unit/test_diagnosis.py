@@ -43,7 +43,7 @@ def test_two_faults_and_a_missing_host_are_all_found() -> None:
     facts = cluster(shared_memory=2**20, shards="b" * 64)
     del facts[4], facts[5]
     whats = [what for what, _, _ in found(facts, 6)]
-    assert whats == ["did not come: 2 of 6 ranks", "shards differs", "/dev/shm: 1 MiB free, 2 ranks want 128 MiB"]
+    assert whats == ["did not come: 2 of 6 ranks", "shards differ", "/dev/shm: 1 MiB free, 2 ranks want 128 MiB"]
     _, where, _ = found(facts, 6)[1]
     assert where == f"{'a' * 16} on ranks 0, 1 (host node0); {'b' * 16} on ranks 2, 3 (host node1)"
 
