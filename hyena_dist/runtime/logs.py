@@ -159,8 +159,9 @@ def slow_ranks(loading: list[float], forward: list[float], *, together: int = 1)
             waited longer, for instance because they began earlier.
     """
     blocks = [tuple(range(first, first + together)) for first in range(0, len(forward), together)]
-    parts = [("loading data", [(rank,) for rank in range(len(loading))], loading),
-             ("forward", blocks, [min(forward[rank] for rank in block) for block in blocks])]
+    parts: list[tuple[str, list[tuple[int, ...]], list[float]]] = [
+        ("loading data", [(rank,) for rank in range(len(loading))], loading),
+        ("forward", blocks, [min(forward[rank] for rank in block) for block in blocks])]
     worst = None
     for part, which, seconds in parts:
         # The lower of the middle two: of two ranks the faster is the measure.
