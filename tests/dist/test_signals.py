@@ -192,7 +192,8 @@ def test_a_run_that_is_requeued_without_a_step_gives_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ['{"step": 7, "starts_without_step": -100}', '{"step": -7}', '{"step": "7"}', "", "{",
-                                  '{"step": 7, "starts_without_step": "2"}', '{"step": 7, "starts_without_step": true}'])
+                                  '{"step": 7, "starts_without_step": "2"}',
+                                  '{"step": 7, "starts_without_step": true}'])
 def test_a_marker_that_makes_no_sense_counts_as_none(tmp_path: Path, text: str) -> None:
     last_marker(tmp_path).write_text(text)
     write_requeue(tmp_path, "SIGUSR1", 7)

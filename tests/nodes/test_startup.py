@@ -12,8 +12,8 @@ pytestmark = pytest.mark.slow
 
 def test_a_rank_that_was_not_started_is_named_with_its_machine(shards, tmp_path):
     with two_machines(tmp_path) as machines:
-        job = Job("srun", machines, tmp_path, f"data.shards={shards}", f"train.run_dir={tmp_path}/run", "train.steps=2",
-                  missing=(3,), DEEPSPEED_TIMEOUT="1")
+        job = Job("srun", machines, tmp_path, f"data.shards={shards}", f"train.run_dir={tmp_path}/run", "train.steps=3",
+                  "train.global_batch_size=8", missing=(3,), DEEPSPEED_TIMEOUT="1")
         assert job.wait() == [1, 1, 1], job.said()[-4000:]
     assert "waiting for rank 3 (host birch) since 30 s" in job.said()
     assert any("waited" in error and "for rank 3 (host birch), of 4 ranks" in error for error in job.errors())
@@ -24,7 +24,7 @@ def test_two_machines_that_never_reached_each_other_are_named(shards, tmp_path):
     with cabled_machines(tmp_path, 3) as (machines, cable):
         cable.set(cut=[(1, 2)])
         began = time.monotonic()
-        job = Job("srun", machines, tmp_path, f"data.shards={shards}", f"train.run_dir={tmp_path}/run", "train.steps=2",
+        job = Job("srun", machines, tmp_path, f"data.shards={shards}", f"train.run_dir={tmp_path}/run", "train.steps=3",
                   "train.global_batch_size=6", ranks=1, DEEPSPEED_TIMEOUT="1")
         statuses = job.wait()
         print(f"ended after {time.monotonic() - began:.0f} s with {statuses}: {job.errors()}")
