@@ -4,6 +4,7 @@
 commands: pretrain   train a model on shards
           plan       what fits on which GPUs, and how long it takes
           finetune   a pretrained model, on labelled sequences, judged on a test split
+          needle     a table for finetune that shows how far a context reaches
           evaluate   score a run on held-out bases
           generate   sequence by a trained model, one base after the other
           score      variants, by a trained model; reports on the scores
@@ -27,8 +28,8 @@ from importlib import import_module
 
 from hyena_dist.runtime.signals import PROCESS, die_of_interrupts
 
-COMMANDS = ("pretrain", "finetune", "plan", "evaluate", "score", "generate", "convert", "sweep", "scaling", "build",
-            "verify", "doctor", "show")
+COMMANDS = ("pretrain", "finetune", "needle", "plan", "evaluate", "score", "generate", "convert", "sweep", "scaling",
+            "build", "verify", "doctor", "show")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -20,6 +20,7 @@ from hyena_dist.cli import (
     finetune,
     generate,
     main,
+    needle,
     plan,
     pretrain,
     scaling,
@@ -43,7 +44,7 @@ def launcher(name: str) -> Any:
 
 
 COMMANDS = {"pretrain": pretrain, "finetune": finetune, "plan": plan, "evaluate": evaluate, "score": score,
-            "generate": generate,
+            "generate": generate, "needle": needle,
             "convert": convert, "build": build, "verify": verify, "scaling": scaling, "doctor": doctor, "show": show,
             "sweep": sweep, "bench": launcher("bench"), "gpu_check": launcher("gpu_check"),
             "studies": launcher("studies")}
