@@ -21,6 +21,7 @@ from hyena_dist.cli import (
     finetune,
     generate,
     main,
+    needle,
     plan,
     pretrain,
     scaling,
@@ -44,10 +45,10 @@ def launcher(name: str) -> Any:
     return module
 
 
-COMMANDS = {"pretrain": pretrain, "finetune": finetune, "suite": suite, "plan": plan, "evaluate": evaluate,
-            "score": score, "generate": generate, "embed": embed, "convert": convert, "build": build, "verify": verify,
-            "scaling": scaling, "doctor": doctor, "show": show, "sweep": sweep, "bench": launcher("bench"),
-            "gpu_check": launcher("gpu_check"),
+COMMANDS = {"pretrain": pretrain, "finetune": finetune, "suite": suite, "needle": needle, "plan": plan,
+            "evaluate": evaluate, "score": score, "generate": generate, "embed": embed, "convert": convert,
+            "build": build, "verify": verify, "scaling": scaling, "doctor": doctor, "show": show, "sweep": sweep,
+            "bench": launcher("bench"), "gpu_check": launcher("gpu_check"),
             "studies": launcher("studies")}
 
 
