@@ -26,6 +26,7 @@ from hyena_dist.cli import (
     scaling,
     score,
     show,
+    species,
     suite,
     sweep,
     verify,
@@ -44,11 +45,10 @@ def launcher(name: str) -> Any:
     return module
 
 
-COMMANDS = {"pretrain": pretrain, "finetune": finetune, "suite": suite, "plan": plan, "evaluate": evaluate,
-            "score": score, "generate": generate, "embed": embed, "convert": convert, "build": build, "verify": verify,
-            "scaling": scaling, "doctor": doctor, "show": show, "sweep": sweep, "bench": launcher("bench"),
-            "gpu_check": launcher("gpu_check"),
-            "studies": launcher("studies")}
+COMMANDS = {"pretrain": pretrain, "finetune": finetune, "suite": suite, "species": species, "plan": plan,
+            "evaluate": evaluate, "score": score, "generate": generate, "embed": embed, "convert": convert,
+            "build": build, "verify": verify, "scaling": scaling, "doctor": doctor, "show": show, "sweep": sweep,
+            "bench": launcher("bench"), "gpu_check": launcher("gpu_check"), "studies": launcher("studies")}
 
 
 def help_of(command: Any) -> str:
