@@ -6,9 +6,11 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
+
+import numpy as np
 
 from hyena_dist.config.errors import ConfigError
 from hyena_dist.config.plain import read_object
@@ -42,8 +44,11 @@ def look(suite: Suite, task: Task, data: Path) -> Prepared:
     return _read(suite, task, suite.files(task, data), {})
 
 
-def prepare(suite: Suite, task: Task, data: Path, directory: Path) -> Prepared:
+def prepare(suite: Suite, task: Task, data: Path, directory: Path, most: int | None = None) -> Prepared:
     """Make directory/table of the files of a task, unless an earlier start has.
+
+    Args:
+        most: training sequences that are kept, drawn at random, the same in every start; None: all.
 
     Raises:
         DataError: as `look`.
@@ -51,12 +56,12 @@ def prepare(suite: Suite, task: Task, data: Path, directory: Path) -> Prepared:
         OSError: it cannot be written.
     """
     paths = suite.files(task, data)
-    table, print_ = directory / TABLE, _fingerprint(paths)
+    table, made_of = directory / TABLE, {"files": _fingerprint(paths), "window": task.window, "most": most}
     if table.is_dir():
         said = read_object(table / SOURCE)
-        if said.get("files") != print_ or said.get("window") != task.window:
-            raise ConfigError(f"{table}: was made of other files than those of {task.name} under {data}, or of another "
-                              f"--length: give another --out, or remove {directory} to run the task anew")
+        if any(said.get(key) != value for key, value in made_of.items()):
+            raise ConfigError(f"{table}: was made of other files than those of {task.name} under {data}, or with "
+                              f"another --length or --most: give another --out, or remove {directory} to run it anew")
         return _prepared(said)
     aside = directory / f"{TABLE}.tmp"
     with writing(aside):
@@ -68,7 +73,9 @@ def prepare(suite: Suite, task: Task, data: Path, directory: Path) -> Prepared:
         finally:
             for file in open_files.values():
                 file.close()
-        content = {"files": print_, "window": task.window, "sizes": dict(found.sizes), "longest": found.longest,
+        if most is not None and found.sizes["train"] > most:
+            found = replace(found, sizes={**found.sizes, "train": most}, notes=(*found.notes, _thin(aside, most)))
+        content = {**made_of, "sizes": dict(found.sizes), "longest": found.longest,
                    "classes": list(found.classes), "notes": list(found.notes)}
         (aside / SOURCE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         os.replace(aside, table)
@@ -109,6 +116,15 @@ def _write(open_files: dict[str, TextIO], directory: Path, example: Example, bas
         file = open_files[example.split] = (directory / _FILES[example.split]).open("w", encoding="utf-8", newline="")
         file.write("sequence,label,name\n")
     csv.writer(file, lineterminator="\n").writerow((bases.decode("ascii"), example.label, example.name))
+
+
+def _thin(directory: Path, most: int) -> str:
+    """Keep so many rows of the training sequences, in their order; says of how many."""
+    path = directory / _FILES["train"]
+    header, *rows = path.read_text("utf-8").splitlines(keepends=True)
+    kept = np.sort(np.random.default_rng(0).choice(len(rows), size=most, replace=False))
+    path.write_text(header + "".join(rows[row] for row in kept.tolist()), encoding="utf-8")
+    return f"{most:,} of {len(rows):,} training sequences were drawn at random, and only these are used"
 
 
 def _fingerprint(paths: list[Path]) -> list[list[object]]:
