@@ -138,8 +138,8 @@ def markdown(plan: Plan, found: dict[str, dict[str, dict[str, Any]]], kinds: Seq
              f"{', '.join(genome.partition('=')[0] for genome in plan.genomes)}, and then given at most "
              f"{plan.most:,} training sequences of each task of GUE whose training file was there, for 3 epochs, "
              "with 3 seeds. MCC on the test file (covid: macro F1), mean ± standard deviation; weights, k and "
-             "regularisations are chosen by the dev file alone, and the test file is read once for each seed. The CNN and the model "
-             "from nothing had as many steps.", "", "![MCC of every task](gue.png)", "",
+             "regularisations are chosen by the dev file alone, and the test file is read once for each seed. The "
+             "CNN and the model from nothing had as many steps.", "", "![MCC of every task](gue.png)", "",
              "| task | " + " | ".join(names[kind] for kind in kinds) + " |", "|" + "---|" * (1 + len(kinds))]
     for task, of_task in found.items():
         best = max((_mean(values) for values in of_task.values()), default=0.0)
