@@ -66,7 +66,7 @@ def commands(plan: Plan) -> list[list[str]]:
                                          "--val-fraction", "0.02", "--allow-copies", "1"]]
     found.append([*start, "launchers/pretrain.py", "--config", "quickstart", f"data.shards={shards}",
                   f"train.run_dir={plan.model}", f"train.steps={plan.steps}", f"train.eval_every={plan.steps // 4}",
-                  f"train.save_every={plan.steps // 4}", "optim.warmup_steps=100"])
+                  f"train.save_every={plan.steps // 4}", f"optim.warmup_steps={min(100, plan.steps // 4)}"])
     for way in WAYS:
         beside = ",".join(BESIDE) if way == "all" else ""
         found.append([python, "launchers/suite.py", GUE.name, "--data", plan.gue, "--from", str(plan.model),
