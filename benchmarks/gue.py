@@ -132,21 +132,30 @@ def markdown(plan: Plan, found: dict[str, dict[str, dict[str, Any]]], kinds: Seq
     """The page."""
     summary = plan.model / "summary.json"
     took = f"{read_object(summary)['seconds'] / 60:.0f} minutes" if summary.is_file() else "an unknown time"
-    names = WAYS | BESIDE
+    names, keys = WAYS | BESIDE, " ".join(plan.keys)
+    genomes = " ".join(f"{name}={Path(file).name}" for name, _, file in (
+        genome.partition("=") for genome in plan.genomes))
     lines = ["# GUE, by a model that was pretrained for minutes", "",
              f"A HyenaDNA of 2 layers and width 128 was pretrained for {took} on {plan.ranks} processes, on "
              f"{', '.join(genome.partition('=')[0] for genome in plan.genomes)}, and then given at most "
-             f"{plan.most:,} training sequences of each task of GUE whose training file was there, for 3 epochs, "
-             "with 3 seeds. MCC on the test file (covid: macro F1), mean ± standard deviation; weights, k and "
-             "regularisations are chosen by the dev file alone, and the test file is read once for each seed. The "
-             "CNN and the model from nothing had as many steps.", "", "![MCC of every task](gue.png)", "",
+             f"{plan.most:,} training sequences of each task of GUE whose training file was there, "
+             f"for 3 epochs and with {_seeds(found)} seeds{' (' * bool(keys)}{keys}{')' * bool(keys)}. MCC on the test "
+             "file (covid: macro F1), mean ± standard deviation; weights, k and regularisations are "
+             "chosen by the dev file alone, and the test file is read once for each seed. The CNN and the model from "
+             "nothing had as many steps.", "", "![MCC of every task](gue.png)", "",
              "| task | " + " | ".join(names[kind] for kind in kinds) + " |", "|" + "---|" * (1 + len(kinds))]
     for task, of_task in found.items():
         best = max((_mean(values) for values in of_task.values()), default=0.0)
         lines.append(f"| {task} | " + " | ".join(_cell(of_task.get(kind), best) for kind in kinds) + " |")
     lines += ["", *_verdict(found, kinds), "", "To run it again:", "",
-              f"    python launchers/gue.py --genomes {' '.join(plan.genomes)} --gue GUE --out runs/gue-results", ""]
+              f"    python launchers/gue.py --genomes {genomes} --gue GUE --out runs/gue-results {keys}".rstrip(), ""]
     return "\n".join(lines)
+
+
+def _seeds(found: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """How many there are of the fine-tuned model, 3 or 1 to 3."""
+    counts = sorted({of_task["all"]["seeds"] for of_task in found.values() if "all" in of_task})
+    return f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(*counts)
 
 
 def _mean(values: dict[str, Any]) -> float:

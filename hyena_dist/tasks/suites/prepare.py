@@ -1,6 +1,5 @@
 """The files of a task as `hyena-dist finetune` takes them: train, dev and test, whatever form its publisher chose."""
 
-import csv
 import json
 import os
 import shutil
@@ -8,19 +7,16 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO
-
-import numpy as np
+from typing import Any
 
 from hyena_dist.config.errors import ConfigError
 from hyena_dist.config.plain import read_object
 from hyena_dist.data.errors import DataError
-from hyena_dist.data.tables import Example
 from hyena_dist.runtime.files import writing
 from hyena_dist.tasks.suites.description import Suite, Task
+from hyena_dist.tasks.suites.writer import FILES, Writer, thin
 
 TABLE, SOURCE = "table", "source.json"
-_FILES = {"train": "train.csv", "valid": "dev.csv", "test": "test.csv"}
 
 
 @dataclass(frozen=True)
@@ -41,7 +37,7 @@ def look(suite: Suite, task: Task, data: Path) -> Prepared:
     Raises:
         DataError: they are missing, damaged, or hold something else than the task.
     """
-    return _read(suite, task, suite.files(task, data), {})
+    return _read(suite, task, suite.files(task, data))
 
 
 def prepare(suite: Suite, task: Task, data: Path, directory: Path, most: int | None = None) -> Prepared:
@@ -67,14 +63,10 @@ def prepare(suite: Suite, task: Task, data: Path, directory: Path, most: int | N
     with writing(aside):
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        open_files: dict[str, TextIO] = {}
-        try:
-            found = _read(suite, task, paths, open_files, aside)
-        finally:
-            for file in open_files.values():
-                file.close()
+        with Writer(aside) as writer:
+            found = _read(suite, task, paths, writer)
         if most is not None and found.sizes["train"] > most:
-            found = replace(found, sizes={**found.sizes, "train": most}, notes=(*found.notes, _thin(aside, most)))
+            found = replace(found, sizes={**found.sizes, "train": most}, notes=(*found.notes, thin(aside, most)))
         content = {**made_of, "sizes": dict(found.sizes), "longest": found.longest,
                    "classes": list(found.classes), "notes": list(found.notes)}
         (aside / SOURCE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -86,9 +78,8 @@ def _prepared(said: Mapping[str, Any]) -> Prepared:
     return Prepared(said["sizes"], said["longest"], tuple(said["classes"]), tuple(said["notes"]))
 
 
-def _read(suite: Suite, task: Task, paths: list[Path], open_files: dict[str, TextIO],
-          directory: Path | None = None) -> Prepared:
-    """Read every sequence and, where there is a directory, write it into the file of its split."""
+def _read(suite: Suite, task: Task, paths: list[Path], writer: Writer | None = None) -> Prepared:
+    """Read every sequence and, where there is a writer, hand it on."""
     sizes, classes, notes = Counter[str](), Counter[str](), list[str]()
     longest = cropped = 0
     for example in suite.read(task, paths, notes):
@@ -98,33 +89,16 @@ def _read(suite: Suite, task: Task, paths: list[Path], open_files: dict[str, Tex
         sizes[example.split] += 1
         if example.split == "train" and len(classes) < 1000:
             classes[example.label] += 1
-        if directory is not None:
-            _write(open_files, directory, example, bases)
+        if writer is not None:
+            writer.write(example, bases)
     for split in ("train", "test"):
         if not sizes[split]:
             raise DataError(f"{paths[0]}: {task.name} has no sequences of {split}: {suite.where}")
     if cropped:
         notes.append(f"{cropped:,} of {sum(sizes.values()):,} sequences were longer than {task.crop} bases, and their "
                      "beginning was kept, as the protocol says")
-    of_split = {split: sizes[split] for split in _FILES if sizes[split]}
+    of_split = {split: sizes[split] for split in FILES if sizes[split]}
     return Prepared(of_split, longest, tuple(sorted(classes)[:10]), tuple(notes))
-
-
-def _write(open_files: dict[str, TextIO], directory: Path, example: Example, bases: bytes) -> None:
-    file = open_files.get(example.split)
-    if file is None:
-        file = open_files[example.split] = (directory / _FILES[example.split]).open("w", encoding="utf-8", newline="")
-        file.write("sequence,label,name\n")
-    csv.writer(file, lineterminator="\n").writerow((bases.decode("ascii"), example.label, example.name))
-
-
-def _thin(directory: Path, most: int) -> str:
-    """Keep so many rows of the training sequences, in their order; says of how many."""
-    path = directory / _FILES["train"]
-    header, *rows = path.read_text("utf-8").splitlines(keepends=True)
-    kept = np.sort(np.random.default_rng(0).choice(len(rows), size=most, replace=False))
-    path.write_text(header + "".join(rows[row] for row in kept.tolist()), encoding="utf-8")
-    return f"{most:,} of {len(rows):,} training sequences were drawn at random, and only these are used"
 
 
 def _fingerprint(paths: list[Path]) -> list[list[object]]:
