@@ -9,7 +9,6 @@ composition is no reason.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -52,7 +51,8 @@ class Request:
     reference: Reference | None = None
 
 
-class Row(NamedTuple):
+@dataclass(frozen=True)
+class Row:
     """One way to take away what is further than a distance; of variants or of held-out bases."""
 
     of: str
@@ -113,7 +113,8 @@ def score_distance(trained: Trained, request: Request, groups: Groups) -> list[R
         rows = _rows_of_losses(trained, windows, targets, kept, groups, lambda: shown.advance(task))
         if request.variants is not None and request.reference is not None:
             sites = variant_sites(request.variants, request.reference, request.window, request.most)
-            rows += _rows_of_variants(trained, sites, request, groups, lambda: shown.advance(task))
+            rows += _rows_of_variants(trained, sites, request.reference.ids, request.window, groups,
+                                      lambda: shown.advance(task))
     return rows
 
 
@@ -187,13 +188,10 @@ def _row(of: str, way: str, distance: int, values: np.ndarray, whole: np.ndarray
     return Row(of, way, distance, values.size, float(values.mean()), *value, float((values - whole).mean()), *change)
 
 
-def _rows_of_variants(trained: Trained, sites: Sequence[Site], request: Request, groups: Groups,
+def _rows_of_variants(trained: Trained, sites: Sequence[Site], reference: np.ndarray, window: int, groups: Groups,
                       on_step: Callable[[], None]) -> list[Row]:
-    assert request.reference is not None
-    window = request.window
-
     def scores(way: str, distance: int) -> np.ndarray:
-        return variant_scores(trained, sites, request.reference.ids, window, way, distance, groups)
+        return variant_scores(trained, sites, reference, window, way, distance, groups)
     whole, rows = scores("whole", window), []
     order = sorted(range(len(sites)), key=lambda number: sites[number].at)
     block_of = np.empty(len(sites), np.int64)
@@ -259,6 +257,6 @@ def _pearson(sums: np.ndarray) -> np.ndarray:
 def as_values(row: Row) -> dict[str, object]:
     """By the names of the columns of a file; None where there is no number."""
     return {key: None if isinstance(value, float) and not np.isfinite(value) else value
-            for key, value in row._asdict().items()}
+            for key, value in vars(row).items()}
 
 

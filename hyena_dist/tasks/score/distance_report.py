@@ -47,7 +47,7 @@ def report(rows: Sequence[Row], facts: Mapping[str, Any], picture: str) -> str:
     for of, (heading, text) in SAYS.items():
         of_kind = [row for row in rows if row.of == of]
         if of_kind:
-            lines += [f"## {heading}", "", text.format(**of_kind[0]._asdict()), "",
+            lines += [f"## {heading}", "", text.format(**vars(of_kind[0])), "",
                       markdown([["", "distance", "value", "interval", "change", "interval"],
                                 *([row.way, f"{row.distance:,}", f"{row.value:.4f}", _interval(row.low, row.high),
                                    f"{row.change:+.4f}", _interval(row.change_low, row.change_high)]
