@@ -207,6 +207,9 @@ def _report(args: argparse.Namespace) -> int:
     raise_interrupts()
     if (args.label is None) == (args.preset is None):
         raise ConfigError("give --label COLUMN, or --preset " + " or ".join(PRESETS) + ", and not both")
+    if find_spec("sklearn") is None:
+        raise ConfigError("scikit-learn is missing, which makes the report: install it with pip install "
+                          "'hyena-dist[tasks]'")
     table = read_scores(args.file)
     labels = (labels_of(table, args.label, args.by) if args.preset is None
               else PRESETS[args.preset](table, args.by, args.min_stars))
