@@ -29,9 +29,15 @@ class Scores:
     """By what bases are told apart and by group: float64 [seeds, 2, windows], the sum of the losses in nats and the
     number of the scored bases of each window."""
 
-    def mean(self, group: tuple[str, str]) -> np.ndarray:
-        """[2, blocks], the mean over seeds of blocks of windows that have a base of the group."""
+    def mean(self, group: tuple[str, str], windows: int | None = None) -> np.ndarray:
+        """[2, blocks], the mean over seeds of blocks of windows that have a base of the group.
+
+        Args:
+            windows: of so many longer windows, each of which is as many of these as every other; None: of these.
+        """
         sums = self.groups[group].mean(0)
+        if windows is not None and sums.shape[1] % windows == 0:
+            sums = sums.reshape(2, windows, -1).sum(-1)
         sums = np.add.reduceat(sums, np.arange(0, sums.shape[1], BLOCK), axis=1)
         return sums[:, sums[1] > 0]
 
@@ -56,11 +62,18 @@ class Difference:
 
 
 def difference(scores: Scores, base: Scores, group: tuple[str, str]) -> Difference:
-    """Of one group, with both models on the same resamples of the blocks of windows."""
-    (own, bases), (others, other_bases) = scores.mean(group), base.mean(group)
-    if own.size != others.size:
+    """Of one group, with both models on the same resamples of the blocks of windows. Where one has longer windows of
+    the same bases, blocks are of these.
+
+    Raises:
+        ConfigError: their windows do not hold the same bases.
+    """
+    counts = [each.groups[group].shape[2] for each in (scores, base)]
+    windows = min(counts) if len(set(counts)) > 1 else None
+    (own, bases), (others, other_bases) = scores.mean(group, windows), base.mean(group, windows)
+    if own.size != others.size or (windows is not None and not np.array_equal(bases, other_bases)):
         raise ConfigError(f"{scores.name} and {base.name} have other windows of {group[1]}: compare models whose "
-                          "windows have as many bases")
+                          "windows have as many bases, or where those of one are whole numbers of the other's")
     drawn = np.random.default_rng(0).multinomial(own.size, np.full(own.size, 1 / own.size), RESAMPLES)
     drawn = np.concatenate([np.ones((1, own.size)), drawn])  # the first is what was measured
     change = PERCENT * np.expm1(drawn @ own / (drawn @ bases) - drawn @ others / (drawn @ other_bases))

@@ -60,8 +60,17 @@ def test_a_table_has_the_mean_and_the_spread_of_the_seeds():
 
 
 def test_windows_that_differ_are_refused():
-    with pytest.raises(ConfigError, match="have other windows"):
-        difference(scores("a", np.ones((1, 8))), scores("b", np.ones((1, 16))), ALL)
+    for windows in (16, 9):
+        with pytest.raises(ConfigError, match="have other windows"):
+            difference(scores("a", np.ones((1, 8))), scores("b", np.ones((1, windows))), ALL)
+
+
+def test_longer_windows_of_the_same_bases_are_compared_block_by_block():
+    hard = np.random.default_rng(4).normal(1.3, 0.2, 10 * BLOCK)
+    long = Scores("long", {ALL: np.stack([400 * hard, np.full_like(hard, 400)])[None]})
+    short = scores("short", np.repeat(hard, 4)[None] + 0.01)
+    for found, sign in ((difference(short, long, ALL), 1), (difference(long, short, ALL), -1)):
+        assert [found.percent, found.low, found.high] == pytest.approx([100 * np.expm1(sign * 0.01)] * 3)
 
 
 def test_a_sweep_without_a_finished_point_is_named(tmp_path, shards, capsys):
