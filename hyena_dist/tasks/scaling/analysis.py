@@ -118,7 +118,7 @@ def _fits(points: Sequence[Point], floor: float | None, resamples: int) -> tuple
     """The law of the runs on unique data first, where they are enough to identify one, and why there is none."""
     repeated = [point for point in points if (epochs_of(point) or 0.0) > 1.0]
     unique = [point for point in points if point not in repeated]
-    parts = {"runs of at most one epoch": unique, "runs that repeat data": repeated}
+    parts: dict[str, Sequence[Point]] = {"runs of at most one epoch": unique, "runs that repeat data": repeated}
     enough = MIN_RUNS if floor is None else MIN_RUNS_FLOOR
     if len({point.family for point in unique}) < enough or varied_axes(unique) != varied_axes(points):
         parts = {}  # a law of few of them, or of fewer quantities, would hide what only all runs tell
