@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.studies import ALL, BLOCK, Scores, difference, tables
-from hyena_dist.cli import evaluate, plan, scaling, sweep
+from hyena_dist.cli import evaluate, plan, scaling, score, sweep
 from hyena_dist.config.errors import ConfigError
 from hyena_dist.tasks.sweep.file import read_sweep
 from launchers import bench, studies
@@ -87,7 +87,7 @@ def test_the_pages_show_commands_that_are_right():
     """Every sweep has a page, and its commands name files that are there and options that are known."""
     parsers = {name: module.parse_args for name, module in (
         ("studies", studies), ("sweep", sweep), ("evaluate", evaluate), ("scaling", scaling), ("plan", plan),
-        ("bench", bench))}
+        ("score", score), ("bench", bench))}
     seen = set()
     for page in (ROOT / "docs/studies").glob("*.md"):
         text = page.read_text("utf-8").replace("\\\n", " ")
@@ -99,4 +99,5 @@ def test_the_pages_show_commands_that_are_right():
             if name == "studies":
                 assert args.names is None or len(args.names) >= 2
                 read_sweep(ROOT / args.config)
-    assert seen >= {path.stem for path in (ROOT / "configs/studies").glob("*.yaml")}
+    assert seen >= {"species", "regions", "soft-masking", "kmers", "learning-rate", "depth-width-length", *(
+        f"{name}{size}" for name in ("depth-length", "hyena-transformer", "length-warm-up") for size in ("", "-large"))}
