@@ -152,10 +152,10 @@ def _joining(rank: int, ranks: int, hosts: Mapping[int, str],
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         remedy = next((remedy for sign, remedy in _PORT_REMEDIES.items() if sign in str(error)), _REMEDY)
         first = f"rank 0 ({f'host {hosts[0]}, ' if 0 in hosts else ''}{where})"
-        named = _whose(str(error), places)
+        others = first if rank and not places else f"the other of {ranks} ranks at {where}"
         raise ConnectionError(f"rank {rank} (host {socket.gethostname()}) could not meet "
-                              f"{named or (first if rank else f'the other of {ranks} ranks at {where}')} "
-                              f"({first_sentence(error)}): {remedy}") from error
+                              f"{_whose(str(error), places) or others} ({first_sentence(error)}): "
+                              f"{remedy}") from error
 
 
 def _whose(text: str, places: Sequence[tuple[str, list[str]]]) -> str:
