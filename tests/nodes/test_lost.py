@@ -13,6 +13,7 @@ from tests.e2e.test_pretrain import losses, run
 from tests.nodes.jobs import ARGUMENTS, Job, check_same, ended_after, newest_of_sound
 from tests.nodes.machines import Machine, two_machines
 
+pytestmark = pytest.mark.timeout(1500)  # several starts of four ranks each, which a busy machine takes minutes for
 STEPS = 40
 
 
