@@ -65,13 +65,13 @@ def init_distributed(timeout: timedelta | None = None, *, dump_dir: Path | None 
     if not dist.is_initialized():
         _flight_recorder(device, dump_dir)
         rank, ranks = int(environment["RANK"]), int(environment["WORLD_SIZE"])
-        met = meet(rank, ranks, timeout)
+        met, places = meet(rank, ranks, timeout)
         ours, store = dist.PrefixStore("hyena_dist", met), dist.PrefixStore("default_pg", met)
         if device.type == "cuda":
             _refuse_shared_devices(device, ours, rank, ranks)
             dist.init_process_group("nccl", store=store, rank=rank, world_size=ranks, timeout=timeout, device_id=device)
         else:
-            with _joining(rank, ranks, expected_hosts(), met):
+            with _joining(rank, ranks, expected_hosts(), places):
                 dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timeout)
     return device
 
@@ -92,9 +92,9 @@ def open_store(rank: int, ranks: int, timeout: timedelta) -> dist.Store:
     return store
 
 
-def meet(rank: int, ranks: int, timeout: timedelta) -> dist.Store:
-    """The store that this run's ranks have in common, once all of them are there. Collective. A wait of more than half
-    a minute is logged, with those that it is for.
+def meet(rank: int, ranks: int, timeout: timedelta) -> tuple[dist.Store, list[tuple[str, list[str]]]]:
+    """The store that this run's ranks have in common, once all of them are there, and the host of each with its
+    addresses. Collective. A wait of more than half a minute is logged, with those that it is for.
 
     Raises:
         ConnectionError: they were not in time; names those that are missing.
@@ -117,7 +117,8 @@ def meet(rank: int, ranks: int, timeout: timedelta) -> dist.Store:
             if rank == 0:
                 logger.warning("waiting for %s since %.0f s, until %.0f s (DEEPSPEED_TIMEOUT)", who, waited,
                                patience)
-    return store
+        places = [json.loads(value) for value in store.multi_get([f"here/{other}" for other in range(ranks)])]
+    return store, places
 
 
 def _missing(store: dist.Store, ranks: int, seconds: float) -> list[int]:
@@ -137,12 +138,13 @@ def addresses() -> list[str]:
 
 
 @contextmanager
-def _joining(rank: int, ranks: int, hosts: Mapping[int, str], store: dist.Store | None = None) -> Iterator[None]:
+def _joining(rank: int, ranks: int, hosts: Mapping[int, str],
+             places: Sequence[tuple[str, list[str]]] = ()) -> Iterator[None]:
     """A context in which a rendezvous that fails is one line, with names for the addresses in it.
 
     Args:
         hosts: where each rank should be, as far as it is known.
-        store: has the hosts and addresses of all ranks.
+        places: host and addresses of each rank, if they are known already.
     """
     try:
         yield
@@ -150,22 +152,17 @@ def _joining(rank: int, ranks: int, hosts: Mapping[int, str], store: dist.Store 
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         remedy = next((remedy for sign, remedy in _PORT_REMEDIES.items() if sign in str(error)), _REMEDY)
         first = f"rank 0 ({f'host {hosts[0]}, ' if 0 in hosts else ''}{where})"
-        named = "" if store is None else _whose(str(error), store, ranks)
+        others = first if rank and not places else f"the other of {ranks} ranks at {where}"
         raise ConnectionError(f"rank {rank} (host {socket.gethostname()}) could not meet "
-                              f"{named or (first if rank else f'the other of {ranks} ranks at {where}')} "
-                              f"({first_sentence(error)}): {remedy}") from error
+                              f"{_whose(str(error), places) or others} ({first_sentence(error)}): "
+                              f"{remedy}") from error
 
 
-def _whose(text: str, store: dist.Store, ranks: int) -> str:
-    """The rank or ranks, with their host, of an address in a text; empty: there is none of theirs."""
-    try:
-        places = [json.loads(value) for value in store.multi_get([f"here/{rank}" for rank in range(ranks)])]
-    except (RuntimeError, ValueError):  # the first rank, who has the store, has ended
-        return ""
-    found = [rank for rank, (host, its) in enumerate(places)
-             if any(re.search(rf"(?<![\w.:]){re.escape(address)}(?![\w.])", text) for address in its)
-             and host != socket.gethostname()]
-    return name_places(found, {rank: places[rank][0] for rank in found})
+def _whose(text: str, places: Sequence[tuple[str, list[str]]]) -> str:
+    """The ranks, with their host, of an address of another host in a text; empty: there is none."""
+    found = {rank: host for rank, (host, its) in enumerate(places) if host != socket.gethostname()
+             and any(re.search(rf"(?<![\w.:]){re.escape(address)}(?![\w.])", text) for address in its)}
+    return name_places(found, found)
 
 
 DRIVER = Path("/dev/nvidiactl")

@@ -11,16 +11,19 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from types import TracebackType
 from typing import TypeVar
 
 import psutil
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import _get_default_store as get_default_store
 
+from hyena_dist.config.errors import first_sentence
 from hyena_dist.parallel.groups import Axis
 from hyena_dist.runtime.heartbeat import CUT, DONE, ENDED, FAILED, FOLLOWED, UNREACHABLE_SECONDS, Heartbeat, describe
 from hyena_dist.runtime.launcher import collective_timeout, launcher_processes
-from hyena_dist.runtime.peers import Peer, gather_peers, is_alive
+from hyena_dist.runtime.peers import Peer, gather_peers, is_alive, name_places
 from hyena_dist.runtime.signals import LAUNCHER_GONE
 from hyena_dist.runtime.stop import StopSignal
 
@@ -84,8 +87,8 @@ class Watchdog:
     - What this rank said it waits for has not come in its time: the same, with a line that has the remedy.
 
     What happens on another machine is known by `heartbeat`. Leaving the context without an error is collective: it
-    waits for all ranks, and says goodbye. Where a collective fails because a peer is gone, leaving raises what names
-    the peer, for the collective's own error has an address at most.
+    waits for all ranks, and says goodbye. Where a collective fails because a peer is gone, or did not come to it in
+    time, leaving raises what names the peer, for the collective's own error has an address at most.
 
     Args:
         axis: all ranks, over gloo, the one of `stop`.
@@ -131,9 +134,12 @@ class Watchdog:
             if error is None and self._axis.size > 1:
                 dist.barrier(group=self._axis.group)  # still watched: a peer may die on its way here
             word = DONE if error is None else FAILED
-            if error is not None and _is_of_a_collective(error) and (why := self._blame()) is not None:
-                word = FOLLOWED
-                raise ConnectionError(why) from error
+            if error is not None and _is_of_a_collective(error):
+                if (why := self._blame()) is not None:
+                    word = FOLLOWED
+                    raise ConnectionError(why) from error
+                if (why := self._absent()) is not None:
+                    raise ConnectionError(f"{why} ({first_sentence(error)})") from error
         finally:
             self._heartbeat.say(word)
             self._over.set()
@@ -151,6 +157,26 @@ class Watchdog:
             if time.monotonic() > deadline or (known and certain):
                 return known
             time.sleep(0.05)
+
+    def _absent(self) -> str | None:
+        """Who did not come to a collective whose time was over, though no rank has ended: each that waited says so in
+        the store, and a moment later the others are known. None: the store is gone."""
+        try:
+            store = dist.PrefixStore("waited in vain", get_default_store())
+            store.set_timeout(timedelta(seconds=10))
+            store.set(str(self._axis.rank), "")
+            time.sleep(self._patience.blame)
+            absent = [rank for rank in range(self._axis.size) if not store.check([str(rank)])]
+        except (RuntimeError, ValueError):
+            return None
+        hosts = {peer.rank: peer.host for peer in self._everybody}
+        if not absent:
+            return (f"all ranks waited for each other in vain: look at the network between "
+                    f"{', '.join(sorted(set(hosts.values())))}, and resume with the same command")
+        pids = ", ".join(f"py-spy dump --pid {self._everybody[rank].pid}" for rank in absent[:2])
+        return (f"{name_places(absent, hosts)} did not come to where this rank waited: stuck or far too slow; see "
+                f"{'its log' if len(absent) == 1 else 'their logs'} and, if still there, {pids}; resume with the same "
+                "command")
 
     def _lost(self) -> dict[int, str]:
         """What became of each rank that is gone, of this machine or of others."""

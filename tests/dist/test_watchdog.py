@@ -101,6 +101,24 @@ def _stuck(me: Rank) -> int:
     return 0
 
 
+def _absent(me: Rank) -> int:
+    """Rank 1 waits for rank 0 for no longer than a collective may take."""
+    group = dist.new_group(backend="gloo", timeout=timedelta(seconds=1))
+    if me.rank == 0:
+        return _compute(me)
+    me.watchdog.beat(allow=60)
+    dist.barrier(group=group)
+    return 0
+
+
+def _in_vain(me: Rank) -> int:
+    """Each waits for the other in another collective."""
+    groups = [dist.new_group(backend="gloo", timeout=timedelta(seconds=1)) for _ in range(2)]
+    me.watchdog.beat(allow=60)
+    dist.barrier(group=groups[me.rank])
+    return 0
+
+
 def _steps(me: Rank) -> int:
     """A loop that saves for longer than the watchdog waits for a step, and tells it so."""
     for step in range(3000):
@@ -256,6 +274,21 @@ def test_a_collective_that_fails_because_of_a_peer_names_it(start):
     assert "Connection closed by peer" in run.log(1)
     assert (f"ConnectionError: rank 0 (host {socket.gethostname()}, process {run.ranks[0].pid}) has ended, and this "
             "rank waits for it: its log says why") in run.log(1)
+
+
+def test_a_rank_that_does_not_come_to_a_collective_is_named_though_it_lives(start):
+    run = start(_absent)
+    run.wait_until_ended(1)
+    assert "Timed out" in run.log(1)  # all that gloo says
+    assert f"ConnectionError: rank 0 (host {socket.gethostname()}) did not come to where this rank waited" in run.log(1)
+    assert f"py-spy dump --pid {run.ranks[0].pid}" in run.log(1)
+
+
+def test_ranks_that_all_wait_in_vain_name_their_hosts(start):
+    run = start(_in_vain)
+    run.wait_until_ended(0, 1)
+    said = "all ranks waited for each other in vain: look at the network between"
+    assert said in run.log(0) + run.log(1)  # the other may have seen its peer's end first
 
 
 def test_a_rank_that_is_done_early_says_goodbye(start):

@@ -64,7 +64,7 @@ class Job:
         except subprocess.TimeoutExpired:
             raise AssertionError(self.said()[-4000:]) from None
 
-    def wait_for_steps(self, run_dir: Path, count: int, seconds: float = 240) -> None:
+    def wait_for_steps(self, run_dir: Path, count: int, seconds: float = 500) -> None:
         deadline = time.monotonic() + seconds
         while len(losses(run_dir) if (run_dir / "metrics.jsonl").exists() else ()) < count:
             assert time.monotonic() < deadline, self.said()[-4000:]

@@ -13,6 +13,7 @@ from tests.e2e.test_pretrain import losses, run
 from tests.nodes.jobs import ARGUMENTS, Job, check_same, ended_after, newest_of_sound
 from tests.nodes.machines import Machine, two_machines
 
+pytestmark = pytest.mark.timeout(1500)  # several starts of four ranks each, which a busy machine takes minutes for
 STEPS = 40
 
 
@@ -43,7 +44,9 @@ def lose(job: Job, machines: list[Machine], run_dir: Path, fault: str, draw: ran
     else:
         machines[1].unplug()
         limit, what = 60.0, "cannot be reached any more: host birch is down"
-    taken = ended_after(machines if fault == "unplugged" else machines[:1], limit)
+    taken = ended_after(machines[:1], limit)
+    if fault == "unplugged":  # there torchrun asks its store, which is on the other side, for a minute after its ranks
+        ended_after(machines[1:], 2 * limit)
     said = (run_dir / "logs" / "rank-00000.log").read_text()
     assert "(host birch" in said, said[-4000:]
     assert what in said or "have ended" in said, said[-4000:]

@@ -90,7 +90,8 @@ def test_a_run_directory_of_one_machine_alone_is_refused(machines, shards, tmp_p
     run_dir = tmp_path / "local" / "run"
     run_dir.parent.mkdir()
     machines[1].call("mount", "-t", "tmpfs", "none", str(run_dir.parent))
-    job = Job("srun", machines, tmp_path, f"data.shards={shards}", f"train.run_dir={run_dir}", "train.steps=2")
+    job = Job("srun", machines, tmp_path, f"data.shards={shards}", f"train.run_dir={run_dir}",
+              f"train.steps={STEPS}", "parallel.context=2")
     assert job.wait() == [2, 2, 2, 2], job.said()[-4000:]
     error, = job.errors()
     assert f"rank 2 (host birch) does not see train.run_dir={run_dir} of rank 0 (host alder)" in error
