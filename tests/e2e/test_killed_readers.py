@@ -22,7 +22,8 @@ def inputs(folder: Path, task: str) -> list[str]:
     if task == "generate":
         return ["--from", f"{folder}/model", "--bases", "300", "--samples", "8", "--batch", "1"]
     draw = np.random.default_rng(0)
-    (folder / "some.fa").write_text("".join(f">s{name}\n{''.join(draw.choice(list('ACGT'), 100))}\n" for name in range(SEQUENCES)))
+    (folder / "some.fa").write_text("".join(f">s{name}\n{''.join(draw.choice(list('ACGT'), 100))}\n"
+                                            for name in range(SEQUENCES)))
     return ["--from", f"{folder}/model", "--fasta", f"{folder}/some.fa", "--bin", "10"]
 
 
