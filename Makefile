@@ -11,12 +11,18 @@ RANKS := import torch; print(min(2, torch.cuda.device_count() or 2))
 
 SCRIPTS := .ci/run $(wildcard benchmarks/gpu/*.sh launchers/slurm/*)
 
-.PHONY: help setup quickstart test test-all gpu gpu-kernels lint types clean
+# transformers by major version, for tests/unit/test_huggingface.py; beside .venv's packages, with whose torch they run.
+TRANSFORMERS_4 := transformers==4.57.6 tokenizers==0.22.2 huggingface-hub==0.36.2 requests urllib3 idna certifi charset-normalizer
+TRANSFORMERS_5 := transformers==5.24.0 tokenizers==0.23.3 huggingface-hub==2.4.0
+ACCELERATE := accelerate==1.12.0
+
+.PHONY: help setup quickstart test test-all transformers gpu gpu-kernels lint types clean
 
 help:
 	@echo "make quickstart  set-up, shards from shards/sample, pretrain on 2 processes (1 with one GPU), report (about 7 minutes)"
 	@echo "make test        set-up and the fast tests, where there is a GPU those on it too"
 	@echo "make test-all    set-up and every test; takes long"
+	@echo "make transformers  transformers 4 and 5 with what their Trainer wants, which test-all then tests with exports"
 	@echo "make gpu         without set-up: all that only a GPU can answer, in 9 minutes (docs/gpu.md); ARGS=... are its options"
 	@echo "make gpu-kernels the same of Triton's kernels (ops.backend=triton), in 5 minutes"
 	@echo "make lint types  ruff, shellcheck and mypy"
@@ -45,6 +51,10 @@ test: setup
 test-all: setup
 	python -m pytest
 	if $(ON_GPU); then python -m pytest -m gpu; fi
+
+transformers: setup
+	pip install --quiet --no-deps --upgrade --target .venv/transformers-4 $(TRANSFORMERS_4) $(ACCELERATE)
+	pip install --quiet --no-deps --upgrade --target .venv/transformers-5 $(TRANSFORMERS_5) $(ACCELERATE)
 
 # With the Python that is there, .venv's or the machine's own: a GPU machine may have no network to set anything up.
 gpu:

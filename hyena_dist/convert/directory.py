@@ -22,8 +22,9 @@ from hyena_dist.config.formats import FORMATS
 from hyena_dist.config.sections.model import BEFORE_THE_KEY, ModelSection
 from hyena_dist.config.versions import own_version
 from hyena_dist.config.whole import new_directory
+from hyena_dist.convert.card import CARD, model_card
 from hyena_dist.convert.files import CONFIG, PUBLISHED_WEIGHTS, WEIGHTS, read_config, read_weights, weight_files
-from hyena_dist.convert.huggingface import HUGGINGFACE_KEYS, from_huggingface, to_huggingface
+from hyena_dist.convert.huggingface import HUGGINGFACE_KEYS, code_files, from_huggingface, to_huggingface
 from hyena_dist.convert.published import (
     PUBLISHED_KEYS,
     from_published,
@@ -103,7 +104,7 @@ def write_model(dest: str | Path, format: str, section: ModelSection, model: Hye
 
     Args:
         format: one of `config.formats.FORMATS`.
-        source: where the model came from; a checkpoint's metadata keeps it.
+        source: where the model came from; a checkpoint's metadata keeps it, and the model card says what it tells.
 
     Raises:
         ConversionError: `dest` exists or cannot be written, or the format has no such model; nothing is written.
@@ -180,27 +181,30 @@ def _shape(shape: torch.Size | None) -> str:
     return "none" if shape is None else str(list(shape))
 
 
-def _write_own(dest: Path, section: ModelSection, model: HyenaModel, _source: str) -> None:
+def _write_own(dest: Path, section: ModelSection, model: HyenaModel, source: str) -> None:
     weights = {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
-    _write(dest, {"format": "hyena_dist", "version": own_version(),
-                  "model": asdict(section)}, {WEIGHTS: _safetensors(weights)})
+    _write(dest, {"format": "hyena_dist", "version": own_version(), "model": asdict(section)},
+           {WEIGHTS: _safetensors(weights), CARD: model_card("safetensors", section, model, source).encode()})
 
 
-def _write_published(dest: Path, section: ModelSection, model: HyenaModel, _source: str) -> None:
+def _write_published(dest: Path, section: ModelSection, model: HyenaModel, source: str) -> None:
     config, state_dict = to_published(model)
     if not section.tie_embeddings:
         logger.warning("the head is not tied, and the published training code ties it: there lm_head.weight would take "
                        "the embedding's place; convert.py and the published inference code do not mix them")
     file = io.BytesIO()
     torch.save({"state_dict": {f"model.{key}": value for key, value in state_dict.items()}}, file)
-    _write(dest, config | {"vocab_size": section.vocab_size}, {PUBLISHED_WEIGHTS: file.getvalue()})
+    _write(dest, config | {"vocab_size": section.vocab_size},
+           {PUBLISHED_WEIGHTS: file.getvalue(), CARD: model_card("published", section, model, source).encode()})
 
 
-def _write_huggingface(dest: Path, section: ModelSection, model: HyenaModel, _source: str) -> None:
+def _write_huggingface(dest: Path, section: ModelSection, model: HyenaModel, source: str) -> None:
     refuse_kinds(model, "huggingface")
     config, state_dict = to_huggingface(*to_published(model))
     _write(dest, config | {"vocab_size": section.vocab_size},
-           {WEIGHTS: _safetensors(state_dict), **tokenizer_files(section.max_seq_len)})
+           {WEIGHTS: _safetensors(state_dict), **tokenizer_files(section.max_seq_len),
+            **code_files(section.padded_vocab_size),
+            CARD: model_card("huggingface", section, model, source).encode()})
 
 
 def _write(dest: Path, config: Mapping[str, Any], files: Mapping[str, bytes]) -> None:

@@ -48,9 +48,14 @@ class Trained:
         return replace(self, model=model.to(device).eval(), precision=precision)
 
     def digest(self) -> str:
-        """sha256 of the weights with their names, in float32: the same whatever file they come from."""
-        found = sha256()
-        for name, weight in sorted(self.model.named_parameters()):
-            found.update(f"{name} {list(weight.shape)}\n".encode())
-            found.update(weight.detach().float().cpu().contiguous().numpy().tobytes())
-        return found.hexdigest()
+        """Of its weights (`weights_digest`)."""
+        return weights_digest(self.model)
+
+
+def weights_digest(model: HyenaModel) -> str:
+    """sha256 of the weights with their names, in float32: the same whatever file they come from."""
+    found = sha256()
+    for name, weight in sorted(model.named_parameters()):
+        found.update(f"{name} {list(weight.shape)}\n".encode())
+        found.update(weight.detach().float().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()

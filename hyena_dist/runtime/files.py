@@ -8,17 +8,23 @@ from pathlib import Path
 
 from hyena_dist.config.errors import write_remedy
 
+_ELSEWHERE = "change train.run_dir"
+
 logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """A context in which a failed write is one line with the file's name and the remedy."""
+def writing(path: Path, elsewhere: str = _ELSEWHERE) -> Iterator[None]:
+    """A context in which a failed write is one line with the file's name and the remedy.
+
+    Args:
+        elsewhere: how another place is chosen.
+    """
     try:
         yield
     except OSError as error:
         raise OSError(f"{path}: could not be written ({error.strerror or error}): "
-                      f"{write_remedy(error, 'change train.run_dir')}") from error
+                      f"{write_remedy(error, elsewhere)}") from error
 
 
 def write_durably(path: Path, text: str) -> None:
@@ -29,14 +35,17 @@ def write_durably(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+def write_whole(path: Path, write: Callable[[Path], object], elsewhere: str = _ELSEWHERE) -> None:
     """Let `write` write a file beside `path`, and rename it to `path` when it is on the disk.
+
+    Args:
+        elsewhere: as of `writing`.
 
     Raises:
         OSError: it could not be written; what was at `path` is as before.
     """
     aside = path.with_name(f"{path.stem}.tmp{path.suffix}")
-    with writing(path):
+    with writing(path, elsewhere):
         try:
             write(aside)
             with aside.open("rb") as file:

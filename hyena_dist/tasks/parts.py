@@ -10,7 +10,10 @@ from typing import Any
 import numpy as np
 
 from hyena_dist.config.errors import ConfigError
-from hyena_dist.runtime.files import write_durably, write_whole
+from hyena_dist.runtime.files import write_durably, write_whole, writing
+
+ANOTHER = "choose another --out"
+"""What else to do where a file cannot be written."""
 
 
 class Parts:
@@ -18,6 +21,9 @@ class Parts:
     is in them. It goes when the file is written."""
 
     def __init__(self, out: Path) -> None:
+        """Raises ConfigError: `out` is no name of a file."""
+        if not out.name:
+            raise ConfigError(f"--out {out}: is a directory: name a file in it")
         self.path = out.with_name(f"{out.name}.parts")
 
     def check_outputs(self, files: Mapping[str, Path]) -> None:
@@ -43,12 +49,14 @@ class Parts:
 
         Raises:
             ConfigError: that call would have written another file.
+            OSError: it cannot be made.
         """
-        self.path.mkdir(exist_ok=True)
+        with writing(self.path, ANOTHER):
+            self.path.mkdir(exist_ok=True)
         path = self.path / "facts.json"
         facts = json.loads(json.dumps(facts))
         if not path.exists():
-            write_whole(path, lambda aside: write_durably(aside, json.dumps(facts, indent=1)))
+            write_whole(path, lambda aside: write_durably(aside, json.dumps(facts, indent=1)), ANOTHER)
             return
         there = json.loads(path.read_text(encoding="utf-8"))
         if changed := sorted(key for key in facts.keys() | there.keys() if facts.get(key) != there.get(key)):
@@ -60,7 +68,7 @@ class Parts:
         def write(aside: Path) -> None:
             with aside.open("wb") as file:
                 np.savez(file, allow_pickle=False, **arrays)
-        write_whole(self._file(name), write)
+        write_whole(self._file(name), write, ANOTHER)
 
     def load(self, name: str) -> dict[str, np.ndarray] | None:
         """A part; None: it is not there, or not whole."""

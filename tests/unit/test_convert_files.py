@@ -111,6 +111,8 @@ def test_a_classifier_of_the_port_has_no_head(tmp_path: Path, caplog: pytest.Log
     state = load_file(tmp_path / "source" / WEIGHTS)
     del state["lm_head.weight"]
     save_file(state | {"score.weight": torch.ones(2, 8)}, tmp_path / "source" / WEIGHTS)
+    config = json.loads((tmp_path / "source" / "config.json").read_text())
+    (tmp_path / "source" / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
     found, again, _ = read_model(tmp_path / "source")
     assert found.tie_embeddings
     assert same(model, again)

@@ -169,6 +169,8 @@ REFUSED = {"another ending": (["--out", "x.csv"], "--out x.csv: name a file that
            "one rank": (["--context", "2"], "1 ranks cannot share sequences by so many"),
            "a region of nothing": (["--region", "17:1-100"], "give --bed, or leave it out"),
            "no file": (["--fasta", "nothing.fa"], "nothing.fa"),
+           "a directory": (["--out", "."], "--out .:"),
+           "a place that takes no file": (["--out", "/proc/x.npy"], "choose another --out"),
            "no directory": (["--out", "no/x.npy"], "there is no directory no"),
            "a region of the reverse": (["--bed", "bad.bed"], "bad.bed: line 1: start '20' and end '10' must be"),
            "a strand": (["--bed", "strand.bed"], "strand.bed: line 2: strand 'x' in the sixth column"),

@@ -225,6 +225,8 @@ REFUSED = {"too long": (["--bases", "201"], "--bases 201: with the 0 bases of ge
            "no sequence": (["--bases", "9", "--prompt", "AC-T"], "byte b'-' at base 3 is not an IUPAC code"),
            "no file": (["--bases", "9", "--prompts", "nothing.fa"], "nothing.fa"),
            "another ending": (["--bases", "9", "--likelihoods", "x.csv"], "--likelihoods x.csv: name a file that ends"),
+           "a directory": (["--bases", "9", "--out", "."], "--out .: is a directory: name a file"),
+           "a place that takes no file": (["--bases", "9", "--out", "/proc/x.fa"], "choose another --out"),
            "no directory": (["--bases", "9", "--likelihoods", "no/x.tsv"], "there is no directory no"),
            "one file twice": (["--bases", "9", "--likelihoods", "made.tsv"], "name one file")}
 

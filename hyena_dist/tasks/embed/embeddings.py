@@ -27,7 +27,7 @@ from hyena_dist.runtime.files import write_whole
 from hyena_dist.tasks.columns import Columns, check_ending, write_columns
 from hyena_dist.tasks.embed.inputs import OUTCOMES, Records, Regions, Sequence
 from hyena_dist.tasks.embed.states import TOKENS, embed, rows_of
-from hyena_dist.tasks.parts import Parts, names
+from hyena_dist.tasks.parts import ANOTHER, Parts, names
 
 CHUNK_BASES, CHUNK_SEQUENCES = 2**17, 4096
 """Of a part, which a kill can cost; it has at least one sequence."""
@@ -203,14 +203,14 @@ def _joined(trained: Trained, request: Request, found: _Survey,
 def _finish(trained: Trained, request: Request, found: _Survey, parts: Parts, facts: dict[str, Any]) -> None:
     """Join the parts, which go last."""
     index = (_index(chunk, start, request.bin) for chunk, start in _starts(request, trained.seq_len))
-    write_whole(request.index, lambda aside: write_columns(aside, ".tsv", facts, index))
+    write_whole(request.index, lambda aside: write_columns(aside, ".tsv", facts, index), ANOTHER)
     joined = _joined(trained, request, found, parts)
     if request.out.suffix == ".parquet":
         groups = (_columns(chunk, rows, request.bin) for chunk, rows in joined if len(rows))
-        write_whole(request.out, lambda aside: write_columns(aside, ".parquet", facts, groups))
+        write_whole(request.out, lambda aside: write_columns(aside, ".parquet", facts, groups), ANOTHER)
     else:
         shape = (found.rows, trained.section.hidden_size)
-        write_whole(request.out, lambda aside: _write_npy(aside, shape, (rows for _, rows in joined)))
+        write_whole(request.out, lambda aside: _write_npy(aside, shape, (rows for _, rows in joined)), ANOTHER)
     parts.remove()
 
 

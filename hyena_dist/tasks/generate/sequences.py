@@ -30,7 +30,7 @@ from hyena_dist.runtime.agree import agree
 from hyena_dist.runtime.files import write_whole
 from hyena_dist.tasks.columns import Columns, check_ending, write_columns
 from hyena_dist.tasks.generate.sampling import BASES, Sampling, draw
-from hyena_dist.tasks.parts import Parts, names
+from hyena_dist.tasks.parts import ANOTHER, Parts, names
 
 STRETCH = 2**15
 """Bases: what a kill can cost, and the length of a memory (`model.decode`)."""
@@ -278,8 +278,8 @@ def _finish(request: Request, parts: Parts, facts: dict[str, Any]) -> None:
     if request.likelihoods is not None:
         path = request.likelihoods
         groups = (_columns(made) for made in _made(request, parts))
-        write_whole(path, lambda aside: write_columns(aside, path.suffix, facts, groups))
-    write_whole(request.out, lambda aside: _write_fasta(aside, request, parts, facts))
+        write_whole(path, lambda aside: write_columns(aside, path.suffix, facts, groups), ANOTHER)
+    write_whole(request.out, lambda aside: _write_fasta(aside, request, parts, facts), ANOTHER)
     parts.remove()
 
 
