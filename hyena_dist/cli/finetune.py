@@ -80,6 +80,11 @@ def _resolved(args: argparse.Namespace) -> tuple[Config, "Labelled", Mapping[str
         raise UserError(f"finetune.task={labelled.task} has labels for places, and the tokens of this model are "
                         f"{tokenizer.k}-mers (model.kmer): take a model of single bases")
     config = replace(config, data=replace(config.data, seq_len=tokenizer.tokens(longest)))
+    if config.finetune.by_tokens:
+        from hyena_dist.train.prompting import check_prompting, row_tokens
+
+        check_prompting(config, labelled)
+        config = replace(config, data=replace(config.data, seq_len=row_tokens(config.finetune, labelled)))
     if (epochs := config.finetune.epochs) is not None:
         steps = max(1, round(epochs * len(labelled.splits["train"]) / config.train.global_batch_size))
         config = replace(config, train=replace(config.train, steps=steps))

@@ -30,7 +30,7 @@ FIXED = frozenset({
     *(f"finetune.{key}" for key in (
         "sequence_column", "label_column", "split_column", "valid_fraction", "valid_chromosomes", "test_chromosomes",
         "task", "pooling", "bin_size", "bins_cut", "diagonals", "loss", "trained", "lora_rank", "lora_alpha",
-        "lora_targets", "longer", "rc")),
+        "lora_targets", "prompt_tokens", "shots", "longer", "rc")),
 })
 """A resume may not change them."""
 

@@ -32,6 +32,7 @@ from hyena_dist.train.convolutional import Convolutional
 from hyena_dist.train.finetuning import Finetuning
 from hyena_dist.train.history import Start
 from hyena_dist.train.predictions import Predictions
+from hyena_dist.train.prompting import Prompting
 from hyena_dist.train.session import open_trainer
 from hyena_dist.train.trainer import Trainer
 
@@ -85,7 +86,8 @@ def finetune(config: Config, groups: Groups, device: torch.device, *, read: Call
             if config.finetune.trained == "probe":
                 found = _remembered(run, labelled, groups, partial(_probed, run, labelled, place))
             else:
-                found = _trained(run, labelled, place, partial(Finetuning, labelled=labelled, weights=weights))
+                learns = Prompting if config.finetune.by_tokens else Finetuning
+                found = _trained(run, labelled, place, partial(learns, labelled=labelled, weights=weights))
             results.append({**found, "baselines": _beside(run, labelled, place)})
     except Stopped as stopped:
         return stopped.reason
@@ -171,7 +173,7 @@ def _beside(run: Config, labelled: Labelled, place: Place) -> dict[str, Any]:
     for name, objective in others.items():
         if name not in asked or (name == "scratch" and run.finetune.from_ is None):
             continue  # a model that starts from nothing is its own comparison
-        tune = replace(run.finetune, from_=None, trained="all", lr_decay=1.0)
+        tune = replace(run.finetune, from_=None, trained="all", lr_decay=1.0, shots=None)
         train = replace(run.train, run_dir=str(Path(run.train.run_dir, name)))
         one = _trained(replace(run, finetune=tune, train=train), labelled, place, objective)
         found[name] = {key: one[key] for key in ("scores", "steps", "checkpoint")}

@@ -22,6 +22,7 @@ from hyena_dist.model.headed import HeadedModel
 from hyena_dist.model.lora import add_adapters
 from hyena_dist.model.model import HyenaModel, build_model
 from hyena_dist.model.placement import tensor_share
+from hyena_dist.model.prompt import add_prompt
 from hyena_dist.ops.dropout import DropoutKey
 from hyena_dist.parallel.groups import Axis, Groups
 from hyena_dist.parallel.tokens import padded_length, part_of_window
@@ -92,12 +93,15 @@ class Finetuning:
 
     def _build(self, weights: Mapping[str, Tensor] | None) -> HeadedModel | ConvolutionalModel:
         """The model that answers."""
-        config, groups, section = self._config, self._groups, self._section
-        backbone = build_model(config, groups)
+        return model_of(self._labelled, self._section, self._backbone(weights), seed=self._config.train.seed)
+
+    def _backbone(self, weights: Mapping[str, Tensor] | None) -> HyenaModel:
+        """The pretrained model, of which that is trainable which is to be learnt."""
+        backbone = build_model(self._config, self._groups)
         if weights is not None:
-            _fill(backbone, weights, groups)
-        adapt(backbone, section, seed=config.train.seed)
-        return model_of(self._labelled, section, backbone, seed=config.train.seed)
+            _fill(backbone, weights, self._groups)
+        adapt(backbone, self._section, seed=self._config.train.seed)
+        return backbone
 
     def _slices(self) -> Axis:
         """The ranks that share the tokens of a row."""
@@ -259,5 +263,7 @@ def adapt(backbone: HyenaModel, section: FinetuneSection, *, seed: int) -> None:
     if section.trained == "lora":
         targets = [] if section.lora_targets is None else words_of(section.lora_targets)
         add_adapters(backbone, rank=section.lora_rank, alpha=section.lora_alpha, targets=targets, seed=seed)
+    elif section.trained == "prompt":
+        add_prompt(backbone, section.prompt_tokens, seed=seed)
     elif section.trained != "all":
         backbone.requires_grad_(False)
