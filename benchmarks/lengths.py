@@ -57,19 +57,27 @@ def operations(side: str, size: Size, length: int) -> float:
     return training_flops(section, length) / length
 
 
-def crossing(hyena: Any, attention: Any, *, shortest: int = 2, longest: int = LONG) -> int | None:
-    """The shortest length from which on attention costs more up to the longest; None: it does not at that one.
+def crossing(size: Size) -> int | None:
+    """The shortest length from which on attention takes more operations up to `LONG`, where it takes ever more beside
+    Hyena; None: it does not at that one."""
+    def more(length: int) -> bool:
+        return operations(TRANSFORMER, size, length) > operations("ours", size, length)
 
-    Args:
-        hyena, attention: functions from a length to the cost of a token; the second must grow faster than the first.
-    """
-    low, high = shortest, longest
-    if attention(high) <= hyena(high):
+    low, high = 2, LONG
+    if not more(high):
         return None
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if attention(middle) > hyena(middle) else (middle + 1, high)
+        low, high = (low, middle) if more(middle) else (middle + 1, high)
     return low
+
+
+def slower_from(measured: Mapping[str, Mapping[int, float]]) -> tuple[int | None, int | None]:
+    """(the last measured length at which attention is not slower, the first of those from which on it is)."""
+    both = sorted(measured["ours"].keys() & measured[TRANSFORMER].keys())
+    equal = [length for length in both if measured[TRANSFORMER][length] <= measured["ours"][length]]
+    longer = [length for length in both if not equal or length > equal[-1]]
+    return (equal[-1] if equal else None), (longer[0] if longer else None)
 
 
 def nanoseconds(row: Mapping[str, Any]) -> float:
@@ -88,9 +96,7 @@ def summary(rows: Sequence[Mapping[str, Any]], size: Size) -> dict[str, Any] | N
     hyena, attention = (curves[side] for side in SHAPES)
     flops = {side: operations(side, size, LONG) for side in SHAPES}
     return {"curves": [asdict(curve) for curve in curves.values()],
-            "crossing of operations": crossing(*(lambda length, side=side: operations(side, size, length)
-                                                 for side in SHAPES)),
-            "crossing of times": crossing(hyena, attention, shortest=max(hyena.shortest, attention.shortest)),
+            "crossing of operations": crossing(size), "attention is slower": slower_from(measured),
             "length": LONG, "operations a token": flops,
             "times the operations": flops[TRANSFORMER] / flops["ours"],
             "nanoseconds a token, extrapolated": {side: float(curve(LONG)) for side, curve in curves.items()},
@@ -99,14 +105,13 @@ def summary(rows: Sequence[Mapping[str, Any]], size: Size) -> dict[str, Any] | N
 
 def said(found: Mapping[str, Any]) -> list[str]:
     """The summary in lines."""
-    def from_on(length: int | None) -> str:
-        return "at no length up to a million tokens" if length is None else (
-            f"from {length:,} tokens on" + (", the shortest measured" if length == shortest else ""))
-
-    shortest = max(curve["shortest"] for curve in found["curves"])
+    last, first = found["attention is slower"]
+    slower = (f"from {first:,} tokens on" + ("" if last is None else f", and not at {last:,}") if first else
+              "at no length that was measured")
+    crossed = found["crossing of operations"]
+    more = f"from {crossed:,} tokens on" if crossed else "at no length up to a million tokens"
     far = {curve["side"]: found["length"] / curve["longest"] for curve in found["curves"]}
-    lines = [f"attention takes more operations {from_on(found['crossing of operations'])} (exact), and more time "
-             f"{from_on(found['crossing of times'])} (by the curves)",
+    lines = [f"attention takes more operations {more} (exact), and more time {slower} (measured)",
              f"at {found['length']:,} tokens: {found['times the operations']:,.1f} times the operations (exact), "
              f"{found['times the time, extrapolated']:,.0f} times the time (EXTRAPOLATED: "
              f"{far[TRANSFORMER]:,.0f} times the longest sequence that attention was measured at, "
@@ -135,10 +140,13 @@ def draw(result: Mapping[str, Any], path: Path) -> Path:
         left.plot(beyond, shape(beyond) / 1e3, "--", color=colour, label=f"{name}, extrapolated")
         lengths = [2**power for power in range(6, 21)]
         right.plot(lengths, [operations(side, size, length) for length in lengths], color=colour, label=name)
-    for axes, key, title, label in ((left, "crossing of times", "Time", "microseconds a token"),
-                                    (right, "crossing of operations", "Operations, exact", "training FLOPs a token")):
-        if found[key]:
-            axes.axvline(found[key], color="grey", linestyle=":", label=f"they cross at {found[key]:,} tokens")
+    last, first = found["attention is slower"]
+    if last and first:
+        left.axvspan(last, first, color="grey", alpha=0.3, label=f"they cross between {last:,} and {first:,} tokens")
+    if crossed := found["crossing of operations"]:
+        right.axvline(crossed, color="grey", linestyle=":", label=f"they cross at {crossed:,} tokens")
+    for axes, title, label in ((left, "Time", "microseconds a token"),
+                               (right, "Operations, exact", "training FLOPs a token")):
         axes.set(xscale="log", yscale="log", xlabel="tokens of a sequence", ylabel=label, title=title)
         axes.set_xscale("log", base=2)
         axes.grid(alpha=0.3)

@@ -10,6 +10,7 @@ windows themselves.
 import statistics
 import tempfile
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -130,7 +131,7 @@ def _time_rank(rank: int, size: Size, variants: int, ranks: int, rounds: int, sh
     for turn in range(rounds + 1):
         for side, work in sides.items():
             dist.barrier()
-            seconds = timed(lambda work=work, turn=turn: work(turn), CPU)
+            seconds = timed(partial(work, turn), CPU)
             if turn:  # the first is the warm-up
                 times[side].append(seconds)
     torch.save((windows, times), Path(shared, f"result.{rank}"))
@@ -141,6 +142,7 @@ def _time_rank(rank: int, size: Size, variants: int, ranks: int, rounds: int, sh
 def memory(variants: int) -> Row:
     """Of scoring so many in a fresh process."""
     with tempfile.TemporaryDirectory() as directory:
+        write_inputs(Path(directory), variants, Size(SHORT))  # here: what it holds is no memory of scoring
         mp.spawn(_memory_rank, (variants, directory), nprocs=1)
         windows, seconds, cpu, peak = torch.load(Path(directory, "result"), weights_only=False)
     return Row(f"memory, windows of {SHORT}", variants, windows, seconds, cpu, 0.0, peak / 2**20)
@@ -148,11 +150,9 @@ def memory(variants: int) -> Row:
 
 def _memory_rank(_rank: int, variants: int, shared: str) -> None:
     torch.set_num_threads(1)
-    size, directory = Size(SHORT, 16, 1), Path(shared, "rank-0")
-    directory.mkdir()
-    write_inputs(directory, variants, size)
+    size, directory = Size(SHORT, 16, 1), Path(shared)
     request = Request(Variants(directory / "variants.vcf", is_vcf=True), read_reference(directory / "reference.fa"),
-                      Path(shared, "scores.tsv"), size.length, "reference.fa")
+                      directory / "scores.tsv", size.length, "reference.fa")
     seconds, cpu = timed(lambda: score_variants(trained_of(size), request, Groups.single()), CPU)
     places = -(-variants // 3)
-    torch.save((2 * (variants + places), seconds, cpu, peak_memory(CPU)), Path(shared, "result"))
+    torch.save((2 * (variants + places), seconds, cpu, peak_memory(CPU)), directory / "result")

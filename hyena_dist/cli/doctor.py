@@ -111,7 +111,7 @@ def read_hostfile(path: Path) -> dict[str, int]:
         words = line.partition("#")[0].split()
         if not words:
             continue
-        count = words[1].removeprefix("slots=") if len(words) == 2 else ""
+        count = words[1].removeprefix("slots=") if len(words) == 2 and words[1].startswith("slots=") else ""
         if not count.isdecimal() or not int(count) or words[0] in found:
             raise ConfigError(f"--hostfile {path}: line {number}, {line!r}, must be HOST slots=N, each host once")
         found[words[0]] = int(count)

@@ -62,11 +62,10 @@ def _resolved(args: argparse.Namespace) -> tuple[Config, "Labelled", Mapping[str
     config = load_config(find(args.config), args.overrides, base=NOT_READ)
     weights = None
     if config.finetune.from_ is not None:
-        from hyena_dist.convert.directory import read_model
+        from hyena_dist.convert.start import read_start
 
-        section, model, path = read_model(config.finetune.from_)
+        section, weights, path = read_start(config.finetune.from_)
         logger.info("starting from %s", path)
-        weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
         dropouts = {key: getattr(config.model, key) for key in ("embed_dropout", "resid_dropout")}
         config = replace(config, model=replace(section, **dropouts))
     tokenizer = tokenizer_of(config.model)

@@ -5,6 +5,7 @@ again.
 commands: variants    score the variants of a VCF or a table
           report      ROC and precision of the scores of such a file against one of its columns
           perplexity  of held-out bases by context, place, species, G and C, case and region, beside Markov chains
+          distance    losses and scores while what is further than a distance is cropped, shuffled or masked
 
 examples: python launchers/score.py variants --from runs/mine --vcf calls.vcf.gz --fasta hg38.fa.gz --out scores.tsv
           python launchers/score.py variants --from runs/mine --table brca1.tsv --fasta brca1.fa \\
@@ -15,6 +16,9 @@ examples: python launchers/score.py variants --from runs/mine --vcf calls.vcf.gz
           python launchers/score.py report scores.tsv --label pathogenic --score cadd --by consequence
           python launchers/score.py perplexity --from runs/mine --shards shards/mine --regions genes.gff3.gz \\
               --out perplexity.tsv
+          python launchers/score.py distance --from runs/mine --shards shards/mine --out distance.tsv
+          python launchers/score.py distance --from runs/mine --shards shards/mine --vcf calls.vcf.gz \\
+              --fasta hg38.fa.gz --most 1000 --out distance.tsv
 """
 
 import argparse
@@ -49,12 +53,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     variants = commands.add_parser("variants", help="score the variants of a VCF or a table",
                                    formatter_class=argparse.RawDescriptionHelpFormatter, epilog=_example("variants"))
     _add_model(variants)
-    files = variants.add_mutually_exclusive_group(required=True)
-    files.add_argument("--vcf", type=Path, metavar="V", help="a VCF, plain, gzip or bgzip")
-    files.add_argument("--table", type=Path, metavar="T", help="a table (tsv, csv, parquet) with columns chrom, pos "
-                       "(from 1), ref and alt; its other columns are carried over")
-    variants.add_argument("--fasta", type=Path, required=True, metavar="F", help="the reference, or a slice of it")
-    variants.add_argument("--region", metavar="C:FIRST-LAST", help="where a slice lies (default: as its header says)")
+    _add_variants(variants, required=True)
     variants.add_argument("--accept-numerics", action="store_true", help="write the file also where the precision "
                           "changes the order of the variants; its header says so")
     variants.add_argument("--out", type=Path, required=True, metavar="FILE", help="a new .tsv, .parquet, .vcf or "
@@ -75,6 +74,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     _add_perplexity(commands.add_parser("perplexity", help="of held-out bases, by what they are and what is seen "
                                         "before them", formatter_class=argparse.RawDescriptionHelpFormatter,
                                         epilog=_example("perplexity")))
+    _add_distance(commands.add_parser("distance", help="losses and scores while distant sequence is taken away",
+                                      formatter_class=argparse.RawDescriptionHelpFormatter,
+                                      epilog=_example("distance")))
     return parser.parse_args(argv)
 
 
@@ -88,6 +90,26 @@ def _add_model(command: argparse.ArgumentParser) -> None:
     command.add_argument("--context", type=int, default=1, metavar="P", help="so many ranks share each window, for "
                          "those that are too long for one (1)")
     command.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the arithmetic (fp32)")
+
+
+def _add_variants(command: argparse.ArgumentParser, *, required: bool) -> None:
+    files = command.add_mutually_exclusive_group(required=required)
+    files.add_argument("--vcf", type=Path, metavar="V", help="a VCF, plain, gzip or bgzip")
+    files.add_argument("--table", type=Path, metavar="T", help="a table (tsv, csv, parquet) with columns chrom, pos "
+                       "(from 1), ref and alt; its other columns are carried over")
+    command.add_argument("--fasta", type=Path, required=required, metavar="F", help="the reference, or a slice of it")
+    command.add_argument("--region", metavar="C:FIRST-LAST", help="where a slice lies (default: as its header says)")
+
+
+def _add_distance(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--shards", type=Path, required=True, metavar="DIR", help="of whose windows the loss is")
+    command.add_argument("--split", choices=("val", "test"), default="val", help="which split (val)")
+    command.add_argument("--most", type=int, default=256, metavar="N", help="windows at most, and variants, at even "
+                         "distances (256)")
+    _add_variants(command, required=False)
+    _add_model(command)
+    command.add_argument("--out", type=Path, required=True, metavar="FILE", help="a new .tsv or .parquet; a text (.md) "
+                         "and a picture (.png) of the same name are written beside it")
 
 
 def _add_perplexity(command: argparse.ArgumentParser) -> None:
@@ -118,7 +140,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
-        return {"variants": _variants, "report": _report, "perplexity": _perplexity}[args.command](args)
+        return {"variants": _variants, "report": _report, "perplexity": _perplexity,
+                "distance": _distance}[args.command](args)
     except (UserError, OSError) as error:
         if int(os.environ.get("RANK", "0")) == 0 or not is_agreed(error):
             print(f"error: {one_line(error)}", file=sys.stderr)
@@ -184,6 +207,9 @@ def _report(args: argparse.Namespace) -> int:
     raise_interrupts()
     if (args.label is None) == (args.preset is None):
         raise ConfigError("give --label COLUMN, or --preset " + " or ".join(PRESETS) + ", and not both")
+    if find_spec("sklearn") is None:
+        raise ConfigError("scikit-learn is missing, which makes the report: install it with pip install "
+                          "'hyena-dist[tasks]'")
     table = read_scores(args.file)
     labels = (labels_of(table, args.label, args.by) if args.preset is None
               else PRESETS[args.preset](table, args.by, args.min_stars))
@@ -226,6 +252,37 @@ def _perplexity(args: argparse.Namespace) -> int:
     agree(lambda: _write(args.out, [row.values() for row in found.rows], facts,
                          lambda picture: report(found, facts, picture),
                          lambda path: draw(found, path, f"{facts['model']}, {args.split} of {args.shards}"))
+          if groups.world.rank == 0 else None, groups)
+    return 0
+
+
+def _distance(args: argparse.Namespace) -> int:
+    from hyena_dist.data.reference import Region, read_reference
+    from hyena_dist.data.variants import Variants
+    from hyena_dist.runtime.agree import agree
+    from hyena_dist.tasks.score.distance import Request, as_values, score_distance
+    from hyena_dist.tasks.score.distance_report import draw, report
+    from hyena_dist.tasks.score.tables import check_out, facts_of
+
+    raise_interrupts()
+    if args.most < 1:
+        raise agreed(ConfigError(f"--most {args.most}: give how many windows are read, at least 1"))
+    file = args.vcf or args.table
+    if (file is None) != (args.fasta is None):
+        raise agreed(ConfigError("variants need their reference: give --fasta with --vcf or --table, or neither"))
+    check_out(args.out)
+    variants = reference = None
+    if file is not None:
+        variants = Variants(file, is_vcf=args.vcf is not None)
+        reference = read_reference(args.fasta, None if args.region is None else Region.parse(args.region))
+    trained, groups, window = _open(args, single_bases=True)
+    request = Request(args.shards, args.split, window, args.most, variants, reference)
+    rows = agree(lambda: score_distance(trained, request, groups), groups)
+    facts = {**facts_of(trained), "window": window, "shards": str(args.shards), "split": args.split,
+             "variants": "" if file is None else file.name, "most": args.most}
+    agree(lambda: _write(args.out, [as_values(row) for row in rows], facts,
+                         lambda picture: report(rows, facts, picture),
+                         lambda path: draw(rows, path, f"{facts['model']}, windows of {window:,}"))
           if groups.world.rank == 0 else None, groups)
     return 0
 

@@ -46,6 +46,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", metavar="DIR", help="where all is written (runs/SUITE)")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="only these; without it all whose files are there")
     parser.add_argument("--length", type=int, metavar="BASES", help="of a window, where the suite leaves that to you")
+    parser.add_argument("--most", type=int, metavar="N", help="training sequences of a task, drawn at random (all)")
     parser.add_argument("--config", default="finetune/suite", metavar="YAML",
                         help="configuration that the protocol's keys are put on (finetune/suite)")
     parser.add_argument("--launch", default="", metavar="WORDS", help="what starts the ranks of a run, as 'torchrun "
@@ -87,11 +88,13 @@ def _run(args: argparse.Namespace) -> int:
         if args.length < 1:
             raise ConfigError(f"--length {args.length}: must be at least 1")
         suite = suite.of_length(args.length)
+    if args.most is not None and args.most < 2:
+        raise ConfigError(f"--most {args.most}: must be at least 2")
     tasks = [suite.task(name) for name in dict.fromkeys(args.tasks)] if args.tasks else list(suite.tasks)
     if not Path(args.data).is_dir():
         raise ConfigError(f"--data {args.data}: there is no such directory: {suite.where}")
     runner = Runner(suite, args.model, Path(args.data), Path(args.out or f"runs/{suite.name}"), args.config,
-                    changes_of(args.overrides), shlex.split(args.launch), stop=lambda: PROCESS.reason)
+                    changes_of(args.overrides), shlex.split(args.launch), args.most, stop=lambda: PROCESS.reason)
     _check(runner, tasks)
     if args.dry_run:
         return _dry_run(runner, tasks, asked=bool(args.tasks))

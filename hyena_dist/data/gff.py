@@ -90,9 +90,9 @@ class Gff(Bed):
         for contig, rows in self.rows.items():
             self._left_out["intron"] += sum(row.name == "intron" for row in rows)
             kept = [row for row in rows if row.name != "intron"]
-            exons = merged((row.start, row.end) for row in kept if row.name == "exon")
+            covered = merged((row.start, row.end) for row in kept if row.name == "exon")
             kept += [Row(start, end, "intron", 0) for span in merged(between[contig])
-                     for start, end in without(*span, exons)]
+                     for start, end in without(*span, covered)]
             self.rows[contig] = kept
 
     def note(self) -> list[str]:

@@ -6,10 +6,13 @@ Nothing is left out or repaired silently: each alternative allele of the file ha
 import csv
 import io
 import re
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -58,7 +61,7 @@ class Row(NamedTuple):
     """One alternative allele of a file."""
 
     line: int
-    """Of the file, from 1; of parquet the row."""
+    """Of the file or the sheet, from 1; of parquet the row."""
     chrom: str
     pos: str
     ref: str
@@ -112,9 +115,8 @@ class Variants:
                             "a BCF make a VCF with `bcftools view`")
         if not is_vcf and start.startswith(b"##fileformat=VCF"):
             raise DataError(f"{path}: is a VCF: give it with --vcf")
-        if start.startswith(b"PK"):
-            raise DataError(f"{path}: is a spreadsheet (xlsx): save its sheet as text (.csv or .tsv), and give that")
-        if not is_vcf and not self._is_parquet:
+        self._is_sheet = not is_vcf and start.startswith(b"PK")
+        if not is_vcf and not self._is_parquet and not self._is_sheet:
             refuse_other_kinds(path, start, packed=packed, text="variants.tsv")
         self.header: list[bytes] = []
         """Lines of a VCF before its records."""
@@ -139,16 +141,13 @@ class Variants:
             names, number = list(self._parquet().schema_arrow.names), 0
             found = [names]
         else:
-            found = []
-            for number, line in enumerate(lines_of(self.path), 1):
-                if number > _LINES_BEFORE_NAMES:
+            found, number = [], 0
+            rows = self._sheet_rows() if self._is_sheet else self._first_lines()
+            for line, values in islice(rows, _LINES_BEFORE_NAMES):
+                found.append(values)
+                number = line
+                if self._find(values) is not None:
                     break
-                if not line.startswith(b"##"):
-                    text = line.decode("utf-8", "replace").removeprefix("\ufeff")
-                    self._comma = "\t" not in text
-                    found.append(self._split(text))
-                    if self._find(found[-1]) is not None:
-                        break
             names = found[-1] if found else []
         places = self._find(names)
         if places is None:
@@ -156,6 +155,33 @@ class Variants:
                             f"of a variant {', '.join(_COLUMNS)} (tab or comma between them)")
         self._places = places
         return names, number
+
+    def _first_lines(self) -> Iterator[tuple[int, list[str]]]:
+        """Of text, without comments; from each it is seen anew what stands between the columns."""
+        for number, line in enumerate(lines_of(self.path), 1):
+            if not line.startswith(b"##"):
+                text = line.decode("utf-8", "replace").removeprefix("\ufeff")
+                self._comma = "\t" not in text
+                yield number, self._split(text)
+
+    def _sheet_rows(self) -> Iterator[tuple[int, list[str]]]:
+        """Number and values of each row of the first sheet of a spreadsheet."""
+        try:
+            from openpyxl import load_workbook
+            from openpyxl.utils.exceptions import InvalidFileException
+        except ImportError:
+            raise DataError(f"{self.path}: is a spreadsheet, which is read with openpyxl; install it with pip install "
+                            "'hyena-dist[tables]', or save its sheet as text (.csv or .tsv)") from None
+        damaged = (InvalidFileException, BadZipFile, zlib.error, KeyError, ValueError, SyntaxError, EOFError, OSError,
+                   TypeError, AttributeError, IndexError)
+        try:
+            with self.path.open("rb") as file:
+                sheet = load_workbook(file, read_only=True, data_only=True).worksheets[0]
+                for number, row in enumerate(sheet.iter_rows(values_only=True), 1):
+                    yield number, [_cell(value) for value in row]
+        except damaged as error:
+            raise DataError(f"{self.path}: is no spreadsheet, or damaged ({one_line(error)}); save its sheet as text "
+                            "(.csv or .tsv)") from error
 
     @staticmethod
     def _find(names: list[str]) -> list[int] | None:
@@ -200,7 +226,9 @@ class Variants:
     def _table_rows(self) -> Iterator[Row]:
         names, first = self._columns()
         others = [number for number in range(len(names)) if number not in self._places]
-        for number, values in (self._parquet_values() if self._is_parquet else self._text_values(first)):
+        rows = (self._parquet_values() if self._is_parquet else self._sheet_values(first) if self._is_sheet
+                else self._text_values(first))
+        for number, values in rows:
             values = [*values, *[""] * (len(names) - len(values))]
             chrom, pos, ref, alt = (values[place].strip() for place in self._places)
             yield Row(number, chrom, pos, ref, alt, [values[place] for place in others])
@@ -210,12 +238,24 @@ class Variants:
             if number > first and line.strip():
                 yield number, self._split(line.decode("utf-8", "replace"))
 
+    def _sheet_values(self, first: int) -> Iterator[tuple[int, list[str]]]:
+        for number, values in self._sheet_rows():
+            if number > first and any(values):
+                yield number, values
+
     def _parquet_values(self) -> Iterator[tuple[int, list[str]]]:
         number = 0
         for batch in self._parquet().iter_batches(batch_size=4096):
             for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
                 number += 1
                 yield number, ["" if value is None else " ".join(str(value).split()) for value in values]
+
+
+def _cell(value: object) -> str:
+    """A value of a spreadsheet, in which whole numbers may be written as others."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return "" if value is None else " ".join(str(value).split())
 
 
 def judge(rows: Iterable[Row], reference: Reference, window: int) -> Iterator[Judged]:

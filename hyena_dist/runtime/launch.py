@@ -25,7 +25,7 @@ from hyena_dist.runtime.launcher import (
     step_id,
     take_off_quotes,
 )
-from hyena_dist.runtime.peers import name_ranks
+from hyena_dist.runtime.peers import name_places
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ def meet(rank: int, ranks: int, timeout: timedelta) -> dist.Store:
         store.set(f"here/{rank}", json.dumps([socket.gethostname(), addresses()]))
         while missing := _missing(store, ranks, min(NOTE_SECONDS, max(started + patience - time.monotonic(), 0.01))):
             waited = time.monotonic() - started
-            who = name_missing(missing, hosts)
+            who = name_places(missing, hosts)
             if waited >= patience:
                 raise ConnectionError(f"rank {rank} (host {socket.gethostname()}) waited {waited:.0f} s for {who}, of "
                                       f"{ranks} ranks: {_REMEDY}")
@@ -128,14 +128,6 @@ def _missing(store: dist.Store, ranks: int, seconds: float) -> list[int]:
     except dist.DistStoreError:
         return [other for other, key in enumerate(keys) if not store.check([key])]
     return []
-
-
-def name_missing(missing: Sequence[int], hosts: Mapping[int, str]) -> str:
-    """`rank 1, ranks 2, 3 (host birch)`: as far as it is known where they should be."""
-    places: dict[str, list[int]] = {}
-    for rank in missing:
-        places.setdefault(hosts.get(rank, ""), []).append(rank)
-    return ", ".join(name_ranks(which, {which[0]: host} if host else {}) for host, which in places.items())
 
 
 def addresses() -> list[str]:
@@ -173,7 +165,7 @@ def _whose(text: str, store: dist.Store, ranks: int) -> str:
     found = [rank for rank, (host, its) in enumerate(places)
              if any(re.search(rf"(?<![\w.:]){re.escape(address)}(?![\w.])", text) for address in its)
              and host != socket.gethostname()]
-    return name_missing(found, {rank: places[rank][0] for rank in found})
+    return name_places(found, {rank: places[rank][0] for rank in found})
 
 
 DRIVER = Path("/dev/nvidiactl")

@@ -179,7 +179,13 @@ def first_host(nodelist: str) -> str:
     try:
         return expand(nodelist)[0]
     except ValueError as error:
-        raise ConfigError(f"SLURM_JOB_NODELIST: {error}: set MASTER_ADDR to the first host of the job") from None
+        raise ConfigError(f"SLURM's list of nodes, {error}: set MASTER_ADDR to the host of rank 0") from None
+
+
+def _nodelist(env: Mapping[str, str]) -> str:
+    """The hosts of this step, which may be some of the job's; empty: nobody has said it."""
+    names = ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST")  # the last is the old name of the second
+    return next((env[name] for name in names if env.get(name)), "")
 
 
 def expected_hosts(env: Mapping[str, str] = os.environ) -> dict[int, str]:
@@ -198,7 +204,7 @@ def expected_hosts(env: Mapping[str, str] = os.environ) -> dict[int, str]:
 
 def _hosts_of_step(env: Mapping[str, str]) -> dict[int, str]:
     try:
-        hosts = expand(env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST", ""))
+        hosts = expand(_nodelist(env))
         counts = tasks_by_host(env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_TASKS_PER_NODE", ""))
     except ValueError:
         return {}
@@ -238,10 +244,10 @@ def alone_in_a_job(env: Mapping[str, str] = os.environ) -> str | None:
 
 
 def _slurm_master(env: Mapping[str, str]) -> dict[str, str]:
-    if not env.get("MASTER_ADDR") and not env.get("SLURM_JOB_NODELIST"):
+    if not env.get("MASTER_ADDR") and not _nodelist(env):
         raise ConfigError("srun started this rank, but neither MASTER_ADDR nor SLURM_JOB_NODELIST is set: "
                          "export MASTER_ADDR=<first host of the job>")
-    address = env.get("MASTER_ADDR") or first_host(env["SLURM_JOB_NODELIST"])
+    address = env.get("MASTER_ADDR") or first_host(_nodelist(env))
     # Steps that share a host need different ports; every rank of a step must derive the same one.
     job, step = (_whole(env, name, least=0) if name in env else 0 for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
     port = _port(env) if env.get("MASTER_PORT") else 20000 + (job + 1009 * step) % 20000

@@ -16,6 +16,7 @@ from torch import Tensor
 from hyena_dist.config.errors import UserError
 from hyena_dist.parallel.groups import Axis
 from hyena_dist.runtime.files import writing
+from hyena_dist.runtime.peers import name_places
 
 logger = logging.getLogger(__name__)
 
@@ -82,17 +83,18 @@ class StepTimes:
 
     Args:
         axis: all ranks, over gloo; collectives on it are of the main thread.
+        together: how many ranks in a row wait for each other in a forward pass, as context ranks do.
         steps: how many steps a comparison spans; fewer when they would take more than a minute.
     """
 
-    def __init__(self, axis: Axis, *, steps: int = STEPS_COMPARED) -> None:
-        self._axis, self._most = axis, steps
+    def __init__(self, axis: Axis, *, together: int = 1, steps: int = STEPS_COMPARED) -> None:
+        self._axis, self._together, self._most = axis, together, steps
         self._steps = min(steps, 5)  # a first, early comparison shows how long steps are
         self._rows: list[tuple[float, float, float]] = []
         self._work: dist.Work | None = None
         self._gathered: list[Tensor] = []
         self._last_add: float | None = None
-        self._named: tuple[int, str] | None = None
+        self._named: tuple[tuple[int, ...], str] | None = None
         self._hosts = [socket.gethostname()] * axis.size
         if axis.size > 1:
             dist.all_gather_object(self._hosts, socket.gethostname(), group=axis.group)
@@ -124,32 +126,46 @@ class StepTimes:
         self._work = None
         ranks = torch.stack(self._gathered)  # [ranks, 3], the same on every rank
         self._steps = max(1, min(self._most, int(SECONDS_COMPARED / max(float(ranks[:, 2].max()), 1e-9))))
-        found = slow_rank(ranks[:, 0].tolist(), ranks[:, 1].tolist())
-        if found is not None and (found.rank, found.part) != self._named and self._axis.rank == 0:
-            logger.warning("rank %d (host %s) is slow: %s takes it %.3f s per step, %.1f times the ranks' median of "
-                           "%.3f s, and all wait for it", found.rank, self._hosts[found.rank], found.part,
-                           found.seconds, found.seconds / max(found.median, 1e-9), found.median)
-        self._named = None if found is None else (found.rank, found.part)
+        found = slow_ranks(ranks[:, 0].tolist(), ranks[:, 1].tolist(), together=self._together)
+        if found is not None and (found.ranks, found.part) != self._named and self._axis.rank == 0:
+            who = name_places(found.ranks, dict(enumerate(self._hosts)))
+            one = len(found.ranks) == 1
+            logger.warning("%s %s slow: %s takes %s %.3f s per step, %.1f times the ranks' median of %.3f s, and all "
+                           "wait for %s", who, "is" if one else "are", found.part, "it" if one else "them",
+                           found.seconds, found.seconds / max(found.median, 1e-9), found.median,
+                           "it" if one else "them")
+        self._named = None if found is None else (found.ranks, found.part)
 
 
 @dataclass(frozen=True)
 class Slow:
-    """A rank that holds up the others."""
+    """Ranks that hold up the others: one, or all that wait for each other in a forward pass."""
 
-    rank: int
+    ranks: tuple[int, ...]
     part: str
     seconds: float
-    """Its median per step."""
+    """Their median per step."""
     median: float
     """The ranks' median of that."""
 
 
-def slow_rank(loading: list[float], forward: list[float]) -> Slow | None:
-    """The rank that needs the most seconds more than the ranks' median, if that is much; each list is by rank."""
+def slow_ranks(loading: list[float], forward: list[float], *, together: int = 1) -> Slow | None:
+    """The ranks that need the most seconds more than the ranks' median, if that is much.
+
+    Args:
+        loading: seconds by rank.
+        forward: the same, with what a rank waits in it for the others of its block.
+        together: ranks of a block, in a row. The least of their forward passes is what the block needs: the others have
+            waited longer, for instance because they began earlier.
+    """
+    blocks = [tuple(range(first, first + together)) for first in range(0, len(forward), together)]
+    parts: list[tuple[str, list[tuple[int, ...]], list[float]]] = [
+        ("loading data", [(rank,) for rank in range(len(loading))], loading),
+        ("forward", blocks, [min(forward[rank] for rank in block) for block in blocks])]
     worst = None
-    for part, seconds in (("loading data", loading), ("forward", forward)):
+    for part, which, seconds in parts:
         # The lower of the middle two: of two ranks the faster is the measure.
-        slow = Slow(seconds.index(max(seconds)), part, max(seconds), statistics.median_low(seconds))
+        slow = Slow(which[seconds.index(max(seconds))], part, max(seconds), statistics.median_low(seconds))
         extra = slow.seconds - slow.median
         if slow.seconds > SLOW_FACTOR * slow.median and extra > SLOW_SECONDS:
             if worst is None or extra > worst.seconds - worst.median:

@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -62,6 +62,15 @@ def name_ranks(which: Sequence[int], hosts: Sequence[str] | Mapping[int, str]) -
     """
     some = ", ".join(map(str, which[:4])) + (f" and {len(which) - 4} more" if len(which) > 4 else "")
     return f"rank{'s' if len(which) > 1 else ''} {some}" + (f" (host {hosts[which[0]]})" if hosts else "")
+
+
+def name_places(ranks: Iterable[int], hosts: Mapping[int, str]) -> str:
+    """`rank 1, ranks 2, 3 (host birch)`: ranks of any hosts, as far as it is known where they are."""
+    places: dict[str, list[int]] = {}
+    for rank in sorted(ranks):
+        places.setdefault(hosts.get(rank, ""), []).append(rank)
+    some = [name_ranks(which, {which[0]: host} if host else {}) for host, which in list(places.items())[:4]]
+    return ", ".join(some) + (f" and {len(places) - 4} more hosts" if len(places) > 4 else "")
 
 
 def is_alive(process: psutil.Process | None) -> bool:

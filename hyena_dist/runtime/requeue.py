@@ -134,7 +134,8 @@ def _read(path: Path) -> tuple[int, int]:
     try:
         content = read_object(path)
         step, starts = content["step"], content.get("starts_without_step", 0)
-        return (step, starts) if type(step) is int and type(starts) is int else (-1, 0)
+        sound = all(type(number) is int and number >= 0 for number in (step, starts))
+        return (step, starts) if sound else (-1, 0)
     except (OSError, ValueError, KeyError):
         return -1, 0
 

@@ -93,7 +93,9 @@ class Finetuning:
 
     def _build(self, weights: Mapping[str, Tensor] | None) -> HeadedModel | ConvolutionalModel:
         """The model that answers."""
-        return model_of(self._labelled, self._section, self._backbone(weights), seed=self._config.train.seed)
+        model = model_of(self._labelled, self._section, self._backbone(weights), seed=self._config.train.seed)
+        _fill_head(model, weights or {})
+        return model
 
     def _backbone(self, weights: Mapping[str, Tensor] | None) -> HyenaModel:
         """The pretrained model, of which that is trainable which is to be learnt."""
@@ -252,6 +254,18 @@ def _fill(backbone: nn.Module, weights: Mapping[str, Tensor], groups: Groups) ->
     with torch.no_grad():
         for name, parameter in backbone.named_parameters():
             parameter.copy_(tensor_share(weights[name], table[name], groups.tensor.rank, groups.tensor.size))
+
+
+def _fill_head(model: HeadedModel, weights: Mapping[str, Tensor]) -> None:
+    """Give a head the weights of one that was fine-tuned before, where that is of the same kind and size."""
+    names = [name for name, _ in model.named_parameters() if name.startswith("head.")]
+    found = {name: weights[f"answers.{name}"] for name in names if f"answers.{name}" in weights}
+    own = dict(model.named_parameters())
+    if found.keys() == set(names) and all(own[name].shape == value.shape for name, value in found.items()):
+        with torch.no_grad():
+            for name, value in found.items():
+                own[name].copy_(value)
+        logger.info("the head goes on from that of the model it starts from")
 
 
 def adapt(backbone: HyenaModel, section: FinetuneSection, *, seed: int) -> None:

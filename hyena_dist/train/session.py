@@ -71,7 +71,7 @@ def open_trainer(config: Config, groups: Groups, device: torch.device, *,
             # A branch begins by saving what it begins with: from here on it needs its origin no more.
             saver.save(engine, task.table, state.status.step, state.metadata())
             saver.wait()
-        times = StepTimes(control)
+        times = StepTimes(control, together=_together(config, groups))
         metrics = agree(lambda: Metrics(run.path, last_step=state.status.step, total_steps=config.train.steps,
                                         now=time.time(), settings=asdict(config), wandb=config.train.wandb,
                                         extras=task.extras, anew=start is None or not start.own)
@@ -89,3 +89,10 @@ def open_trainer(config: Config, groups: Groups, device: torch.device, *,
 
 def _seconds(config: Config) -> float | None:
     return None if config.train.max_hours is None else 3600 * config.train.max_hours
+
+
+def _together(config: Config, groups: Groups) -> int:
+    """How many ranks in a row wait for each other in a forward pass: those that share a sequence, or all where weights
+    are gathered for it."""
+    gathers = config.engine.name == "fsdp" or config.engine.zero_stage == 3
+    return groups.world.size if gathers else groups.tensor.size * groups.context.size

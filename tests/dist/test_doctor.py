@@ -70,7 +70,7 @@ FAULTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str, str]] = {
     "interface": (_interface, "GLOO_SOCKET_IFNAME=ib7: no such interface is up", "set GLOO_SOCKET_IFNAME to one of"),
     "one GPU": (_one_gpu, "sees one GPU, beside 1 other rank:", "--gpus-per-node"),
     "shared memory": (_shared_memory, "/dev/shm: 0 MiB free, 2 ranks want 128 MiB", "--ipc=host"),
-    "shards": (_nothing, "shards differs", "copy the same shards"),
+    "shards": (_nothing, "shards differ", "copy the same shards"),
     "run directory": (_nothing, "cannot be written, synced and renamed in", "another train.run_dir"),
     "descriptors": (_descriptors, "may open 256 files, and needs 520", "ulimit -n"),
 }

@@ -18,6 +18,7 @@ from hyena_dist.checkpoint.format import load_model_weights, split_parts
 from hyena_dist.config.errors import UserError
 from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.convert.directory import read_model, write_model
+from hyena_dist.convert.start import read_start
 from hyena_dist.model.lora import add_adapters, merge_adapters
 from hyena_dist.model.model import HyenaModel, build_model
 from hyena_dist.model.placement import tensor_share
@@ -201,6 +202,9 @@ def test_a_run_is_read_with_its_adapters_merged(runs: Path, tmp_path: Path, capl
     assert "head.bias, head.weight is of its task, and is left out" in caplog.text
     write_model(tmp_path / "exported", "huggingface", section, merged)
     _, again, _ = read_model(tmp_path / "exported")
+    _, start, _ = read_start(runs / "whole-3" / "seed-0")
+    of_head = start.keys() - {name for name, _ in merged.named_parameters()}
+    assert of_head == {"answers.head.weight", "answers.head.bias"}
     ids = sequences()
     with torch.no_grad():
         wanted, found, exported, without = (model.eval().hidden_states(ids) for model in (

@@ -12,6 +12,7 @@ from hyena_dist.data.tokenizer import A, T
 from hyena_dist.data.variants import Site
 from hyena_dist.model.kinds import refuse_context
 from hyena_dist.parallel.groups import Groups, init_groups
+from hyena_dist.tasks.score.distance import mean_losses, take_away
 from hyena_dist.tasks.score.observe import SCORES, score_sites
 from hyena_dist.tasks.score.output import read_scores
 from hyena_dist.tasks.score.variants import score_variants
@@ -86,6 +87,27 @@ def test_a_model_whose_heads_cannot_be_shared_is_refused() -> None:
     section = ModelSection(num_layers=2, hidden_size=12, max_seq_len=64, layer_pattern="HA", num_attention_heads=3)
     with pytest.raises(ConfigError, match="num_attention_heads"):
         refuse_context(section, 2)
+
+
+def losses_of(size: Size, context: int) -> np.ndarray:
+    """Of two windows, whole and with all but the last eighth masked."""
+    trained, groups = trained_of(size), Groups.single()
+    if context > 1:
+        groups = init_groups(context=context)
+        trained = trained.to("cpu", "fp32", groups)
+    ids, _ = sites_of(2 * size.length, size.length)
+    windows = [ids[: size.length], ids[size.length :]][: 2 if size.length < 2**16 else 1]
+    changed = [take_away(window, window.size * 7 // 8, window.size, "masked", (0,))[0] for window in windows]
+    return np.concatenate([mean_losses(trained, each, 16, groups) for each in (windows, changed)])
+
+
+@pytest.mark.parametrize("length", [100, pytest.param(2**20, marks=pytest.mark.slow)])
+def test_losses_without_distant_sequence_are_those_of_one_rank(length: int) -> None:
+    size = Size(length, 16 if length == 100 else 64, 2)
+    one = losses_of(size, 1)
+    for found in run_distributed(losses_of, 4, size, 4, timeout=3000.0):
+        assert rel(found, one) <= TOLERANCE
+    assert np.abs(one[: len(one) // 2] - one[len(one) // 2 :]).max() > 10 * TOLERANCE  # the control
 
 
 @pytest.mark.slow

@@ -191,6 +191,15 @@ def test_a_run_that_is_requeued_without_a_step_gives_up(tmp_path: Path) -> None:
     write_requeue(tmp_path, "SIGUSR1", None)
 
 
+@pytest.mark.parametrize("text", ['{"step": 7, "starts_without_step": -100}', '{"step": -7}', '{"step": "7"}', "", "{",
+                                  '{"step": 7, "starts_without_step": "2"}',
+                                  '{"step": 7, "starts_without_step": true}'])
+def test_a_marker_that_makes_no_sense_counts_as_none(tmp_path: Path, text: str) -> None:
+    last_marker(tmp_path).write_text(text)
+    write_requeue(tmp_path, "SIGUSR1", 7)
+    assert json.loads(requeue_marker(tmp_path).read_text())["starts_without_step"] == 0
+
+
 def _start_of_a_job(monkeypatch: Any, run_dir: Path, job: str, restart: int) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", job)
     if restart:

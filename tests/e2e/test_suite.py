@@ -44,7 +44,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(data: Path, model: Path, out: Path, *more: str) -> list[str]:
-    return ["gue-dnabert2", "--data", str(data), "--from", str(model), "--out", str(out), *more, *TINY]
+    return ["gue-dnabert2", "--data", str(data), "--from", str(model), "--out", str(out), "--most", "20", *more, *TINY]
 
 
 def test_a_suite_fills_its_table_once(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -62,6 +62,9 @@ def test_a_suite_fills_its_table_once(tmp_path: Path, model: Path, capsys: pytes
 
     assert main(command(data, model, out)) == 2, "for the task whose files are broken"
     page = (out / "table.md").read_text("utf-8")
+    assert "`--most=20`" in page
+    assert "mouse/0: 20 of 24 training sequences were drawn at random" in page
+    assert len((out / "mouse/0/table/train.csv").read_text("utf-8").splitlines()) == 21
     assert "Protocol **gue-dnabert2**" in page
     assert "**Changed by the command, so not this protocol:** `finetune.epochs=1`" in page
     assert "mouse/2: refused: " in page

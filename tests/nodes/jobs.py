@@ -56,7 +56,7 @@ class Job:
             self.processes = [subprocess.Popen(command, cwd=ROOT, env=variables, stdout=output, stderr=output,
                                                preexec_fn=die_with_the_tests) for command in commands]
 
-    def wait(self, seconds: float = 300) -> list[int]:
+    def wait(self, seconds: float = 500) -> list[int]:
         """Until all have ended; returns their statuses."""
         deadline = time.monotonic() + seconds
         try:

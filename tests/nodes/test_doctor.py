@@ -64,8 +64,8 @@ def test_four_faults_of_the_second_machine_at_once(machines, shards, tmp_path):
     status, report = doctor(machines, *of_run(shards, runs / "mine"), second="ulimit -n 256")
     assert status == 1
     whats = [finding["what"] for finding in report["findings"]]
-    assert whats[0] == "shards differs"
-    assert whats[1:] == ["/dev/shm: 1 MiB free, 1 ranks want 64 MiB", "may open 256 files, and needs 520",
+    assert whats[0] == "shards differ"
+    assert whats[1:] == ["/dev/shm: 1 MiB free, 1 rank wants 64 MiB", "may open 256 files, and needs 520",
                          f"{runs}: cannot be written, synced and renamed in (Read-only file system)"]
     assert all("birch" in finding["where"] for finding in report["findings"])
     assert not list(runs.iterdir())
@@ -81,7 +81,6 @@ def test_a_run_directory_that_each_machine_has_for_itself_and_an_interface_that_
     whats = [finding["what"] for finding in report["findings"]]
     assert "GLOO_SOCKET_IFNAME=lo reaches no other host" in whats
     assert f"{runs}: what rank 0 has just written is not there" in whats
-    assert any(what.startswith("a collective over all ranks failed") for what in whats)
 
 
 def test_a_machine_that_is_unplugged_did_not_come(machines):

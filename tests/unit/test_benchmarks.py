@@ -189,8 +189,7 @@ def test_the_cost_of_a_length_is_found_from_runs_that_follow_it():
     found = lengths.summary(rows, Size(256, 32, 4, 2))
     assert [(round(curve["constant"]), round(curve["slope"], 3)) for curve in found["curves"]] == [
         (3000, 500), (4000, 2)]
-    cross = found["crossing of times"]
-    assert curves["transformer"](cross - 1) <= curves[OURS](cross - 1) < curves["transformer"](cross)
+    assert found["attention is slower"] == (1024, 4096), "8,000 ns at 1,024 tokens, and 12,192 at 4,096"
     assert found["times the time, extrapolated"] == pytest.approx((4000 + 2**21) / 13000)
     equal = found["crossing of operations"]
     ratio = [training_flops(Size(n, 32, 1, 2).section("A"), n) / training_flops(Size(n, 32, 1, 2).section(), n)
@@ -198,7 +197,8 @@ def test_the_cost_of_a_length_is_found_from_runs_that_follow_it():
     assert ratio[0] <= 1 < ratio[1]
     assert "EXTRAPOLATED: 256 times the longest" in "\n".join(lengths.said(found))
     assert lengths.summary(rows[:4], Size(256, 32, 4, 2)) is None, "attention was measured at one length only"
-    assert lengths.crossing(lambda _: 1.0, lambda length: length / 2**21) is None
+    assert lengths.slower_from({OURS: {64: 1.0, 128: 1.0}, "transformer": {64: 2.0, 128: 3.0}}) == (None, 64)
+    assert lengths.slower_from({OURS: {64: 9.0, 128: 9.0}, "transformer": {64: 2.0, 128: 3.0}}) == (128, None)
 
 
 def test_notes_say_at_which_lengths():

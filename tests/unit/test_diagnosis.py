@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from hyena_dist.cli.doctor import _print
+from hyena_dist.cli.doctor import _print, read_hostfile
+from hyena_dist.config.errors import ConfigError
 from hyena_dist.tasks.doctor.diagnosis import Finding, diagnose
 from hyena_dist.tasks.doctor.examine import Report
 from hyena_dist.tasks.doctor.files import problem
@@ -43,7 +44,7 @@ def test_two_faults_and_a_missing_host_are_all_found() -> None:
     facts = cluster(shared_memory=2**20, shards="b" * 64)
     del facts[4], facts[5]
     whats = [what for what, _, _ in found(facts, 6)]
-    assert whats == ["did not come: 2 of 6 ranks", "shards differs", "/dev/shm: 1 MiB free, 2 ranks want 128 MiB"]
+    assert whats == ["did not come: 2 of 6 ranks", "shards differ", "/dev/shm: 1 MiB free, 2 ranks want 128 MiB"]
     _, where, _ = found(facts, 6)[1]
     assert where == f"{'a' * 16} on ranks 0, 1 (host node0); {'b' * 16} on ranks 2, 3 (host node1)"
 
@@ -117,3 +118,27 @@ def test_the_table_shows_what_is_in_brackets(capsys: pytest.CaptureFixture[str])
     assert "4 of 4 ranks, on 2 hosts" in said
     assert "1 thing is wrong" in said
     assert "/dev/shm 16.0 GiB free" in said
+
+
+def test_a_hostfile_is_read_as_deepspeed_reads_it(tmp_path: Path) -> None:
+    hostfile = tmp_path / "hostfile"
+    hostfile.write_text("# our nodes\n\nnode1 slots=4\n  node2   slots=2  # the small one\n")
+    assert read_hostfile(hostfile) == {"node1": 4, "node2": 2}
+
+
+@pytest.mark.parametrize("line", ["node1", "node1 slots=0", "node1 slots=-1", "node1 slots=two", "node1 slots=",
+                                  "node1 4", "node1 slots=4 more", "node2 slots=1", "node1 slots = 4"])
+def test_a_line_of_a_hostfile_that_is_none_is_named(tmp_path: Path, line: str) -> None:
+    hostfile = tmp_path / "hostfile"
+    hostfile.write_text(f"node2 slots=4\n{line}\n")
+    with pytest.raises(ConfigError, match=f"line 2, '{line}', must be HOST slots=N, each host once"):
+        read_hostfile(hostfile)
+
+
+@pytest.mark.parametrize(("content", "why"), [(b"", "has no host"), (b"# none\n", "has no host"),
+                                              (b"\xff\xfe", "cannot be read"), (None, "cannot be read")])
+def test_a_hostfile_without_hosts_says_what_it_should_be(tmp_path: Path, content: bytes | None, why: str) -> None:
+    if content is not None:
+        (tmp_path / "hostfile").write_bytes(content)
+    with pytest.raises(ConfigError, match=why):
+        read_hostfile(tmp_path / "hostfile")

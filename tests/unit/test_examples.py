@@ -21,11 +21,13 @@ from hyena_dist.cli import (
     finetune,
     generate,
     main,
+    needle,
     plan,
     pretrain,
     scaling,
     score,
     show,
+    species,
     suite,
     sweep,
     verify,
@@ -44,11 +46,11 @@ def launcher(name: str) -> Any:
     return module
 
 
-COMMANDS = {"pretrain": pretrain, "finetune": finetune, "suite": suite, "plan": plan, "evaluate": evaluate,
-            "score": score, "generate": generate, "embed": embed, "convert": convert, "build": build, "verify": verify,
-            "scaling": scaling, "doctor": doctor, "show": show, "sweep": sweep, "bench": launcher("bench"),
-            "gpu_check": launcher("gpu_check"),
-            "studies": launcher("studies")}
+COMMANDS = {"pretrain": pretrain, "finetune": finetune, "suite": suite, "needle": needle, "species": species,
+            "plan": plan, "evaluate": evaluate, "score": score, "generate": generate, "embed": embed, "convert": convert,
+            "build": build, "verify": verify, "scaling": scaling, "doctor": doctor, "show": show, "sweep": sweep,
+            "bench": launcher("bench"), "gpu_check": launcher("gpu_check"), "studies": launcher("studies"),
+            "gue": launcher("gue")}
 
 
 def help_of(command: Any) -> str:

@@ -138,6 +138,13 @@ def test_first_host(nodelist: str, host: str) -> None:
     assert first_host(nodelist) == host
 
 
+def test_a_step_on_some_hosts_of_its_job_meets_at_the_first_of_its_own() -> None:
+    assert rank_environment(SRUN)["MASTER_ADDR"] == "gpu07"
+    assert rank_environment(SRUN | {"SLURM_STEP_NODELIST": "gpu[09-10]"})["MASTER_ADDR"] == "gpu09"
+    old = {key: value for key, value in SRUN.items() if key != "SLURM_JOB_NODELIST"}
+    assert rank_environment(old | {"SLURM_NODELIST": "gpu3"})["MASTER_ADDR"] == "gpu3"
+
+
 @pytest.mark.parametrize("nodelist", ["", " ", ",", "node[1-", "node1]", "node[]", "node[3-1]", "node[a-b]",
                                       "node[1-2,]", "node[1-999999999]", "a,,b", "a,", "a b"])
 def test_a_node_list_that_is_none_says_what_to_set(nodelist: str) -> None:

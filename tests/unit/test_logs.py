@@ -6,7 +6,7 @@ import warnings
 import pytest
 
 from hyena_dist.config.errors import ConfigError
-from hyena_dist.runtime.logs import RankLog, slow_rank
+from hyena_dist.runtime.logs import RankLog, slow_ranks
 
 logger = logging.getLogger("hyena_dist.test")
 
@@ -75,5 +75,17 @@ def test_where_it_cannot_be_opened_is_said(tmp_path):
     ([0.1], [1.0], None),
 ])
 def test_who_is_slow(loading, forward, expected):
-    found = slow_rank(loading, forward)
-    assert (None if found is None else (found.rank, found.part, found.seconds, found.median)) == expected
+    found = slow_ranks(loading, forward)
+    assert (None if found is None else (*found.ranks, found.part, found.seconds, found.median)) == expected
+
+
+@pytest.mark.parametrize(("forward", "expected"), [
+    ([1.4, 1.0, 1.0, 1.0], None),  # rank 0 has waited for rank 1, which began later
+    ([1.0, 1.0, 3.0, 3.1], (2, 3)),
+    ([3.0, 3.0, 1.0, 3.0], (0, 1)),
+])
+def test_ranks_that_wait_for_each_other_are_slow_together(forward, expected):
+    found = slow_ranks([0.1] * 4, forward, together=2)
+    assert (None if found is None else found.ranks) == expected
+    assert slow_ranks([0.1] * 4, forward, together=4) is None
+    assert slow_ranks([0.1, 0.1, 0.1, 0.5], forward, together=4).ranks == (3,)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pysam
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -29,7 +30,7 @@ from hyena_dist.tasks.score import variants as task
 from hyena_dist.tasks.score.numerics import NumericsError
 from hyena_dist.tasks.score.observe import AROUND, SCORES, score_sites
 from hyena_dist.tasks.score.output import Table, read_scores
-from hyena_dist.tasks.score.report import PRESETS, auprc, auroc
+from hyena_dist.tasks.score.report import PRESETS, auprc, auroc, labels_of, worths
 from hyena_dist.tasks.score.windows import batches
 from tests.dist.harness import run_distributed
 
@@ -231,6 +232,28 @@ def test_each_edge_case_has_its_counted_outcome(trained: Trained, bases: str, fa
     assert of_four.split("HD_llr_mean=")[1].split(";")[0].endswith(",.,.,.")
 
 
+def test_an_annotated_vcf_is_read_by_others(trained: Trained, bases: str, fasta: Path, tmp_path: Path) -> None:
+    """Allele by allele, and through an index, as htslib does."""
+    model, out = exported(trained, tmp_path / "model"), tmp_path / "s.vcf.gz"
+    rows = sorted((row for row, _ in alleles(bases).values()), key=lambda row: int(row.split()[1]))
+    rows.insert(2, f"17 1120 rs1 {bases[119]} {other(bases[119])},{other(bases[119], 2)},* . PASS AC=1")
+    path = vcf(tmp_path / "v.vcf", *rows)
+    path.write_text(path.read_text().replace("#CHROM", "##contig=<ID=17>\n##INFO=<ID=AC,Number=A,Type=Integer,"
+                                             'Description="x">\n##FILTER=<ID=PASS,Description="x">\n#CHROM'))
+    for name in (out, tmp_path / "s.tsv"):
+        assert run(model, "--vcf", path, "--fasta", fasta, "--out", name) == 0
+    table = read_scores(tmp_path / "s.tsv")
+    scores = {tuple(row[:4]): row[table.names.index("llr_mean")] for row in table.rows}
+    pysam.tabix_index(str(out), preset="vcf")
+    with pysam.VariantFile(str(out)) as file:
+        found = {("17", str(record.pos), record.ref, alt): value for record in file.fetch("17", 1000, 1600)
+                 for alt, value in zip(record.alts, record.info["HD_llr_mean"], strict=True)}
+    assert found.keys() == scores.keys()
+    assert found["17", "1120", bases[119], "*"] is None
+    for key, value in scores.items():
+        assert value == "" or found[key] == pytest.approx(float(value), rel=1e-5)
+
+
 def test_a_wrong_assembly_stops(trained: Trained, bases: str, fasta: Path, tmp_path: Path,
                                 capsys: pytest.CaptureFixture) -> None:
     model = exported(trained, tmp_path / "model")
@@ -410,3 +433,39 @@ def test_the_published_table_and_a_slice_whose_numbers_count_from_0(tmp_path: Pa
     found = list(judge(Variants(tmp_path / "t.csv", is_vcf=False), read_reference(tmp_path / "s.fa"), WINDOW))
     assert [judged.outcome for judged in found] == ["scored"]
     assert found[0].row.others == ["LOF, sure"]
+
+
+def test_the_published_spreadsheet_is_read_as_it_is(tmp_path: Path, bases: str, fasta: Path) -> None:
+    """Two lines of title, then the names; places are numbers of any kind."""
+    from openpyxl import Workbook
+
+    book = Workbook()
+    for row in (["Supplementary Table 1"], [], ["gene", "chromosome", "position (hg19)", "reference", "alt",
+                                                "function.score.mean", "func.class"],
+                ["BRCA1", 17, 1100, bases[99], other(bases[99]), -1.25, "LOF"],
+                ["BRCA1", 17.0, 1101.0, bases[100], other(bases[100]), None, "FUNC"], [],
+                ["BRCA1", 17, "1102", "N", "A", 0.5, "INT"]):
+        book.active.append(row)
+    book.save(tmp_path / "t.xlsx")
+    variants = Variants(tmp_path / "t.xlsx", is_vcf=False)
+    assert variants.names == ["gene", "function.score.mean", "func.class"]
+    found = list(judge(variants, read_reference(fasta), WINDOW))
+    assert [judged.outcome for judged in found] == ["scored", "scored", "unknown_base"]
+    assert [judged.row.others for judged in found] == [["BRCA1", "-1.25", "LOF"], ["BRCA1", "", "FUNC"],
+                                                      ["BRCA1", "0.5", "INT"]]
+    assert [judged.row.line for judged in found] == [4, 5, 7]
+    content = (tmp_path / "t.xlsx").read_bytes()
+    for damaged in (content[: len(content) // 2], b"PK\x03\x04" + bytes(200)):
+        (tmp_path / "d.xlsx").write_bytes(damaged)
+        with pytest.raises(UserError, match="is no spreadsheet, or damaged"):
+            list(Variants(tmp_path / "d.xlsx", is_vcf=False))
+
+
+def test_infinite_and_missing_scores_are_left_out_of_a_report() -> None:
+    """Of all scores at once, so that each is of the same variants."""
+    names = ["outcome", *("llr_mean", "llr_site", "jsd", "embedding_l2"), "y"]
+    rows = [["scored", value, "0.1", "0.2", "0.3", str(number % 2)] for number, value in
+            enumerate(["-1", "2", "inf", "nan", "", "-inf", "0.5", "-3"])]
+    found = worths(Table({}, names, rows), labels_of(Table({}, names, rows), "y", None), [])
+    assert {worth.variants for worth in found} == {4}
+    assert np.isfinite([worth.auroc for worth in found]).all()

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from hyena_dist.runtime.launch import name_missing
-from hyena_dist.runtime.peers import name_ranks
+from hyena_dist.runtime.peers import name_places
 
 MOST_SKEW = 5.0
 """Seconds that clocks may differ: checkpoints, logs and file servers are dated by them."""
@@ -52,7 +51,7 @@ def diagnose(facts: Mapping[int, dict[str, Any]], ranks: int, *,
 
 def _missing(facts: Mapping[int, Any], ranks: int, hosts: Mapping[int, str]) -> list[Finding]:
     missing = [rank for rank in range(ranks) if rank not in facts]
-    return [Finding(f"did not come: {len(missing)} of {ranks} ranks", name_missing(missing, hosts),
+    return [Finding(f"did not come: {len(missing)} of {ranks} ranks", name_places(missing, hosts),
         "see whether its process was started and what it said; whether its host can open a connection to MASTER_ADDR, "
         "MASTER_PORT; and a firewall between them")] if missing else []
 
@@ -70,7 +69,7 @@ def _differences(facts: Mapping[int, dict[str, Any]]) -> list[Finding]:
         if len(set(values.values())) > 1:
             remedy = ("copy the same shards to every node" if name == "shards" else
                       "install the same versions on every node, with constraints.txt")
-            found.append(Finding(f"{name} differs", "; ".join(
+            found.append(Finding(f"{name} differ{'' if name == 'shards' else 's'}", "; ".join(
                 f"{value} on {names([rank for rank, its in values.items() if its == value], facts)}"
                 for value in sorted(set(values.values()))), remedy))
     return found
@@ -99,7 +98,8 @@ def _of_rank(fact: dict[str, Any], ranks: int, local: Mapping[str, int], clock: 
     free = fact["shared_memory"]
     if not isinstance(free, int) or free < beside * SHARED_BYTES:
         said = free["error"] if isinstance(free, dict) else f"{free / 2**20:.0f} MiB free"
-        found.append((f"/dev/shm: {said}, {beside} ranks want {beside * SHARED_BYTES // 2**20} MiB",
+        want = f"{beside} rank{' wants' if beside == 1 else 's want'} {beside * SHARED_BYTES // 2**20} MiB"
+        found.append((f"/dev/shm: {said}, {want}",
                       "delete what is left there, or start the container with --ipc=host or a larger --shm-size"))
     if 0 <= fact["descriptors"] < DESCRIPTORS + 4 * ranks:
         found.append((f"may open {fact['descriptors']} files, and needs {DESCRIPTORS + 4 * ranks}",
@@ -154,10 +154,5 @@ def _shared_gpus(facts: Mapping[int, dict[str, Any]]) -> dict[str, list[int]]:
 
 
 def names(ranks: Collection[int], facts: Mapping[int, dict[str, Any]]) -> str:
-    """`ranks 0, 1 (host a), rank 2 (host b)`: the first few hosts are enough to find what they have in common."""
-    hosts = {rank: facts[rank]["host"] for rank in sorted(ranks)}
-    places: dict[str, list[int]] = {}
-    for rank, host in hosts.items():
-        places.setdefault(host, []).append(rank)
-    some = [name_ranks(which, hosts) for which in list(places.values())[:4]]
-    return ", ".join(some) + (f" and {len(places) - 4} more hosts" if len(places) > 4 else "")
+    """`ranks 0, 1 (host a), rank 2 (host b)`."""
+    return name_places(ranks, {rank: facts[rank]["host"] for rank in ranks})

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from hyena_dist.config.errors import ConfigError
-from hyena_dist.tasks.scaling.bootstrap import RESAMPLES, Trust, bootstrap
+from hyena_dist.tasks.scaling.bootstrap import MIN_RUNS, MIN_RUNS_FLOOR, RESAMPLES, Trust, bootstrap
 from hyena_dist.tasks.scaling.fit import Array, Law, check_runs, huber, variable_projection
 from hyena_dist.tasks.scaling.optimum import Allocation, Parabola, allocate, biased_powers, fit_cost, parabolas
 from hyena_dist.tasks.scaling.points import Left, Point, choose
@@ -115,12 +115,13 @@ def varied_axes(points: Sequence[Point]) -> list[str]:
 
 
 def _fits(points: Sequence[Point], floor: float | None, resamples: int) -> tuple[list[Fitted], str]:
-    """The law of the runs on unique data first, where they vary in all that the runs vary in, and why there is none."""
+    """The law of the runs on unique data first, where they are enough to identify one, and why there is none."""
     repeated = [point for point in points if (epochs_of(point) or 0.0) > 1.0]
     unique = [point for point in points if point not in repeated]
     parts = {"runs of at most one epoch": unique, "runs that repeat data": repeated}
-    if not unique or varied_axes(unique) != varied_axes(points):
-        parts = {}  # a law of fewer quantities would hide what only all runs tell
+    enough = MIN_RUNS if floor is None else MIN_RUNS_FLOOR
+    if len({point.family for point in unique}) < enough or varied_axes(unique) != varied_axes(points):
+        parts = {}  # a law of few of them, or of fewer quantities, would hide what only all runs tell
     parts = {**{name: part for name, part in parts.items() if part and part != points}, "all runs": points}
     fits, reasons = [], []
     for name, part in parts.items():

@@ -9,7 +9,7 @@ import numpy as np
 
 from hyena_dist.runtime.files import write_whole
 from hyena_dist.tasks.scaling.analysis import Analysis, Fitted
-from hyena_dist.tasks.scaling.fit import Array, profile, profile_line, threshold
+from hyena_dist.tasks.scaling.fit import BOX, Array, profile, profile_line, threshold
 from hyena_dist.tasks.scaling.points import Point, lengths_at_fixed_compute
 
 LABELS = {"N": "weights N", "D": "training tokens D", "T": "window length T [tokens]",
@@ -147,7 +147,7 @@ def _against_cost(axes: Any, found: Analysis, points: Sequence[Point]) -> None:
             rows = [row for row in found.allocation.curve if (row.beyond >= 1) == beyond]
             axes.plot([row.flops for row in rows], [row.loss for row in rows], style, color=LAW, linewidth=1.4,
                       label=label)
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, frameon=True, framealpha=0.6)
     log_x(axes, "C")
     axes.set_title("against operations")
 
@@ -208,7 +208,9 @@ def draw_profile(found: Analysis, path: Path) -> bool:
         shown = axes.contourf(second, first, np.log10(np.maximum(error / best, 1.0) + 1e-12), levels=24, cmap="Greys")
         axes.figure.colorbar(shown, ax=axes, pad=0.01, label="squared error beside the best, log10 of the ratio")
         region = threshold(main.law, 2)
-        if error.min() <= region:
+        if error.max() <= region:
+            axes.plot([], [], color="none", label="95 % region (F test): all that is shown")
+        elif error.min() <= region:
             axes.contour(second, first, error, levels=[region], colors=[LAW], linewidths=1.6)
             axes.plot([], [], color=LAW, label="95 % region (F test)")
         k = len(names)
@@ -248,7 +250,7 @@ def _draw_line(main: Fitted, path: Path) -> bool:
 def _range(main: Fitted, axis: int) -> Array:
     """Exponents over which a profile is drawn: around the resamples, or all that could be where they do not say."""
     if not main.trust.exponents[axis].identified:
-        return np.linspace(0.02, 2.0, CLOUD)
+        return np.linspace(0.02, 1.02 * BOX[1], CLOUD)  # with room for a mark at the end of what is looked at
     interval, second = main.trust.exponents[axis], main.second.exponents[axis]
     low, high = min(interval.low, second), max(interval.high, second)
     reach = 0.6 * (high - low)

@@ -2,11 +2,11 @@
 
 import gzip
 import math
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib.util import find_spec
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,9 +17,6 @@ from hyena_dist.tasks.score.tables import MARK, check_new, marked, need_pyarrow
 
 _ROWS = 4096
 """Written at a time."""
-_BGZF = bytes.fromhex("1f8b08040000000000ff060042430200")
-_BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
-_BGZF_BLOCK = 0xFF00
 
 OWN = ("chrom", "pos", "ref", "alt", "outcome", "notes", *SCORES, "len_diff", "window", "window_cut")
 """Columns of a file of scores, before those that are carried over from the file of variants."""
@@ -42,6 +39,9 @@ def check_ending(path: Path, variants: Variants) -> None:
         raise ConfigError(f"--out {path}: a VCF is written of a VCF alone: name a .tsv or .parquet")
     if ending == ".parquet":
         need_pyarrow(path)
+    if ending == ".vcf.gz" and find_spec("pysam") is None:
+        raise ConfigError(f"--out {path}: bgzip is written with pysam; install it with pip install "
+                          "'hyena-dist[tables]', or name a .vcf")
     check_new(path)
 
 
@@ -144,28 +144,12 @@ def _vcf(path: Path, rows: Iterable[Scored], variants: Variants, facts: Mapping[
 
 
 def _vcf_gz(path: Path, rows: Iterable[Scored], variants: Variants, facts: Mapping[str, str], window: int) -> None:
-    """As bgzip writes it, which tabix and bcftools index."""
-    with path.open("wb") as file:
-        held = bytearray()
+    """In blocks, which tabix and bcftools index."""
+    import pysam
+
+    with pysam.BGZFile(str(path), "wb") as file:
         for line in _vcf_lines(rows, variants, facts, window):
-            held += line
-            while len(held) >= _BGZF_BLOCK:
-                _write_block(file, bytes(held[:_BGZF_BLOCK]))
-                del held[:_BGZF_BLOCK]
-        if held:
-            _write_block(file, bytes(held))
-        file.write(_BGZF_END)
-
-
-def _write_block(file: BinaryIO, data: bytes) -> None:
-    for level in (6, 0):  # what does not become smaller is stored: a block has at most 65,536 bytes
-        packer = zlib.compressobj(level, zlib.DEFLATED, -zlib.MAX_WBITS)
-        packed = packer.compress(data) + packer.flush()
-        size = len(_BGZF) + 2 + len(packed) + 8
-        if size <= 1 << 16:
-            break
-    file.write(_BGZF + (size - 1).to_bytes(2, "little") + packed + zlib.crc32(data).to_bytes(4, "little")
-               + len(data).to_bytes(4, "little"))
+            file.write(line)
 
 
 WRITERS: dict[str, Callable[[Path, Iterable[Scored], Variants, Mapping[str, str], int], None]] = {

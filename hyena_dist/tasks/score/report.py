@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import rankdata
 
 from hyena_dist.config.errors import ConfigError
 from hyena_dist.tasks.score.output import Table
@@ -44,27 +43,18 @@ class Worth:
 
 def auroc(positive: np.ndarray, values: np.ndarray) -> float:
     """The share of pairs of a positive and a negative in which the positive has the higher value, ties half; nan
-    without both. bool [n], float [n]."""
-    above, below = int(positive.sum()), int((~positive).sum())
-    if not above or not below:
-        return float("nan")
-    return float((rankdata(values)[positive].sum() - above * (above + 1) / 2) / (above * below))
+    without both. bool [n], float [n], all finite."""
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(positive, values)) if positive.any() and not positive.all() else float("nan")
 
 
 def auprc(positive: np.ndarray, values: np.ndarray) -> float:
     """Average precision: the mean, over the positives, of the precision among the values at least as high; nan without
     a positive."""
-    if not positive.any():
-        return float("nan")
-    hits, chosen = _steps(positive, values)
-    return float((np.diff(hits, prepend=0) * hits / chosen).sum() / positive.sum())
+    from sklearn.metrics import average_precision_score
 
-
-def _steps(positive: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At each threshold, from the highest down: positives, and all, with values at least as high."""
-    order = np.argsort(-values, kind="stable")
-    last = np.flatnonzero(np.append(np.diff(values[order]) != 0, True))
-    return np.cumsum(positive[order])[last], last + 1
+    return float(average_precision_score(positive, values)) if positive.any() else float("nan")
 
 
 def _column(table: Table, *names: str) -> list[str]:
@@ -173,6 +163,7 @@ def draw(table: Table, labels: Labels, found: Sequence[Worth], path: Path, title
                           "'hyena-dist[plots]'") from None
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from sklearn.metrics import roc_curve
 
     whole = [worth for worth in found if worth.group == "all"]
     columns = {worth.score: worth.sign * numbers(table, worth.score) for worth in whole}
@@ -180,8 +171,8 @@ def draw(table: Table, labels: Labels, found: Sequence[Worth], path: Path, title
     positive = labels.values[known] == 1
     figure, axes = plt.subplots(figsize=(5, 5), layout="constrained")
     for worth in whole:
-        hits, chosen = _steps(positive, columns[worth.score][known])
-        axes.plot(np.append(0, chosen - hits) / (~positive).sum(), np.append(0, hits) / positive.sum(),
+        false, true, _ = roc_curve(positive, columns[worth.score][known])
+        axes.plot(false, true,
                   label=f"{'-' if worth.sign < 0 else ''}{worth.score}  {worth.auroc:.3f}")
     axes.plot([0, 1], [0, 1], color="lightgrey", linestyle="--")
     axes.set(xlabel="false positive rate", ylabel="true positive rate", title=title, aspect="equal")

@@ -43,6 +43,12 @@ class Task:
     lacks: str = ""
     """What this project cannot do yet and the task needs; the task is then listed and left out. "": it can be run."""
 
+    def of_length(self, bases: int) -> "Task":
+        """This task with windows of so many bases; a bin that is a whole window stays one."""
+        keys = {key: bases if (key, value) == ("finetune.bin_size", self.window) else value
+                for key, value in self.keys.items()}
+        return replace(self, window=bases, keys=keys)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
@@ -92,7 +98,7 @@ class Suite:
         """
         if not any(task.window for task in self.tasks):
             raise DataError(f"--length {bases}: the sequences of {self.name} have a length of their own: leave it out")
-        return replace(self, tasks=tuple(replace(task, window=bases) if task.window else task for task in self.tasks))
+        return replace(self, tasks=tuple(task.of_length(bases) if task.window else task for task in self.tasks))
 
     def task(self, name: str) -> Task:
         """The task of this name.

@@ -11,6 +11,7 @@ from pathlib import Path
 from hyena_dist.data.bed import Bed, Span, text_rows
 from hyena_dist.data.errors import DataError
 from hyena_dist.data.tables import Example, reverse_complement
+from hyena_dist.tasks.suites import basenji
 from hyena_dist.tasks.suites.description import Published, Suite, Task, first_of
 from hyena_dist.tasks.suites.rows import Interval, cut, table_rows, whole_number
 
@@ -25,7 +26,11 @@ _FILES = ("EPI_file", "genome_fa", "enhancer_tabix_file")
 
 
 def files(task: Task, data: Path) -> list[Path]:
-    """The configuration of the task, and the three files that it names."""
+    """Of enhancer and target gene the configuration, and the three files that it names; of the others see `basenji`."""
+    if task.name.startswith("contact_map/"):
+        return basenji.contact_files(data, WHERE)
+    if task.name.startswith("regulatory_activity/"):
+        return basenji.activity_files(task, data, WHERE)
     config = first_of([data / "enhancer_target_gene" / _CONFIG, data / _CONFIG, data / Path(_CONFIG).name],
                       f"the configuration of {task.name}", WHERE)
     root = config.parent.parent if config.parent.name == "config" else config.parent
@@ -51,7 +56,12 @@ def _keys(path: Path) -> dict[str, str]:
 
 def read(task: Task, paths: list[Path], notes: list[str]) -> Iterator[Example]:
     """See `description.Reader`."""
-    del task
+    if task.name.startswith("contact_map/"):
+        yield from basenji.contacts(task, paths)
+        return
+    if task.name.startswith("regulatory_activity/"):
+        yield from basenji.activity(paths)
+        return
     config, table, genome, enhancers = paths
     numbers = {name: int(value) for name, value in _keys(config).items() if name in _NUMBERS}
     masked = Bed(enhancers).rows
@@ -116,9 +126,13 @@ DNALONGBENCH = Suite(
     tasks=(
         Task(name=_ETGP, metric="auroc"),
         *(Task(name=name, metric="auroc", lacks=_PAIR) for name in _EQTL),
-        Task(name="contact_map", metric="pearson", lacks="a reader of contact maps in TFRecords"),
-        Task(name="regulatory_activity/human", metric="pearson", lacks="a reader of tracks in TFRecords"),
-        Task(name="regulatory_activity/mouse", metric="pearson", lacks="a reader of tracks in TFRecords"),
+        *(Task(name=f"contact_map/{cells}", metric="pearson", keys={
+            "finetune.task": "pairs", "finetune.bin_size": 2048, "finetune.bins_cut": basenji.CONTACT_CUT,
+            "finetune.diagonals": 2}) for cells in basenji.CELLS),
+        *(Task(name=f"regulatory_activity/{organism}", metric="pearson", keys={
+            "finetune.task": "binned", "finetune.bin_size": 128, "finetune.loss": "poisson",
+            "finetune.bins_cut": (basenji.ACTIVITY_WINDOW // 128 - basenji.ACTIVITY_BINS) // 2})
+          for organism in ("human", "mouse")),
         Task(name="transcription_initiation", metric="pearson", lacks="a reader of bigWig tracks"),
     ),
     keys={"finetune.task": "classification", "finetune.pooling": "mean", "finetune.rc": "none", "finetune.seeds": 3,

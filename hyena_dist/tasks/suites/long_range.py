@@ -3,11 +3,18 @@ any length is cut around each. Its loader drops windows that reach past a contig
 places: how many there were is said."""
 
 import ast
+import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+
+from hyena_dist.config.errors import one_line
 from hyena_dist.data.errors import DataError
-from hyena_dist.data.tables import Example
+from hyena_dist.data.places import Values
+from hyena_dist.data.tables import Example, reverse_complement
 from hyena_dist.tasks.suites.description import Suite, Task, first_of
 from hyena_dist.tasks.suites.rows import Interval, cut, table_rows, whole_number
 
@@ -24,32 +31,136 @@ _TABLES = {
     "bulk_rna_expression": ("bulk_rna_expression/gene_coordinates", "hg19"),
     "cage_prediction": ("cage_prediction/sequences_coordinates", "hg38"),
 }
+_NUMBERS = {"bulk_rna_expression": ("rna_expression_values.csv",), "cage_prediction": ("targets_subset",)}
+"""Files beside the table, with the numbers of its rows."""
 _VECTORS = {"chromatin_features_histone_marks": "HISTONES", "chromatin_features_dna_accessibility": "DNASE"}
 """Columns that hold a list of 0 and 1 for each place."""
 
 
 def files(task: Task, data: Path) -> list[Path]:
-    """The table of a task, whole or the subset that comes with it, and its genome."""
+    """The table of a task, whole or the subset that comes with it, its genome, and of some the files of its numbers."""
     stem, assembly = _TABLES[task.name]
     table = first_of([data / f"{stem}{ending}" for ending in (".csv", "_subset.csv", ".csv.gz", "_subset.csv.gz")],
                      f"the table of {task.name}", WHERE)
     genome = first_of([folder / f"{assembly}{ending}" for folder in (data, data / "genomes")
                        for ending in (".fa.gz", ".fa", ".2bit")], f"the genome {assembly} of {task.name}", WHERE)
-    return [table, genome]
+    more = [first_of([table.parent / name], f"the file of numbers of {task.name}", WHERE)
+            for name in _NUMBERS.get(task.name, ())]
+    return [table, genome, *more]
 
 
 def read(task: Task, paths: list[Path], notes: list[str]) -> Iterator[Example]:
     """See `description.Reader`. Each window has its place, or the middle of its stretch, in its own middle, as the
     suite's loader cuts it."""
-    table, genome = paths
-    intervals = _places(task, table)
+    table, genome, *more = paths
+    find = {"bulk_rna_expression": _genes, "cage_prediction": _tracks}.get(task.name)
+    intervals = find(task, table) if find else _places(task, table)
+    values = _rows_of_numbers(more[0], table, len(intervals)) if task.name == "bulk_rna_expression" else None
+    arrays = _Arrays(more[0], task) if task.name == "cage_prediction" else None
     given = 0
     for interval, bases in cut(intervals, genome, outside="drop"):
         given += 1
-        yield Example(interval.name, bases, interval.label, interval.where, interval.split, interval.contig)
+        example = Example(interval.name, reverse_complement(bases) if interval.reverse else bases, interval.label,
+                          interval.where, interval.split, interval.contig)
+        if values is not None:
+            example = replace(example, label="", values=Values(values[int(interval.label)][None], interval.where))
+        elif arrays is not None:
+            example = replace(example, label="", values=Values(arrays.of(interval), interval.where))
+        yield example
     if given < len(intervals):
         notes.append(f"{len(intervals) - given:,} of {len(intervals):,} windows reach past their contig and are left "
                      "out, as the suite's loader does: results of other lengths are of other places")
+
+
+def _genes(task: Task, table: Path) -> list[Interval]:
+    """Windows around the starts of genes, of their strand; the label of each is the number of its row."""
+    assert task.window is not None
+    found = []
+    columns = ("chrom", "CAGE_representative_TSS", "strand", "split")
+    for number, (where, values) in enumerate(table_rows(table, columns)):
+        start, stop = _window(whole_number(values, "CAGE_representative_TSS", where) - 1, None, task.window)
+        if values["strand"] not in ("+", "-"):
+            raise DataError(f"{where}: strand {values['strand']!r} must be + or -: copy or download the file again")
+        found.append(Interval(values["chrom"], start, stop, str(number), _split(values, where), where,
+                              reverse=values["strand"] == "-"))
+    return found
+
+
+def _rows_of_numbers(path: Path, table: Path, rows: int) -> np.ndarray:
+    """float32 [rows, columns] of a table that is nothing but numbers under a header."""
+    found: list[list[float]] = []
+    for where, values in table_rows(path, ()):
+        try:
+            found.append([float(value) for value in values.values()])
+        except ValueError as error:
+            raise DataError(f"{where}: holds something else than numbers ({error}): copy or download it "
+                            "again") from None
+    if len(found) != rows:
+        raise DataError(f"{path}: has {len(found):,} rows, and {table.name} has {rows:,}: they are of two versions")
+    return np.array(found, dtype=np.float32)
+
+
+def _tracks(task: Task, table: Path) -> list[Interval]:
+    """Windows around the stretches of the CAGE tracks; the label of each is its number in the files of arrays."""
+    assert task.window is not None
+    if task.window % 256 or task.window > _CAGE_WINDOW:
+        raise DataError(f"--length {task.window}: windows of {task.name} are at most {_CAGE_WINDOW:,} bases, and a "
+                        "multiple of 256: take another length")
+    found = []
+    for where, values in table_rows(table, ("chrom", "start", "stop", "split", "npy_idx")):
+        first, end = (whole_number(values, column, where) - 1 for column in ("start", "stop"))
+        start, stop = _window(first, end, task.window)
+        number = whole_number(values, "npy_idx", where)
+        found.append(Interval(values["chrom"], start, stop, str(number), _split(values, where), where))
+    return found
+
+
+class _Arrays:
+    """The tracks in targets_subset/targets-SPLIT-FIRST-LAST.npz, of which some stay open."""
+
+    def __init__(self, folder: Path, task: Task) -> None:
+        assert task.window is not None
+        self._bins = task.window // 128
+        self._ranges = []
+        for path in folder.glob("targets-*.npz"):
+            _, split, first, last = path.stem.split("-")
+            self._ranges.append((split, int(first), int(last), path))
+        if not self._ranges:
+            raise DataError(f"{folder}: holds no targets-SPLIT-FIRST-LAST.npz: {WHERE}")
+        self._open = lru_cache(maxsize=8)(self._load)
+
+    def of(self, interval: Interval) -> np.ndarray:
+        """float32 [bins, tracks], logarithms of 1 + counts as the suite's loader has them, of the middle bins."""
+        number = int(interval.label)
+        path = next((path for split, first, last, path in self._ranges
+                     if split == interval.split and first <= number <= last), None)
+        name = f"target-{interval.split}-{number}.npy"
+        arrays = self._open(path) if path is not None else {}
+        array = arrays.get(name, arrays.get(name.removesuffix(".npy")))
+        if array is None:
+            raise DataError(f"{interval.where}: the array {name} is in none of the files "
+                            f"targets-{interval.split}-*.npz: {WHERE}")
+        array = np.asarray(array)
+        array = array[0] if array.ndim == 3 else array
+        if array.ndim != 2 or array.dtype.kind not in "iuf" or len(array) != _CAGE_WINDOW // 128:
+            raise DataError(f"{path}: {name} is an array of {list(array.shape)}, and must be of 896 bins by tracks: "
+                            "copy or download the file again")
+        cut_off = (len(array) - self._bins) // 2
+        return np.log1p(array[cut_off : cut_off + self._bins].astype(np.float32))
+
+    @staticmethod
+    def _load(path: Path) -> dict[str, np.ndarray]:
+        try:
+            with np.load(path) as held:
+                return {name if name.endswith(".npy") else f"{name}.npy": held[name] for name in held.files}
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise DataError(f"{path}: is damaged ({one_line(error)}): copy or download it again") from None
+
+
+def _split(values: dict[str, str], where: str) -> str:
+    if values["split"] not in ("train", "validation", "valid", "test"):
+        raise DataError(f"{where}: split {values['split']!r} must be train, validation or test")
+    return "valid" if values["split"].startswith("valid") else values["split"]
 
 
 def _places(task: Task, table: Path) -> list[Interval]:
@@ -63,15 +174,12 @@ def _places(task: Task, table: Path) -> list[Interval]:
         if end is not None and end <= first:
             raise DataError(f"{where}: STOP {values['STOP']} is not behind START {values['START']}: copy or download "
                             "the file again")
-        if values["split"] not in ("train", "validation", "valid", "test"):
-            raise DataError(f"{where}: split {values['split']!r} must be train, validation or test")
         assert task.window is not None
         start, stop = _window(first, end, task.window)
         label = _vector(values[column], where) if column else values["label"].strip()
         if not label:
             raise DataError(f"{where}: has no label: copy or download the file again")
-        split = "valid" if values["split"].startswith("valid") else values["split"]
-        found.append(Interval(values["CHROM"], start, stop, label, split, where))
+        found.append(Interval(values["CHROM"], start, stop, label, _split(values, where), where))
     return found
 
 
@@ -93,7 +201,7 @@ def _vector(text: str, where: str) -> str:
     return ";".join(str(number) for number, value in enumerate(values) if value) or "-"
 
 
-_WINDOW = 2048
+_WINDOW, _CAGE_WINDOW = 2048, 896 * 128
 _SEVERAL = {"finetune.task": "multilabel"}
 _PAIR = "a head for pairs of sequences, the one with the variant and the one without"
 
@@ -102,8 +210,8 @@ LRB = Suite(
     name="lrb",
     protocol="the published train and test places, validation places where there are, else a random tenth of train; "
              "windows of the task's length; weights by the validation loss; 3 seeds",
-    differs="the suite leaves the length of a window to its user: it is here 2,048 bases unless --length says "
-            "otherwise, and results of other lengths are not comparable",
+    differs="the suite leaves the length of a window to its user: it is here 2,048 bases, of CAGE 114,688, unless "
+            "--length says otherwise, and results of other lengths are not comparable",
     where=WHERE,
     tasks=(
         Task(name="regulatory_element_promoter", metric="auprc", window=_WINDOW),
@@ -113,8 +221,10 @@ LRB = Suite(
         Task(name="variant_effect_causal_eqtl", metric="auroc", lacks=_PAIR),
         Task(name="variant_effect_pathogenic_clinvar", metric="auroc", lacks=_PAIR),
         Task(name="variant_effect_pathogenic_omim", metric="auprc", lacks=_PAIR),
-        Task(name="bulk_rna_expression", metric="pearson", lacks="a head of 218 numbers for a sequence"),
-        Task(name="cage_prediction", metric="pearson", lacks="a reader of its tracks in .npz files"),
+        Task(name="bulk_rna_expression", metric="pearson", window=_WINDOW, keys={  # a window is one bin, of 218 numbers
+            "finetune.task": "binned", "finetune.bin_size": _WINDOW}),
+        Task(name="cage_prediction", metric="pearson", window=_CAGE_WINDOW, keys={
+            "finetune.task": "binned", "finetune.bin_size": 128}),
     ),
     keys={"finetune.task": "classification", "finetune.pooling": "mean", "finetune.rc": "none", "finetune.seeds": 3,
           "finetune.epochs": 10, "train.global_batch_size": 32, "optim.lr": 6e-4, "optim.weight_decay": 0.1},

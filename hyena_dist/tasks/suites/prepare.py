@@ -1,24 +1,22 @@
 """The files of a task as `hyena-dist finetune` takes them: train, dev and test, whatever form its publisher chose."""
 
-import csv
 import json
 import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from hyena_dist.config.errors import ConfigError
 from hyena_dist.config.plain import read_object
 from hyena_dist.data.errors import DataError
-from hyena_dist.data.tables import Example
 from hyena_dist.runtime.files import writing
 from hyena_dist.tasks.suites.description import Suite, Task
+from hyena_dist.tasks.suites.writer import FILES, Writer, thin
 
 TABLE, SOURCE = "table", "source.json"
-_FILES = {"train": "train.csv", "valid": "dev.csv", "test": "test.csv"}
 
 
 @dataclass(frozen=True)
@@ -39,11 +37,14 @@ def look(suite: Suite, task: Task, data: Path) -> Prepared:
     Raises:
         DataError: they are missing, damaged, or hold something else than the task.
     """
-    return _read(suite, task, suite.files(task, data), {})
+    return _read(suite, task, suite.files(task, data))
 
 
-def prepare(suite: Suite, task: Task, data: Path, directory: Path) -> Prepared:
+def prepare(suite: Suite, task: Task, data: Path, directory: Path, most: int | None = None) -> Prepared:
     """Make directory/table of the files of a task, unless an earlier start has.
+
+    Args:
+        most: training sequences that are kept, drawn at random, the same in every start; None: all.
 
     Raises:
         DataError: as `look`.
@@ -51,24 +52,22 @@ def prepare(suite: Suite, task: Task, data: Path, directory: Path) -> Prepared:
         OSError: it cannot be written.
     """
     paths = suite.files(task, data)
-    table, print_ = directory / TABLE, _fingerprint(paths)
+    table, made_of = directory / TABLE, {"files": _fingerprint(paths), "window": task.window, "most": most}
     if table.is_dir():
         said = read_object(table / SOURCE)
-        if said.get("files") != print_ or said.get("window") != task.window:
-            raise ConfigError(f"{table}: was made of other files than those of {task.name} under {data}, or of another "
-                              f"--length: give another --out, or remove {directory} to run the task anew")
+        if any(said.get(key) != value for key, value in made_of.items()):
+            raise ConfigError(f"{table}: was made of other files than those of {task.name} under {data}, or with "
+                              f"another --length or --most: give another --out, or remove {directory} to run it anew")
         return _prepared(said)
     aside = directory / f"{TABLE}.tmp"
     with writing(aside):
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        open_files: dict[str, TextIO] = {}
-        try:
-            found = _read(suite, task, paths, open_files, aside)
-        finally:
-            for file in open_files.values():
-                file.close()
-        content = {"files": print_, "window": task.window, "sizes": dict(found.sizes), "longest": found.longest,
+        with Writer(aside) as writer:
+            found = _read(suite, task, paths, writer)
+        if most is not None and found.sizes["train"] > most:
+            found = replace(found, sizes={**found.sizes, "train": most}, notes=(*found.notes, thin(aside, most)))
+        content = {**made_of, "sizes": dict(found.sizes), "longest": found.longest,
                    "classes": list(found.classes), "notes": list(found.notes)}
         (aside / SOURCE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         os.replace(aside, table)
@@ -79,9 +78,8 @@ def _prepared(said: Mapping[str, Any]) -> Prepared:
     return Prepared(said["sizes"], said["longest"], tuple(said["classes"]), tuple(said["notes"]))
 
 
-def _read(suite: Suite, task: Task, paths: list[Path], open_files: dict[str, TextIO],
-          directory: Path | None = None) -> Prepared:
-    """Read every sequence and, where there is a directory, write it into the file of its split."""
+def _read(suite: Suite, task: Task, paths: list[Path], writer: Writer | None = None) -> Prepared:
+    """Read every sequence and, where there is a writer, hand it on."""
     sizes, classes, notes = Counter[str](), Counter[str](), list[str]()
     longest = cropped = 0
     for example in suite.read(task, paths, notes):
@@ -91,24 +89,16 @@ def _read(suite: Suite, task: Task, paths: list[Path], open_files: dict[str, Tex
         sizes[example.split] += 1
         if example.split == "train" and len(classes) < 1000:
             classes[example.label] += 1
-        if directory is not None:
-            _write(open_files, directory, example, bases)
+        if writer is not None:
+            writer.write(example, bases)
     for split in ("train", "test"):
         if not sizes[split]:
             raise DataError(f"{paths[0]}: {task.name} has no sequences of {split}: {suite.where}")
     if cropped:
         notes.append(f"{cropped:,} of {sum(sizes.values()):,} sequences were longer than {task.crop} bases, and their "
                      "beginning was kept, as the protocol says")
-    of_split = {split: sizes[split] for split in _FILES if sizes[split]}
+    of_split = {split: sizes[split] for split in FILES if sizes[split]}
     return Prepared(of_split, longest, tuple(sorted(classes)[:10]), tuple(notes))
-
-
-def _write(open_files: dict[str, TextIO], directory: Path, example: Example, bases: bytes) -> None:
-    file = open_files.get(example.split)
-    if file is None:
-        file = open_files[example.split] = (directory / _FILES[example.split]).open("w", encoding="utf-8", newline="")
-        file.write("sequence,label,name\n")
-    csv.writer(file, lineterminator="\n").writerow((bases.decode("ascii"), example.label, example.name))
 
 
 def _fingerprint(paths: list[Path]) -> list[list[object]]:

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from hyena_dist.data.contigs import Source, sequence
 from hyena_dist.data.errors import DataError
 from hyena_dist.data.sources import read_contigs
@@ -91,6 +93,12 @@ def whole_number(values: Mapping[str, str], column: str, where: str) -> int:
     return int(text)
 
 
+def filled(bases: np.ndarray, start: int, end: int) -> bytes:
+    """Bases [start, end) of a contig, with N where it has none."""
+    before = min(max(-start, 0), end - start)
+    return (b"N" * before + bases[max(start, 0) : max(end, 0)].tobytes()).ljust(end - start, b"N")
+
+
 def cut(intervals: Sequence[Interval], genome: Path, *, outside: str,
         spellings: Callable[[str], Iterable[str]] = lambda name: (name,)) -> Iterator[tuple[Interval, bytes]]:
     """The bases of intervals, on the strand that the file has, contig by contig: a genome is not kept in memory.
@@ -115,11 +123,7 @@ def cut(intervals: Sequence[Interval], genome: Path, *, outside: str,
             if not inside and (outside == "refuse" or interval.start >= interval.end):
                 raise DataError(f"{interval.where}: {interval.name} lies outside the {len(contig.bases):,} bases of "
                                 f"its contig in {genome}: is it of another assembly?")
-            found = contig.bases[max(interval.start, 0) : max(interval.end, 0)].tobytes()
-            if not inside:
-                before = min(max(-interval.start, 0), interval.end - interval.start)
-                found = (b"N" * before + found).ljust(interval.end - interval.start, b"N")
-            yield interval, found
+            yield interval, filled(contig.bases, interval.start, interval.end)
         if not of_contig:
             return
     interval = next(iter(of_contig.values()))[0]

@@ -60,6 +60,8 @@ class Runner:
     config: str = "finetune/suite"
     changes: Mapping[str, str] = field(default_factory=dict)
     launch: Sequence[str] = ()
+    most: int | None = None
+    """Training sequences of a task that are used; None: all."""
     stop: Callable[[], str | None] = lambda: None
 
     def check_same(self) -> None:
@@ -70,7 +72,8 @@ class Runner:
         """
         windows = sorted({task.window for task in self.suite.tasks if task.window})
         asked = {"suite": self.suite.name, "from": self.model, "data": str(self.data.resolve()), "config": self.config,
-                 "changes": dict(self.changes), "length": windows[0] if windows else None}
+                 "changes": dict(self.changes), "most": self.most,
+                 "length": windows[0] if windows else None}
         path = self.out / SUITE
         if not path.exists():
             write_whole(path, lambda aside: aside.write_text(json.dumps(asked, indent=1) + "\n", encoding="utf-8"))
@@ -110,7 +113,8 @@ class Runner:
 
     def _write(self, tasks: Sequence[Task], rows: list[Row]) -> None:
         waiting = [left_out(self.suite, task, "not run yet", "") for task in tasks[len(rows):]]
-        write_table(self.out, self.suite, self.model, self.changes, [*rows, *waiting])
+        changes = {**self.changes, **({} if self.most is None else {"--most": str(self.most)})}
+        write_table(self.out, self.suite, self.model, changes, [*rows, *waiting])
 
     def _task(self, task: Task) -> Row:
         """The row of a task, after all of its settings have run.
@@ -122,7 +126,7 @@ class Runner:
         if task.lacks:
             return left_out(self.suite, task, "left out", f"this project does not have {task.lacks}")
         directory = self.out / task.name
-        prepared = prepare(self.suite, task, self.data, directory)
+        prepared = prepare(self.suite, task, self.data, directory, self.most)
         found: dict[str, tuple[Point, dict[str, Any]]] = {}
         for point in points_of(self.suite, self.changes):
             run_dir = directory / point.name

@@ -59,7 +59,7 @@ def arguments_of(suite: Suite, task: Task, point: Point, changes: Mapping[str, s
     keys |= changes
     if prepared is not None:
         steps, epochs = _steps(keys, prepared)
-        keys = {"optim.warmup_steps": max(1, round(suite.warmup * steps)),
+        keys = {"optim.warmup_steps": min(max(1, round(suite.warmup * steps)), steps - 1),
                 "train.eval_every": max(1, round(steps / max(epochs, 1))), **keys}
     return [f"{key}={_text(value)}" for key, value in keys.items()]
 

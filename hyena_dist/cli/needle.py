@@ -1,0 +1,58 @@
+"""Write a needle table: random sequences in which a motif far back decides the label, among near copies of it. A model
+that is fine-tuned on it with finetune.pooling=last shows that its context reaches that far.
+
+examples: hyena-dist needle needle-8k --length 8192
+          hyena-dist needle needle-512 --length 512 --copies 4 --train 8000
+          hyena-dist needle --report runs/needle/seed-0/predictions.tsv
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from hyena_dist.config.errors import UserError, one_line
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    from hyena_dist.tasks.needle import Needle
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     epilog="The recipe is in docs/finetuning.md, its settings in "
+                                            "configs/finetune/needle.yaml.")
+    parser.add_argument("dest", nargs="?", type=Path, help="directory to write train.csv, dev.csv and test.csv into")
+    parser.add_argument("--report", type=Path, metavar="TSV", help="print the accuracy by slice of a fine-tuned run's "
+                                                                    "predictions.tsv")
+    helps = {"length": "bases of a sequence", "slices": "equal parts; the last never holds the motif",
+             "motif": "bases of a motif", "mismatches": "bases in which a distractor differs from its motif",
+             "distractors": "near copies of either motif in each sequence",
+             "copies": "motifs in a training sequence, at most: more are easier to find", "seed": "of everything"}
+    for field in fields(Needle):
+        parser.add_argument(f"--{field.name}", type=int, default=field.default, metavar="N",
+                            help=f"{helps[field.name]}; default {field.default}")
+    for name, count in (("train", 2000), ("valid", 198), ("test", 3000)):
+        parser.add_argument(f"--{name}", type=int, default=count, metavar="N", help=f"sequences; default {count}")
+    args = parser.parse_args(argv)
+    if (args.dest is None) == (args.report is None):
+        parser.error("give a directory to write, or --report with a predictions.tsv")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0, or 2 where an argument cannot be used."""
+    from hyena_dist.tasks.needle import Needle, accuracy_by_slice, write_needle
+
+    args = parse_args(argv)
+    try:
+        if args.report is not None:
+            lines = args.report.read_text("utf-8").splitlines()
+            for part, (right, count) in sorted(accuracy_by_slice(lines).items()):
+                print(f"slice {part}: {right} of {count} right, {right / count:.1%}")
+            return 0
+        needle = Needle(**{field.name: getattr(args, field.name) for field in fields(Needle)})
+        write_needle(args.dest, needle, train=args.train, valid=args.valid, test=args.test)
+    except (UserError, ValueError, IndexError, OSError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    return 0

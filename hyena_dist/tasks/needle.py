@@ -1,0 +1,130 @@
+"""Needle tables, made by seed: what a model with a long context has to find and a model without one cannot.
+
+Every sequence is random bases with one of two motifs in it, which decides its label, and lies far back: the last of
+`slices` equal parts of the sequence never holds it. Distractors, as many of either motif, differ from it in a few bases
+and may lie anywhere; neither motif occurs by chance. The head of a model that reads the last base only
+(finetune.pooling=last) has the answer only if its context reaches from there to the motif.
+"""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hyena_dist.config.whole import new_directory
+
+LETTERS = np.frombuffer(b"ACGT", np.uint8)
+
+
+@dataclass(frozen=True)
+class Needle:
+    """The kind of table.
+
+    Raises:
+        ValueError: sequences are too short for what is to be in them.
+    """
+
+    length: int = 8192
+    slices: int = 4
+    motif: int = 16
+    """Bases of a motif. Both are the same at every length: they follow from the seed alone."""
+    mismatches: int = 2
+    """Bases in which a distractor differs from its motif."""
+    distractors: int = 4
+    """Of either motif in each sequence."""
+    copies: int = 1
+    """Motifs in a training sequence, from 1 to this, small numbers more often; in the other splits always 1."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.length, self.motif, self.mismatches, self.copies) < 1 or self.slices < 2 or self.distractors < 0:
+            raise ValueError("every number must be at least 1, slices at least 2")
+        if self.mismatches > self.motif:
+            raise ValueError(f"a motif of {self.motif} bases has no {self.mismatches} mismatches")
+        if self.length % self.slices or self.length // self.slices < 2 * self.motif:
+            raise ValueError(f"a length of {self.length} is no {self.slices} slices of at least two motifs")
+        # At most half full, places that are drawn one by one do not run out.
+        if 2 * (2 * self.distractors + self.copies) > self.length // self.motif:
+            raise ValueError(f"{self.length} bases have no room for {self.copies} motifs and {2 * self.distractors} "
+                             "distractors")
+
+    def motifs(self) -> np.ndarray:
+        """[2, motif], of label 0 and of label 1, numbers of bases."""
+        return np.random.default_rng([self.seed, 0x6E65]).integers(0, 4, (2, self.motif))
+
+    def sequence(self, label: int, part: int, rng: np.random.Generator, *, copies: int = 1) -> tuple[str, int]:
+        """A sequence whose first motif begins in a part, from 0, and where that is."""
+        motifs, size = self.motifs(), self.motif
+        bases = rng.integers(0, 4, self.length)
+        width = self.length // self.slices
+        place = int(rng.integers(part * width, (part + 1) * width - size + 1))
+        taken = np.zeros(self.length, dtype=bool)
+        taken[place : place + size] = True
+        for number in range(2 * self.distractors):
+            start = self._free(taken, self.length, rng)
+            near = motifs[number % 2].copy()
+            changed = rng.permutation(size)[: self.mismatches]
+            near[changed] = (near[changed] + rng.integers(1, 4, self.mismatches)) % 4
+            bases[start : start + size] = near
+        self._remove(bases, rng)
+        places = [place] + [self._free(taken, width * (self.slices - 1), rng) for _ in range(copies - 1)]
+        for start in places:
+            bases[start : start + size] = motifs[label]
+        # Where the motif meets its neighbours it may occur a second time, or the other one may.
+        if len(self._found(bases)) != copies:
+            return self.sequence(label, part, rng, copies=copies)
+        return LETTERS[bases].tobytes().decode(), place
+
+    def _free(self, taken: np.ndarray, end: int, rng: np.random.Generator) -> int:
+        """A place of a motif's length before `end` that nothing has yet; it is taken."""
+        while True:
+            start = int(rng.integers(0, end - self.motif + 1))
+            if not taken[start : start + self.motif].any():
+                taken[start : start + self.motif] = True
+                return start
+
+    def _found(self, bases: np.ndarray) -> np.ndarray:
+        """Where a motif begins."""
+        windows = np.lib.stride_tricks.sliding_window_view(bases, self.motif)
+        return np.flatnonzero((windows[:, None] == self.motifs()).all(2).any(1))
+
+    def _remove(self, bases: np.ndarray, rng: np.random.Generator) -> None:
+        """Motifs that came about by chance."""
+        while (found := self._found(bases)).size:
+            for start in found:
+                bases[start + rng.integers(self.motif)] = rng.integers(4)
+
+
+def write_needle(dest: Path, needle: Needle, *, train: int, valid: int, test: int) -> None:
+    """A directory with train.csv, dev.csv and test.csv for `finetune.table`. Labels, and the slices in which the motif
+    lies, are balanced; the name of a sequence says the slice and the place, as `slice-0-at-1234`.
+
+    Raises:
+        UserError: the directory exists.
+        OSError: it cannot be written.
+    """
+    with new_directory(dest) as aside:
+        for number, (name, count) in enumerate({"train": train, "dev": valid, "test": test}.items()):
+            rng = np.random.default_rng([needle.seed, needle.length, number])
+            most = needle.copies if name == "train" else 1
+            with (aside / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
+                writer = csv.writer(file, lineterminator="\n")
+                writer.writerow(["name", "sequence", "label"])
+                for row in range(count):
+                    copies = int(2 ** (rng.random() * np.log2(most))) if most > 1 else 1
+                    part, label = row % (needle.slices - 1), row // (needle.slices - 1) % 2
+                    bases, place = needle.sequence(label, part, rng, copies=copies)
+                    writer.writerow([f"slice-{part}-at-{place}", bases, label])
+
+
+def accuracy_by_slice(predictions: Sequence[str]) -> dict[int, tuple[int, int]]:
+    """Of the lines of a predictions.tsv of such a table: right ones and all of each slice."""
+    found: dict[int, tuple[int, int]] = {}
+    for line in predictions[1:]:
+        name, label, said, *_ = line.split("\t")
+        part = int(name.split("-")[1])
+        right, count = found.get(part, (0, 0))
+        found[part] = right + (label == said), count + 1
+    return found

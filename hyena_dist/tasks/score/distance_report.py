@@ -1,0 +1,85 @@
+"""The rows of `score distance` as Markdown and as a picture."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hyena_dist.tasks.score.distance import WAYS, Row
+from hyena_dist.tasks.score.perplexity_report import pyplot
+from hyena_dist.tasks.score.tables import markdown
+
+SAYS = {"loss": ("Loss", "Nats a base of the last bases of {count:,} held-out windows. The change is against whole "
+                 "windows, which have {value:.4f}."),
+        "variants": ("Scores of variants", "Of {count:,} variants llr_sum: Spearman's correlation with that of whole "
+                     "windows, and how far it is from it in the mean.")}
+
+
+def reach(rows: Sequence[Row], way: str) -> int | None:
+    """The shortest distance from which on no loss is surely larger than that of whole windows; None: at every distance
+    it is. An interval that begins above 0 is sure."""
+    of_way = sorted((row for row in rows if (row.of, row.way) == ("loss", way)), key=lambda row: -row.distance)
+    found = None
+    for row in of_way:
+        if row.change_low > 0:
+            break
+        found = row.distance
+    return found
+
+
+def report(rows: Sequence[Row], facts: Mapping[str, Any], picture: str) -> str:
+    """The text.
+
+    Args:
+        picture: the name of the picture's file; "" where there is none.
+    """
+    lines = [f"# How far {facts['model']} looks", "",
+             f"Split {facts['split']} of {facts['shards']}, windows of {facts['window']:,} bases, "
+             f"{facts['precision']}. "
+             "What lies further away than a distance is cropped, shuffled (its pairs of neighbours are kept) or masked "
+             "(N). Intervals hold 95 of 100 resamples.", ""]
+    for way in WAYS:
+        found = reach(rows, way)
+        lines.append(f"- {way}: " + ("what is further away than the longest distance here, too, lowers the loss"
+                                     if found is None else f"beyond {found:,} bases the loss is not surely changed"))
+    lines += ["", f"![distance]({picture})", ""] if picture else [""]
+    for of, (heading, text) in SAYS.items():
+        of_kind = [row for row in rows if row.of == of]
+        if of_kind:
+            lines += [f"## {heading}", "", text.format(**vars(of_kind[0])), "",
+                      markdown([["", "distance", "value", "interval", "change", "interval"],
+                                *([row.way, f"{row.distance:,}", f"{row.value:.4f}", _interval(row.low, row.high),
+                                   f"{row.change:+.4f}", _interval(row.change_low, row.change_high)]
+                                  for row in of_kind if row.way != "whole")])]
+    return "\n".join(lines)
+
+
+def _interval(low: float, high: float) -> str:
+    return f"{low:.4f} to {high:.4f}" if np.isfinite(low) else "one window"
+
+
+def draw(rows: Sequence[Row], path: Path, title: str) -> None:
+    """Draw the change of the loss, and the correlation of the scores, against distance.
+
+    Raises:
+        ConfigError: matplotlib is missing.
+    """
+    plt = pyplot(path)
+    kinds = [of for of in SAYS if any(row.of == of for row in rows)]
+    figure, axes = plt.subplots(1, len(kinds), figsize=(6 * len(kinds), 4.5), layout="constrained", squeeze=False)
+    for of, axis in zip(kinds, axes[0], strict=True):
+        for way in WAYS:
+            chosen = [row for row in rows if (row.of, row.way) == (of, way)]
+            at, is_loss = [row.distance for row in chosen], of == "loss"
+            axis.plot(at, [row.change if is_loss else row.value for row in chosen], marker="o", markersize=4, label=way)
+            axis.fill_between(at, [row.change_low if is_loss else row.low for row in chosen],
+                              [row.change_high if is_loss else row.high for row in chosen], alpha=0.2)
+        axis.axhline(0 if of == "loss" else 1, color="black", linewidth=0.8)
+        axis.set_xscale("log", base=2)
+        axis.set(xlabel="bases that are kept", ylabel="nats a base more than of whole windows" if of == "loss" else
+                 "Spearman's correlation with whole windows")
+        axis.legend(title="beyond them", fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
