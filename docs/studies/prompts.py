@@ -26,8 +26,9 @@ def main() -> None:
         error = (accuracy * (1 - accuracy) / count) ** 0.5
         found.setdefault((match[2], match[1]), []).append((int(match[3]), accuracy, error))
         classes = len(result["classes"])
-        sys.stdout.write(f"| {match[1]} ({classes} classes) | {NAMES[match[2]][1]} | {match[3]} | {accuracy:.3f} ± {error:.3f} | "
-              f"{1 / classes:.3f} | {'yes' if result['collapsed_seeds'] else 'no'} |\n")
+        cells = (f"{match[1]} ({classes} classes)", NAMES[match[2]][1], match[3], f"{accuracy:.3f} ± {error:.3f}",
+                 f"{1 / classes:.3f}", "yes" if result["collapsed_seeds"] else "no")
+        sys.stdout.write(f"| {' | '.join(cells)} |\n")
     matplotlib.use("Agg")
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), sharey=True, layout="constrained")
     for axis, (kind, (label, title)) in zip(axes, NAMES.items(), strict=True):
