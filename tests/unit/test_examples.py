@@ -47,8 +47,9 @@ def launcher(name: str) -> Any:
 
 
 COMMANDS = {"pretrain": pretrain, "finetune": finetune, "suite": suite, "needle": needle, "species": species,
-            "plan": plan, "evaluate": evaluate, "score": score, "generate": generate, "embed": embed, "convert": convert,
-            "build": build, "verify": verify, "scaling": scaling, "doctor": doctor, "show": show, "sweep": sweep,
+            "plan": plan, "evaluate": evaluate, "score": score, "generate": generate, "embed": embed,
+            "convert": convert, "build": build, "verify": verify, "scaling": scaling, "doctor": doctor, "show": show,
+            "sweep": sweep,
             "bench": launcher("bench"), "gpu_check": launcher("gpu_check"), "studies": launcher("studies"),
             "gue": launcher("gue")}
 
