@@ -12,7 +12,7 @@ import logging
 import secrets
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -205,17 +205,19 @@ def _read_state(reader: TensorReader, name: str, parts: Mapping[str, torch.Size]
 
 
 @torch.no_grad()
-def load_model_weights(source: str | Path | Checkpoint, model: nn.Module, table: Table) -> dict[str, Any]:
+def load_model_weights(source: str | Path | Checkpoint, model: nn.Module, table: Table, *,
+                       ignore: Collection[str] = ()) -> dict[str, Any]:
     """Set the weights of a whole model in one process, without engine or process group; return the metadata.
 
     Args:
         source: as of `load_checkpoint`.
+        ignore: beginnings of the keys of other weights that the checkpoint may have.
 
     Raises:
         CheckpointError: no sound checkpoint, or one of another model.
     """
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
-    reader, shapes = _model_reader(checkpoint, model, table)
+    reader, shapes = _model_reader(checkpoint, model, table, ignore)
     for name, parameter in model.named_parameters():
         blocks = reader.read(shapes[name])
         parameter.copy_(merge_parts({key.removeprefix(f"model/{name}"): value for key, value in blocks.items()},
@@ -237,14 +239,14 @@ def weight_shapes(checkpoint: Checkpoint) -> dict[str, torch.Size]:
     return {key: shape for key, shape in TensorReader(checkpoint.path).shapes.items() if key.startswith("model/")}
 
 
-def _model_reader(checkpoint: Checkpoint, model: nn.Module,
-                  table: Table) -> tuple[TensorReader, dict[str, dict[str, torch.Size]]]:
+def _model_reader(checkpoint: Checkpoint, model: nn.Module, table: Table, ignore: Collection[str] = ()
+                  ) -> tuple[TensorReader, dict[str, dict[str, torch.Size]]]:
     """A reader of a checkpoint of this model, and the shapes of each of its weights by key."""
     reader = TensorReader(checkpoint.path)
     shapes = {name: {f"model/{name}{suffix}": shape
                      for suffix, shape in _part_shapes(parameter.shape, table[name], 1).items()}
               for name, parameter in model.named_parameters()}
-    reader.check({key: shape for parts in shapes.values() for key, shape in parts.items()}, ignore=("optim/",))
+    reader.check({key: shape for parts in shapes.values() for key, shape in parts.items()}, ignore=("optim/", *ignore))
     return reader, shapes
 
 

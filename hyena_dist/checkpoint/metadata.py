@@ -16,6 +16,8 @@ from hyena_dist.engine.loss_scale import HIGHEST, LOWEST
 FORMAT = 1
 PRETRAINING = "pretraining"
 """The objective of a checkpoint that names none, as those of before there were others."""
+FINETUNING = "finetuning"
+"""The objective of labelled sequences."""
 METADATA = "metadata.json"
 RESUMED = ("step", "identity", "data", "val_loss", "best_val_loss", "loss_scale", "seconds")
 """What a resume takes from the metadata."""

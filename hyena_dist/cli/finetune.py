@@ -62,7 +62,7 @@ def _resolved(args: argparse.Namespace) -> tuple[Config, "Labelled", Mapping[str
     config = load_config(find(args.config), args.overrides, base=NOT_READ)
     weights = None
     if config.finetune.from_ is not None:
-        from hyena_dist.convert.finetuned import read_start
+        from hyena_dist.convert.start import read_start
 
         section, weights, path = read_start(config.finetune.from_)
         logger.info("starting from %s", path)
@@ -79,6 +79,11 @@ def _resolved(args: argparse.Namespace) -> tuple[Config, "Labelled", Mapping[str
         raise UserError(f"finetune.task={labelled.task} has labels for places, and the tokens of this model are "
                         f"{tokenizer.k}-mers (model.kmer): take a model of single bases")
     config = replace(config, data=replace(config.data, seq_len=tokenizer.tokens(longest)))
+    if config.finetune.by_tokens:
+        from hyena_dist.train.prompting import check_prompting, row_tokens
+
+        check_prompting(config, labelled)
+        config = replace(config, data=replace(config.data, seq_len=row_tokens(config.finetune, labelled)))
     if (epochs := config.finetune.epochs) is not None:
         steps = max(1, round(epochs * len(labelled.splits["train"]) / config.train.global_batch_size))
         config = replace(config, train=replace(config.train, steps=steps))

@@ -30,7 +30,7 @@ FIXED = frozenset({
     *(f"finetune.{key}" for key in (
         "sequence_column", "label_column", "split_column", "valid_fraction", "valid_chromosomes", "test_chromosomes",
         "task", "pooling", "bin_size", "bins_cut", "diagonals", "loss", "trained", "lora_rank", "lora_alpha",
-        "lora_targets", "longer", "rc")),
+        "lora_targets", "prompt_tokens", "shots", "longer", "rc")),
 })
 """A resume may not change them."""
 
@@ -42,7 +42,7 @@ CHANGEABLE = frozenset({
     # What is measured, and when it is measured and saved.
     "data.val_seq_len", "data.val_tokens", "train.eval_every", "train.save_every", "train.keep_last",
     "train.keep_every", "train.profile_steps", "train.wandb", "train.patience", "finetune.epochs", "finetune.seeds",
-    "finetune.lr_decay",
+    "finetune.lr_decay", "finetune.baselines",
     # On what it runs. A checkpoint does not depend on it; its weights are float32 at any precision.
     "train.precision", "train.micro_batch_size", "train.activation_checkpointing", "train.activation_offload",
     "data.lower_case_weight", "data.num_workers", "ops.backend",

@@ -16,7 +16,7 @@ from torch import Tensor
 from hyena_dist.checkpoint.directory import Checkpoint, choose_checkpoint, open_checkpoint, step_of
 from hyena_dist.checkpoint.files import MARKER
 from hyena_dist.checkpoint.format import check_model_weights, load_model_weights, save_checkpoint, weight_shapes
-from hyena_dist.checkpoint.metadata import METADATA
+from hyena_dist.checkpoint.metadata import FINETUNING, METADATA
 from hyena_dist.config.errors import write_remedy
 from hyena_dist.config.formats import FORMATS
 from hyena_dist.config.sections.model import BEFORE_THE_KEY, ModelSection
@@ -24,6 +24,7 @@ from hyena_dist.config.versions import own_version
 from hyena_dist.config.whole import new_directory
 from hyena_dist.convert.card import CARD, model_card
 from hyena_dist.convert.files import CONFIG, PUBLISHED_WEIGHTS, WEIGHTS, read_config, read_weights, weight_files
+from hyena_dist.convert.finetuned import read_backbone
 from hyena_dist.convert.huggingface import HUGGINGFACE_KEYS, code_files, from_huggingface, to_huggingface
 from hyena_dist.convert.published import (
     PUBLISHED_KEYS,
@@ -137,6 +138,8 @@ def _read_checkpoint(checkpoint: Checkpoint) -> tuple[ModelSection, HyenaModel, 
                               "of hyena_dist that wrote it")
     section = checked_section({key.removeprefix("model."): value for key, value in identity.items()
                                if key.startswith("model.")})
+    if checkpoint.objective == FINETUNING:
+        return section, read_backbone(checkpoint, section), checkpoint.path
     model = without_memory(section, weight_shapes(checkpoint), torch.float32)
     check_model_weights(checkpoint, model, model.placement())
     load_model_weights(checkpoint, model.to_empty(device="cpu"), model.placement())

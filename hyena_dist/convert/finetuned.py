@@ -1,70 +1,73 @@
-"""Weights to fine-tune from: of a pretrained model in any format, or of a run that was fine-tuned before."""
+"""What a fine-tuned run holds: the backbone as the language model that it was, with adapters merged into its weights,
+and the head of the task."""
 
-from pathlib import Path
+import logging
 
 import torch
 from torch import Tensor, nn
 
-from hyena_dist.checkpoint.directory import Checkpoint, choose_checkpoint, open_checkpoint
-from hyena_dist.checkpoint.files import MARKER
-from hyena_dist.checkpoint.format import check_model_weights, load_model_weights, weight_shapes
+from hyena_dist.checkpoint.directory import Checkpoint
+from hyena_dist.checkpoint.format import load_model_weights, weight_shapes
+from hyena_dist.checkpoint.reader import TensorReader
+from hyena_dist.config.sections.finetune import FinetuneSection, words_of
 from hyena_dist.config.sections.model import ModelSection
-from hyena_dist.convert.directory import read_model
-from hyena_dist.convert.section import ConversionError, checked_section
+from hyena_dist.convert.section import ConversionError
 from hyena_dist.convert.weights import check_finite, without_memory
-from hyena_dist.model.placement import Placement
+from hyena_dist.model.lora import add_adapters, merge_adapters
+from hyena_dist.model.model import HyenaModel
 
-FINETUNED = "finetuning"
-"""The objective in the metadata of a checkpoint that was fine-tuned."""
-HEAD = "answers."
-"""What the names of the weights of a fine-tuned head begin with here: a backbone may have a head of its own."""
+_BACKBONE, _PROMPT, _HEAD = "model/backbone.", "model/backbone.embedding.prompt.", "model/head."
+
+logger = logging.getLogger(__name__)
 
 
-def read_start(source: str | Path) -> tuple[ModelSection, dict[str, Tensor], Path]:
-    """The model in a directory: its section, its weights by name, of a fine-tuned one its head's too, and where it was.
+class _Backbone(nn.Module):
+    """Gives the weights of a backbone the names that they have in a fine-tuned run."""
+
+    def __init__(self, backbone: HyenaModel) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+
+def read_finetuned(checkpoint: Checkpoint, section: ModelSection) -> tuple[HyenaModel, dict[str, Tensor]]:
+    """The backbone in a checkpoint of a fine-tuned run, on the CPU, in float32 and eval mode, and the weights of the
+    head by their names. A soft prompt is left out, which is said.
 
     Raises:
-        UserError: as of `read_model`; or it was fine-tuned by adapters, which belong to another backbone.
+        UserError: there is no backbone in it, or it is damaged.
     """
-    source = Path(source)
-    checkpoint = None
-    if (source / "config.yaml").is_file():
-        checkpoint = choose_checkpoint(source, "latest")
-        if checkpoint.metadata.get("objective") == FINETUNED:
-            checkpoint = choose_checkpoint(source, "best")  # which a fine-tuned run is judged by
-    elif (source / MARKER).is_file():
-        checkpoint = open_checkpoint(source)
-    if checkpoint is not None and checkpoint.metadata.get("objective") == FINETUNED:
-        return _finetuned(checkpoint)
-    section, model, path = read_model(source)
-    return section, {name: parameter.detach() for name, parameter in model.named_parameters()}, path
+    shapes = weight_shapes(checkpoint)
+    of_backbone = {key: shape for key, shape in shapes.items() if key.startswith(_BACKBONE)}
+    if not of_backbone:
+        raise ConversionError(f"{checkpoint.path} is of a fine-tuning, and there is no HyenaDNA model in it: give a "
+                              "run that has one")
+    adapters = {key for key in of_backbone if ".lora." in key}
+    prompt = {key for key in of_backbone if key.startswith(_PROMPT)}
+    plain = {key: shape for key, shape in of_backbone.items() if key not in adapters | prompt}
+    model = without_memory(section, plain, torch.float32).to_empty(device="cpu")
+    if adapters:
+        keys = ("lora_rank", "lora_alpha", "lora_targets")
+        tune = FinetuneSection(**{key: checkpoint.metadata["identity"][f"finetune.{key}"] for key in keys})
+        add_adapters(model, rank=tune.lora_rank, alpha=tune.lora_alpha, targets=words_of(tune.lora_targets or ""),
+                     seed=0)
+    table = {f"backbone.{name}": entry for name, entry in model.placement().items()}
+    load_model_weights(checkpoint, _Backbone(model), table, ignore=(_HEAD, _PROMPT))
+    if prompt:
+        logger.warning("%s: its soft prompt (finetune.prompt_tokens) is left out: the model is the one that it was "
+                       "learnt for", checkpoint.path)
+    if adapters:
+        merge_adapters(model)
+        logger.info("%s: the adapters are merged into the weights", checkpoint.path)
+    head = TensorReader(checkpoint.path).read({key: shape for key, shape in shapes.items() if key.startswith(_HEAD)})
+    named = {key.removeprefix("model/"): value for key, value in head.items()}
+    check_finite({name: parameter.detach() for name, parameter in model.named_parameters()} | named)
+    return model.requires_grad_(True).eval(), named
 
 
-def _finetuned(checkpoint: Checkpoint) -> tuple[ModelSection, dict[str, Tensor], Path]:
-    shapes = {key.removeprefix("model/"): shape for key, shape in weight_shapes(checkpoint).items()}
-    if not any(name.startswith("backbone.") for name in shapes) or any(".lora." in name for name in shapes):
-        raise ConversionError(f"{checkpoint.path}: was fine-tuned by adapters (finetune.trained=lora), or is no Hyena "
-                              "model: give the model that it started from")
-    identity = checkpoint.metadata.get("identity", {})
-    section = checked_section({key.removeprefix("model."): value for key, value in identity.items()
-                               if key.startswith("model.")})
-    whole = nn.Module()
-    whole.backbone = without_memory(section, shapes, torch.float32)
-    head = {name: shape for name, shape in shapes.items() if name.startswith("head.")}
-    for name, shape in head.items():
-        module = whole
-        *path, last = name.split(".")
-        for part in path:
-            if not hasattr(module, part):
-                module.add_module(part, nn.Module())
-            module = module.get_submodule(part)
-        module.register_parameter(last, nn.Parameter(torch.empty(shape, device="meta")))
-    table = {f"backbone.{name}": entry for name, entry in whole.backbone.placement().items()}
-    table |= dict.fromkeys(head, Placement())
-    check_model_weights(checkpoint, whole, table)
-    with torch.no_grad():
-        load_model_weights(checkpoint, whole.to_empty(device="cpu"), table)
-    found = {name.removeprefix("backbone.") if name.startswith("backbone.") else HEAD + name: parameter.detach()
-             for name, parameter in whole.named_parameters()}
-    check_finite(found)
-    return section, found, checkpoint.path
+def read_backbone(checkpoint: Checkpoint, section: ModelSection) -> HyenaModel:
+    """The same without the head, which files of language models have no place for; that is said."""
+    model, head = read_finetuned(checkpoint, section)
+    if head:
+        logger.warning("%s: %s is of its task, and is left out: what is read is the language model below it",
+                       checkpoint.path, ", ".join(sorted(head)))
+    return model

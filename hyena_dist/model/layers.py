@@ -201,7 +201,7 @@ class RowLinear(_Product, RowParallelLinear):
 
 class Embedding(nn.Module):
     """Token embedding [B, l] -> [l or l / T, B, D]; rows of its weight are split over the tensor ranks. It is the
-    head's weight too, unless they are untied.
+    head's weight too, unless they are untied. A soft prompt (`model.prompt`) may stand in place of the first tokens.
 
     Args:
         seed: as the mixers'.
@@ -215,12 +215,17 @@ class Embedding(nn.Module):
         self.word_embeddings = VocabParallelEmbedding(config.padded_vocab_size, config.hidden_size,
                                                       init_method=_no_initial_values, config=config,
                                                       tp_group=self.axis.group)
+        self.prompt: nn.Module | None = None
         _forget_megatron(self.word_embeddings)
         initialize_part(self, "embedding", config, self.axis, seed)
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Raises ValueError: on a CPU, an id outside the vocabulary. On CUDA its row is NaN over several tensor ranks,
         and torch's own assertion on one: to ask would be to wait for the device."""
+        rows = self._rows(input_ids)
+        return rows if self.prompt is None else self.prompt(rows)
+
+    def _rows(self, input_ids: Tensor) -> Tensor:
         weight, ids = self.word_embeddings.weight, input_ids.t()
         size = weight.shape[0] * self.axis.size
         refuse_outside("input_ids", input_ids, size)

@@ -9,6 +9,8 @@ from hyena_dist.data.labelled import Labelled
 from hyena_dist.data.tables import Example, reverse_complement
 from hyena_dist.train.predictions import METRICS, scores_of
 
+CHOOSES = {"classification": "mcc", "multilabel": "auroc", "regression": "spearman"}
+"""The metric by which one of several models is chosen."""
 LENGTHS = (4, 5, 6)
 """Of the k-mers that are tried."""
 STRENGTHS = (0.01, 0.1, 1.0)
@@ -26,7 +28,7 @@ def kmer_baseline(labelled: Labelled, *, both_strands: bool) -> dict[str, Any]:
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.preprocessing import StandardScaler
 
-    chooses = {"classification": "mcc", "multilabel": "auroc", "regression": "spearman"}[labelled.task]
+    chooses = CHOOSES[labelled.task]
     best: tuple[float, dict[str, Any]] | None = None
     for k in LENGTHS:
         counter = CountVectorizer(analyzer="char", ngram_range=(k, k), lowercase=True, dtype=np.float64)

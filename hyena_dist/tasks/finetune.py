@@ -1,37 +1,62 @@
-"""Fine-tuning from a configuration to an answer: a run for each seed, its best weights judged once, and what all of
-them say together."""
+"""Fine-tuning from a configuration to an answer: a run for each seed, its best weights judged once, what stands beside
+it on the same sequences, and what all of them say together."""
 
 import json
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from hyena_dist.checkpoint.directory import find_best
-from hyena_dist.config.errors import TrainingError
+from hyena_dist.config.errors import ConfigError, TrainingError
+from hyena_dist.config.identity import FIXED, identity
 from hyena_dist.config.plain import read_object
 from hyena_dist.config.schema import Config
+from hyena_dist.config.sections.finetune import FinetuneSection, words_of
 from hyena_dist.data.labelled import Labelled
 from hyena_dist.parallel.groups import Groups
-from hyena_dist.runtime.agree import agree
+from hyena_dist.runtime.agree import agree, broadcast
 from hyena_dist.runtime.files import write_whole
 from hyena_dist.tasks.baselines import kmer_baseline
+from hyena_dist.tasks.comparison import in_words, markdown, on_screen, summary
+from hyena_dist.tasks.probe import probe
 from hyena_dist.train.answers import Judgement
+from hyena_dist.train.convolutional import Convolutional
 from hyena_dist.train.finetuning import Finetuning
 from hyena_dist.train.history import Start
+from hyena_dist.train.predictions import Predictions
+from hyena_dist.train.prompting import Prompting
 from hyena_dist.train.session import open_trainer
 from hyena_dist.train.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
-RESULT, PREDICTIONS = "result.json", "predictions.tsv"
+RESULT, TABLE, PREDICTIONS, KMERS = "result.json", "result.md", "predictions.tsv", "kmers.json"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and with what fine-tunings run."""
+
+    groups: Groups
+    device: torch.device
+    weights: Mapping[str, Tensor] | None
+    """Of the whole pretrained backbone by name; None: fresh ones."""
+    launchers: Sequence[psutil.Process] | None
+
+
+class Stopped(Exception):
+    """A run was stopped before its end."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
 
 
 def of_seed(config: Config, seed: int) -> Config:
@@ -42,7 +67,7 @@ def of_seed(config: Config, seed: int) -> Config:
 
 def finetune(config: Config, groups: Groups, device: torch.device, *, read: Callable[[int], Labelled],
              weights: Mapping[str, Tensor] | None, launchers: Sequence[psutil.Process] | None = None) -> str | None:
-    """Every run that has no result yet, and then train.run_dir/result.json. Collective.
+    """Every run that has no result yet, and then result.json and result.md in train.run_dir. Collective.
 
     Args:
         read: the labelled sequences of a seed.
@@ -54,39 +79,126 @@ def finetune(config: Config, groups: Groups, device: torch.device, *, read: Call
     Raises:
         UserError, TrainingError, OSError: as of `open_trainer` and `Trainer.fit`.
     """
-    results = []
-    for seed in range(config.train.seed, config.train.seed + config.finetune.seeds):
-        run, labelled = of_seed(config, seed), read(seed)
-        found = agree(partial(_result, Path(run.train.run_dir, RESULT), labelled), groups)
-        if found is None:
-            objective = partial(Finetuning, labelled=labelled, weights=weights)
-            with open_trainer(run, groups, device, launchers=launchers, objective=objective) as trainer:
-                if reason := trainer.fit():
-                    return reason
-                found = _judge(trainer, run, labelled)
-            found["baselines"] = agree(partial(_beside, labelled, run, groups), groups)
-            agree(partial(_write_json, Path(run.train.run_dir, RESULT), found, groups), groups)
-        results.append(found)
+    place, results = Place(groups, device, weights, launchers), []
+    try:
+        for seed in range(config.train.seed, config.train.seed + config.finetune.seeds):
+            run, labelled = of_seed(config, seed), read(seed)
+            if config.finetune.trained == "probe":
+                found = _remembered(run, labelled, groups, partial(_probed, run, labelled, place))
+            else:
+                learns = Prompting if config.finetune.by_tokens else Finetuning
+                found = _trained(run, labelled, place, partial(learns, labelled=labelled, weights=weights))
+            results.append({**found, "baselines": _beside(run, labelled, place)})
+    except Stopped as stopped:
+        return stopped.reason
     whole = summary(results)
     agree(partial(_write_json, Path(config.train.run_dir, RESULT), whole, groups), groups)
+    agree(partial(_write_text, Path(config.train.run_dir, TABLE), markdown(whole), groups), groups)
     for line in in_words(whole):
         logger.info("%s", line)
+    if groups.world.rank == 0:
+        Console().print(on_screen(whole))
     return None
 
 
-def _result(path: Path, labelled: Labelled) -> dict[str, Any] | None:
+def _trained(run: Config, labelled: Labelled, place: Place, objective: Callable[..., Finetuning]) -> dict[str, Any]:
+    """The result of a run of the trainer.
+
+    Raises:
+        Stopped: before its end.
+    """
+    def compute() -> dict[str, Any]:
+        with open_trainer(run, place.groups, place.device, launchers=place.launchers, objective=objective) as trainer:
+            if reason := trainer.fit():
+                raise Stopped(reason)
+            return _judge(trainer, run, labelled)
+
+    return _remembered(run, labelled, place.groups, compute)
+
+
+def _probed(run: Config, labelled: Labelled, place: Place) -> dict[str, Any]:
+    """The result of a probe, which takes no step and has no checkpoint."""
+    answers, chosen = probe(run, labelled, place.groups, place.device, place.weights)
+    found = [Predictions(labelled, split, of_split) for split, of_split in answers.items()]
+    return {**_result_of(run, labelled, found, place.groups), "checkpoint": None, "steps": 0, "probe": chosen}
+
+
+def _remembered(run: Config, labelled: Labelled, groups: Groups, compute: Callable[[], dict[str, Any]]
+                ) -> dict[str, Any]:
+    """What an earlier start has found of the same sequences, or what is computed now and is then written. Collective.
+
+    Raises:
+        UserError: the earlier start had other settings.
+    """
+    path = Path(run.train.run_dir, RESULT)
+    found = broadcast(agree(partial(_result, path, labelled, run), groups), groups)
+    if found is None:
+        found = {**compute(), "settings": settings(run)}
+        agree(partial(_write_json, path, found, groups), groups)
+    return found
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """The keys that decide what is learnt."""
+    return {key: value for key, value in identity(config).items() if key in FIXED and key.startswith("finetune.")}
+
+
+def _result(path: Path, labelled: Labelled, config: Config) -> dict[str, Any] | None:
     """What an earlier start has found of the same sequences; None: nothing."""
     if not path.is_file():
         return None
     found = read_object(path)
-    return found if found.get("sequences") == labelled.digest() else None
+    if found.get("sequences") != labelled.digest():
+        return None
+    plain = {f"finetune.{key}": value for key, value in vars(FinetuneSection()).items()}
+    now, then = settings(config), found.get("settings", {})
+    for key, value in now.items():
+        if (before := then.get(key, plain[key])) != value:
+            raise ConfigError(f"{path} was found with {key.replace('from_', 'from')}={before}, and now it is {value}: "
+                              "start in another train.run_dir")
+    return found
 
 
-def _beside(labelled: Labelled, config: Config, groups: Groups) -> dict[str, Any]:
-    """The baselines of a run; the first rank alone computes them."""
-    if groups.world.rank or labelled.places is not None:  # counts of a sequence's k-mers say nothing of its places
-        return {}
-    return {"kmers": kmer_baseline(labelled, both_strands=config.finetune.rc != "none")}
+def _beside(run: Config, labelled: Labelled, place: Place) -> dict[str, Any]:
+    """What stands beside a run, on the same splits: each is computed once, as the run itself."""
+    found: dict[str, Any] = {}
+    asked = words_of(run.finetune.baselines)
+    if labelled.places is not None:  # counts of a sequence's k-mers say nothing of its places, nor does one answer
+        asked = [name for name in asked if name == "scratch"]
+    if "kmers" in asked:
+        found["kmers"] = _kmers(run, labelled, place.groups)
+    others: dict[str, Callable[..., Finetuning]] = {
+        "cnn": partial(Convolutional, labelled=labelled, weights=None),
+        "scratch": partial(Finetuning, labelled=labelled, weights=None)}
+    for name, objective in others.items():
+        if name not in asked or (name == "scratch" and run.finetune.from_ is None):
+            continue  # a model that starts from nothing is its own comparison
+        tune = replace(run.finetune, from_=None, trained="all", lr_decay=1.0, shots=None)
+        train = replace(run.train, run_dir=str(Path(run.train.run_dir, name)))
+        one = _trained(replace(run, finetune=tune, train=train), labelled, place, objective)
+        found[name] = {key: one[key] for key in ("scores", "steps", "checkpoint")}
+    return found
+
+
+def _kmers(run: Config, labelled: Labelled, groups: Groups) -> dict[str, Any]:
+    """The regression on k-mers, which the first rank alone computes."""
+    path, first = Path(run.train.run_dir, KMERS), groups.world.rank == 0
+
+    def found() -> dict[str, Any] | None:
+        there = read_object(path) if first and path.is_file() else {}
+        return there if there.get("sequences") == labelled.digest() else None
+
+    def computed() -> dict[str, Any]:
+        if not first:
+            return {}
+        regression = kmer_baseline(labelled, both_strands=run.finetune.rc != "none")
+        return {**regression, "sequences": labelled.digest()}
+
+    known = broadcast(agree(found, groups), groups)
+    if known is None:
+        known = broadcast(agree(computed, groups), groups)
+        agree(partial(_write_json, path, known, groups), groups)
+    return known
 
 
 def _judge(trainer: Trainer, config: Config, labelled: Labelled) -> dict[str, Any]:
@@ -98,76 +210,29 @@ def _judge(trainer: Trainer, config: Config, labelled: Labelled) -> dict[str, An
         raise TrainingError(f"train.run_dir={config.train.run_dir} has no checkpoint with a validation loss: none of "
                             "its losses on valid was finite; lower optim.lr")
     trainer.state.restore(Start(best, takes="weights"))
-    of_split = {}
-    for split in ("valid", "test"):
-        if split in labelled.splits:
-            found = task.predict(trainer.engine.module, split, trainer.watched)
-            of_split[split] = {**found.scores(), "sequences": len(labelled.splits[split]), "collapsed": found.collapsed}
-            last = found
-    agree(partial(_write_predictions, Path(config.train.run_dir, PREDICTIONS), last, groups), groups)
-    tune = config.finetune
+    found = [task.predict(trainer.engine.module, split, trainer.watched) for split in ("valid", "test")
+             if split in labelled.splits]
+    return {**_result_of(config, labelled, found, groups), "checkpoint": best.path.name, "steps": trainer.status.step}
+
+
+def _result_of(config: Config, labelled: Labelled, found: Sequence[Judgement], groups: Groups) -> dict[str, Any]:
+    """What is written of a run, by what it says of valid and, where there is one, of test."""
+    last, tune = found[-1], config.finetune
+    agree(partial(_write_text, Path(config.train.run_dir, PREDICTIONS), "".join(f"{line}\n" for line in last.lines()),
+                  groups), groups)
+    of_split = {one.split: {**one.scores(), "sequences": len(labelled.splits[one.split]), "collapsed": one.collapsed}
+                for one in found}
     return {"seed": config.train.seed, "task": tune.task, "classes": labelled.classes, "from": tune.from_,
             "trained": tune.trained, "pooling": tune.pooling, "rc": tune.rc, "judged_on": last.split,
-            "checkpoint": best.path.name, "steps": trainer.status.step, "sequences": labelled.digest(),
-            "train_sequences": len(labelled.splits["train"]), "notes": labelled.notes, "scores": of_split}
-
-
-def summary(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What several seeds say together: mean, deviation (of a sample, n - 1) and range of each metric on the split that
-    was judged, the same of each baseline, and the seeds whose model says one class of everything."""
-    first = results[0]
-    judged = first["judged_on"]
-    common = ("task", "classes", "from", "trained", "pooling", "rc", "judged_on", "notes")
-    baselines = {name: _spreads([result["baselines"][name]["scores"][judged] for result in results])
-                 for name in first["baselines"]}
-    collapsed = [result["seed"] for result in results if result["scores"][judged]["collapsed"]]
-    return {**{key: first[key] for key in common},
-            "metrics": _spreads([result["scores"][judged] for result in results]), "baselines": baselines,
-            "collapsed_seeds": collapsed, "seeds": list(results)}
-
-
-def _spreads(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Of each metric its spread over the seeds."""
-    return {name: spread([of_seed[name] for of_seed in scores]) for name in scores[0]
-            if name not in ("sequences", "collapsed")}
-
-
-def in_words(whole: Mapping[str, Any]) -> list[str]:
-    """A summary as lines for a person."""
-    lines = []
-    for name, found in whole["metrics"].items():
-        beside = [f"{kind} {_number(metrics[name]['mean'])}" for kind, metrics in whole["baselines"].items()]
-        lines.append(f"{whole['judged_on']} {name}: {_number(found['mean'])}, from {_number(found['lowest'])} to "
-                     f"{_number(found['highest'])} over {len(whole['seeds'])} seeds"
-                     + f"; beside it {', '.join(beside)}" * bool(beside))
-    if whole["collapsed_seeds"]:
-        seeds = ", ".join(map(str, whole["collapsed_seeds"]))
-        lines.append(f"seeds {seeds} collapsed: the model says the same of everything")
-    return lines
-
-
-def _number(value: float | None) -> str:
-    return "none" if value is None else f"{value:.4f}"
-
-
-def spread(values: Sequence[float | None]) -> dict[str, float | int | None]:
-    """Of those values that there are."""
-    found = [value for value in values if value is not None]
-    if not found:
-        return {"mean": None, "deviation": None, "lowest": None, "highest": None, "seeds": 0}
-    mean = math.fsum(found) / len(found)
-    deviation = (math.sqrt(math.fsum((value - mean) ** 2 for value in found) / (len(found) - 1))
-                 if len(found) > 1 else None)
-    return {"mean": mean, "deviation": deviation, "lowest": min(found), "highest": max(found), "seeds": len(found)}
+            "sequences": labelled.digest(), "train_sequences": len(labelled.splits["train"]), "notes": labelled.notes,
+            "scores": of_split}
 
 
 def _write_json(path: Path, content: Mapping[str, Any], groups: Groups) -> None:
-    if groups.world.rank == 0:
-        text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-        write_whole(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+    _write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n", groups)
 
 
-def _write_predictions(path: Path, found: Judgement, groups: Groups) -> None:
+def _write_text(path: Path, text: str, groups: Groups) -> None:
     if groups.world.rank == 0:
-        text = "".join(f"{line}\n" for line in found.lines())
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, lambda aside: aside.write_text(text, encoding="utf-8"))

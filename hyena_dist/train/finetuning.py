@@ -9,20 +9,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hyena_dist.checkpoint.metadata import FINETUNING
 from hyena_dist.config.errors import UserError
 from hyena_dist.config.schema import Config
 from hyena_dist.config.sections.finetune import FinetuneSection, words_of
 from hyena_dist.data.labelled import Labelled, encoded
 from hyena_dist.data.tokenizer import PAD, tokenizer_of
 from hyena_dist.engine.protocol import Table
+from hyena_dist.model.cnn import ConvolutionalModel
 from hyena_dist.model.depth import scaled_by_depth
 from hyena_dist.model.headed import HeadedModel
 from hyena_dist.model.lora import add_adapters
 from hyena_dist.model.model import HyenaModel, build_model
 from hyena_dist.model.placement import tensor_share
+from hyena_dist.model.prompt import add_prompt
 from hyena_dist.ops.dropout import DropoutKey
-from hyena_dist.parallel.groups import Groups
-from hyena_dist.parallel.tokens import part_of_window
+from hyena_dist.parallel.groups import Axis, Groups
+from hyena_dist.parallel.tokens import padded_length, part_of_window
 from hyena_dist.runtime.startup import check_same_data
 from hyena_dist.train.answers import Answers, Drawn, Judgement, Tally
 from hyena_dist.train.objective import Scores, Step, Watched
@@ -30,7 +33,6 @@ from hyena_dist.train.place_answers import answers_of, model_of
 
 logger = logging.getLogger(__name__)
 
-FINETUNING = "finetuning"
 _WIDTH = 64
 """Rows are padded to a multiple of so many tokens, so that there are few shapes."""
 
@@ -89,16 +91,27 @@ class Finetuning:
         """That `_order` and `_strands` are of."""
         self._order, self._strands = np.empty(0, dtype=np.int64), np.empty(0, dtype=bool)
 
-    def _build(self, weights: Mapping[str, Tensor] | None) -> HeadedModel:
-        """The model that answers, on the CPU."""
-        config, groups, section = self._config, self._groups, self._section
-        backbone = build_model(config, groups)
-        if weights is not None:
-            _fill(backbone, weights, groups)
-        adapt(backbone, section, seed=config.train.seed)
-        model = model_of(self._labelled, section, backbone, seed=config.train.seed)
+    def _build(self, weights: Mapping[str, Tensor] | None) -> HeadedModel | ConvolutionalModel:
+        """The model that answers."""
+        model = model_of(self._labelled, self._section, self._backbone(weights), seed=self._config.train.seed)
         _fill_head(model, weights or {})
         return model
+
+    def _backbone(self, weights: Mapping[str, Tensor] | None) -> HyenaModel:
+        """The pretrained model, of which that is trainable which is to be learnt."""
+        backbone = build_model(self._config, self._groups)
+        if weights is not None:
+            _fill(backbone, weights, self._groups)
+        adapt(backbone, self._section, seed=self._config.train.seed)
+        return backbone
+
+    def _slices(self) -> Axis:
+        """The ranks that share the tokens of a row."""
+        return self._groups.context
+
+    def _width(self, rows: Sequence[np.ndarray]) -> int:
+        """Tokens of the rows of a batch, padding included."""
+        return min(padded_length(max(map(len, rows)), _WIDTH), self._config.model.max_seq_len)
 
     def utilisation(self) -> None:
         """There is no formula for sequences of many lengths."""
@@ -138,9 +151,7 @@ class Finetuning:
         """The rows of these sequences, and `fill` rows of no sequence behind them."""
         rows = [self._tokens(split, one) for one in drawn]
         rows += [np.full(1, PAD)] * fill
-        width = -(-max(map(len, rows)) // _WIDTH) * _WIDTH
-        width = min(width, self._config.model.max_seq_len)
-        first, tokens, padded = part_of_window(width, self._groups.context, multiple=self._multiple)
+        first, tokens, padded = part_of_window(self._width(rows), self._slices(), multiple=self._multiple)
         ids = np.full((len(rows), tokens), PAD, dtype=np.int64)
         for row, sequence in zip(ids, rows, strict=True):
             part = sequence[first : first + tokens]
@@ -266,5 +277,7 @@ def adapt(backbone: HyenaModel, section: FinetuneSection, *, seed: int) -> None:
     if section.trained == "lora":
         targets = [] if section.lora_targets is None else words_of(section.lora_targets)
         add_adapters(backbone, rank=section.lora_rank, alpha=section.lora_alpha, targets=targets, seed=seed)
-    elif section.trained == "head":
+    elif section.trained == "prompt":
+        add_prompt(backbone, section.prompt_tokens, seed=seed)
+    elif section.trained != "all":
         backbone.requires_grad_(False)

@@ -48,14 +48,15 @@ def table(directory: Path) -> Path:
 
 
 def config_of(directory: Path, name: str, engine: int | str, *, context: int = 1, tensor: int = 1,
-              **tune: Any) -> Config:
+              baselines: str = "kmers", **tune: Any) -> Config:
     return Config(
         model=ModelSection(num_layers=1, hidden_size=16, max_seq_len=64, filter_order=8, embed_dropout=0.1),
         data=DataSection(shards="none", seq_len=64),
         train=TrainSection(run_dir=str(directory / name), steps=STEPS, micro_batch_size=4, global_batch_size=8,
                            eval_every=4, save_every=0),
         optim=OptimSection(lr=2e-2, warmup_steps=1, eps=1e-4), parallel=ParallelSection(context=context, tensor=tensor),
-        engine=engine_section(engine), finetune=FinetuneSection(table=str(directory / "table"), rc="average", **tune))
+        engine=engine_section(engine), finetune=FinetuneSection(
+            table=str(directory / "table"), rc="average", baselines=baselines, **tune))
 
 
 def labelled_of(config: Config, seed: int = 0) -> Labelled:

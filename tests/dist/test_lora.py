@@ -1,6 +1,7 @@
 """Low-rank adapters: training begins at the pretrained model, changes adapters and head alone under every engine, and
 is the same over tensor and context ranks; merged into the weights they are the same function."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -12,9 +13,12 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from hyena_dist.checkpoint.format import split_parts
+from hyena_dist.checkpoint.directory import choose_checkpoint
+from hyena_dist.checkpoint.format import load_model_weights, split_parts
 from hyena_dist.config.errors import UserError
 from hyena_dist.config.sections.model import ModelSection
+from hyena_dist.convert.directory import read_model, write_model
+from hyena_dist.convert.start import read_start
 from hyena_dist.model.lora import add_adapters, merge_adapters
 from hyena_dist.model.model import HyenaModel, build_model
 from hyena_dist.model.placement import tensor_share
@@ -186,3 +190,32 @@ def test_engines_and_tensor_ranks_learn_alike(runs: Path) -> None:
     for other in others:  # Adam magnifies the rounding of small gradients, step by step
         assert other[:6] == pytest.approx(one[:6], rel=2e-5)
         assert other == pytest.approx(one, rel=1e-3)
+
+
+def test_a_run_is_read_with_its_adapters_merged(runs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    checkpoint = choose_checkpoint(runs / "whole-3" / "seed-0", "latest")
+    tuned = PooledModel(pretrained(runs), outputs=2, pooling="mean", seed=0)
+    before = copy.deepcopy(tuned.backbone)
+    add_adapters(tuned.backbone, rank=2, alpha=16, targets=(), seed=3)
+    load_model_weights(checkpoint, tuned, tuned.placement())
+    section, merged, _ = read_model(runs / "whole-3" / "seed-0")
+    assert "head.bias, head.weight is of its task, and is left out" in caplog.text
+    write_model(tmp_path / "exported", "huggingface", section, merged)
+    _, again, _ = read_model(tmp_path / "exported")
+    _, start, _ = read_start(runs / "whole-3" / "seed-0")
+    of_head = start.keys() - {name for name, _ in merged.named_parameters()}
+    assert of_head == {"answers.head.weight", "answers.head.bias"}
+    ids = sequences()
+    with torch.no_grad():
+        wanted, found, exported, without = (model.eval().hidden_states(ids) for model in (
+            tuned.backbone, merged, again, before))
+    assert rel(found, wanted) < 1e-6
+    assert rel(exported, wanted) < 1e-6
+    assert rel(without, wanted) > SEEN, "the control: adapters that are left out are seen"
+
+
+def test_a_run_that_has_no_backbone_is_refused(runs: Path) -> None:
+    checkpoint = choose_checkpoint(runs / "whole-3" / "seed-0", "latest")
+    with (patch("hyena_dist.convert.finetuned.weight_shapes", lambda _: {"model/head.bias": torch.Size([2])}),
+          pytest.raises(UserError, match="there is no HyenaDNA model in it")):
+        read_model(checkpoint.path)

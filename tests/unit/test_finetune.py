@@ -33,6 +33,10 @@ def test_a_dry_run_says_what_is_in_a_table(tmp_path: Path, capsys: pytest.Captur
     ("finetune.pooling=middle", "finetune.pooling must be one of"),
     ("finetune.trained=head", "needs a pretrained model"),
     ("finetune.label_column=class", "name the right one with finetune.label_column"),
+    ("finetune.shots=2", "training has 2 of '0': lower it"), ("finetune.shots=-1", "shots must be 0 or greater"),
+    ("finetune.baselines=kmer", "finetune.baselines must be one of kmers, cnn, scratch"),
+    ("finetune.lr_decay=0", "lr_decay must be greater than 0, at most 1"),
+    ("finetune.trained=probe", "needs a pretrained model"), ("finetune.trained=lora", "needs a pretrained model"),
 ])
 def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], argument: str, said: str) -> None:
     assert main([*RUN, f"finetune.table={gue(tmp_path / 'gue')}", "finetune.epochs=400", argument]) == 2

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from hyena_dist.config.sections.ranges import not_negative, one_of, positive, probability
 
-TRAINED = ("all", "head", "lora")
+TRAINED = ("all", "head", "lora", "probe", "prompt")
+BASELINES = ("kmers", "cnn", "scratch")
 WHOLE, PLACES = ("classification", "multilabel", "regression"), ("per_base", "binned", "pairs")
 TASKS = WHOLE + PLACES
 """With one answer for a sequence, and with answers for its bases, bins, or pairs of bins."""
@@ -65,7 +66,14 @@ class FinetuneSection:
     """Of binned: squared, or poisson, for counts that are not negative."""
     trained: str = "all"
     """all: every weight; head: the new head alone, on a backbone that stays as it is; lora: the head and low-rank
-    adapters of the backbone's products."""
+    adapters of the backbone's products; probe: regressions and a forest of scikit-learn on the pooled states of a
+    backbone that stays as it is, which are computed once; prompt: vectors in front of each sequence, and the class is
+    the token that the language model says next."""
+    prompt_tokens: int = 32
+    """How many vectors of trained=prompt."""
+    shots: int | None = None
+    """A number: each sequence is shown behind so many labelled training sequences of each class, their labels are
+    tokens, and the class is the token that the language model says next. null: no examples, and a head of its own."""
     lora_rank: int = 8
     """Rank of the adapters of trained=lora."""
     lora_alpha: float = 16.0
@@ -81,6 +89,10 @@ class FinetuneSection:
     rc: str = "none"
     """none; augment: each training sequence comes, by chance of one half, as its reverse complement; average: that, and
     answers are means over both strands, taken before the softmax."""
+    baselines: str = "kmers,cnn,scratch"
+    """What stands beside a result, on the same sequences, separated by commas: kmers, a regression on counts of k-mers;
+    cnn, a small convolutional network; scratch, the same model with fresh weights, all of them trained. The last two
+    are trained for as many steps as the model itself. Empty: nothing."""
     epochs: float | None = None
     """How often every training sequence is seen; sets train.steps. null: train.steps counts."""
     seeds: int = 1
@@ -110,8 +122,27 @@ class FinetuneSection:
             raise ValueError(f"finetune.seeds must be from 1 to 1000, got {self.seeds}")
         if self.epochs is not None and not 0 < self.epochs <= 100_000:
             raise ValueError(f"finetune.epochs must be greater than 0, at most 100000, got {self.epochs}")
+        positive("finetune", prompt_tokens=self.prompt_tokens)
+        not_negative("finetune", shots=self.shots or 0)
+        if self.by_tokens and self.task != "classification":
+            raise ValueError(f"finetune.trained=prompt and finetune.shots write a class as a token, and "
+                             f"finetune.task={self.task} has no such answer: take finetune.trained=lora, and no "
+                             "finetune.shots")
+        if self.shots is not None and self.trained in ("head", "probe"):
+            raise ValueError(f"finetune.shots gives answers without a head, and finetune.trained={self.trained} trains "
+                             "nothing else: take all, lora or prompt")
+        if self.trained == "probe" and self.task in PLACES:
+            raise ValueError(f"finetune.trained=probe learns one answer for a sequence, and finetune.task={self.task} "
+                             "has many: take finetune.trained=head")
         if self.trained != "all" and self.from_ is None:
             raise ValueError(f"finetune.trained={self.trained} needs a pretrained model: give it as finetune.from")
+        for word in words_of(self.baselines):
+            one_of("finetune", "baselines", word, BASELINES)
         if not 0 < self.lr_decay <= 1:
             raise ValueError(f"finetune.lr_decay must be greater than 0, at most 1, got {self.lr_decay}")
         positive("finetune", lora_rank=self.lora_rank, lora_alpha=self.lora_alpha)
+
+    @property
+    def by_tokens(self) -> bool:
+        """Whether answers are tokens of the vocabulary."""
+        return self.trained == "prompt" or self.shots is not None

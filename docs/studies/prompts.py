@@ -1,0 +1,47 @@
+"""The table and the picture of docs/studies/prompts.md, from the runs that its commands make:
+python docs/studies/prompts.py runs/prompts"""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import matplotlib
+from matplotlib import pyplot as plt
+
+NAMES = {"prompt": ("vectors of the soft prompt", "soft prompt, frozen model"),
+         "shots": ("examples of each class", "examples, whole model trained")}
+
+
+def main() -> None:
+    runs = Path(sys.argv[1])
+    found: dict[tuple[str, str], list[tuple[int, float, float]]] = {}
+    for path in runs.glob("*/result.json"):
+        match = re.fullmatch(r"(.+)-(prompt|shots)-(\d+)", path.parent.name)
+        if match is None:
+            continue
+        result = json.loads(path.read_text("utf-8"))
+        count = result["seeds"][0]["scores"][result["judged_on"]]["sequences"]
+        accuracy = result["metrics"]["accuracy"]["mean"]
+        error = (accuracy * (1 - accuracy) / count) ** 0.5
+        found.setdefault((match[2], match[1]), []).append((int(match[3]), accuracy, error))
+        classes = len(result["classes"])
+        cells = (f"{match[1]} ({classes} classes)", NAMES[match[2]][1], match[3], f"{accuracy:.3f} ± {error:.3f}",
+                 f"{1 / classes:.3f}", "yes" if result["collapsed_seeds"] else "no")
+        sys.stdout.write(f"| {' | '.join(cells)} |\n")
+    matplotlib.use("Agg")
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), sharey=True, layout="constrained")
+    for axis, (kind, (label, title)) in zip(axes, NAMES.items(), strict=True):
+        for (of_kind, task), points in sorted(found.items()):
+            if of_kind == kind:
+                x, y, error = zip(*sorted(points), strict=True)
+                axis.errorbar(x, y, error, marker="o", label=task, capsize=3)
+        axis.set(xlabel=label, title=title)
+        axis.grid(alpha=0.3)
+    axes[0].set(ylabel="test accuracy", xscale="log", ylim=(0, 1))
+    axes[1].legend()
+    figure.savefig(Path(__file__).with_name("prompts.png"), dpi=110)
+
+
+if __name__ == "__main__":
+    main()
