@@ -47,10 +47,10 @@ def launcher(name: str) -> Any:
 
 
 COMMANDS = {"pretrain": pretrain, "finetune": finetune, "suite": suite, "needle": needle, "species": species,
-            "plan": plan, "evaluate": evaluate, "score": score, "generate": generate, "embed": embed, "convert": convert,
-            "build": build, "verify": verify, "scaling": scaling, "doctor": doctor, "show": show, "sweep": sweep,
-            "bench": launcher("bench"), "gpu_check": launcher("gpu_check"), "studies": launcher("studies"),
-            "gue": launcher("gue")}
+            "plan": plan, "evaluate": evaluate, "score": score, "generate": generate, "embed": embed,
+            "convert": convert, "build": build, "verify": verify, "scaling": scaling, "doctor": doctor, "show": show,
+            "sweep": sweep, "bench": launcher("bench"), "gpu_check": launcher("gpu_check"),
+            "studies": launcher("studies"), "gue": launcher("gue")}
 
 
 def help_of(command: Any) -> str:

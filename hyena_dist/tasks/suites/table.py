@@ -124,7 +124,8 @@ def markdown(suite: Suite, model: str, changes: Mapping[str, str], rows: Sequenc
               ""]
     for theirs in suite.published:
         if theirs.model in published:
-            lines.append(f"- {theirs.model}: {theirs.source}{'; * not compared with the source' * (not theirs.checked)}.")
+            unsure = "" if theirs.checked else "; * not compared with the source"
+            lines.append(f"- {theirs.model}: {theirs.source}{unsure}.")
     if any(row.state == "missing" for row in rows):
         lines.append(f"- Files that are missing: {suite.where}.")
     return "\n".join([*lines, *_remarks(rows)]) + "\n"
