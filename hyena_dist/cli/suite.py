@@ -98,8 +98,16 @@ def _run(args: argparse.Namespace) -> int:
     _check(runner, tasks)
     if args.dry_run:
         return _dry_run(runner, tasks, asked=bool(args.tasks))
-    runner.out.mkdir(parents=True, exist_ok=True)
-    lock = RunLock(runner.out)
+    try:
+        runner.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {runner.out}: no such directory can be made ({error.strerror}): give another") \
+            from None
+    try:
+        lock = RunLock(runner.out)
+    except ConfigError:
+        raise ConfigError(f"--out {runner.out}: another suite runs in it: wait for its end, stop it, or give another") \
+            from None
     own = not PROCESS.installed and PROCESS.install() is PROCESS
     try:
         rows = runner.run(tasks, asked=bool(args.tasks))
@@ -124,10 +132,11 @@ def _check(runner: "Runner", tasks: "list[Task]") -> None:
     if not Path(runner.model).exists():
         raise ConfigError(f"--from {runner.model}: there is no such file or directory: give a run, a checkpoint, or a "
                           "directory of published weights")
-    for task in tasks:
-        for point in points_of(runner.suite, runner.changes):
-            load_config(find(runner.config), [f"finetune.from={runner.model}", *arguments_of(
-                runner.suite, task, point, runner.changes, None)], base=NOT_READ)
+    point = points_of(runner.suite, runner.changes)[0]
+    kinds = {(frozenset(task.keys), task.keys.get("finetune.task")): task for task in tasks}  # others differ in numbers
+    for task in kinds.values():
+        load_config(find(runner.config), [f"finetune.from={runner.model}", *arguments_of(
+            runner.suite, task, point, runner.changes, None)], base=NOT_READ)
 
 
 def _dry_run(runner: "Runner", tasks: "list[Task]", *, asked: bool) -> int:

@@ -347,3 +347,20 @@ def test_every_suite_and_task_is_as_the_table_needs_it() -> None:
         for row in suite.published:
             assert set(row.values) <= set(names), f"{suite.name}: {row.model}"
             assert all(0 < value < 1 for value in row.values.values())
+
+
+@pytest.mark.parametrize(("suite", "model", "values"), [
+    ("caduceus-gb", "HyenaDNA (2x128, pretrained by Caduceus)", {
+        "human_nontata_promoters": .944, "human_ocr_ensembl": .783, "human_ensembl_regulatory": .869}),
+    ("hyenadna-gb", "HyenaDNA (2x128)", {"human_nontata_promoters": .966, "human_ocr_ensembl": .809}),
+    ("hyenadna-gb", "CNN", {"human_ensembl_regulatory": .933, "human_ocr_ensembl": .680}),
+    ("caduceus-nt", "HyenaDNA (2x256)", {"original/H3K4me3": .612, "original/H4ac": .637,
+                                         "original/promoter_tata": .967, "original/splice_sites_acceptors": .966}),
+    ("caduceus-nt", "NT-2.5B multi-species", {"original/H3K14ac": .550, "original/splice_sites_donors": .984}),
+    ("gue-dnabert2", "DNABERT-2 (117M)", {"EMP/H3": .7827, "tf/2": .6652, "prom/prom_300_notata": .9427}),
+    ("dnalongbench", "JanusDNA", {"eqtl/Nerve_Tibial": .913, "eqtl/Skin_Sun_Exposed_Lower_leg": .845}),
+])
+def test_published_numbers_stand_at_their_tasks(suite: str, model: str, values: dict[str, float]) -> None:
+    """A row of numbers in another order than the tasks would be believed."""
+    [row] = [row for row in SUITES[suite].published if row.model == model]
+    assert {task: row.values[task] for task in values} == values

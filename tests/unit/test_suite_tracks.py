@@ -123,6 +123,22 @@ def test_contact_maps_are_a_table_of_pairs(tmp_path: Path) -> None:
     assert (basenji.ACTIVITY_WINDOW, keys_of(suite, "regulatory_activity/mouse")["bins_cut"]) == (768, 320)
 
 
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize(("bases", "rows", "columns", "said"), [
+    (6 * 2048 - 1, 3, 5, "has 12,287 bases and 3 contacts, and a contact map has 12,288 and 3"),
+    (6 * 2048, 4, 5, "has 12,288 bases and 4 contacts"),
+    (6 * 2048, 3, 4, "its target is no array of <f2 with 5 columns"),
+])
+def test_contact_maps_of_another_size_are_one_line(tmp_path: Path, bases: int, rows: int, columns: int,
+                                                   said: str) -> None:
+    suite, folder = SUITES["dnalongbench"], tmp_path / "contact_map_prediction" / "targets"
+    target = np.zeros((rows, columns), dtype=np.float16).tobytes()
+    for split in ("train", "valid", "test"):
+        tfr(folder / f"{split}-0.tfr", record(target=target, sequence=one_hot(b"A" * bases)))
+    with pytest.raises(UserError, match=said):
+        look(suite, suite.task("contact_map/HFF"), tmp_path)
+
+
 def lrb(directory: Path) -> Path:
     fasta(directory / "hg19.fa", chr1=GENOME)
     fasta(directory / "hg38.fa", chr1=GENOME)

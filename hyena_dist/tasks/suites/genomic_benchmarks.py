@@ -200,7 +200,7 @@ CADUCEUS = Suite(
     grid={"finetune.rc": ("none", "augment"), "train.global_batch_size": (128, 256)}, files=files, read=read,
     published=(Published(model="HyenaDNA (2x128, pretrained by Caduceus)", checked=False,
                          source="Schiff et al. 2024, arXiv 2403.03234, Table 1",
-                         values=_row(.780, .904, .964, .729, .849, .869, .783, .944)),))
+                         values=_row(.780, .904, .964, .729, .849, .869, .944, .783)),))
 
 HYENADNA = Suite(
     name="hyenadna-gb",

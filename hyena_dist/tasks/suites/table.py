@@ -102,7 +102,8 @@ def markdown(suite: Suite, model: str, changes: Mapping[str, str], rows: Sequenc
     """The table as a page."""
     beside, published = _columns(rows)
     unchecked = {row.model for row in suite.published if not row.checked}
-    names = [*beside, *(f"{name}{'*' * (name in unchecked)}" for name in published)]
+    names = [*(f"here: {name}" for name in beside),
+             *(f"published: {name}{'*' * (name in unchecked)}" for name in published)]
     lines = [f"# {suite.name}", "", f"Model: `{model}`. Protocol **{suite.name}**: {suite.protocol}.", "",
              f"Otherwise than its authors: {suite.differs}.", ""]
     if changes:
@@ -119,12 +120,14 @@ def markdown(suite: Suite, model: str, changes: Mapping[str, str], rows: Sequenc
         cells = [row.task, row.metric, *ours, *(_number(row.beside.get(name)) for name in beside),
                  *(_number(row.published.get(name)) for name in published)]
         lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "± is the standard deviation over the seeds (n - 1). Baselines are of the same splits and seeds."]
+    lines += ["", "± is the standard deviation over the seeds (n - 1). What is `here` is of the same splits and seeds.",
+              ""]
     for theirs in suite.published:
         if theirs.model in published:
-            lines.append(f"{theirs.model}: {theirs.source}{'; * not compared with the source' * (not theirs.checked)}.")
+            unsure = "" if theirs.checked else "; * not compared with the source"
+            lines.append(f"- {theirs.model}: {theirs.source}{unsure}.")
     if any(row.state == "missing" for row in rows):
-        lines.append(f"Files that are missing: {suite.where}.")
+        lines.append(f"- Files that are missing: {suite.where}.")
     return "\n".join([*lines, *_remarks(rows)]) + "\n"
 
 
@@ -140,7 +143,7 @@ def _remarks(rows: Sequence[Row]) -> list[str]:
             found.append(f"- {row.task}: the model of seeds {', '.join(map(str, row.collapsed))} **collapsed**: it "
                          "says one class of everything")
         found += [f"- {row.task}: {note}" for note in row.notes]
-    return ["", *found] if found else []
+    return found
 
 
 def _csv(suite: Suite, model: str, changes: Mapping[str, str], rows: Sequence[Row]) -> str:
@@ -175,7 +178,8 @@ def _draw(path: Path, suite: Suite, rows: Sequence[Row]) -> None:
             at = [(value, place) for row, place in zip(done, places, strict=True)
                   if (value := {**row.published, **row.beside}.get(name)) is not None]
             axes.plot([value for value, _ in at], [place for _, place in at], "v" if name in beside else "d",
-                      color=f"C{number}", alpha=0.8, label=name)
+                      color=f"C{number}", alpha=0.8,
+                      label=f"here: {name}" if name in beside else f"published: {name}")
         axes.set_yticks(places, [f"{row.task} ({row.metric})" for row in done])
         axes.invert_yaxis()
         axes.set_title(f"{suite.name}: test splits")
