@@ -33,8 +33,8 @@ from hyena_dist.tasks.score.variants import CHUNK, Request, peak_memory, score_v
 from hyena_dist.tasks.score.windows import batches
 
 CPU = torch.device("cpu")
-SHORT = 32
-"""Bases of the windows in which memory is measured."""
+SHORT = 128
+"""Bases of the windows in which memory is measured: long enough that the smallest part of a file fills a batch."""
 
 
 class Size(NamedTuple):
