@@ -33,8 +33,8 @@ from hyena_dist.tasks.score.variants import CHUNK, Request, peak_memory, score_v
 from hyena_dist.tasks.score.windows import batches
 
 CPU = torch.device("cpu")
-SHORT = 32
-"""Bases of the windows in which memory is measured."""
+SHORT = 128
+"""Bases of the windows in which memory is measured: long enough that the smallest part of a file fills a batch."""
 
 
 class Size(NamedTuple):
@@ -103,7 +103,8 @@ def turns(size: Size, variants: int, groups: Groups,
     """How many windows are this rank's, and both sides, each a function of the turn's number."""
     ids, sites = write_inputs(directory, variants, size)
     trained, world = trained_of(size), groups.world
-    chunks = [sites[start : start + CHUNK] for start in range(0, len(sites), CHUNK)]
+    step = CHUNK // 3 * 3  # the three alleles of a place share a reference window
+    chunks = [sites[start : start + step] for start in range(0, len(sites), step)]
     of_batch = max(1, TOKENS["cpu"] // size.length)
     windows = [torch.from_numpy(batch.ids).long() for chunk in chunks
                for batch in batches(chunk, ids, size.length, of_batch)][world.rank :: world.size]

@@ -6,6 +6,7 @@ commands: variants    score the variants of a VCF or a table
           report      ROC and precision of the scores of such a file against one of its columns
           perplexity  of held-out bases by context, place, species, G and C, case and region, beside Markov chains
           distance    losses and scores while what is further than a distance is cropped, shuffled or masked
+          substitutions  whether a model, and a classifier that reads it, notice single changed bases
 
 examples: python launchers/score.py variants --from runs/mine --vcf calls.vcf.gz --fasta hg38.fa.gz --out scores.tsv
           python launchers/score.py variants --from runs/mine --table brca1.tsv --fasta brca1.fa \\
@@ -19,6 +20,7 @@ examples: python launchers/score.py variants --from runs/mine --vcf calls.vcf.gz
           python launchers/score.py distance --from runs/mine --shards shards/mine --out distance.tsv
           python launchers/score.py distance --from runs/mine --shards shards/mine --vcf calls.vcf.gz \\
               --fasta hg38.fa.gz --most 1000 --out distance.tsv
+          python launchers/score.py substitutions --from runs/mine --shards shards/mine --out substitutions.tsv
 """
 
 import argparse
@@ -77,6 +79,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     _add_distance(commands.add_parser("distance", help="losses and scores while distant sequence is taken away",
                                       formatter_class=argparse.RawDescriptionHelpFormatter,
                                       epilog=_example("distance")))
+    _add_substitutions(commands.add_parser("substitutions", help="whether single changed bases are noticed",
+                                           formatter_class=argparse.RawDescriptionHelpFormatter,
+                                           epilog=_example("substitutions")))
     return parser.parse_args(argv)
 
 
@@ -112,6 +117,22 @@ def _add_distance(command: argparse.ArgumentParser) -> None:
                          "and a picture (.png) of the same name are written beside it")
 
 
+def _add_substitutions(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--shards", type=Path, required=True, metavar="DIR", help="of whose windows bases are changed")
+    command.add_argument("--split", choices=("val", "test"), default="val", help="which split (val)")
+    command.add_argument("--bases", type=int, metavar="N", help="of a window (default: as many as the model was "
+                         "trained on); the same for models that are compared")
+    command.add_argument("--every", type=int, default=64, metavar="N", help="one base in so many is changed (64)")
+    command.add_argument("--most", type=int, default=256, metavar="N", help="windows at most, at even distances (256)")
+    command.add_argument("--from", required=True, dest="source", metavar="M",
+                         help="a run, a checkpoint, or an exported directory")
+    command.add_argument("--checkpoint", choices=("latest", "best"), help="which checkpoint of a run (latest)")
+    command.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the arithmetic (fp32)")
+    command.set_defaults(window=None, context=1)
+    command.add_argument("--out", type=Path, required=True, metavar="FILE", help="a new .tsv or .parquet; a text (.md) "
+                         "and a picture (.png) of the same name are written beside it")
+
+
 def _add_perplexity(command: argparse.ArgumentParser) -> None:
     command.add_argument("--shards", type=Path, required=True, metavar="DIR", help="whose split is read, and on whose "
                          "training bases the Markov chains are fitted")
@@ -141,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
         return {"variants": _variants, "report": _report, "perplexity": _perplexity,
-                "distance": _distance}[args.command](args)
+                "distance": _distance, "substitutions": _substitutions}[args.command](args)
     except (UserError, OSError) as error:
         if int(os.environ.get("RANK", "0")) == 0 or not is_agreed(error):
             print(f"error: {one_line(error)}", file=sys.stderr)
@@ -284,6 +305,31 @@ def _distance(args: argparse.Namespace) -> int:
                          lambda picture: report(rows, facts, picture),
                          lambda path: draw(rows, path, f"{facts['model']}, windows of {window:,}"))
           if groups.world.rank == 0 else None, groups)
+    return 0
+
+
+def _substitutions(args: argparse.Namespace) -> int:
+    from hyena_dist.data.tokenizer import tokenizer_of
+    from hyena_dist.tasks.score.substitutions import Request, score_substitutions
+    from hyena_dist.tasks.score.substitutions_report import draw, report
+    from hyena_dist.tasks.score.tables import check_out, facts_of
+
+    raise_interrupts()
+    if find_spec("sklearn") is None:
+        raise ConfigError("scikit-learn is missing, by which classifiers learn: install it with pip install "
+                          "'hyena-dist[tasks]'")
+    if args.every < 2 or args.most < 1:
+        raise ConfigError(f"--every {args.every} --most {args.most}: change one base in 2 or more, of 1 window or more")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise agreed(ConfigError("substitutions are read by one process: start it without torchrun"))
+    check_out(args.out)
+    trained, _, window = _open(args, single_bases=False)
+    bases = tokenizer_of(trained.section).bases(window) if args.bases is None else args.bases
+    rows = score_substitutions(trained, Request(args.shards, args.split, bases, args.every, args.most))
+    facts = {**facts_of(trained), "bases": bases, "shards": str(args.shards), "split": args.split, "every": args.every,
+             "most": args.most}
+    _write(args.out, [row._asdict() for row in rows], facts, lambda picture: report(rows, facts, picture),
+           lambda path: draw(rows, path, f"{facts['model']}, windows of {bases:,} bases"))
     return 0
 
 

@@ -14,6 +14,9 @@ from hyena_dist.data.errors import DataError
 OnBytes = Callable[[int], None]
 """Hears how many bytes on disk were read since it heard last, for a progress bar."""
 _BLOCK = 1 << 24
+_LINES = 1 << 18
+"""Bytes of a block that is cut into lines, each of which is an object of its own: what is held does not grow with the
+file."""
 MOST_LINE = 1 << 31
 """Bytes of a line; a line of JSON may hold a chromosome."""
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -108,8 +111,11 @@ def refuse_other_kinds(path: Path, start: bytes, *, packed: bool, text: str = "c
         raise DataError(not_as_it_is(inside_gzip(kind) if packed else kind, path, text))
 
 
-def blocks(path: Path, on_bytes: OnBytes = no_report) -> Iterator[bytes]:
+def blocks(path: Path, on_bytes: OnBytes = no_report, most: int | None = None) -> Iterator[bytes]:
     """The uncompressed bytes of a file, a block at a time.
+
+    Args:
+        most: bytes of a block; None: as many as are read fast.
 
     Raises:
         DataError: it cannot be read, or its gzip data are damaged or cut short.
@@ -117,7 +123,7 @@ def blocks(path: Path, on_bytes: OnBytes = no_report) -> Iterator[bytes]:
     packed = start_of(path)[1]
     with said_in_one_line(path), open_regular(path) as raw:
         stream, position = _GzipMembers(path, raw) if packed else raw, 0
-        while block := stream.read(_BLOCK):
+        while block := stream.read(most or _BLOCK):
             on_bytes(raw.tell() - position)
             position = raw.tell()
             yield block
@@ -172,7 +178,7 @@ def lines_of(path: Path, on_bytes: OnBytes = no_report, most: int = MOST_LINE) -
     """
     held: list[bytes] = []  # of a line that began in an earlier block
     size = 0
-    for block in with_line_feeds(blocks(path, on_bytes)):
+    for block in with_line_feeds(blocks(path, on_bytes, min(_BLOCK, _LINES))):
         first, *rest = block.split(b"\n")
         held.append(first)
         size += len(first)

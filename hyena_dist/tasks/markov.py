@@ -46,7 +46,7 @@ def _chunks(pools: Sequence[Pool], split: str, max_order: int, k: int = 1) -> It
             yield _Chunk(number, interval, start, ids, context)
 
 
-def _words(ids: np.ndarray, context: int, max_order: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def words(ids: np.ndarray, context: int, max_order: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """For each order k: the word (k bases and the base itself, as a number) that ends at each position, and which of
     these words are whole: inside the interval and all A, C, G, T."""
     base = ids.astype(np.int64) - A
@@ -65,8 +65,8 @@ def fit(pools: Sequence[Pool], max_order: int = MAX_ORDER) -> list[np.ndarray]:
     the training bases of every pool."""
     counts = [np.zeros(4 ** (order + 1), dtype=np.int64) for order in range(max_order + 1)]
     for chunk in _chunks(pools, "train", max_order):
-        words = _words(chunk.ids & ~np.uint8(SOFT), chunk.context, max_order)
-        for count, (word, whole) in zip(counts, words, strict=True):
+        of_chunk = words(chunk.ids & ~np.uint8(SOFT), chunk.context, max_order)
+        for count, (word, whole) in zip(counts, of_chunk, strict=True):
             count += np.bincount(word[whole], minlength=count.size)
     tables = [count.reshape(-1, 4) + 1.0 for count in counts]
     return [np.log(table / table.sum(axis=1, keepdims=True)).ravel() for table in tables]
@@ -116,7 +116,7 @@ def score(tables: Sequence[np.ndarray], pools: Sequence[Pool], split: str, *, la
         scored = _scored((ids >= A) & (ids <= T), context, tokenizer)
         of_bases = np.broadcast_to(label(number, interval, start, soft), scored.shape)[scored]
         best = np.zeros(scored.size)
-        for order, (word, whole) in enumerate(_words(ids, context, len(tables) - 1)):
+        for order, (word, whole) in enumerate(words(ids, context, len(tables) - 1)):
             best[whole] = tables[order][word[whole]]
             found[order, 0] -= np.bincount(of_bases, best[scored], minlength=labels)
         found[:, 1] += np.bincount(of_bases, minlength=labels)

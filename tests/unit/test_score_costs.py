@@ -111,7 +111,7 @@ def test_two_ranks_killed_in_the_middle_leave_the_same_file(tmp_path: Path) -> N
                  str(tmp_path / "reference.fa"), "--out"]
     assert main([*arguments, str(tmp_path / "one.tsv")]) == 0
     out, environment = tmp_path / "two.tsv", {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0",
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
                "launchers/score.py", *arguments, str(out)]
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
     parts, deadline = tmp_path / "two.tsv.parts", time.monotonic() + 300

@@ -15,6 +15,9 @@ from hyena_dist.tasks.score.windows import ALLELES, STRANDS, Batch, batches
 AROUND = 32
 """Bases behind the allele whose predictions are compared."""
 
+_AT_ONCE = 64
+"""Variants whose scores are made of what was observed, in float64, at a time."""
+
 SCORES = {
     "ll_ref": "log-likelihood of the reference window, nats a base",
     "ll_alt": "the same with the alternative allele",
@@ -66,7 +69,8 @@ def score_sites(trained: Trained, sites: Sequence[Site], reference: np.ndarray, 
     for batch in batches(sites, reference, window, size):
         _observe(trained, batch, changes[batch.variant], device, found)
         on_windows(len(batch.lengths))
-    return _scores(found)
+    return np.concatenate([_scores(_Observed(*(values[begin : begin + _AT_ONCE] for values in vars(found).values())))
+                           for begin in range(0, len(sites), _AT_ONCE)])
 
 
 def _observe(trained: Trained, batch: Batch, longer: np.ndarray, device: torch.device, found: _Observed) -> None:

@@ -147,7 +147,7 @@ def _vcf_gz(path: Path, rows: Iterable[Scored], variants: Variants, facts: Mappi
     """In blocks, which tabix and bcftools index."""
     import pysam
 
-    with pysam.BGZFile(str(path), "wb") as file:
+    with pysam.BGZFile(str(path), "wb", index=None) as file:
         for line in _vcf_lines(rows, variants, facts, window):
             file.write(line)
 

@@ -33,7 +33,7 @@ from hyena_dist.tasks.score.output import Scored, check_ending, write
 from hyena_dist.tasks.score.read import TOKENS
 from hyena_dist.tasks.score.tables import bar, facts_of
 
-CHUNK = 1024
+CHUNK = 256
 """Variants of a part at most, or a few more: what a kill can cost."""
 _PARTS = 64
 """So many parts are made of fewer variants, that many ranks have as much to do each,"""

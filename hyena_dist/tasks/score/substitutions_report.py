@@ -1,0 +1,73 @@
+"""The rows of `score substitutions` as Markdown and as a picture."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hyena_dist.tasks.score.perplexity_report import pyplot
+from hyena_dist.tasks.score.substitutions import MOVED, Row
+from hyena_dist.tasks.score.tables import markdown
+
+SITES = "AUROC of the site"
+SAYS = {
+    SITES: "How often a changed base is more surprising than an unchanged one of the same window; 0.5 is chance.",
+    "accuracy": "How often the classifier, which learnt the species of training windows, is right on unchanged ones.",
+    "mean move of an output": "In units of the standard deviation of that output over all windows.",
+    "outputs that move": f"The share that move by more than {MOVED} of that standard deviation.",
+    "classes that change": "The share of windows that are taken for another species than before."}
+
+
+def report(rows: Sequence[Row], facts: Mapping[str, Any], picture: str) -> str:
+    """The text.
+
+    Args:
+        picture: the name of the picture's file; "" where there is none.
+    """
+    lines = [f"# Single bases, and {facts['model']}", "",
+             f"{rows[0].windows:,} windows of {facts['bases']:,} bases of split {facts['split']} of {facts['shards']}, "
+             "in which some bases are replaced by others. Intervals hold 95 of 100 resamples of windows.", ""]
+    lines += [f"![substitutions]({picture})", ""] if picture else []
+    for what, says in SAYS.items():
+        chosen = [row for row in rows if row.what == what]
+        if not chosen:
+            continue
+        counts, models = sorted({row.substitutions for row in chosen}), list(dict.fromkeys(row.model for row in chosen))
+        cells = {(row.model, row.substitutions): _cell(row) for row in chosen}
+        lines += [f"## {what[0].upper()}{what[1:]}", "", says, "",
+                  markdown([["", *(f"{count:,} substitutions" for count in counts)],
+                            *([model, *(cells[model, count] for count in counts)] for model in models)])]
+    return "\n".join(lines)
+
+
+def _cell(row: Row) -> str:
+    return f"{row.value:.4f}" + (f" ({row.low:.4f} to {row.high:.4f})" if np.isfinite(row.low) else "")
+
+
+def draw(rows: Sequence[Row], path: Path, title: str) -> None:
+    """Draw the AUROC of the site, and how many outputs move.
+
+    Raises:
+        ConfigError: matplotlib is missing.
+    """
+    plt = pyplot(path)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    sites = [row for row in rows if row.what == SITES]
+    values = np.array([row.value for row in sites])
+    ends = np.nan_to_num(np.abs(np.array([[row.low, row.high] for row in sites]).T - values))
+    left.barh([row.model for row in sites], values, xerr=ends, color="tab:blue", alpha=0.7)
+    left.axvline(0.5, color="black", linewidth=0.8)
+    left.invert_yaxis()
+    left.set(xlabel=SITES)
+    for model in dict.fromkeys(row.model for row in rows):
+        chosen = [row for row in rows if (row.model, row.what) == (model, "outputs that move")]
+        if chosen:
+            right.plot([row.substitutions for row in chosen], [row.value for row in chosen], marker="o", label=model)
+    right.set_xscale("log", base=2)
+    right.set(xlabel="substitutions of a window", ylabel="outputs that move", ylim=(0, 1.02))
+    if right.lines:
+        right.legend(fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
