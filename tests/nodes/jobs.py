@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import psutil
+
 from hyena_dist.checkpoint.directory import is_sound, step_of
 from tests.e2e.test_pretrain import BIN, ENVIRONMENT, ROOT, SMALL, losses
 from tests.nodes.machines import Machine, die_with_the_tests
@@ -87,13 +89,26 @@ class Job:
         self.wait(30)
 
 
-def ended_after(machines: Iterable[Machine], limit: float) -> float:
-    """How long it took until nothing runs on the machines any more."""
+def ended_after(machines: Iterable[Machine], limit: float, *, ranks: bool = False) -> float:
+    """How long it took until nothing runs on the machines any more.
+
+    Args:
+        ranks: look at ranks only. A torchrun that is cut off from its store asks it for minutes after its ranks ended.
+    """
     began, machines = time.monotonic(), list(machines)
-    while left := [(machine.name, process.pid) for machine in machines for process in machine.processes()]:
+    while left := [(machine.name, words) for machine in machines for words in map(_words, machine.processes())
+                   if words and not (ranks and any(word.endswith("torchrun") for word in words))]:
         assert time.monotonic() - began < limit, left
         time.sleep(0.1)
     return time.monotonic() - began
+
+
+def _words(process: psutil.Process) -> list[str]:
+    """Its command; of one that has ended nothing."""
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
 
 
 def check_same(run_dir: Path, expected: dict[int, float]) -> None:

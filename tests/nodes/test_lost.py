@@ -45,8 +45,8 @@ def lose(job: Job, machines: list[Machine], run_dir: Path, fault: str, draw: ran
         machines[1].unplug()
         limit, what = 60.0, "cannot be reached any more: host birch is down"
     taken = ended_after(machines[:1], limit)
-    if fault == "unplugged":  # there torchrun asks its store, which is on the other side, for a minute after its ranks
-        ended_after(machines[1:], 2 * limit)
+    if fault == "unplugged":
+        taken += ended_after(machines[1:], limit - taken, ranks=True)
     said = (run_dir / "logs" / "rank-00000.log").read_text()
     assert "(host birch" in said, said[-4000:]
     assert what in said or "have ended" in said, said[-4000:]
