@@ -52,17 +52,18 @@ def banner(config: Config, environment: Mapping[str, str]) -> list[str]:
 
 
 def last_line(run_dir: Path, *, steps: int, seconds: float, rate: float | None, final: float,
-              best: float, report: Path | None) -> str:
+              best: float, report: Path | None, what: str = "perplexity") -> str:
     """What came of a whole run, and where it lies.
 
     Args:
         rate: tokens per second, steady; None: not known.
-        final, best: validation perplexities; not finite where there is none.
+        final, best: of the validation; not finite where there is none.
+        what: these are: perplexity or loss.
         report: the picture, if there is one.
     """
     found = f"{steps:,} steps in {duration(seconds)}" + ("" if rate is None else f" at {rate:,.0f} tokens/s")
     if math.isfinite(best):
-        found += f", validation perplexity {score(final)}, the best {score(best)}"
+        found += f", validation {what} {score(final)}, the best {score(best)}"
     where = ", ".join([*([report.name] if report else []), "metrics.jsonl", "tensorboard/", "summary.json",
                        "checkpoints/"])
     return f"done: {found}; in {run_dir}: {where}"

@@ -35,13 +35,16 @@ def note_end(run: RunDirectory, state: RunState, groups: Groups, steady_rate: fl
         OSError: the summary could not be written.
     """
     status = state.status
-    final, best = perplexity(status.val_loss), perplexity(status.best_val_loss)
-    run.write_summary(groups, final_val_perplexity=finite(final), best_val_perplexity=finite(best), steps=status.step,
+    final, best, what = status.val_loss, status.best_val_loss, "loss"
+    if state.objective.has_perplexity:
+        final, best, what = perplexity(final), perplexity(best), "perplexity"
+    losses = {f"final_val_{what}": finite(final), f"best_val_{what}": finite(best)}
+    run.write_summary(groups, **losses, steps=status.step,
                       tokens=state.objective.tokens(status.step), seconds=round(status.seconds, 3),
                       parameters=sum(shape.numel() for shape in state.engine.parameter_shapes.values()))
     clear_requeue(run.path)
     logger.info(last_line(run.path, steps=status.step, seconds=status.seconds, rate=steady_rate, final=final, best=best,
-                          report=report_of(run.path)))
+                          what=what, report=report_of(run.path)))
 
 
 def report_of(run_dir: Path) -> Path | None:

@@ -70,7 +70,8 @@ class Finetuning:
     """
 
     name = FINETUNING
-    no_batch = "the sequences lie in this process's memory: look at the machine"
+    has_perplexity = False
+    no_batch = "a file with labels does not answer, or the machine stands still: look at both"
     nothing_to_train = "there is no sequence in it"
 
     def __init__(self, config: Config, groups: Groups, device: torch.device, *, labelled: Labelled,

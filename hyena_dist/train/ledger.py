@@ -139,7 +139,8 @@ class Ledger:
                lr: float | None = None, grad_norm: float | None = None, tokens_per_second: float | None = None) -> None:
         if self._metrics is not None:
             self._metrics.write(Row(
-                step=step, split=split, loss=loss, perplexity=perplexity(loss), seq_len=seq_len, lr=lr,
+                step=step, split=split, loss=loss, seq_len=seq_len, lr=lr,
+                perplexity=perplexity(loss) if self._objective.has_perplexity else None,
                 scored=int(scored) if float(scored).is_integer() else scored,  # a count is written as one
                 tokens=self._objective.tokens(step), grad_norm=grad_norm, time=time.time(),
                 epoch=self._objective.epochs(step), tokens_per_second=tokens_per_second,

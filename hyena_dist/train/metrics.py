@@ -74,9 +74,11 @@ class Row:
     split: str
     """train or val."""
     loss: float
-    """Nats per scored base, whatever a token is: of k-mers side by side those of a token divided by k."""
-    perplexity: float
-    """Per base, exp of the loss; inf where that is beyond floats, null in the file."""
+    """Nats per scored base, whatever a token is: of k-mers side by side those of a token divided by k. Of a fine-tuning
+    that of its labels."""
+    perplexity: float | None = None
+    """Per base, exp of the loss; inf where that is beyond floats, null in the file. None, and not in the file: the loss
+    is not that of bases."""
     tokens: int
     """Training tokens seen so far, over all ranks."""
     scored: float | None = None
@@ -218,7 +220,7 @@ class Metrics:
         values = row.values()
         assert row.time is not None
         assert row.extras.keys() <= self._extras, f"undeclared metrics: {sorted(row.extras.keys() - self._extras)}"
-        own = {name: getattr(row, name) for name in _FIELDS}
+        own = {name: getattr(row, name) for name in _FIELDS if name != "perplexity" or row.perplexity is not None}
         self._rows.write(row.step, {name: _finite(value) for name, value in {**own, **row.extras}.items()})
         board, self._board = self._board, None
         if board is not None:
@@ -231,7 +233,8 @@ class Metrics:
             rate = row.extras.get("steady_tokens_per_second", row.tokens_per_second)
             self._progress.train(row.step, loss=row.loss, tokens_per_second=rate or 0.0)
         else:
-            self._progress.val(row.step, perplexity=row.perplexity)
+            what, value = ("loss", row.loss) if row.perplexity is None else ("perplexity", row.perplexity)
+            self._progress.val(row.step, what, value)
 
     def validating(self, batches: Countable[T]) -> Iterator[T]:
         """The batches of a validation, which shows its progress while they are taken."""

@@ -74,6 +74,8 @@ class Objective(Protocol[B]):
     extras: Collection[str]
     """Names of the metrics that its validations find besides the loss. One that is a line of `metrics.METRICS` is drawn
     as that says, any other plainly."""
+    has_perplexity: bool
+    """Whether its loss is in nats per base, so that its exponential is a perplexity; the loss of a label is not."""
     no_batch: str
     """Why a batch may not come, and what to do; said after "a batch did not come for N s: "."""
     nothing_to_train: str

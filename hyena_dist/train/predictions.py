@@ -33,7 +33,8 @@ class Predictions:
         if self.labelled.task == "classification":
             return len(np.unique(self.answers.argmax(1))) == 1
         if self.labelled.task == "multilabel":
-            return bool((np.ptp(self.answers > 0, axis=0) == 0).all())
+            said = self.answers > 0
+            return bool((said.all(0) | ~said.any(0)).all())
         return bool(np.ptp(self.answers) == 0)
 
     def lines(self) -> list[str]:

@@ -45,6 +45,7 @@ class Pretraining:
     """
 
     name = PRETRAINING
+    has_perplexity = True
     extras: Collection[str] = ()
     no_batch = ("a reader process stands still, or the file system of data.shards does not answer: look at both, and "
                 "resume with the same command; DEEPSPEED_TIMEOUT sets how many minutes ranks wait")

@@ -50,11 +50,11 @@ class RunProgress:
             logger.info("step %d/%d  %s  %.0f s left", step, self._total, text, left)
             self._last_log = time.monotonic()
 
-    def val(self, step: int, *, perplexity: float) -> None:
-        """A validation was measured."""
-        self._val = f"  val perplexity {score(perplexity)}"
+    def val(self, step: int, what: str, value: float) -> None:
+        """A validation was measured: its perplexity, or its loss."""
+        self._val = f"  val {what} {score(value)}"
         if self._bar.disable:
-            logger.info("step %d/%d  val perplexity %s", step, self._total, score(perplexity))
+            logger.info("step %d/%d%s", step, self._total, self._val)
 
     def validating(self, batches: Countable[T]) -> Iterator[T]:
         """The batches of a validation, with its own bar, or lines, while they are taken."""

@@ -48,7 +48,11 @@ def write_report(run_dir: Path) -> Path | None:
     figure = plt.figure(figsize=(10, 4.5 + 1.9 * lines), layout="constrained")
     grid = figure.add_gridspec(lines + 1, 2, height_ratios=[2.2] + [1] * lines)
     top = figure.add_subplot(grid[0, :])
-    _draw_perplexity(top, series["perplexity"], _floors(run_dir / EVALUATION))
+    if series["perplexity"]:
+        _draw_perplexity(top, series["perplexity"], _floors(run_dir / EVALUATION))
+    else:  # of labels
+        _draw_points(top, series.get("loss", {}), smooth=True)
+        top.set_ylabel("loss")
     top.set_title(_title(run_dir.name, rows))
     all_axes = [top]
     for number, panel in enumerate(panels):
@@ -66,7 +70,7 @@ def write_report(run_dir: Path) -> Path | None:
         axes.grid(alpha=0.3)
     for axes in all_axes[-2:] if panels else all_axes:
         axes.set_xlabel(f"training tokens{unit_name and f' [{unit_name}s]'}")
-    if _validation_is_below(series["perplexity"]):
+    if series["perplexity"] and _validation_is_below(series["perplexity"]):
         figure.supxlabel(EASIER, fontsize=8)
     path = run_dir / "report.png"
     write_whole(path, lambda aside: figure.savefig(aside, dpi=90))

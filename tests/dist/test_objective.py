@@ -95,6 +95,7 @@ class Classification:
     """The objective. Its place is the number of windows that it has taken, and of the steps that it passed over."""
 
     name = "classification"
+    has_perplexity = False
     extras = ("accuracy",)
     no_batch = "they are made here, and need no file"
     nothing_to_train = NOTHING

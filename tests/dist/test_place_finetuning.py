@@ -116,6 +116,8 @@ def check(directory: Path, kinds: list[str], engines: list[int | str], tensor: i
     for kind in kinds:
         alone = rows(directory / f"{kind}-alone")
         expected = moments(directory / f"{kind}-alone-one")
+        assert len(alone) == STEPS + 2
+        assert len(expected) > 20
         for engine in engines:
             found = rows(directory / f"{kind}-{engine}")
             assert [row.loss for row in found] == pytest.approx([row.loss for row in alone], rel=1e-5), (kind, engine)
