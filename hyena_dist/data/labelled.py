@@ -4,7 +4,7 @@ ids of true lengths."""
 import hashlib
 import math
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -98,27 +98,26 @@ def read_labelled(section: FinetuneSection, *, seed: int, most: int) -> Labelled
 def _with_places(splits: dict[str, list[Example]], section: FinetuneSection, notes: list[str]) -> Labelled:
     """Sequences whose places have labels, each checked."""
     first = splits["train"][0].values
-    shape = None if first is None else first.array().shape
-    classes: tuple[str, ...] = ()
-    if section.task == "per_base":
-        counts, unknown = classes_in((e.label, e.values, e.where) for e in splits["train"])
-        classes = tuple(sorted(counts, key=_order))
-        if unknown:
-            notes.append(f"{unknown:,} of the training sequences' bases have no label, and are not scored")
-        if len(classes) < 2:
-            raise DataError(f"finetune.table has training sequences with bases of {len(classes)} class "
-                            f"({', '.join(classes)}): a classifier needs two")
-        for name, examples in splits.items():
-            for example in examples:
-                seen, _ = classes_in([(example.label, example.values, example.where)])
-                if odd := sorted(set(seen) - set(classes), key=_order):
-                    raise DataError(f"{example.where}: the label {odd[0]!r} of {name} is of no training sequence's "
-                                    f"base: the classes are {', '.join(classes)[:200]}")
-    places = places_of(section, shape, classes)
+    places = places_of(section, None if first is None else first.array().shape)
     for examples in splits.values():
         for example in examples:
             places.check(example.length, example.label, example.values, example.where)
-    return Labelled(splits, list(classes), section.task, notes, places)
+    if section.task != "per_base":
+        return Labelled(splits, [], section.task, notes, places)
+    counts, unknown = classes_in((e.label, e.values, e.where) for e in splits["train"])
+    classes = sorted(counts, key=_order)
+    if unknown:
+        notes.append(f"{unknown:,} of the training sequences' bases have no label, and are not scored")
+    if len(classes) < 2:
+        raise DataError(f"finetune.table has training sequences with bases of {len(classes)} class "
+                        f"({', '.join(classes)}): a classifier needs two")
+    for name, examples in splits.items():
+        for example in examples:
+            seen, _ = classes_in([(example.label, example.values, example.where)])
+            if odd := sorted(set(seen) - set(classes), key=_order):
+                raise DataError(f"{example.where}: the label {odd[0]!r} of {name} is of no training sequence's "
+                                f"base: the classes are {', '.join(classes)[:200]}")
+    return Labelled(splits, classes, section.task, notes, replace(places, classes=tuple(classes)))
 
 
 def encoded(example: Example, tokenizer: Tokenizer, *, reverse: bool = False) -> np.ndarray:

@@ -7,7 +7,7 @@ What is not known is a dot or -1 among classes, and NaN among numbers; it is nev
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
@@ -112,6 +112,7 @@ class Places:
         Raises:
             DataError: it has not.
         """
+        where = where if values is None else values.where
         wanted = self._shapes(bases, where)
         if values is None:
             if self.section.task != "per_base":
@@ -156,6 +157,7 @@ class Places:
         if self.section.task == "per_base":
             return self._classes_of(label, values, where)
         assert values is not None
+        where = values.where
         array = np.array(values.array(), dtype=np.float32)
         bad = np.isinf(array) | (array < 0) if self.section.loss == "poisson" else np.isinf(array)
         if bad.any():
@@ -182,6 +184,7 @@ class Places:
                 if len(name) == 1:
                     table[ord(name)] = number
             return table[np.frombuffer(label.encode("latin-1"), dtype=np.uint8)]
+        where = values.where
         array, known = values.array().astype(np.int64), np.array([int(name) for name in self.classes])
         found = np.searchsorted(known, array).clip(max=len(known) - 1)
         outside = (known[found] != array) & (array != -1)
@@ -192,10 +195,10 @@ class Places:
         return np.where(array == -1, IGNORE, found)
 
 
-def places_of(section: FinetuneSection, first: tuple[int, ...] | None, classes: tuple[str, ...]) -> Places:
-    """What a table's labels are, from the shape of its first row's array and the classes of its training sequences."""
+def places_of(section: FinetuneSection, first: tuple[int, ...] | None) -> Places:
+    """What a table's labels are, without the names of classes, from the shape of its first row's array."""
     tracks = first[1] if section.task == "binned" and first is not None and len(first) == 2 else 1
-    return replace(Places(section), tracks=tracks, classes=classes)
+    return Places(section, tracks=tracks)
 
 
 def classes_in(rows: Iterable[tuple[str, Values | None, str]]) -> tuple[Counter[str], int]:

@@ -1,0 +1,161 @@
+"""Labels of places: every form that they are written in gives the same arrays, what is not known is not scored, and
+what does not fit is refused with the file and the row."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hyena_dist.config.sections.finetune import FinetuneSection
+from hyena_dist.data.errors import DataError
+from hyena_dist.data.labelled import Labelled, read_labelled
+from hyena_dist.data.tokenizer import IGNORE
+
+BASES = ("ACGTACGTACGT", "GGGGCCCCAATT", "TTTTACACACAC", "ACACGTGTACAC")
+BINS = dict(task="binned", bin_size=4)
+
+
+def read(table: Path, **keys: Any) -> Labelled:
+    return read_labelled(FinetuneSection(table=str(table), valid_fraction=0.25, **keys), seed=0, most=64)
+
+
+def csv(directory: Path, labels: list[str], name: str = "table.csv") -> Path:
+    path = directory / name
+    rows = [f"{bases},{label}" for bases, label in zip(BASES, labels, strict=True)]
+    path.write_text("\n".join(["sequence,label", *rows]) + "\n")
+    return path
+
+
+def unlabelled(directory: Path, array: np.ndarray, name: str = "rows") -> Path:
+    np.save(directory / f"{name}.npy", array)
+    path = directory / f"{name}.csv"
+    path.write_text("\n".join(["sequence", *BASES]) + "\n")
+    return path
+
+
+def arrays(labelled: Labelled) -> dict[bytes, np.ndarray]:
+    return {example.bases: labelled.at_places(split, number) for split, examples in labelled.splits.items()
+            for number, example in enumerate(examples)}
+
+
+def same(one: dict[bytes, np.ndarray], other: dict[bytes, np.ndarray]) -> bool:
+    return one.keys() == other.keys() and all(np.array_equal(one[key], other[key], equal_nan=True) for key in one)
+
+
+TRACKS = np.arange(24, dtype=np.float64).reshape(4, 3, 2)
+
+
+def test_numbers_of_bins_are_the_same_in_every_form(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    beside = arrays(read(unlabelled(tmp_path, TRACKS), **BINS))
+    assert {value.shape for value in beside.values()} == {(3, 2)}
+    assert np.array_equal(beside[BASES[1].encode()], TRACKS[1])
+    for number, row in enumerate(TRACKS):
+        np.save(tmp_path / f"row-{number}.npy", row)
+    assert same(arrays(read(csv(tmp_path, [f"row-{n}.npy" for n in range(4)]), **BINS)), beside)
+    parquet.write_table(pyarrow.table({"sequence": BASES, "label": TRACKS.tolist()}), tmp_path / "lists.parquet")
+    assert same(arrays(read(tmp_path / "lists.parquet", **BINS)), beside)
+    single = arrays(read(csv(tmp_path, [" ".join(map(str, row[:, 0])) for row in TRACKS], "text.csv"), **BINS))
+    assert all(np.array_equal(single[key][:, 0], beside[key][:, 0]) for key in beside)
+
+
+def test_intervals_have_rows_beside_them_and_are_cut_when_they_are_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "genome.fa").write_text(">c1\n" + "".join(BASES) + "\n>c2\nACGT\n")
+    (tmp_path / "peaks.bed").write_text("".join(f"c1\t{12 * n}\t{12 * n + 12}\n" for n in range(4)))
+    np.save(tmp_path / "peaks.npy", TRACKS)
+    found = read(tmp_path / "peaks.bed", genome=str(tmp_path / "genome.fa"), **BINS)
+    assert same(arrays(found), arrays(read(unlabelled(tmp_path, TRACKS), **BINS)))
+    for example in found.splits["train"]:
+        assert not isinstance(example.held, bytes), "no copy of the bases is kept"
+        assert example.length == 12
+
+
+def test_classes_of_bases_are_letters_or_numbers(tmp_path: Path) -> None:
+    letters = read(csv(tmp_path, ["iiieeeiii...", "eeeeeeeeeeee", "iiiiiiiiiiii", "eieieieieiei"]), task="per_base")
+    assert letters.classes == ["e", "i"]
+    first = arrays(letters)[BASES[0].encode()]
+    assert first.tolist() == [1] * 3 + [0] * 3 + [1] * 3 + [IGNORE] * 3
+    numbers = np.zeros((4, 12), dtype=np.int8)
+    numbers[:, 3:] = 5
+    numbers[:, 11] = -1
+    found = read(unlabelled(tmp_path, numbers), task="per_base")
+    assert found.classes == ["0", "5"]
+    assert arrays(found)[BASES[2].encode()].tolist() == [0] * 3 + [1] * 8 + [IGNORE]
+
+
+def test_pairs_are_a_map_or_its_upper_triangle(tmp_path: Path) -> None:
+    maps = np.random.default_rng(0).random((4, 3, 3)).astype(np.float32)
+    keys = dict(task="pairs", bin_size=4, diagonals=1)
+    whole = arrays(read(unlabelled(tmp_path, maps), **keys))
+    upper = np.stack([one[np.triu_indices(3, 1)] for one in maps])
+    assert same(arrays(read(unlabelled(tmp_path, upper, "upper"), **keys)), whole)
+    one = whole[BASES[0].encode()]
+    assert np.array_equal(one[np.triu_indices(3, 1)], upper[0])
+    assert np.isnan(one[np.tril_indices(3)]).all(), "what is no pair is not scored"
+
+
+def test_bins_that_are_cut_off_are_not_scored(tmp_path: Path) -> None:
+    found = arrays(read(unlabelled(tmp_path, TRACKS[:, :1]), bins_cut=1, **BINS))
+    for number, bases in enumerate(BASES):
+        values = found[bases.encode()]
+        assert np.isnan(values[[0, 2]]).all()
+        assert np.array_equal(values[1], TRACKS[number, 0])
+
+
+def test_another_value_is_another_run(tmp_path: Path) -> None:
+    other = TRACKS.copy()
+    other[2, 1, 1] += 1
+    first, same_again = (read(unlabelled(tmp_path, TRACKS), **BINS).digest() for _ in range(2))
+    assert first == same_again != read(unlabelled(tmp_path, other), **BINS).digest()
+
+
+@pytest.mark.parametrize(("array", "keys", "said"), [
+    (TRACKS[:3], BINS, r"rows.npy: is an array of \[3, 3, 2\], and .*rows.csv has 4 rows"),
+    (TRACKS[:, :2], BINS, r"rows.npy: row \d: the labels are an array of \[2, 2\], and a sequence of 12 bases has "
+                          r"labels of \[3, 2\]"),
+    (TRACKS, dict(task="binned", bin_size=5), "row .: 12 bases are not whole bins of 5"),
+    (TRACKS, dict(BINS, bins_cut=2), "at least one more than the 2 cut off"),
+    (TRACKS, dict(task="pairs", bin_size=4, diagonals=1), r"has labels of \[3, 3\] or \[3\]"),
+    (TRACKS, dict(task="pairs", bin_size=4, diagonals=3), "have no pair that is 3 apart"),
+    (TRACKS[:, :, 0], dict(task="per_base"), r"an array of \[3\], and a sequence of 12 bases has labels of \[12\]"),
+    (np.zeros((4, 12), np.int64), dict(task="per_base"), "bases of 1 class"),
+    (np.zeros((4, 12)), dict(task="per_base"), "numbers of classes, and the array is of float64"),
+    (np.array([["a"] * 3] * 4), BINS, "does not hold one array of numbers"),
+])
+def test_arrays_that_do_not_fit_are_refused(tmp_path: Path, array: np.ndarray, keys: dict[str, Any], said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        read(unlabelled(tmp_path, array), **keys)
+
+
+@pytest.mark.parametrize(("labels", "keys", "said"), [
+    (["1 2 3", "1 2", "1 2 3", "1 2 3"], BINS, r"table.csv: line 3: the labels are an array of \[2\]"),
+    (["1 2 3", "1 x 3", "1 2 3", "1 2 3"], BINS, "line 3: the label '1 x 3' is no list of numbers"),
+    (["1 2 3", "gone.npy", "1 2 3", "1 2 3"], BINS, "line 3: .*gone.npy: cannot be read as an array"),
+    (["1 2 3", "", "1 2 3", "1 2 3"], BINS, "line 3: has no label"),
+    (["iiiiiieeeeee", "iii", "iiiiiieeeeee", "iiiiiieeeeee"], dict(task="per_base"),
+     "line 3: has 3 letters of labels and 12 bases"),
+    (["iiiiiieeeeee", "iii eeeeeeee", "iiiiiieeeeee", "iiiiiieeeeee"], dict(task="per_base"), "line 3: ' ' among"),
+])
+def test_texts_that_do_not_fit_are_refused(tmp_path: Path, labels: list[str], keys: dict[str, Any], said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        read(csv(tmp_path, labels), **keys)
+
+
+def test_values_that_cannot_be_are_refused_when_they_are_read(tmp_path: Path) -> None:
+    for value, keys, said in ((np.inf, BINS, "is inf"), (-1, dict(BINS, loss="poisson"), "0 or more")):
+        array = TRACKS.copy()
+        array[1, 2, 0] = value
+        with pytest.raises(DataError, match=rf"rows.npy: row 2: the label at \[2, 0\] .*{said}|{said}"):
+            arrays(read(unlabelled(tmp_path, array), **keys))
+
+
+def test_a_damaged_array_is_refused(tmp_path: Path) -> None:
+    path = unlabelled(tmp_path, TRACKS)
+    whole = (tmp_path / "rows.npy").read_bytes()
+    for damaged in (whole[:-8], whole[:20], b"", b"not an array" * 9):
+        (tmp_path / "rows.npy").write_bytes(damaged)
+        with pytest.raises(DataError, match=r"rows.npy: cannot be read as an array"):
+            read(path, **BINS)
