@@ -13,11 +13,10 @@ from dataclasses import fields
 from pathlib import Path
 
 from hyena_dist.config.errors import UserError, one_line
+from hyena_dist.tasks.needle_size import NeedleSize
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    from hyena_dist.tasks.needle import Needle
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      epilog="The recipe is in docs/finetuning.md, its settings in "
                                             "configs/finetune/needle.yaml.")
@@ -28,7 +27,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
              "motif": "bases of a motif", "mismatches": "bases in which a distractor differs from its motif",
              "distractors": "near copies of either motif in each sequence",
              "copies": "motifs in a training sequence, at most: more are easier to find", "seed": "of everything"}
-    for field in fields(Needle):
+    for field in fields(NeedleSize):
         parser.add_argument(f"--{field.name}", type=int, default=field.default, metavar="N",
                             help=f"{helps[field.name]}; default {field.default}")
     for name, count in (("train", 2000), ("valid", 198), ("test", 3000)):
@@ -41,16 +40,16 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 where an argument cannot be used."""
-    from hyena_dist.tasks.needle import Needle, accuracy_by_slice, write_needle
-
     args = parse_args(argv)
+    from hyena_dist.tasks.needle import Needle, accuracy_by_slice, write_needle  # numpy takes long, --help should not
+
     try:
         if args.report is not None:
             lines = args.report.read_text("utf-8").splitlines()
             for part, (right, count) in sorted(accuracy_by_slice(lines).items()):
                 print(f"slice {part}: {right} of {count} right, {right / count:.1%}")
             return 0
-        needle = Needle(**{field.name: getattr(args, field.name) for field in fields(Needle)})
+        needle = Needle(**{field.name: getattr(args, field.name) for field in fields(NeedleSize)})
         write_needle(args.dest, needle, train=args.train, valid=args.valid, test=args.test)
     except (UserError, ValueError, IndexError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)

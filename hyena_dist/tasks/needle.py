@@ -8,47 +8,18 @@ and may lie anywhere; neither motif occurs by chance. The head of a model that r
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from hyena_dist.config.whole import new_directory
+from hyena_dist.tasks.needle_size import NeedleSize
 
 LETTERS = np.frombuffer(b"ACGT", np.uint8)
 
 
-@dataclass(frozen=True)
-class Needle:
-    """The kind of table.
-
-    Raises:
-        ValueError: sequences are too short for what is to be in them.
-    """
-
-    length: int = 8192
-    slices: int = 4
-    motif: int = 16
-    """Bases of a motif. Both are the same at every length: they follow from the seed alone."""
-    mismatches: int = 2
-    """Bases in which a distractor differs from its motif."""
-    distractors: int = 4
-    """Of either motif in each sequence."""
-    copies: int = 1
-    """Motifs in a training sequence, from 1 to this, small numbers more often; in the other splits always 1."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if min(self.length, self.motif, self.mismatches, self.copies) < 1 or self.slices < 2 or self.distractors < 0:
-            raise ValueError("every number must be at least 1, slices at least 2")
-        if self.mismatches > self.motif:
-            raise ValueError(f"a motif of {self.motif} bases has no {self.mismatches} mismatches")
-        if self.length % self.slices or self.length // self.slices < 2 * self.motif:
-            raise ValueError(f"a length of {self.length} is no {self.slices} slices of at least two motifs")
-        # At most half full, places that are drawn one by one do not run out.
-        if 2 * (2 * self.distractors + self.copies) > self.length // self.motif:
-            raise ValueError(f"{self.length} bases have no room for {self.copies} motifs and {2 * self.distractors} "
-                             "distractors")
+class Needle(NeedleSize):
+    """The sequences of a kind of table."""
 
     def motifs(self) -> np.ndarray:
         """[2, motif], of label 0 and of label 1, numbers of bases."""

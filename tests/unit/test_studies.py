@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.studies import ALL, BLOCK, Scores, difference, tables
-from hyena_dist.cli import evaluate, plan, scaling, score, sweep
+from hyena_dist.cli import evaluate, finetune, plan, scaling, score, sweep
 from hyena_dist.config.errors import ConfigError
 from hyena_dist.tasks.sweep.file import read_sweep
 from launchers import bench, studies
@@ -87,7 +87,7 @@ def test_the_pages_show_commands_that_are_right():
     """Every sweep has a page, and its commands name files that are there and options that are known."""
     parsers = {name: module.parse_args for name, module in (
         ("studies", studies), ("sweep", sweep), ("evaluate", evaluate), ("scaling", scaling), ("plan", plan),
-        ("score", score), ("bench", bench))}
+        ("score", score), ("bench", bench), ("finetune", finetune))}
     seen = set()
     for page in (ROOT / "docs/studies").glob("*.md"):
         text = page.read_text("utf-8").replace("\\\n", " ")
