@@ -119,6 +119,7 @@ def result(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text("utf-8"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", [3, "fsdp"])
 def test_all_stand_beside_and_are_computed_once(runs: Any, engine: int | str) -> None:
     directory, found = runs[0] / f"beside-{engine}", runs[1]
@@ -139,6 +140,7 @@ def test_all_stand_beside_and_are_computed_once(runs: Any, engine: int | str) ->
         "somewhere, trained: all", "k-mer regression", "CNN, from nothing", "this model, from nothing"]
 
 
+@pytest.mark.slow
 def test_the_cnn_is_the_same_over_context_ranks(runs: Any) -> None:
     one, other = ([row.loss for row in read_rows(runs[0] / f"beside-{engine}/seed-0/cnn/metrics.jsonl")]
                   for engine in (3, "fsdp"))
@@ -164,6 +166,7 @@ def test_the_cnn_learns_a_motif() -> None:
     assert right > 0.8, "of sequences that it has not seen"
 
 
+@pytest.mark.slow
 def test_a_comparison_that_was_stopped_goes_on(runs: Any) -> None:
     assert runs[1]["cut"] == (True, False), "the model was done, and the comparison was not"
     whole, cut = (result(runs[0] / name / "result.json")["baselines"] for name in ("whole", "cut"))
@@ -171,6 +174,7 @@ def test_a_comparison_that_was_stopped_goes_on(runs: Any) -> None:
     assert len((runs[0] / "cut/seed-0/cnn/history.jsonl").read_text("utf-8").splitlines()) == 2
 
 
+@pytest.mark.slow
 def test_a_probe_is_the_same_over_all_ranks(runs: Any) -> None:
     directory, found = runs
     assert all(found[name] == {"trainers": 0, "files": 3} for name in ("data", "context", "tensor", "alone")), \
@@ -186,6 +190,7 @@ def test_a_probe_is_the_same_over_all_ranks(runs: Any) -> None:
         assert len(other["probe"]["tried"]) == 9
 
 
+@pytest.mark.slow
 def test_features_are_of_the_pretrained_model(runs: Any) -> None:
     directory = runs[0]
     config = config_of(directory, "probe-data", 1, **PROBE)
@@ -204,6 +209,7 @@ def test_features_are_of_the_pretrained_model(runs: Any) -> None:
         assert rel(torch.from_numpy(found[number, 1]), alone) > 1e-3, "the control: the other strand is another one"
 
 
+@pytest.mark.slow
 def test_what_is_damaged_or_of_other_weights_is_computed_again(runs: Any) -> None:
     found = runs[1]
     assert found["damaged"]["files"] == 1
