@@ -8,14 +8,14 @@ example: python launchers/convert.py runs/mine exported/mine --to huggingface --
 import argparse
 import json
 import shlex
-import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hyena_dist.config.errors import ConfigError, UserError, one_line
+from hyena_dist.cli.status import exit_status
+from hyena_dist.config.errors import ConfigError
 from hyena_dist.config.extend import extended
 from hyena_dist.config.formats import FORMATS
 from hyena_dist.config.sections.model import ModelSection
@@ -42,14 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     warnings.filterwarnings("ignore", module=r"megatron\.")
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-    try:
-        _run(args)
-    except (UserError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return exit_status(lambda: _run(args))
 
 
 def _run(args: argparse.Namespace) -> None:

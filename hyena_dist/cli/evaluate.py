@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Column, Table
 
-from hyena_dist.config.errors import ConfigError, UserError, one_line
+from hyena_dist.cli.status import exit_status
+from hyena_dist.config.errors import ConfigError, one_line
 from hyena_dist.runtime.signals import raise_interrupts
 
 if TYPE_CHECKING:
@@ -51,13 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, 1 when --must-beat-order is not met, 2 a mistake of the user's, 130 interrupted."""
     args = parse_args(argv)
     warnings.filterwarnings("ignore", module=r"megatron\.")
-    try:
-        return _run(args)
-    except (UserError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    return exit_status(lambda: _run(args))
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -10,25 +10,17 @@ examples: python launchers/generate.py --from runs/mine --bases 1000 --out made.
 """
 
 import argparse
-import logging
-import os
-import sys
-import warnings
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 
-from hyena_dist.config.errors import UserError, is_agreed, one_line
+from hyena_dist.cli.reading import add_model_options, open_model, quiet
+from hyena_dist.cli.status import exit_status
 from hyena_dist.runtime.signals import raise_interrupts
-
-PRECISIONS = ("fp32", "bf16", "fp16")
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--from", required=True, dest="source", metavar="M",
-                        help="a run, a checkpoint, or an exported directory")
-    parser.add_argument("--checkpoint", choices=("latest", "best"), help="which checkpoint of a run (latest)")
+    add_model_options(parser)
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--prompt", default="", metavar="BASES", help="what the sequences begin with (nothing: the "
                        "first base is drawn evenly)")
@@ -42,7 +34,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
                         help="draw from the likeliest bases that have probability P together (1)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn (0)")
     parser.add_argument("--batch", type=int, default=8, metavar="N", help="sequences at a time (8)")
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the arithmetic (fp32)")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="a new file of FASTA")
     parser.add_argument("--likelihoods", type=Path, metavar="FILE",
                         help="also write the log-likelihood of every base to a new .tsv or .parquet")
@@ -52,26 +43,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, 2 a mistake of the user's, 130 interrupted."""
     args = parse_args(argv)
-    warnings.filterwarnings("ignore", module=r"megatron\.")
-    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    try:
-        return _run(args)
-    except (UserError, OSError) as error:
-        if int(os.environ.get("RANK", "0")) == 0 or not is_agreed(error):
-            print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    quiet()
+    return exit_status(lambda: _run(args))
 
 
 def _run(args: argparse.Namespace) -> int:
     # Imported here: torch and megatron-core take seconds, --help should not.
-    import torch
-
-    from hyena_dist.convert.trained import load_trained
-    from hyena_dist.parallel.groups import Groups, init_groups
-    from hyena_dist.runtime.launch import init_distributed
     from hyena_dist.tasks.generate.sampling import Sampling
     from hyena_dist.tasks.generate.sequences import Request, generate, prompt_of_text, prompts_of_file
 
@@ -79,13 +56,8 @@ def _run(args: argparse.Namespace) -> int:
     sampling = Sampling(args.temperature, args.top_k, args.top_p)
     prompts = [prompt_of_text(args.prompt)] if args.prompts is None else prompts_of_file(args.prompts)
     request = Request(prompts, args.samples, args.bases, sampling, args.seed, args.batch, args.out, args.likelihoods)
-    trained = load_trained(args.source, args.checkpoint, single_bases=True)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        device = init_distributed(timedelta(days=7))  # ranks are apart by as much as a batch takes
-        groups = init_groups()
-    else:
-        device, groups = torch.device("cuda" if torch.cuda.is_available() else "cpu"), Groups.single()
-    result = generate(trained.to(device, args.precision), request, groups)
+    trained, groups = open_model(args, single_bases=True)
+    result = generate(trained, request, groups)
     if groups.world.rank == 0:
         print(f"{args.out}: {result.sequences:,} sequences, {args.bases:,} new bases each, seed {args.seed}")
         if args.likelihoods is not None:

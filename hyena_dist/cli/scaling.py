@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hyena_dist.config.errors import ConfigError, UserError, one_line
+from hyena_dist.cli.status import exit_status
+from hyena_dist.config.errors import ConfigError
 from hyena_dist.runtime.signals import raise_interrupts
 
 NO_PICTURE = "note: no picture: matplotlib is missing; install it with pip install 'hyena-dist[plots]'"
@@ -51,15 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     warnings.filterwarnings("ignore", module=r"megatron\.")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    try:
-        raise_interrupts()
-        {"fit": _fit, "rates": _rates, "widths": _widths}[args.command](args)
-        return 0
-    except (UserError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    raise_interrupts()
+    commands = {"fit": _fit, "rates": _rates, "widths": _widths}
+    return exit_status(lambda: commands[args.command](args))
 
 
 def _rows(args: argparse.Namespace) -> list[dict[str, Any]]:

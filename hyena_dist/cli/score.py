@@ -25,19 +25,18 @@ examples: python launchers/score.py variants --from runs/mine --vcf calls.vcf.gz
 
 import argparse
 import json
-import logging
 import math
 import os
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hyena_dist.config.errors import ConfigError, UserError, agreed, is_agreed, one_line
+from hyena_dist.cli.reading import add_context_option, add_model_options, open_model, quiet
+from hyena_dist.cli.status import exit_status
+from hyena_dist.config.errors import ConfigError, agreed
 from hyena_dist.runtime.signals import raise_interrupts
 
 if TYPE_CHECKING:
@@ -45,7 +44,6 @@ if TYPE_CHECKING:
     from hyena_dist.parallel.groups import Groups
     from hyena_dist.tasks.score.report import Worth
 
-PRECISIONS = ("fp32", "bf16", "fp16")
 PRESETS = ("brca1", "clinvar", "traitgym")
 
 
@@ -86,15 +84,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _add_model(command: argparse.ArgumentParser) -> None:
-    """What all readers of a model ask for."""
-    command.add_argument("--from", required=True, dest="source", metavar="M",
-                         help="a run, a checkpoint, or an exported directory")
-    command.add_argument("--checkpoint", choices=("latest", "best"), help="which checkpoint of a run (latest)")
+    """A model, and how its windows are read."""
+    add_model_options(command)
     command.add_argument("--window", type=int, metavar="N", help="tokens of a sequence that the model reads (default: "
                          "as many as it was trained on)")
-    command.add_argument("--context", type=int, default=1, metavar="P", help="so many ranks share each window, for "
-                         "those that are too long for one (1)")
-    command.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the arithmetic (fp32)")
+    add_context_option(command, "window")
 
 
 def _add_variants(command: argparse.ArgumentParser, *, required: bool) -> None:
@@ -124,11 +118,8 @@ def _add_substitutions(command: argparse.ArgumentParser) -> None:
                          "trained on); the same for models that are compared")
     command.add_argument("--every", type=int, default=64, metavar="N", help="one base in so many is changed (64)")
     command.add_argument("--most", type=int, default=256, metavar="N", help="windows at most, at even distances (256)")
-    command.add_argument("--from", required=True, dest="source", metavar="M",
-                         help="a run, a checkpoint, or an exported directory")
-    command.add_argument("--checkpoint", choices=("latest", "best"), help="which checkpoint of a run (latest)")
-    command.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the arithmetic (fp32)")
-    command.set_defaults(window=None, context=1)
+    add_model_options(command)
+    command.set_defaults(window=None)
     command.add_argument("--out", type=Path, required=True, metavar="FILE", help="a new .tsv or .parquet; a text (.md) "
                          "and a picture (.png) of the same name are written beside it")
 
@@ -157,41 +148,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, 2 a mistake of the user's, 3 a precision that changes the order of the variants, 130
     interrupted."""
     args = parse_args(argv)
-    warnings.filterwarnings("ignore", module=r"megatron\.")
-    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    try:
-        return {"variants": _variants, "report": _report, "perplexity": _perplexity,
-                "distance": _distance, "substitutions": _substitutions}[args.command](args)
-    except (UserError, OSError) as error:
-        if int(os.environ.get("RANK", "0")) == 0 or not is_agreed(error):
-            print(f"error: {one_line(error)}", file=sys.stderr)
-        return 3 if type(error).__name__ == "NumericsError" else 2
-    except KeyboardInterrupt:
-        return 130
+    quiet()
+    commands = {"variants": _variants, "report": _report, "perplexity": _perplexity, "distance": _distance,
+                "substitutions": _substitutions}
+    return exit_status(lambda: commands[args.command](args))
 
 
 def _open(args: argparse.Namespace, *, single_bases: bool) -> "tuple[Trained, Groups, int]":
     """The model, over the ranks that there are, and the tokens of its windows."""
-    # Imported here: torch and megatron-core take seconds, --help should not.
-    import torch
-
-    from hyena_dist.convert.trained import load_trained
-    from hyena_dist.parallel.groups import Groups, init_groups
-    from hyena_dist.runtime.launch import init_distributed
-
-    trained = load_trained(args.source, args.checkpoint, single_bases=single_bases)
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    if args.context < 1 or ranks % args.context:
-        raise agreed(ConfigError(f"--context {args.context}: {ranks} ranks cannot share windows by so many: start a "
-                                 "multiple of it with torchrun --nproc_per_node"))
-    if ranks > 1:
-        device = init_distributed(timedelta(days=7))  # ranks are apart by as much as a chunk takes
-        groups = init_groups(context=args.context)
-    else:
-        device, groups = torch.device("cuda" if torch.cuda.is_available() else "cpu"), Groups.single()
-    window = trained.seq_len if args.window is None else args.window
-    return trained.to(device, args.precision, groups), groups, window
+    trained, groups = open_model(args, single_bases=single_bases)
+    return trained, groups, trained.seq_len if args.window is None else args.window
 
 
 def _variants(args: argparse.Namespace) -> int:

@@ -8,11 +8,10 @@ examples: python launchers/species.py human=hg38.fa.gz mouse=mm39.fa.gz worm=ce1
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hyena_dist.config.errors import UserError, one_line
+from hyena_dist.cli.status import exit_status
 from hyena_dist.runtime.signals import raise_interrupts
 
 
@@ -44,17 +43,11 @@ def _count(text: str) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, 2 a mistake of the user's, 130 interrupted."""
     args = parse_args(argv)
-    try:
-        raise_interrupts()
-        return _run(args)
-    except (UserError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    return exit_status(lambda: _run(args))
 
 
 def _run(args: argparse.Namespace) -> int:
+    raise_interrupts()
     # Imported here: numpy takes a second, --help should not.
     from hyena_dist.config.errors import ConfigError
     from hyena_dist.data.bed import Bed

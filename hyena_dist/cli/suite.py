@@ -23,7 +23,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hyena_dist.config.errors import ConfigError, UserError, one_line
+from hyena_dist.cli.status import exit_status
+from hyena_dist.config.errors import ConfigError, one_line
 from hyena_dist.runtime.signals import EXIT_REQUEUE, PROCESS
 
 if TYPE_CHECKING:
@@ -65,13 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     logging.getLogger("megatron").setLevel(logging.WARNING)  # its chatter about optional parts
     warnings.filterwarnings("ignore", module=r"megatron\.")
-    try:
-        return _run(args)
-    except (UserError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    return exit_status(lambda: _run(args))
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hyena_dist.config.errors import UserError, one_line
+from hyena_dist.cli.status import exit_status
+from hyena_dist.config.errors import one_line
 from hyena_dist.runtime.signals import EXIT_REQUEUE, PROCESS, raise_interrupts
 
 if TYPE_CHECKING:
@@ -74,13 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     logging.getLogger("megatron").setLevel(logging.WARNING)  # its chatter about optional parts
     warnings.filterwarnings("ignore", module=r"megatron\.")
-    try:
-        return {"plan": _plan, "run": _run, "status": _status, "report": _report, "fork": _fork}[args.command](args)
-    except (UserError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    commands = {"plan": _plan, "run": _run, "status": _status, "report": _report, "fork": _fork}
+    return exit_status(lambda: commands[args.command](args))
 
 
 def _plan(args: argparse.Namespace) -> int:

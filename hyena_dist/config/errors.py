@@ -8,8 +8,10 @@ Raised = TypeVar("Raised", bound=BaseException)
 
 
 class UserError(ValueError):
-    """Something that the user gave cannot be used; the message names the file, key or position, and the remedy. A
-    command ends with status 2."""
+    """Something that the user gave cannot be used; the message names the file, key or position, and the remedy."""
+
+    status = 2
+    """That a command ends with."""
 
 
 class ConfigError(UserError):

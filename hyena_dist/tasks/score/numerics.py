@@ -20,7 +20,9 @@ LEAST = 0.99
 
 
 class NumericsError(UserError):
-    """The precision changes the order of the variants; a command ends with status 3."""
+    """The precision changes the order of the variants."""
+
+    status = 3
 
 
 @dataclass(frozen=True)

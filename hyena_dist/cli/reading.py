@@ -1,0 +1,62 @@
+"""What the commands that read a trained model have in common: its options, and the ranks that it is read by."""
+
+import argparse
+import logging
+import os
+import warnings
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from hyena_dist.config.errors import ConfigError, agreed
+
+if TYPE_CHECKING:
+    from hyena_dist.model.trained import Trained
+    from hyena_dist.parallel.groups import Groups
+
+
+def add_model_options(command: argparse.ArgumentParser) -> None:
+    """--from, --checkpoint and --precision."""
+    command.add_argument("--from", required=True, dest="source", metavar="M",
+                         help="a run, a checkpoint, or an exported directory")
+    command.add_argument("--checkpoint", choices=("latest", "best"), help="which checkpoint of a run (latest)")
+    command.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32",
+                         help="of the arithmetic (fp32)")
+
+
+def add_context_option(command: argparse.ArgumentParser, what: str) -> None:
+    """--context: how many ranks share each `what`, a sequence or a window."""
+    command.add_argument("--context", type=int, default=1, metavar="P", help=f"so many ranks share each {what}, for "
+                         "those that are too long for one (1)")
+
+
+def quiet() -> None:
+    """Nothing but our own warnings on the terminal."""
+    warnings.filterwarnings("ignore", module=r"megatron\.")
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+
+
+def open_model(args: argparse.Namespace, *, single_bases: bool) -> "tuple[Trained, Groups]":
+    """The model of `add_model_options`, and of --context where there is one, over the ranks that torchrun started.
+
+    Raises:
+        UserError: the model cannot be read, or the ranks cannot share a sequence as asked.
+    """
+    # Imported here: torch and megatron-core take seconds, --help should not.
+    import torch
+
+    from hyena_dist.convert.trained import load_trained
+    from hyena_dist.parallel.groups import Groups, init_groups
+    from hyena_dist.runtime.launch import init_distributed
+
+    ranks, context = int(os.environ.get("WORLD_SIZE", "1")), getattr(args, "context", 1)
+    if context < 1 or ranks % context:
+        raise agreed(ConfigError(f"--context {context}: {ranks} ranks cannot share a sequence by so many: start a "
+                                 "multiple of it with torchrun --nproc_per_node"))
+    trained = load_trained(args.source, args.checkpoint, single_bases=single_bases)
+    if ranks > 1:
+        device = init_distributed(timedelta(days=7))  # ranks are apart by as much as a chunk takes
+        groups = init_groups(context=context)
+    else:
+        device, groups = torch.device("cuda" if torch.cuda.is_available() else "cpu"), Groups.single()
+    return trained.to(device, args.precision, groups), groups
