@@ -54,7 +54,7 @@ def test_a_process_killed_by_the_system_leaves_parts_that_the_next_goes_on_with(
     process.join(120)
     assert process.exitcode == -signal.SIGKILL
     assert not (tmp_path / "killed.tsv").exists()
-    assert len(list((tmp_path / "killed.tsv.parts").glob("*.npy"))) == 3
+    assert len(list((tmp_path / "killed.tsv.parts").glob("*.npz"))) == 3
     result = task.score_variants(trained_of(TINY), request_of(tmp_path, tmp_path / "killed.tsv"), Groups.single())
     assert 0 < result.scored_now < 400
     assert (tmp_path / "killed.tsv").read_bytes() == (tmp_path / "whole.tsv").read_bytes()
@@ -115,7 +115,7 @@ def test_two_ranks_killed_in_the_middle_leave_the_same_file(tmp_path: Path) -> N
                "launchers/score.py", *arguments, str(out)]
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
     parts, deadline = tmp_path / "two.tsv.parts", time.monotonic() + 300
-    while len(list(parts.glob("*.npy"))) < 3 and time.monotonic() < deadline and process.poll() is None:
+    while len(list(parts.glob("*.npz"))) < 3 and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.005)
     tree = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
     for each in tree:
@@ -123,7 +123,7 @@ def test_two_ranks_killed_in_the_middle_leave_the_same_file(tmp_path: Path) -> N
     process.wait()
     psutil.wait_procs(tree, 60)
     assert not out.exists()
-    assert 3 <= len(list(parts.glob("*.npy"))) < 3000 // 66
+    assert 3 <= len(list(parts.glob("*.npz"))) < 3000 // 66
     subprocess.run(command, cwd=ROOT, env=environment, check=True)
     assert out.read_bytes() == (tmp_path / "one.tsv").read_bytes()
     assert json.loads(task.cost_path(out).read_text())["variants_scored_by_rank_0"] < 1500

@@ -309,8 +309,8 @@ def test_killed_and_resumed_and_over_two_ranks_it_is_the_same_file(
     with pytest.raises(KeyboardInterrupt):
         task.score_variants(trained, request_of(tmp_path, "killed.tsv"), Groups.single())
     parts = tmp_path / "killed.tsv.parts"
-    assert len(list(parts.glob("*.npy"))) == 3
-    (parts / "00000001.npy").write_bytes((parts / "00000001.npy").read_bytes()[:-40])  # cut by a crash
+    assert len(list(parts.glob("*.npz"))) == 3
+    (parts / "00000001.npz").write_bytes((parts / "00000001.npz").read_bytes()[:-40])  # cut by a crash
     monkeypatch.setattr(task, "score_sites", score_sites)
     other_window = task.Request(**{**vars(request_of(tmp_path, "killed.tsv")), "window": 32})
     with pytest.raises(UserError, match="was begun with another counts, numerics|was begun with another .*window"):

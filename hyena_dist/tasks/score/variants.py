@@ -6,13 +6,11 @@ OUT.parts, which is whole or not there; when all are there, the first rank joins
 
 import json
 import resource
-import shutil
 import sys
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from hyena_dist.model.trained import Trained
 from hyena_dist.parallel.groups import Groups
 from hyena_dist.runtime.agree import agree, broadcast
 from hyena_dist.runtime.files import write_durably, write_whole
+from hyena_dist.tasks.parts import ANOTHER, Parts, names
 from hyena_dist.tasks.score.numerics import CARD, Card, NumericsError, measure
 from hyena_dist.tasks.score.observe import SCORES, score_sites
 from hyena_dist.tasks.score.output import Scored, check_ending, write
@@ -140,12 +139,8 @@ def score_variants(trained: Trained, request: Request, groups: Groups) -> Result
     found = agree(lambda: _prepare(trained, request), groups)
     card = agree(lambda: measure(trained, found.sample, request.reference.ids, request.window,
                                  accept=request.accept_numerics), groups)
-    facts = _facts(trained, request, found, card)
-    parts = request.out.with_name(f"{request.out.name}.parts")
-    if groups.world.rank == 0:
-        agree(lambda: _open_parts(parts, facts), groups)
-    else:
-        agree(lambda: None, groups)
+    facts, parts = _facts(trained, request, found, card), Parts(request.out)
+    agree(lambda: parts.begin(facts) if groups.world.rank == 0 else None, groups)
     there = broadcast(_parts_there(request, found, parts) if groups.world.rank == 0 else frozenset(), groups)
     start = time.monotonic()
     if groups.context.size == 1:
@@ -184,45 +179,21 @@ def _facts(trained: Trained, request: Request, found: Survey, card: Card) -> dic
             "numerics": card.facts()}
 
 
-def _open_parts(parts: Path, facts: dict[str, Any]) -> None:
-    """Begin a directory of parts, or go on with what a call before has left there.
-
-    Raises:
-        ConfigError: that call would have written another file.
-    """
-    parts.mkdir(exist_ok=True)
-    path, text = parts / "facts.json", json.dumps(facts, indent=1)
-    if path.exists():
-        there = json.loads(path.read_text(encoding="utf-8"))
-        if changed := sorted(key for key in facts.keys() | there.keys() if facts.get(key) != there.get(key)):
-            raise ConfigError(f"{parts}: was begun with another {', '.join(changed)}: go on as it was begun, or remove "
-                              "it")
-    else:
-        write_whole(path, lambda aside: write_durably(aside, text))
-
-
-def _part(parts: Path, number: int) -> Path:
-    return parts / f"{number:08d}.npy"
-
-
-def _read_part(parts: Path, number: int, count: int) -> np.ndarray | None:
+def _read_part(parts: Parts, number: int, count: int) -> np.ndarray | None:
     """The scores of a chunk; None: they are not there, or not whole."""
-    try:
-        scores = np.load(_part(parts, number), allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return None
-    return scores if scores.shape == (count, len(SCORES)) else None
+    part = parts.load(names([number]))
+    return part["scores"] if part is not None and part["scores"].shape == (count, len(SCORES)) else None
 
 
-def _parts_there(request: Request, found: Survey, parts: Path) -> frozenset[int]:
+def _parts_there(request: Request, found: Survey, parts: Parts) -> frozenset[int]:
     """Numbers of the parts that a call before has left whole."""
-    if not any(parts.glob("*.npy")):
+    if not any(parts.path.glob("*.npz")):
         return frozenset()
     return frozenset(number for number, chunk in enumerate(_chunks(request, found))
                      if _read_part(parts, number, len(chunk)) is not None)
 
 
-def _score_chunks(trained: Trained, request: Request, found: Survey, parts: Path, there: Collection[int],
+def _score_chunks(trained: Trained, request: Request, found: Survey, parts: Parts, there: Collection[int],
                   groups: Groups) -> int:
     """Score this rank's chunks that are not there yet; returns how many variants. Ranks that share their windows have
     the same chunks, which the first of them writes."""
@@ -233,7 +204,7 @@ def _score_chunks(trained: Trained, request: Request, found: Survey, parts: Path
             if number % data.size == data.rank and number not in there:
                 scores = _score_chunk(trained, chunk, request)
                 if groups.context.rank == 0:
-                    write_whole(_part(parts, number), partial(np.save, arr=scores))
+                    parts.save(names([number]), scores=scores)
                 done += len(chunk)
             shown.advance(task, len(chunk))
     return done
@@ -266,15 +237,15 @@ def _score_chunk(trained: Trained, chunk: list[Site], request: Request) -> np.nd
                           "shorter ones") from error
 
 
-def _finish(request: Request, parts: Path, facts: dict[str, Any], found: Survey, trained: Trained, seconds: float,
+def _finish(request: Request, parts: Parts, facts: dict[str, Any], found: Survey, trained: Trained, seconds: float,
             scored: int) -> None:
     """Join the parts with the rows; the scores are in the file before their parts go."""
     write_whole(request.out, lambda aside: write(aside, request.out.name, _rows(request, parts, found),
-                                                 request.variants, facts, request.window))
+                                                 request.variants, facts, request.window), ANOTHER)
     cost = {"seconds_per_variant": seconds / scored if scored else None, "variants_scored_by_rank_0": scored,
             "peak_memory_bytes": peak_memory(next(trained.model.parameters()).device)}
-    write_whole(cost_path(request.out), lambda aside: write_durably(aside, json.dumps(cost, indent=1) + "\n"))
-    shutil.rmtree(parts)
+    write_whole(cost_path(request.out), lambda aside: write_durably(aside, json.dumps(cost, indent=1) + "\n"), ANOTHER)
+    parts.remove()
 
 
 def cost_path(out: Path) -> Path:
@@ -289,7 +260,7 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _rows(request: Request, parts: Path, found: Survey) -> Iterator[Scored]:
+def _rows(request: Request, parts: Parts, found: Survey) -> Iterator[Scored]:
     scores, seen = _all_scores(request, parts, found), 0
     for judged in _judged(request):
         if judged.site is None:
@@ -302,13 +273,9 @@ def _rows(request: Request, parts: Path, found: Survey) -> Iterator[Scored]:
         yield Scored(judged, values)
 
 
-def _all_scores(request: Request, parts: Path, found: Survey) -> Iterator[np.ndarray]:
-    for number, chunk in enumerate(_chunks(request, found)):
-        part = _read_part(parts, number, len(chunk))
-        if part is None:
-            raise ConfigError(f"{_part(parts, number)}: is not there: ranks on several machines need --out on a file "
-                              "system that all of them have")
-        yield from part
+def _all_scores(request: Request, parts: Parts, found: Survey) -> Iterator[np.ndarray]:
+    for number, _ in enumerate(_chunks(request, found)):
+        yield from parts.need(names([number]))["scores"]
 
 
 __all__ = ["NumericsError", "Request", "Result", "Survey", "score_variants", "survey"]
