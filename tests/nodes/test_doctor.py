@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +11,9 @@ import pytest
 from hyena_dist.cli.build import main as build_shards
 from tests.conftest import SAMPLE
 from tests.e2e.test_pretrain import ENVIRONMENT, ROOT
-from tests.nodes.machines import Machine, die_with_the_tests, two_machines
+from tests.nodes.machines import Machine, die_with_the_tests
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def machines(tmp_path: Path) -> Iterator[list[Machine]]:
-    with two_machines(tmp_path) as made:
-        yield made
 
 
 def doctor(machines: list[Machine], *arguments: str, first: str = "", second: str = "") -> tuple[int, dict[str, Any]]:

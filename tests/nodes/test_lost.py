@@ -2,35 +2,17 @@
 on."""
 
 import random
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.test_pretrain import losses, run
-from tests.nodes.jobs import ARGUMENTS, Job, check_same, ended_after, newest_of_sound
-from tests.nodes.machines import Machine, two_machines
+from tests.e2e.test_pretrain import losses
+from tests.nodes.jobs import Job, check_same, ended_after, newest_of_sound
+from tests.nodes.machines import Machine
 
 pytestmark = pytest.mark.timeout(1500)  # several starts of four ranks each, which a busy machine takes minutes for
 STEPS = 40
-
-
-@pytest.fixture(scope="module")
-def alone(shards, tmp_path_factory) -> dict[int, float]:
-    """The losses of one process that nobody disturbs."""
-    run_dir = tmp_path_factory.mktemp("alone") / "run"
-    result = run([sys.executable, "launchers/pretrain.py", "--config", "configs/quickstart.yaml", *ARGUMENTS,
-                  f"data.shards={shards}", f"train.run_dir={run_dir}", f"train.steps={STEPS}"])
-    assert result.returncode == 0, result.stderr
-    return losses(run_dir)
-
-
-@pytest.fixture
-def machines(tmp_path) -> Iterator[list[Machine]]:
-    with two_machines(tmp_path) as made:
-        yield made
 
 
 def lose(job: Job, machines: list[Machine], run_dir: Path, fault: str, draw: random.Random) -> int:

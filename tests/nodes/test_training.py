@@ -1,33 +1,14 @@
 """Two machines train as one does, under every launcher, also over a bad cable."""
 
 import os
-import sys
 import time
-from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.test_pretrain import losses, run
-from tests.nodes.jobs import ARGUMENTS, Job, check_same
-from tests.nodes.machines import Machine, cabled_machines, two_machines
+from tests.nodes.jobs import Job, check_same
+from tests.nodes.machines import cabled_machines
 
 STEPS = 8
-
-
-@pytest.fixture(scope="module")
-def alone(shards, tmp_path_factory) -> dict[int, float]:
-    """The losses of one process."""
-    run_dir = tmp_path_factory.mktemp("alone") / "run"
-    result = run([sys.executable, "launchers/pretrain.py", "--config", "configs/quickstart.yaml", *ARGUMENTS,
-                  f"data.shards={shards}", f"train.run_dir={run_dir}", f"train.steps={STEPS}"])
-    assert result.returncode == 0, result.stderr
-    return losses(run_dir)
-
-
-@pytest.fixture
-def machines(tmp_path) -> Iterator[list[Machine]]:
-    with two_machines(tmp_path) as made:
-        yield made
 
 
 @pytest.mark.slow
