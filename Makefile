@@ -42,10 +42,9 @@ quickstart: setup
 	python launchers/evaluate.py $(RUN) --must-beat-order 5
 	@echo "loss curve: $(RUN)/report.png"
 
-# Tests of one process two at a time; those of several ranks fill the machine by themselves.
+# Two files at a time: tests of several ranks wait for one another about as long as they compute.
 test: setup
-	python -m pytest -m "not slow" -n 2 --dist loadfile tests/unit
-	python -m pytest -m "not slow" --ignore tests/unit
+	python -m pytest -m "not slow" -n 2 --dist loadfile
 	if $(ON_GPU); then python -m pytest -m gpu; fi
 
 test-all: setup

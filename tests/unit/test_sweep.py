@@ -274,15 +274,20 @@ def test_a_plan_has_a_line_for_each_point_and_a_column_for_each_axis(tmp_path, s
     assert [line[1] for line in rows[8:10]] == [line[1] for line in whole[:2]], "a fork names its origin"
 
 
-def test_every_sweep_that_comes_with_the_project_can_be_planned(monkeypatch):
+SWEEPS = sorted([*ROOT.glob("configs/sweeps/*.yaml"), *ROOT.glob("configs/studies/*.yaml")])
+LARGE = [path for path in SWEEPS if path.stem.endswith("-large")]
+
+
+@pytest.mark.parametrize("path", [
+    *(path for path in SWEEPS if path not in LARGE[1:]),
+    *(pytest.param(path, marks=pytest.mark.slow) for path in LARGE[1:]),
+], ids=lambda path: path.stem)
+def test_every_sweep_that_comes_with_the_project_can_be_planned(monkeypatch, path):
     monkeypatch.chdir(ROOT)
-    paths = [*ROOT.glob("configs/sweeps/*.yaml"), *ROOT.glob("configs/studies/*.yaml")]
-    assert len(paths) >= 2
-    for path in paths:
-        points = expand(read_sweep(path))
-        assert {point.problem for point in points} == {None}, path
-        for point in points:
-            assert load_config(find_base(path), [f"{key}={json.dumps(value)}" for key, value in point.set.items()])
+    points = expand(read_sweep(path))
+    assert {point.problem for point in points} == {None}
+    for point in points:
+        assert load_config(find_base(path), [f"{key}={json.dumps(value)}" for key, value in point.set.items()])
 
 
 def find_base(path: Path) -> Path:
