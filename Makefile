@@ -42,9 +42,11 @@ quickstart: setup
 	python launchers/evaluate.py $(RUN) --must-beat-order 5
 	@echo "loss curve: $(RUN)/report.png"
 
-# Two files at a time: tests of several ranks wait for one another about as long as they compute.
+# Two files at a time: tests of several ranks wait for one another about as long as they compute. Apart from those of one
+# process, because they leave kinds of layers and processes behind that these would see.
 test: setup
-	python -m pytest -m "not slow" -n 2 --dist loadfile
+	python -m pytest -m "not slow" -n 2 --dist loadfile tests/unit
+	python -m pytest -m "not slow" -n 2 --dist loadfile --ignore tests/unit
 	if $(ON_GPU); then python -m pytest -m gpu; fi
 
 test-all: setup

@@ -166,7 +166,7 @@ REFUSED = {"another ending": (["--out", "x.csv"], "--out x.csv: name a file that
            "no base a bin": (["--bin", "0"], "--bin 0: give a number of bases"),
            "no such layer": (["--layer", "3"], "has 2 layers: give 0"),
            "a layer below 0": (["--layer", "-1"], "--layer -1"),
-           "one rank": (["--context", "2"], "1 ranks cannot share sequences by so many"),
+           "one rank": (["--context", "2"], "1 ranks cannot share a sequence by so many"),
            "a region of nothing": (["--region", "17:1-100"], "give --bed, or leave it out"),
            "no file": (["--fasta", "nothing.fa"], "nothing.fa"),
            "a directory": (["--out", "."], "--out .:"),

@@ -277,7 +277,7 @@ def test_longer_windows_than_trained_on_are_refused(trained: Trained, fasta: Pat
                  str(WINDOW + 1), "--out", str(tmp_path / "o.tsv")]) == 2
     assert f"was trained on sequences of {WINDOW} bases" in capsys.readouterr().err
     assert run(model, "--vcf", file, "--fasta", fasta, "--out", tmp_path / "o.tsv", "--context", 2) == 2
-    assert "--context 2: 1 ranks cannot share windows by so many" in capsys.readouterr().err
+    assert "--context 2: 1 ranks cannot share a sequence by so many" in capsys.readouterr().err
 
 
 def request_of(tmp_path: Path, out: str) -> task.Request:
