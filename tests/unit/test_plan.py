@@ -17,7 +17,7 @@ from hyena_dist.config.sections.train import TrainSection
 from hyena_dist.costs.devices import GPUS, find_gpu
 from hyena_dist.costs.engines import Layout
 from hyena_dist.costs.plan import Machines, Plan, candidates, fastest, fewest_gpus, longest, nearest
-from hyena_dist.costs.seconds import compute_seconds, gpu_rates
+from hyena_dist.costs.seconds import compute_seconds, gpu_rates, uses_kernels
 from hyena_dist.costs.traffic import links, step_traffic
 from hyena_dist.model.kinds import check, is_legal
 
@@ -89,6 +89,19 @@ def test_seconds_are_those_that_an_h100_measured(layers: int, width: int, length
     chosen = config(layers, width, length, batch, micro_batch_size=batch)
     found = compute_seconds(chosen, Layout.of(chosen, 1), gpu_rates(GPUS["h100"], "bf16", kernels=True))
     assert 1e3 * sum(found.values()) == pytest.approx(milliseconds, rel=0.15)
+
+
+@pytest.mark.parametrize(("length", "milliseconds"), [(16384, 46.3), (65536, 180.8), (131072, 650.5)])
+def test_seconds_of_attention_are_those_that_an_h100_measured(length: int, milliseconds: float) -> None:
+    """On the same day. A context rank has a share of the heads, and takes as long as a tensor rank."""
+    chosen = config(length=length, batch=1, micro_batch_size=1)
+    chosen = replace(chosen, model=replace(chosen.model, layer_pattern="A", num_attention_heads=8))
+    rates = gpu_rates(GPUS["h100"], "bf16", kernels=uses_kernels(chosen, GPUS["h100"]))
+    assert 1e3 * sum(compute_seconds(chosen, Layout.of(chosen, 1), rates).values()) == pytest.approx(
+        milliseconds, rel=0.16)
+    over_context, over_tensor = (replace(chosen, parallel=split) for split in
+                                 (ParallelSection(context=8), ParallelSection(tensor=8)))
+    assert machines().rates_of(over_context) == machines().rates_of(over_tensor)
 
 
 def test_the_fastest_fit_and_come_first() -> None:

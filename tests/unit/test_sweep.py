@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from hyena_dist.cli.pretrain import main as pretrain
 from hyena_dist.cli.sweep import main
 from hyena_dist.config.errors import ConfigError
 from hyena_dist.config.load import load_config
@@ -288,6 +289,21 @@ def test_every_sweep_that_comes_with_the_project_can_be_planned(monkeypatch, pat
     assert {point.problem for point in points} == {None}
     for point in points:
         assert load_config(find_base(path), [f"{key}={json.dumps(value)}" for key, value in point.set.items()])
+
+
+@pytest.mark.parametrize("path", LARGE, ids=lambda path: path.stem)
+def test_every_point_of_a_large_study_passes_a_dry_run_of_a_node(monkeypatch, tmp_path, capsys, path):
+    """Eight H100, as the pages say; a far deeper model is the control."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    found = read_sweep(path)
+    assert found.ranks == 8
+    points = {json.dumps(point.set): point for point in expand(found)}.values()
+    for point in points:
+        call = ["--config", str(find_base(path)), *(f"{key}={json.dumps(value)}" for key, value in point.set.items()),
+                "train.run_dir=run", "--dry-run", "--gpu"]
+        assert pretrain([*call, "h100"]) == 0, capsys.readouterr().err
+    assert pretrain([*call, "h100", "model.num_layers=2000"]) == 2
 
 
 def find_base(path: Path) -> Path:
