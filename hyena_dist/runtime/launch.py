@@ -5,9 +5,11 @@ import logging
 import os
 import re
 import socket
+import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -33,6 +35,12 @@ _REMEDY = "a rank has ended, its log says why, or was not started; DEEPSPEED_TIM
 
 NOTE_SECONDS = 30.0
 """Until it is logged which ranks have not come."""
+
+LOOK_SECONDS, FOLLOW_SECONDS = 1.0, 5.0
+"""Between two looks whether another rank has failed to join; and from then on, for this rank's own error, which may say
+more."""
+
+_FAILED = "failed to join"
 
 _ANOTHER_PORT = ("choose another with deepspeed --master_port PORT, torchrun --master-port PORT, or MASTER_PORT=PORT "
                  "before srun")
@@ -69,10 +77,13 @@ def init_distributed(timeout: timedelta | None = None, *, dump_dir: Path | None 
         ours, store = dist.PrefixStore("hyena_dist", met), dist.PrefixStore("default_pg", met)
         if device.type == "cuda":
             _refuse_shared_devices(device, ours, rank, ranks)
-            dist.init_process_group("nccl", store=store, rank=rank, world_size=ranks, timeout=timeout, device_id=device)
+            with _together(ours, rank, ranks):
+                dist.init_process_group("nccl", store=store, rank=rank, world_size=ranks, timeout=timeout,
+                                        device_id=device)
         else:
-            with _joining(rank, ranks, expected_hosts(), places):
+            with _joining(rank, ranks, expected_hosts(), places), _together(ours, rank, ranks):
                 dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timeout)
+                dist.barrier()  # a rank may have reached all others that did not reach each other
     return device
 
 
@@ -156,6 +167,46 @@ def _joining(rank: int, ranks: int, hosts: Mapping[int, str],
         raise ConnectionError(f"rank {rank} (host {socket.gethostname()}) could not meet "
                               f"{_whose(str(error), places) or others} ({first_sentence(error)}): "
                               f"{remedy}") from error
+
+
+@contextmanager
+def _together(store: dist.Store, rank: int, ranks: int) -> Iterator[None]:
+    """A context that this rank does not stay in once another has failed in it, or the store is gone with the first one.
+    A connection is made by one of two ranks; where it cannot, the other would wait for it five times the time-out."""
+    if ranks == 1:
+        yield
+        return
+    over = threading.Event()
+    threading.Thread(target=_follow, args=(store.clone(), rank, over),  # type: ignore[attr-defined]
+                     name="together", daemon=True).start()
+    try:
+        yield
+    except BaseException:
+        with suppress(RuntimeError):
+            store.compare_set(_FAILED, "", f"rank {rank} (host {socket.gethostname()})")  # the first one's counts
+        if rank == 0:
+            time.sleep(2 * LOOK_SECONDS)  # who may keep the store: the others are to hear it
+        raise
+    finally:
+        over.set()
+
+
+def _follow(store: dist.Store, rank: int, over: threading.Event) -> None:
+    """End this process some seconds after another has said that it failed, unless it is over by then. Its main thread
+    cannot: it waits inside gloo or NCCL."""
+    while not over.wait(LOOK_SECONDS):
+        try:
+            if not store.check([_FAILED]):
+                continue
+            who = store.get(_FAILED).decode()
+        except RuntimeError:
+            who = "rank 0"
+        if over.wait(FOLLOW_SECONDS):
+            return
+        sys.stderr.write(f"error: rank {rank} (host {socket.gethostname()}) ends because {who} has, who could not meet "
+                         "another rank: its own line says why\n")
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def _whose(text: str, places: Sequence[tuple[str, list[str]]]) -> str:

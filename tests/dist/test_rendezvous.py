@@ -3,12 +3,16 @@
 import os
 import socket
 import time
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
+import torch.distributed as dist
 
+from hyena_dist.runtime import launch
 from hyena_dist.runtime.launch import init_distributed
 from tests.dist.harness import fork_server
 
@@ -90,3 +94,31 @@ def test_a_second_step_with_the_port_of_the_first_is_refused_and_does_not_distur
     assert winner == ["joined", "joined"]
     assert "another run has the port: choose another with deepspeed --master_port PORT, torchrun" in loser[0]
     assert "s for rank 0, of 2 ranks" in loser[1] or "could not meet rank 0 (127.0.0.1:" in loser[1]
+
+
+def _fail_or_wait(environment: dict[str, str]) -> None:
+    """Gloo reaches no other rank, as the second; waits for a call of the second, as the third."""
+    def gloo(*_: Any, **__: Any) -> None:
+        if environment["SLURM_PROCID"] == "2":
+            time.sleep(60)
+        raise RuntimeError("no route to host")
+
+    os.environ.update(environment)
+    launch.FOLLOW_SECONDS = 0.5
+    with mock.patch.object(dist, "init_process_group", gloo), suppress(ConnectionError):
+        if environment["SLURM_PROCID"] == "0":  # keeps the store
+            kept = launch.meet(0, 3, TIMEOUT)
+            time.sleep(60)
+            del kept
+        init_distributed(TIMEOUT)
+    os._exit(3)
+
+
+def test_a_rank_that_waits_for_one_that_has_given_up_ends_too() -> None:
+    same = port()
+    started = [fork_server().Process(target=_fail_or_wait, args=(of_srun(rank, 3, same),)) for rank in range(3)]
+    for process in started:
+        process.start()
+    started[2].join(20)
+    assert [process.exitcode for process in started] == [None, 3, 1]
+    started[0].kill()

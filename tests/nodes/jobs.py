@@ -66,6 +66,13 @@ class Job:
         except subprocess.TimeoutExpired:
             raise AssertionError(self.said()[-4000:]) from None
 
+    def wait_for_one(self, seconds: float = 500) -> None:
+        """Until one of them has ended."""
+        deadline = time.monotonic() + seconds
+        while all(process.poll() is None for process in self.processes):
+            assert time.monotonic() < deadline, self.said()[-4000:]
+            time.sleep(0.05)
+
     def wait_for_steps(self, run_dir: Path, count: int, seconds: float = 500) -> None:
         deadline = time.monotonic() + seconds
         while len(losses(run_dir) if (run_dir / "metrics.jsonl").exists() else ()) < count:
