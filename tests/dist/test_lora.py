@@ -81,7 +81,7 @@ def _check(tensor: int, context: int, kinds: list[tuple[ModelSection, bool]]) ->
             if fault:
                 assert max(gradients.values()) > SEEN, "the control: " + BROKEN
             else:
-                assert max(gradients.values()) < 10 * EXACT, max(gradients, key=gradients.__getitem__)
+                assert max(gradients.values()) < EXACT, max(gradients, key=gradients.__getitem__)
 
 
 def test_gradients_over_tensor_ranks_are_those_of_one() -> None:
