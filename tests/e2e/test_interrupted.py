@@ -19,7 +19,7 @@ import pytest
 
 from hyena_dist.checkpoint.directory import find_latest
 from tests.e2e.test_pretrain import ENVIRONMENT, ROOT, command, losses
-from tests.e2e.test_signals import as_srun, processes_of
+from tests.e2e.test_signals import as_srun, catches, processes_of
 
 STEPS = 150
 SHORT = [f"train.steps={STEPS}", "train.eval_every=60", "train.save_every=50", "data.num_workers=1"]
@@ -51,16 +51,6 @@ def trials(seed: int, count: int) -> list[Trial]:
         found.append(Trial(name, launcher, draw.choice(targets), draw.uniform(0, 12) if early else None,
                            draw.randint(1, STEPS)))
     return found
-
-
-def _catches(pid: int) -> bool:
-    """Whether a process has a handler for SIGUSR1."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return False
-    caught = int(next(line for line in status.splitlines() if line.startswith("SigCgt")).split()[1], 16)
-    return bool(caught & 1 << (signal.SIGUSR1 - 1))
 
 
 def _ranks(run_dir: Path) -> list[int]:
@@ -100,7 +90,7 @@ def interrupt(trial: Trial, shards: Path, run_dir: Path) -> str:
     process = subprocess.Popen(start, cwd=ROOT, env=ENVIRONMENT, start_new_session=True, stdout=subprocess.DEVNULL,
                                stderr=(run_dir.parent / f"{run_dir.name}.err").open("w"), preexec_fn=_default_signals)
     try:
-        assert _wait(lambda: len(_ranks(run_dir)) == 2 and all(map(_catches, _ranks(run_dir))), process, "no ranks")
+        assert _wait(lambda: len(_ranks(run_dir)) == 2 and all(map(catches, _ranks(run_dir))), process, "no ranks")
         if trial.seconds is not None:
             time.sleep(trial.seconds)
         else:
@@ -171,7 +161,7 @@ def test_a_second_ctrl_c_ends_at_once(shards, tmp_path):
     process = subprocess.Popen(command("python", shards, run_dir, *SHORT), cwd=ROOT, env=ENVIRONMENT,
                                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
                                preexec_fn=_default_signals)
-    assert _wait(lambda: _catches(process.pid), process, "no handlers")
+    assert _wait(lambda: catches(process.pid), process, "no handlers")
     process.send_signal(signal.SIGINT)
     time.sleep(0.5)
     assert process.poll() is None  # the first asks for a save

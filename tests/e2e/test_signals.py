@@ -41,6 +41,16 @@ def processes_of(run_dir: Path) -> list[int]:
             if f"train.run_dir={run_dir}" in (process.info["cmdline"] or [])]
 
 
+def catches(pid: int) -> bool:
+    """Whether a process has a handler for SIGUSR1."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    caught = int(next(line for line in status.splitlines() if line.startswith("SigCgt")).split()[1], 16)
+    return bool(caught & 1 << (signal.SIGUSR1 - 1))
+
+
 def ranks_of(run_dir: Path) -> list[int]:
     return [pid for pid in processes_of(run_dir) if "RANK" in psutil.Process(pid).environ()]
 

@@ -15,6 +15,7 @@ import pytest
 
 from tests.checkpoints import latest
 from tests.e2e.test_pretrain import ENVIRONMENT, ROOT, SMALL, losses
+from tests.e2e.test_signals import catches
 
 FAKES = ROOT / "tests" / "slurm_fakes"
 SECONDS = 240
@@ -90,13 +91,13 @@ def trial(seed: int, cluster: Cluster, shards: Path, directory: Path) -> None:
     run_dir = directory / "run"
     number = cluster.submit("launchers/slurm/pretrain.sbatch", *arguments(shards, run_dir))
     reached = {
-        "start": lambda: len(cluster.tasks(number)) == 2,
+        "start": lambda: len(tasks := cluster.tasks(number)) == 2 and all(map(catches, tasks)),
         "step": lambda: len(losses(run_dir)) >= 3 if run_dir.exists() else False,
         "save": lambda: any((run_dir / "checkpoints").glob("step-0*.tmp-*")),
         "validation": lambda: EVAL_EVERY in losses(run_dir) if (run_dir / "metrics.jsonl").exists() else False,
     }[moment]
     cluster.wait(lambda: reached() or cluster.job(number)["exit"] is not None, number)
-    time.sleep(draw.uniform(0.5, 3.0) if moment == "start" else draw.uniform(0, 0.1))
+    time.sleep(draw.uniform(0, 3) if moment == "start" else draw.uniform(0, 0.1))
     tasks = cluster.tasks(number)
     assert len(tasks) == 2, cluster.log(number)
     signalled = [draw.choice(tasks)] if one else tasks
