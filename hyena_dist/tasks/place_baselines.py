@@ -7,7 +7,6 @@ all training pairs that are as far apart.
 """
 
 import warnings
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,9 +23,8 @@ from hyena_dist.train.place_tallies import ClassTally, bin_tally, pair_tally
 LENGTHS, REACHES, SHORT = (2, 3, 4), (4, 8, 16), 16
 """The k of k-mers and, for bins of fewer bases than SHORT, how many bases to either side, that are tried."""
 SAMPLED, CHUNK = 20_000, 4096
-"""Training places that a regression learns from, evenly drawn from the sequences; places that are answered at once."""
-CHOSEN_ON = 32
-"""Sequences of valid, evenly spread, on which the regressions are compared."""
+"""Training places that a regression learns from, drawn from sequences that are evenly spread, and about as many of
+valid that it is chosen by; places that are answered at once."""
 CHOOSES = {"per_base": "mcc", "binned": "pearson", "pairs": "pearson"}
 
 _CODES = np.full(256, 4, dtype=np.int64)
@@ -42,6 +40,7 @@ class Sequence:
         self._size, self._pairs, self._both = labelled.places.bin_size, labelled.task == "pairs", both_strands
         self._strands = [_CODES[np.frombuffer(bases, dtype=np.uint8)]
                          for bases in (example.bases, reverse_complement(example.bases))]
+        self._counted: dict[int, np.ndarray] = {}
         labels = labelled.at_places(split, number)
         self.bins = len(labels)
         self.first, self.second = np.triu_indices(self.bins) if self._pairs else (np.arange(self.bins),) * 2
@@ -72,14 +71,9 @@ class Sequence:
     def _counts(self, k: int) -> np.ndarray:
         """[bins, 4**k], the share of each k-mer among those of a bin; of both strands where both are seen."""
         if k not in self._counted:
-            self._counted[k] = self._count(self._strands[0], k)
-            if self._both:
-                self._counted[k] = (self._counted[k] + self._count(self._strands[1], k)[::-1]) / 2
+            found = self._count(self._strands[0], k)
+            self._counted[k] = (found + self._count(self._strands[1], k)[::-1]) / 2 if self._both else found
         return self._counted[k]
-
-    @cached_property
-    def _counted(self) -> dict[int, np.ndarray]:
-        return {}
 
     def _count(self, codes: np.ndarray, k: int) -> np.ndarray:
         rows = codes[: self.bins * self._size].reshape(self.bins, self._size)
@@ -92,62 +86,68 @@ class Sequence:
 
 class Trivial:
     """Answers without a look at the bases: the shares of the classes, the mean of each track, or the mean of all pairs
-    that are as far apart, of the training labels."""
+    that are as far apart, of the labels of sequences that were added."""
 
-    def __init__(self, labelled: Labelled, sequences: list[Sequence]) -> None:
-        self._pairs, groups = labelled.task == "pairs", 1
-        if self._pairs:
-            groups = max(len(example.bases) for of in labelled.splits.values() for example in of)
-            groups //= labelled.places.bin_size  # type: ignore[union-attr]
-        sums, counts = (np.zeros((groups, labelled.outputs)) for _ in range(2))
-        for one in sequences:
-            known, values = one.known, one.labels[one.known].astype(float)
-            if labelled.task == "per_base":
-                values = np.eye(labelled.outputs)[one.labels[known, 0]]
-            there = ~np.isnan(values)
-            np.add.at(sums, self._group(one, known), np.where(there, values, 0))
-            np.add.at(counts, self._group(one, known), there)
-        self.mean = sums.sum(0) / counts.sum(0).clip(min=1)
-        """[outputs], of all labels."""
-        self._means = np.where(counts > 0, sums / counts.clip(min=1), self.mean)
+    def __init__(self, labelled: Labelled) -> None:
+        assert labelled.places is not None
+        longest = max(example.length for examples in labelled.splits.values() for example in examples)
+        groups = longest // labelled.places.bin_size if labelled.task == "pairs" else 1
+        self._classes, self._outputs = labelled.task == "per_base", labelled.outputs
+        self._sums, self._counts = (np.zeros((groups, labelled.outputs)) for _ in range(2))
+
+    def add(self, one: Sequence, known: np.ndarray) -> None:
+        values = np.eye(self._outputs)[one.labels[known, 0]] if self._classes else one.labels[known]
+        there = ~np.isnan(values)
+        np.add.at(self._sums, self._group(one, known), np.where(there, values, 0))
+        np.add.at(self._counts, self._group(one, known), there)
 
     def _group(self, one: Sequence, places: np.ndarray) -> np.ndarray:
-        return (one.second - one.first)[places] if self._pairs else np.zeros(len(places), dtype=np.int64)
+        return (one.second - one.first)[places] if len(self._sums) > 1 else np.zeros(len(places), dtype=np.int64)
+
+    @property
+    def mean(self) -> np.ndarray:
+        """[outputs], of all labels."""
+        found: np.ndarray = self._sums.sum(0) / self._counts.sum(0).clip(min=1)
+        return found
 
     def answers(self, one: Sequence, places: np.ndarray) -> np.ndarray:
         """[n, outputs]."""
-        return self._means[self._group(one, places)]
+        means = np.where(self._counts > 0, self._sums / self._counts.clip(min=1), self.mean)
+        found: np.ndarray = means[self._group(one, places)]
+        return found
 
 
 class Regression:
-    """A ridge on what differs from the trivial answer, or for classes a logistic regression, learnt from the training
-    places that were drawn."""
+    """A ridge on what differs from the trivial answer, or for classes a logistic regression.
 
-    def __init__(self, labelled: Labelled, drawn: list[tuple[Sequence, np.ndarray]], trivial: Trivial, k: int,
-                 strength: float) -> None:
+    Args:
+        seen: [n, features] of training places, by `Sequence.seen` at this k.
+        labels: [n, outputs] of them; of numbers less the trivial answer.
+    """
+
+    def __init__(self, labelled: Labelled, trivial: Trivial, k: int, strength: float, seen: np.ndarray,
+                 labels: np.ndarray) -> None:
         from sklearn.dummy import DummyClassifier
         from sklearn.linear_model import LogisticRegression, Ridge
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
 
         self._trivial, self._k, self._outputs = trivial, k, labelled.outputs
-        seen = np.concatenate([one.seen(places, k) for one, places in drawn])
-        labels = np.concatenate([one.labels[places] for one, places in drawn])
         self._classes = labelled.task == "per_base"
         if self._classes:
-            self._model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=200)
-                                        if len(np.unique(labels)) > 1 else DummyClassifier())
-            self._model.fit(seen, labels[:, 0])
-        else:
-            rest = labels - np.concatenate([trivial.answers(one, places) for one, places in drawn])
-            self._model = make_pipeline(StandardScaler(), Ridge(alpha=1 / strength))
-            self._model.fit(seen, np.nan_to_num(rest, nan=0.0))  # a track that is not known counts as its mean
+            several = len(np.unique(labels)) > 1
+            model = LogisticRegression(C=strength, max_iter=200) if several else DummyClassifier()
+            self._model = make_pipeline(StandardScaler(), model).fit(seen, labels[:, 0])
+        else:  # a track that is not known counts as its mean
+            model = make_pipeline(StandardScaler(), Ridge(alpha=1 / strength))
+            self._model = model.fit(seen, np.nan_to_num(labels, nan=0.0))
 
     def answers(self, one: Sequence, places: np.ndarray) -> np.ndarray:
         """[n, outputs]."""
         seen = one.seen(places, self._k)
         if not self._classes:
-            return self._trivial.answers(one, places) + self._model.predict(seen).reshape(len(places), -1)
+            rest = self._model.predict(seen).reshape(len(places), -1)
+            return self._trivial.answers(one, places) + rest
         found = np.full((len(places), self._outputs), -np.inf)
         found[:, self._model.classes_] = self._model.predict_log_proba(seen)
         return found
@@ -173,29 +173,45 @@ def place_baselines(labelled: Labelled, *, both_strands: bool, seed: int) -> dic
     """
     from sklearn.exceptions import ConvergenceWarning
 
-    train = labelled.splits["train"]
-    numbers = range(0, len(train), -(-len(train) // 1000))
-    sequences = [Sequence(labelled, "train", number, both_strands) for number in numbers]
-    trivial, rng = Trivial(labelled, sequences), np.random.default_rng(seed)
-    drawn = [(one, rng.permutation(one.known)[: -(-SAMPLED // len(sequences))]) for one in sequences]
-    drawn = [(one, places) for one, places in drawn if len(places)]
-    bins = labelled.task == "pairs" or labelled.places.bin_size >= SHORT  # type: ignore[union-attr]
+    count = len(labelled.splits["train"])
+    numbers = range(0, count, -(-count // 1000))
+    trivial, rng = Trivial(labelled), np.random.default_rng(seed)
+    drawn: list[tuple[int, np.ndarray]] = []  # a sequence with its counts is large, and is not kept
+    for number in numbers:
+        one = Sequence(labelled, "train", number, both_strands)
+        trivial.add(one, one.known)
+        drawn.append((number, rng.permutation(one.known)[: -(-SAMPLED // len(numbers))]))
+    in_bins = labelled.task == "pairs" or labelled.places.bin_size >= SHORT  # type: ignore[union-attr]
+    enough = -(-SAMPLED // len(Sequence(labelled, "valid", 0, both_strands).labels))
     best: tuple[float, Regression, dict[str, Any]] | None = None
-    for k in LENGTHS if bins else REACHES:
+    for k in LENGTHS if in_bins else REACHES:
+        seen, labels = _learnt(labelled, drawn, trivial, k, both_strands)
         for strength in STRENGTHS:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)
-                model = Regression(labelled, drawn, trivial, k, strength)
-            value = _scores(labelled, "valid", model, trivial, both_strands, CHOSEN_ON)[CHOOSES[labelled.task]]
+                model = Regression(labelled, trivial, k, strength, seen, labels)
+            value = _scores(labelled, "valid", model, trivial, both_strands, enough)[CHOOSES[labelled.task]]
             value = -np.inf if value is None else value
             if best is None or value > best[0]:
-                chosen = {"k" if bins else "reach": k, "strength": strength, "chosen_by": CHOOSES[labelled.task]}
+                chosen = {"k" if in_bins else "reach": k, "strength": strength, "chosen_by": CHOOSES[labelled.task]}
                 best = value, model, chosen
     assert best is not None
     splits = [split for split in ("valid", "test") if split in labelled.splits]
     return {name: {**chosen, "scores": {split: _scores(labelled, split, model, trivial, both_strands)
                                         for split in splits}}
             for name, model, chosen in (("kmers", best[1], best[2]), ("mean", trivial, {}))}
+
+
+def _learnt(labelled: Labelled, drawn: list[tuple[int, np.ndarray]], trivial: Trivial, k: int, both_strands: bool
+            ) -> tuple[np.ndarray, np.ndarray]:
+    """What `Regression` learns from."""
+    found = []
+    for number, places in drawn:
+        one = Sequence(labelled, "train", number, both_strands)
+        rest = 0 if labelled.task == "per_base" else trivial.answers(one, places)
+        found.append((one.seen(places, k), one.labels[places] - rest))
+    seen, labels = zip(*found, strict=True)
+    return np.concatenate(seen), np.concatenate(labels)
 
 
 def _scores(labelled: Labelled, split: str, model: Trivial | Regression, trivial: Trivial, both_strands: bool,
