@@ -7,7 +7,8 @@ from typing import Any
 from rich.table import Table
 
 COMMON = ("task", "classes", "from", "trained", "pooling", "rc", "judged_on", "notes")
-OTHERS = {"kmers": "k-mer regression", "cnn": "CNN, from nothing", "scratch": "this model, from nothing"}
+OTHERS = {"kmers": "k-mer regression", "cnn": "CNN, from nothing", "scratch": "this model, from nothing",
+          "mean": "mean of the training labels"}
 """What stands beside a result, in the words of a table."""
 
 

@@ -26,6 +26,7 @@ from hyena_dist.runtime.agree import agree, broadcast
 from hyena_dist.runtime.files import write_whole
 from hyena_dist.tasks.baselines import kmer_baseline
 from hyena_dist.tasks.comparison import in_words, markdown, on_screen, summary
+from hyena_dist.tasks.place_baselines import place_baselines
 from hyena_dist.tasks.probe import probe
 from hyena_dist.train.answers import Judgement
 from hyena_dist.train.convolutional import Convolutional
@@ -163,10 +164,10 @@ def _beside(run: Config, labelled: Labelled, place: Place) -> dict[str, Any]:
     """What stands beside a run, on the same splits: each is computed once, as the run itself."""
     found: dict[str, Any] = {}
     asked = words_of(run.finetune.baselines)
-    if labelled.places is not None:  # counts of a sequence's k-mers say nothing of its places, nor does one answer
-        asked = [name for name in asked if name == "scratch"]
+    if labelled.places is not None:  # one answer for a sequence says nothing of its places
+        asked = [name for name in asked if name != "cnn"]
     if "kmers" in asked:
-        found["kmers"] = _kmers(run, labelled, place.groups)
+        found |= _kmers(run, labelled, place.groups)
     others: dict[str, Callable[..., Finetuning]] = {
         "cnn": partial(Convolutional, labelled=labelled, weights=None),
         "scratch": partial(Finetuning, labelled=labelled, weights=None)}
@@ -180,9 +181,9 @@ def _beside(run: Config, labelled: Labelled, place: Place) -> dict[str, Any]:
     return found
 
 
-def _kmers(run: Config, labelled: Labelled, groups: Groups) -> dict[str, Any]:
-    """The regression on k-mers, which the first rank alone computes."""
-    path, first = Path(run.train.run_dir, KMERS), groups.world.rank == 0
+def _kmers(run: Config, labelled: Labelled, groups: Groups) -> dict[str, dict[str, Any]]:
+    """The regression on k-mers, and of places what is said without them; the first rank alone computes both."""
+    path, first, both = Path(run.train.run_dir, KMERS), groups.world.rank == 0, run.finetune.rc != "none"
 
     def found() -> dict[str, Any] | None:
         there = read_object(path) if first and path.is_file() else {}
@@ -191,14 +192,15 @@ def _kmers(run: Config, labelled: Labelled, groups: Groups) -> dict[str, Any]:
     def computed() -> dict[str, Any]:
         if not first:
             return {}
-        regression = kmer_baseline(labelled, both_strands=run.finetune.rc != "none")
-        return {**regression, "sequences": labelled.digest()}
+        beside = (kmer_baseline(labelled, both_strands=both) if labelled.places is None else
+                  place_baselines(labelled, both_strands=both, seed=run.train.seed))
+        return {**beside, "sequences": labelled.digest()}
 
     known = broadcast(agree(found, groups), groups)
     if known is None:
         known = broadcast(agree(computed, groups), groups)
         agree(partial(_write_json, path, known, groups), groups)
-    return known
+    return {"kmers": known} if labelled.places is None else {name: known[name] for name in ("kmers", "mean")}
 
 
 def _judge(trainer: Trainer, config: Config, labelled: Labelled) -> dict[str, Any]:

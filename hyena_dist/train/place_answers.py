@@ -23,7 +23,7 @@ from hyena_dist.model.pooled import PooledModel
 from hyena_dist.parallel.collectives import reduce_from
 from hyena_dist.parallel.groups import Axis
 from hyena_dist.train.answers import Answers, Drawn, Tally, WholeAnswers, summed
-from hyena_dist.train.place_tallies import ClassTally, NumberTally
+from hyena_dist.train.place_tallies import ClassTally, NumberTally, bin_tally, pair_tally
 
 _SAMPLED = 1000
 """Training sequences, evenly spread, that the scale of numbers is measured on."""
@@ -157,9 +157,7 @@ class BinAnswers(_Numbers):
     metrics: Collection[str] = ("pearson", "mean_squared_error")
 
     def tally(self, split: str) -> NumberTally:
-        tracks = torch.arange(self._labelled.outputs)
-        return NumberTally(self._labelled, split, self, groups=lambda bins: tracks.expand(bins, -1), count=len(tracks),
-                           center=self._mean)
+        return bin_tally(self._labelled, split, self, self._mean)
 
 
 class PairAnswers(_Numbers):
@@ -190,13 +188,7 @@ class PairAnswers(_Numbers):
         return summed(found, self.model.context)
 
     def tally(self, split: str) -> NumberTally:
-        most = max(example.length for example in self._labelled.splits[split]) // self.bin_size
-
-        def apart(bins: int) -> Tensor:
-            place = torch.arange(bins)
-            return (place - place[:, None]).clamp(min=0)
-
-        return NumberTally(self._labelled, split, self, groups=apart, count=most, center=self._mean, strata=True)
+        return pair_tally(self._labelled, split, self, self._mean)
 
 
 def model_of(labelled: Labelled, section: FinetuneSection, backbone: HyenaModel, *, seed: int) -> HeadedModel:

@@ -145,6 +145,25 @@ class NumberTally(_Tally):
                 "mean_squared_error": squared}
 
 
+def bin_tally(labelled: Labelled, split: str, task: InUnits, center: Tensor) -> NumberTally:
+    """An empty one of the numbers of bins, whose groups are the tracks; the arguments as of `NumberTally`."""
+    tracks = torch.arange(labelled.outputs)
+    return NumberTally(labelled, split, task, groups=lambda bins: tracks.expand(bins, -1), count=len(tracks),
+                       center=center)
+
+
+def pair_tally(labelled: Labelled, split: str, task: InUnits, center: Tensor) -> NumberTally:
+    """An empty one of the numbers of pairs of bins, whose groups are their distances."""
+    assert labelled.places is not None
+    most = max(example.length for example in labelled.splits[split]) // labelled.places.bin_size
+
+    def apart(bins: int) -> Tensor:
+        place = torch.arange(bins)
+        return (place - place[:, None]).clamp(min=0)
+
+    return NumberTally(labelled, split, task, groups=apart, count=most, center=center, strata=True)
+
+
 def _pearson(sums: Tensor) -> Tensor:
     """[G, 6] moments -> [G]; NaN where labels or answers are all the same."""
     n, x, y, xx, yy, xy = sums.unbind(-1)

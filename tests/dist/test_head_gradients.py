@@ -74,7 +74,7 @@ def _ranks(directory: Path, sequence: bool) -> dict[str, tuple[float, dict[str, 
 @pytest.mark.slow
 @pytest.mark.parametrize("sequence", [False, True])
 def test_losses_and_gradients_of_every_kind_are_those_of_one_rank(tmp_path: Path, sequence: bool) -> None:
-    tables(tmp_path)
+    tables(tmp_path, SECTIONS)
     ranks = run_distributed(_ranks, 4, tmp_path, sequence)
     for kind in SECTIONS:
         losses, gradients, alone = zip(*(found[kind] for found in ranks), strict=True)

@@ -90,9 +90,10 @@ class FinetuneSection:
     """none; augment: each training sequence comes, by chance of one half, as its reverse complement; average: that, and
     answers are means over both strands, taken before the softmax."""
     baselines: str = "kmers,cnn,scratch"
-    """What stands beside a result, on the same sequences, separated by commas: kmers, a regression on counts of k-mers;
-    cnn, a small convolutional network; scratch, the same model with fresh weights, all of them trained. The last two
-    are trained for as many steps as the model itself. Empty: nothing."""
+    """What stands beside a result, on the same sequences, separated by commas: kmers, a regression on counts of k-mers,
+    of labels of places on those around a place, and then with it their mean; cnn, a small convolutional network, for
+    labels of whole sequences; scratch, the same model with fresh weights, all of them trained. The last two are trained
+    for as many steps as the model itself. Empty: nothing."""
     epochs: float | None = None
     """How often every training sequence is seen; sets train.steps. null: train.steps counts."""
     seeds: int = 1
