@@ -170,7 +170,9 @@ def test_torchrun_under_srun_ends_before_the_job_and_is_requeued(cluster, shards
 @pytest.mark.slow
 def test_a_shell_of_salloc_is_one_process_and_two_steps_of_a_job_do_not_meet(cluster):
     """The variables of the stand-ins are those that ranks are made of."""
-    code = "import os; from hyena_dist.runtime.launcher import rank_environment as r; print(r(os.environ), flush=True)"
+    # In one write each, so that the lines of two tasks do not mix.
+    code = ("import os, sys; from hyena_dist.runtime.launcher import rank_environment as r; "
+            "sys.stdout.write(str(r(os.environ)) + chr(10))")
     slurm = cluster()
     alone = slurm("salloc", "--nodes=1", "--ntasks-per-node=2", "python", "-c", code)
     assert "'WORLD_SIZE': '1'" in alone
