@@ -76,12 +76,14 @@ class Sequence:
         return self._counted[k]
 
     def _count(self, codes: np.ndarray, k: int) -> np.ndarray:
+        if k > self._size:
+            return np.zeros((self.bins, 4**k))
         rows = codes[: self.bins * self._size].reshape(self.bins, self._size)
         windows = np.lib.stride_tricks.sliding_window_view(rows, k, axis=1)
         words, whole = windows @ 4 ** np.arange(k), (windows < 4).all(2)
         cells = (np.arange(self.bins)[:, None] * 4**k + words)[whole]
         found = np.bincount(cells, minlength=self.bins * 4**k).reshape(self.bins, 4**k)
-        return found / max(1, self._size - k + 1)
+        return found / (self._size - k + 1)
 
 
 class Trivial:

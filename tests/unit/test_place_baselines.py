@@ -105,3 +105,14 @@ def test_what_is_seen_of_a_bin(tmp_path: Path) -> None:
     both = Sequence(labelled, "train", 0, True).seen(np.arange(3), 2).reshape(3, 3, 16)[:, 0]
     assert (both[0, aa], both[0, 15]) == (0.5, 0.5), "of the other strand: TT"
     assert both[1, cg] == 8 / 15, "which is its own reverse complement"
+
+
+def test_bins_shorter_than_a_word_have_none(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("sequence,label\nACGTAC,1 2 3\n", encoding="utf-8")
+    (tmp_path / "dev.csv").write_text("sequence,label\nACGTCC,1 2 4\n", encoding="utf-8")
+    tune = FinetuneSection(table=str(tmp_path), task="pairs", bin_size=2, diagonals=1)
+    labelled = read_labelled(tune, seed=0, most=6)
+    one = Sequence(labelled, "train", 0, False)
+    assert one.seen(one.known, 3).sum() == 0
+    assert one.seen(one.known, 2).sum() == 7, "the control: two of each pair, and one that AC and AC have in common"
+    assert place_baselines(labelled, both_strands=False, seed=0)["mean"]["scores"]["valid"]["mean_squared_error"] > 0
