@@ -28,8 +28,9 @@ from hyena_dist.model.config import hyena_config
 from hyena_dist.model.model import HyenaModel
 from hyena_dist.model.trained import Trained
 from hyena_dist.parallel.groups import Groups, init_groups
+from hyena_dist.runtime.memory import peak_memory_bytes
 from hyena_dist.tasks.score.read import TOKENS
-from hyena_dist.tasks.score.variants import CHUNK, Request, peak_memory, score_variants
+from hyena_dist.tasks.score.variants import CHUNK, Request, score_variants
 from hyena_dist.tasks.score.windows import batches
 
 CPU = torch.device("cpu")
@@ -140,20 +141,26 @@ def _time_rank(rank: int, size: Size, variants: int, ranks: int, rounds: int, sh
     dist.destroy_process_group()
 
 
-def memory(variants: int) -> Row:
-    """Of scoring so many in a fresh process."""
+def memory(variants: int, work: Callable[[int, int, str], None] | None = None) -> Row:
+    """Of scoring so many in a fresh process.
+
+    Args:
+        work: what that process does, of the number 0, the number of variants and the directory of its inputs, in which
+            it leaves its result (default: `score_and_measure`).
+    """
     with tempfile.TemporaryDirectory() as directory:
         write_inputs(Path(directory), variants, Size(SHORT))  # here: what it holds is no memory of scoring
-        mp.spawn(_memory_rank, (variants, directory), nprocs=1)
+        mp.spawn(work or score_and_measure, (variants, directory), nprocs=1)
         windows, seconds, cpu, peak = torch.load(Path(directory, "result"), weights_only=False)
     return Row(f"memory, windows of {SHORT}", variants, windows, seconds, cpu, 0.0, peak / 2**20)
 
 
-def _memory_rank(_rank: int, variants: int, shared: str) -> None:
+def score_and_measure(_rank: int, variants: int, shared: str) -> None:
+    """Score the variants in a directory, and leave there what it took."""
     torch.set_num_threads(1)
     size, directory = Size(SHORT, 16, 1), Path(shared)
     request = Request(Variants(directory / "variants.vcf", is_vcf=True), read_reference(directory / "reference.fa"),
                       directory / "scores.tsv", size.length, "reference.fa")
     seconds, cpu = timed(lambda: score_variants(trained_of(size), request, Groups.single()), CPU)
     places = -(-variants // 3)
-    torch.save((2 * (variants + places), seconds, cpu, peak_memory(CPU)), directory / "result")
+    torch.save((2 * (variants + places), seconds, cpu, peak_memory_bytes(CPU)), directory / "result")

@@ -15,10 +15,11 @@ from hyena_dist.engine.loss_scale import LossScaler
 from hyena_dist.engine.protocol import StepResult
 from hyena_dist.model.loss import perplexity
 from hyena_dist.runtime.logs import StepTimes
+from hyena_dist.runtime.memory import peak_memory_bytes
 from hyena_dist.train.laps import Laps, SteadyRate
 from hyena_dist.train.late import LateNumbers
 from hyena_dist.train.lost_steps import LostSteps
-from hyena_dist.train.metrics import Metrics, Row, extra_names, peak_memory_bytes
+from hyena_dist.train.metrics import Metrics, Row, extra_names
 from hyena_dist.train.objective import Objective, Scores, Step
 from hyena_dist.train.progress import Countable
 

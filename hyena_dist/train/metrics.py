@@ -3,13 +3,10 @@ rank 0 makes a `Metrics`."""
 
 import logging
 import math
-import resource
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args
-
-import torch
 
 from hyena_dist.runtime.files import surviving
 from hyena_dist.train.board import Board, flat
@@ -117,13 +114,6 @@ def metric_of(name: str) -> Metric:
     """The metric of a name; one that this version does not know is drawn plainly."""
     kind = name.partition("/")[0]
     return next((metric for metric in METRICS if metric.name == kind), Metric(name, name.replace("_", " ")))
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory that this rank has had at a time: allocations of a CUDA device, else the resident set."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -2,7 +2,6 @@
 tensors falls with the number of ranks, and a million tokens give what one rank gives."""
 
 import json
-import resource
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from unittest import mock
@@ -27,6 +26,7 @@ from hyena_dist.ops.hyena import hyena
 from hyena_dist.parallel import distributed_fft
 from hyena_dist.parallel.collectives import count_bytes
 from hyena_dist.parallel.groups import Groups, init_groups
+from hyena_dist.runtime.memory import peak_memory_bytes
 from tests.compare import rel
 from tests.dist.harness import run_distributed
 
@@ -227,7 +227,7 @@ def _million(directory: str, method: str) -> int:
     groups = init_groups(context=dist.get_world_size())
     result = cp.measure(MILLION, groups, method, 0, torch.device("cpu"))
     torch.save(result, Path(directory, f"{groups.context.size} {method}.{groups.context.rank}"))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak_memory_bytes(torch.device("cpu"))
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import torch
 from benchmarks.gpu.measure import Size, cost, forget_peak
 from hyena_dist.costs.memory import training_memory
 from hyena_dist.costs.utilisation import COPY_BYTES, copy_bandwidth
-from hyena_dist.train.metrics import peak_memory_bytes
+from hyena_dist.runtime.memory import peak_memory_bytes
 from tests.gpu.devices import CUDA, GPU
 
 TOLERANCE = 0.1

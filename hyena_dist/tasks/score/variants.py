@@ -5,8 +5,6 @@ OUT.parts, which is whole or not there; when all are there, the first rank joins
 """
 
 import json
-import resource
-import sys
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
@@ -16,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from hyena_dist.config.errors import ConfigError, is_out_of_memory
 from hyena_dist.data.reference import Reference
@@ -25,6 +22,7 @@ from hyena_dist.model.trained import Trained
 from hyena_dist.parallel.groups import Groups
 from hyena_dist.runtime.agree import agree, broadcast
 from hyena_dist.runtime.files import write_durably, write_whole
+from hyena_dist.runtime.memory import peak_memory_bytes
 from hyena_dist.tasks.parts import ANOTHER, Parts, names
 from hyena_dist.tasks.score.numerics import CARD, Card, NumericsError, measure
 from hyena_dist.tasks.score.observe import SCORES, score_sites
@@ -243,7 +241,7 @@ def _finish(request: Request, parts: Parts, facts: dict[str, Any], found: Survey
     write_whole(request.out, lambda aside: write(aside, request.out.name, _rows(request, parts, found),
                                                  request.variants, facts, request.window), ANOTHER)
     cost = {"seconds_per_variant": seconds / scored if scored else None, "variants_scored_by_rank_0": scored,
-            "peak_memory_bytes": peak_memory(next(trained.model.parameters()).device)}
+            "peak_memory_bytes": peak_memory_bytes(next(trained.model.parameters()).device)}
     write_whole(cost_path(request.out), lambda aside: write_durably(aside, json.dumps(cost, indent=1) + "\n"), ANOTHER)
     parts.remove()
 
@@ -251,13 +249,6 @@ def _finish(request: Request, parts: Parts, facts: dict[str, Any], found: Survey
 def cost_path(out: Path) -> Path:
     """Where the time and the memory of a file of scores stand: beside it, for they are not the same twice."""
     return out.with_name(f"{out.name}.cost.json")
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: of the GPU, or of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _rows(request: Request, parts: Parts, found: Survey) -> Iterator[Scored]:
