@@ -20,7 +20,7 @@ from hyena_dist.checkpoint.format import Exporter, Snapshot, take_snapshot, writ
 from hyena_dist.checkpoint.metadata import seal
 from hyena_dist.config.errors import ConfigError, UserError, agreed
 from hyena_dist.engine.protocol import Table
-from hyena_dist.parallel.groups import Groups, gloo_copy
+from hyena_dist.parallel.groups import Groups, give_back, gloo_copy
 from hyena_dist.runtime.agree import broadcast
 
 logger = logging.getLogger(__name__)
@@ -100,9 +100,11 @@ class CheckpointSaver:
     def close(self) -> OSError | None:
         """`wait`, and end the thread: before the process groups are destroyed."""
         try:
-            return self.wait()
+            failure = self.wait()
         finally:
             self._thread.shutdown()
+        give_back(self._own.world)
+        return failure
 
     @property
     def _is_first(self) -> bool:

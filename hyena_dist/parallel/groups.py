@@ -118,8 +118,15 @@ def _timeout() -> timedelta:
 def gloo_copy(axis: Axis) -> Axis:
     """A gloo group of its own over the same ranks: for flags that must not wait for a device, or for a thread, whose
     collectives must not meet those of the main thread. Its time-out is the default process group's. Collective over the
-    world; one rank alone needs no group."""
+    world; one rank alone needs no group. `give_back` ends it."""
     if axis.size == 1 or axis.group is None:
         return Axis()
     group = dist.new_group(dist.get_process_group_ranks(axis.group), backend="gloo", timeout=_timeout())
     return Axis(group, axis.rank, axis.size)
+
+
+def give_back(copy: Axis) -> None:
+    """End the group of a `gloo_copy` that nothing waits in any more: each has a thread that looks at its connections a
+    hundred times a second, and a process may train many times."""
+    if copy.group is not None and dist.is_initialized():
+        dist.destroy_process_group(copy.group)

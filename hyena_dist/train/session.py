@@ -11,7 +11,7 @@ import torch
 from hyena_dist.checkpoint.saver import CheckpointSaver
 from hyena_dist.config.schema import Config
 from hyena_dist.engine.frozen import frozen_weights
-from hyena_dist.parallel.groups import Groups, gloo_copy
+from hyena_dist.parallel.groups import Groups, give_back, gloo_copy
 from hyena_dist.runtime.agree import agree
 from hyena_dist.runtime.logs import RankLog, StepTimes
 from hyena_dist.runtime.stop import StopSignal
@@ -85,6 +85,7 @@ def open_trainer(config: Config, groups: Groups, device: torch.device, *,
         trainer = Trainer(config, groups, device, state, run=run, saver=saver, stop=stop, watchdog=watchdog,
                           ledger=ledger, lost=lost, profiler=profiler)
         yield trainer
+    give_back(control)
 
 
 def _seconds(config: Config) -> float | None:

@@ -1,7 +1,9 @@
 """Ranks that start differently are refused on every rank, with the difference; a slow rank is named."""
 
 import dataclasses
+import gc
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from hyena_dist.config.schema import Config
 from hyena_dist.config.sections.data import DataSection
 from hyena_dist.config.sections.optim import OptimSection
 from hyena_dist.config.sections.train import TrainSection
-from hyena_dist.parallel.groups import Axis, gloo_copy, init_groups
+from hyena_dist.parallel.groups import Axis, give_back, gloo_copy, init_groups
 from hyena_dist.runtime import startup
 from hyena_dist.runtime.agree import agree
 from hyena_dist.runtime.logs import StepTimes
@@ -61,6 +63,20 @@ def _warnings(axis: Axis, slow: int | None) -> list[str]:
     return said
 
 
+def _threads(world: Axis) -> tuple[int, int]:
+    """How many more there are with a copy of a group, and after it."""
+    def count() -> int:
+        return len(os.listdir("/proc/self/task"))
+
+    before = count()
+    copy = gloo_copy(world)
+    more = count() - before
+    give_back(copy)
+    del copy
+    gc.collect()
+    return more, count() - before
+
+
 def _cases(run_dir: str) -> dict[str, Any]:
     groups = init_groups()
     axis = gloo_copy(groups.world)
@@ -69,6 +85,7 @@ def _cases(run_dir: str) -> dict[str, Any]:
         return RunLock(Path(run_dir)) if axis.rank == 0 else None
 
     return {"starts": _starts(groups.world), "slow": _warnings(axis, 1), "equal": _warnings(axis, None),
+            "threads": _threads(groups.world),
             "locked": _refusal(lambda: agree(lock, groups))}
 
 
@@ -112,6 +129,13 @@ def test_a_slow_rank_is_named_once_by_the_first(ranks):
 
 def test_a_locked_run_directory_is_refused_on_every_rank(ranks):
     assert all("is in use by another run (host " in rank["locked"] for rank in ranks)
+
+
+def test_a_copy_of_a_group_leaves_no_thread_behind(ranks):
+    """A process that trains many models has two of them for each."""
+    for rank in ranks:
+        with_copy, after = rank["threads"]
+        assert with_copy > after == 0
 
 
 def test_edited_code_has_another_hash(tmp_path):
