@@ -93,10 +93,11 @@ class Parts:
     def once(self, name: str, make: Callable[[], Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
         """A part that one rank makes and needs, which is made and written where it is not there yet."""
         found = self.load(name)
-        if found is None:
-            found = make()
-            self.save(name, **found)
-        return found
+        if found is not None:
+            return found
+        made = make()
+        self.save(name, **made)
+        return made
 
     def remove(self) -> None:
         """All of it."""
