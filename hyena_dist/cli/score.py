@@ -26,7 +26,6 @@ examples: python launchers/score.py variants --from runs/mine --vcf calls.vcf.gz
 import argparse
 import json
 import math
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -42,6 +41,7 @@ from hyena_dist.runtime.signals import raise_interrupts
 if TYPE_CHECKING:
     from hyena_dist.model.trained import Trained
     from hyena_dist.parallel.groups import Groups
+    from hyena_dist.tasks.parts import Parts
     from hyena_dist.tasks.score.report import Worth
 
 PRESETS = ("brca1", "clinvar", "traitgym")
@@ -223,23 +223,24 @@ def _report(args: argparse.Namespace) -> int:
 
 def _perplexity(args: argparse.Namespace) -> int:
     from hyena_dist.runtime.agree import agree
-    from hyena_dist.tasks.score.perplexity import Request, score_perplexity
+    from hyena_dist.tasks.score.perplexity import Request, facts_of_file, score_perplexity
     from hyena_dist.tasks.score.perplexity_report import draw, report
-    from hyena_dist.tasks.score.tables import check_out, facts_of
+    from hyena_dist.tasks.score.tables import parts_of
 
     raise_interrupts()
     if args.block < 1:
         raise agreed(ConfigError(f"--block {args.block}: give how many bases a block has, at least 1"))
-    check_out(args.out)
     trained, groups, window = _open(args, single_bases=False)
-    found = agree(lambda: score_perplexity(trained, Request(args.shards, args.split, window, args.block, args.regions),
-                                           groups), groups)
-    facts = {**facts_of(trained), "window": window, "shards": str(args.shards), "split": args.split,
-             "regions": str(args.regions or ""), "block": args.block, "blocks": found.blocks, "notes": found.notes}
-    agree(lambda: _write(args.out, [row.values() for row in found.rows], facts,
-                         lambda picture: report(found, facts, picture),
-                         lambda path: draw(found, path, f"{facts['model']}, {args.split} of {args.shards}"))
-          if groups.world.rank == 0 else None, groups)
+    request = Request(args.shards, args.split, window, args.block, args.regions)
+    parts = agree(lambda: parts_of(args.out), groups)
+    facts = agree(lambda: facts_of_file(trained, request), groups)
+    agree(lambda: parts.begin(facts) if groups.world.rank == 0 else None, groups)
+    found = score_perplexity(trained, request, parts, groups)
+    agree(lambda: None if found is None else
+          _write(args.out, parts, [row.values() for row in found.rows],
+                 {**facts, "blocks": found.blocks, "notes": found.notes},
+                 lambda picture: report(found, facts, picture),
+                 lambda path: draw(found, path, f"{facts['model']}, {args.split} of {args.shards}")), groups)
     return 0
 
 
@@ -247,9 +248,9 @@ def _distance(args: argparse.Namespace) -> int:
     from hyena_dist.data.reference import Region, read_reference
     from hyena_dist.data.variants import Variants
     from hyena_dist.runtime.agree import agree
-    from hyena_dist.tasks.score.distance import Request, as_values, score_distance
+    from hyena_dist.tasks.score.distance import Request, as_values, facts_of_file, score_distance
     from hyena_dist.tasks.score.distance_report import draw, report
-    from hyena_dist.tasks.score.tables import check_out, facts_of
+    from hyena_dist.tasks.score.tables import parts_of
 
     raise_interrupts()
     if args.most < 1:
@@ -257,17 +258,17 @@ def _distance(args: argparse.Namespace) -> int:
     file = args.vcf or args.table
     if (file is None) != (args.fasta is None):
         raise agreed(ConfigError("variants need their reference: give --fasta with --vcf or --table, or neither"))
-    check_out(args.out)
     variants = reference = None
     if file is not None:
         variants = Variants(file, is_vcf=args.vcf is not None)
         reference = read_reference(args.fasta, None if args.region is None else Region.parse(args.region))
     trained, groups, window = _open(args, single_bases=True)
     request = Request(args.shards, args.split, window, args.most, variants, reference)
-    rows = agree(lambda: score_distance(trained, request, groups), groups)
-    facts = {**facts_of(trained), "window": window, "shards": str(args.shards), "split": args.split,
-             "variants": "" if file is None else file.name, "most": args.most}
-    agree(lambda: _write(args.out, [as_values(row) for row in rows], facts,
+    parts = agree(lambda: parts_of(args.out), groups)
+    facts = agree(lambda: facts_of_file(trained, request), groups)
+    agree(lambda: parts.begin(facts) if groups.world.rank == 0 else None, groups)
+    rows = score_distance(trained, request, parts, groups)
+    agree(lambda: _write(args.out, parts, [as_values(row) for row in rows], facts,
                          lambda picture: report(rows, facts, picture),
                          lambda path: draw(rows, path, f"{facts['model']}, windows of {window:,}"))
           if groups.world.rank == 0 else None, groups)
@@ -276,33 +277,37 @@ def _distance(args: argparse.Namespace) -> int:
 
 def _substitutions(args: argparse.Namespace) -> int:
     from hyena_dist.data.tokenizer import tokenizer_of
-    from hyena_dist.tasks.score.substitutions import Request, score_substitutions
+    from hyena_dist.runtime.agree import agree
+    from hyena_dist.tasks.score.substitutions import Request, facts_of_file, score_substitutions
     from hyena_dist.tasks.score.substitutions_report import draw, report
-    from hyena_dist.tasks.score.tables import check_out, facts_of
+    from hyena_dist.tasks.score.tables import parts_of
 
     raise_interrupts()
     if find_spec("sklearn") is None:
-        raise ConfigError("scikit-learn is missing, by which classifiers learn: install it with pip install "
-                          "'hyena-dist[tasks]'")
+        raise agreed(ConfigError("scikit-learn is missing, by which classifiers learn: install it with pip install "
+                                 "'hyena-dist[tasks]'"))
     if args.every < 2 or args.most < 1:
-        raise ConfigError(f"--every {args.every} --most {args.most}: change one base in 2 or more, of 1 window or more")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise agreed(ConfigError("substitutions are read by one process: start it without torchrun"))
-    check_out(args.out)
-    trained, _, window = _open(args, single_bases=False)
+        raise agreed(ConfigError(f"--every {args.every} --most {args.most}: change one base in 2 or more, of 1 window "
+                                 "or more"))
+    trained, groups, window = _open(args, single_bases=False)
     bases = tokenizer_of(trained.section).bases(window) if args.bases is None else args.bases
-    rows = score_substitutions(trained, Request(args.shards, args.split, bases, args.every, args.most))
-    facts = {**facts_of(trained), "bases": bases, "shards": str(args.shards), "split": args.split, "every": args.every,
-             "most": args.most}
-    _write(args.out, [row._asdict() for row in rows], facts, lambda picture: report(rows, facts, picture),
-           lambda path: draw(rows, path, f"{facts['model']}, windows of {bases:,} bases"))
+    request = Request(args.shards, args.split, bases, args.every, args.most)
+    parts = agree(lambda: parts_of(args.out), groups)
+    facts = agree(lambda: facts_of_file(trained, request), groups)
+    agree(lambda: parts.begin(facts) if groups.world.rank == 0 else None, groups)
+    rows = score_substitutions(trained, request, parts, groups)
+    agree(lambda: _write(args.out, parts, [row._asdict() for row in rows], facts,
+                         lambda picture: report(rows, facts, picture),
+                         lambda path: draw(rows, path, f"{facts['model']}, windows of {bases:,} bases"))
+          if groups.world.rank == 0 else None, groups)
     return 0
 
 
-def _write(out: Path, rows: list[dict[str, Any]], facts: dict[str, Any], text: Callable[[str], str],
+def _write(out: Path, parts: "Parts", rows: list[dict[str, Any]], facts: dict[str, Any], text: Callable[[str], str],
            draw: Callable[[Path], None]) -> None:
-    """Write a table, its text, and its picture where there is matplotlib."""
+    """Write a table, its text, and its picture where there is matplotlib; the parts go last."""
     from hyena_dist.runtime.files import write_durably, write_whole
+    from hyena_dist.tasks.parts import ANOTHER
     from hyena_dist.tasks.score.tables import write_table
 
     picture, page = out.with_suffix(".png"), out.with_suffix(".md")
@@ -311,8 +316,9 @@ def _write(out: Path, rows: list[dict[str, Any]], facts: dict[str, Any], text: C
         draw(picture)
     else:
         print("note: no picture is drawn: install matplotlib with pip install 'hyena-dist[plots]'", file=sys.stderr)
-    write_whole(page, lambda aside: write_durably(aside, text(picture.name if drawn else "")))
+    write_whole(page, lambda aside: write_durably(aside, text(picture.name if drawn else "")), ANOTHER)
     write_table(out, rows, facts)
+    parts.remove()
     print(page.read_text(encoding="utf-8"))
     print(f"written: {', '.join(map(str, [out, page, *([picture] if drawn else [])]))}")
 

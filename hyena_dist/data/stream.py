@@ -310,15 +310,19 @@ class ValidationBatches:
         return -(-len(self.windows) // self._stride)
 
     def __iter__(self) -> Iterator[Batch]:
-        for first in range(0, len(self.windows), self._stride):
-            numbers = range(self._batch_size * self._dp_rank + first, self._batch_size * (self._dp_rank + 1) + first)
-            ids = np.full((self._batch_size, self._part.tokens + 1), PAD, dtype=self.tokenizer.dtype)
-            sizes: list[list[int]] = [[] for _ in numbers]
-            for row, (pool, pieces) in enumerate(self.windows[numbers.start : numbers.stop]):
-                places = ((pool.manifest, interval.first_base, start, end) for interval, start, end in pieces)
-                sizes[row] = read_pieces(self.tokenizer, ids[row], self._part, places, reverse=False, soft=True)
-            arrays = content(self.tokenizer, ids, numbers, sizes, self._part, soft=True, weight=1.0, pack=self._pack)
-            yield _batch(self.tokenizer, *arrays)
+        return (self.batch(number) for number in range(len(self)))
+
+    def batch(self, number: int) -> Batch:
+        """A batch by its number, which is less than `len`."""
+        first = self._stride * number + self._batch_size * self._dp_rank
+        numbers = range(first, first + self._batch_size)
+        ids = np.full((self._batch_size, self._part.tokens + 1), PAD, dtype=self.tokenizer.dtype)
+        sizes: list[list[int]] = [[] for _ in numbers]
+        for row, (pool, pieces) in enumerate(self.windows[numbers.start : numbers.stop]):
+            places = ((pool.manifest, interval.first_base, start, end) for interval, start, end in pieces)
+            sizes[row] = read_pieces(self.tokenizer, ids[row], self._part, places, reverse=False, soft=True)
+        arrays = content(self.tokenizer, ids, numbers, sizes, self._part, soft=True, weight=1.0, pack=self._pack)
+        return _batch(self.tokenizer, *arrays)
 
 
 def _windows(pool: Pool, split: str, seq_len: int, most: int | None, tokenizer: Tokenizer, *,

@@ -33,6 +33,17 @@ def agree(action: Callable[[], T], groups: Groups) -> T:
     return result
 
 
+def agree_where_shared(action: Callable[[], T], groups: Groups) -> T:
+    """As `agree`, for an action in which ranks that share sequences wait for each other. Where there are such ranks one
+    that fails ends its process at once, which ends the others too: nothing could be agreed on with ranks that wait for
+    it inside the action."""
+    if groups.context.size == 1:
+        return agree(action, groups)
+    result = action()
+    agree(lambda: None, groups)  # all ranks have finished
+    return result
+
+
 def broadcast(value: T, groups: Groups) -> T:
     """The first rank's value on every rank; collective."""
     values = [value]

@@ -15,7 +15,6 @@ from hyena_dist.data.regions import OUTSIDE, Regions
 from hyena_dist.data.stream import Batch, ValidationBatches
 from hyena_dist.data.tokenizer import NUCLEOTIDES, Tokenizer
 from hyena_dist.model.evaluate import CASES, SplitLoss, soft_kinds
-from hyena_dist.parallel.groups import Axis
 
 DECILES = 10
 
@@ -30,7 +29,6 @@ class HeldOut:
     Args:
         regions: a BED whose fourth column is a class of bases; None: there are none.
         tokenizer: makes tokens of the bases.
-        data: ranks that share the windows in `batches`; None: all are this rank's.
 
     Raises:
         ConfigError: the split has no bases.
@@ -38,7 +36,7 @@ class HeldOut:
     """
 
     def __init__(self, pools: Sequence[Pool], *, split: str, seq_len: int, batch_size: int,
-                 regions: Path | None = None, tokenizer: Tokenizer = NUCLEOTIDES, data: Axis | None = None) -> None:
+                 regions: Path | None = None, tokenizer: Tokenizer = NUCLEOTIDES) -> None:
         self._seq_len, self.tokenizer = seq_len, tokenizer
         self.batches = ValidationBatches(pools, split=split, seq_len=seq_len, batch_size=batch_size,
                                          tokenizer=tokenizer)
@@ -46,9 +44,6 @@ class HeldOut:
             raise ConfigError(f"{' and '.join(pool.where for pool in pools)}: no bases of split {split} to score: "
                               "build the shards with some")
         deciles, names = _gc_deciles(self.batches)
-        if data is not None and data.size > 1:
-            self.batches = ValidationBatches(pools, split=split, seq_len=seq_len, batch_size=batch_size,
-                                             tokenizer=tokenizer, dp_rank=data.rank, dp_size=data.size)
         count = len(names)
         self.class_of = (np.array(self.batches.class_of) * count + deciles).tolist()
         self._of_window = np.array([*self.class_of, 0])

@@ -3,7 +3,7 @@
 import json
 import shutil
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,15 @@ class Parts:
             raise ConfigError(f"{self._file(name)}: is not there: ranks on several machines need --out on a file "
                               "system that all of them have")
         return found
+
+    def once(self, name: str, make: Callable[[], Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
+        """A part that one rank makes and needs, which is made and written where it is not there yet."""
+        found = self.load(name)
+        if found is not None:
+            return found
+        made = make()
+        self.save(name, **made)
+        return made
 
     def remove(self) -> None:
         """All of it."""

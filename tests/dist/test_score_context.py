@@ -91,14 +91,13 @@ def test_a_model_whose_heads_cannot_be_shared_is_refused() -> None:
 
 def losses_of(size: Size, context: int) -> np.ndarray:
     """Of two windows, whole and with all but the last eighth masked."""
-    trained, groups = trained_of(size), Groups.single()
+    trained = trained_of(size)
     if context > 1:
-        groups = init_groups(context=context)
-        trained = trained.to("cpu", "fp32", groups)
+        trained = trained.to("cpu", "fp32", init_groups(context=context))
     ids, _ = sites_of(2 * size.length, size.length)
     windows = [ids[: size.length], ids[size.length :]][: 2 if size.length < 2**16 else 1]
     changed = [take_away(window, window.size * 7 // 8, window.size, "masked", (0,))[0] for window in windows]
-    return np.concatenate([mean_losses(trained, each, 16, groups) for each in (windows, changed)])
+    return np.concatenate([mean_losses(trained, each, 16) for each in (windows, changed)])
 
 
 @pytest.mark.parametrize("length", [100, pytest.param(2**20, marks=pytest.mark.slow)])

@@ -13,7 +13,6 @@ from hyena_dist.convert import write_model
 from hyena_dist.data.shuffle import shuffled
 from hyena_dist.data.tokenizer import UNK, A, T, encode
 from hyena_dist.data.variants import Site
-from hyena_dist.parallel.groups import Groups
 from hyena_dist.tasks.score.distance import (
     UNKNOWN,
     Row,
@@ -78,7 +77,7 @@ def test_what_is_near_stays_and_the_rest_is_taken_away() -> None:
 @torch.no_grad()
 def test_losses_are_of_the_last_bases_alone() -> None:
     trained, ids = model_of(), RANDOM.integers(A, T + 1, (3, L)).astype(np.uint8)
-    found = mean_losses(trained, list(ids), 20, Groups.single())
+    found = mean_losses(trained, list(ids), 20)
     for row, loss in zip(ids, found, strict=True):
         log_p = trained.model(torch.from_numpy(row)[None].long())[0].double().log_softmax(-1)
         assert loss == pytest.approx(-np.mean([log_p[at - 1, row[at]] for at in range(L - 20, L)]), rel=1e-6)
@@ -100,7 +99,7 @@ def test_scores_of_variants_are_those_of_the_changed_windows() -> None:
         return total / 2
 
     for way in ("whole", "cropped", "masked", "shuffled"):
-        found = variant_scores(trained, sites, ids, L, way, 16, Groups.single())
+        found = variant_scores(trained, sites, ids, L, way, 16)
         for number, (site, score) in enumerate(zip(sites, found, strict=True)):
             start = max(site.at - L // 2, 0)
             piece = ids[start : min(site.at - L // 2 + L + site.removed, 400)]
@@ -113,8 +112,8 @@ def test_scores_of_variants_are_those_of_the_changed_windows() -> None:
             length = min(L - max(L // 2 - site.at, 0) if way != "cropped" else piece.size, piece.size, changed.size)
             wanted = likelihood(changed[:length]) - likelihood(piece[:length])
             assert score == pytest.approx(wanted, abs=1e-4), (way, number)
-    whole = variant_scores(trained, sites, ids, L, "whole", 16, Groups.single())
-    assert np.abs(variant_scores(trained, sites, ids, L, "masked", 8, Groups.single()) - whole).max() > 1e-3
+    whole = variant_scores(trained, sites, ids, L, "whole", 16)
+    assert np.abs(variant_scores(trained, sites, ids, L, "masked", 8) - whole).max() > 1e-3
 
 
 def test_how_far_it_looks_is_read_from_the_intervals() -> None:

@@ -22,14 +22,18 @@ from hyena_dist.model.config import hyena_config
 from hyena_dist.model.model import HyenaModel
 from hyena_dist.model.trained import Trained
 from hyena_dist.parallel.groups import Groups, init_groups
+from hyena_dist.tasks.parts import Parts
+from hyena_dist.tasks.score import perplexity as perplexity_module
 from hyena_dist.tasks.score.intervals import Blocks
 from hyena_dist.tasks.score.output import read_scores
-from hyena_dist.tasks.score.perplexity import Found, Request, score_perplexity
+from hyena_dist.tasks.score.perplexity import Found, Request, facts_of_file, score_perplexity
 from hyena_dist.tasks.score.tables import write_table
 from tests.dist.harness import run_distributed
 from tests.genomes import genome, write_fasta
 
 L = 80
+FEW_LOGITS = {"cpu": 4 * L * 16}
+"""So that a batch has some windows and the shards several batches."""
 TOLERANCE = 1e-6  # a base that is scored in the wrong group moves a perplexity by more than 1e-3
 TEXT = genome(3, 3000, 1700)
 GFF = """##gff-version 3
@@ -67,6 +71,13 @@ def request(shards: Path, **keys) -> Request:
     return Request(shards, "val", **{"window": L, "block": 300, **keys})
 
 
+def found_by(trained: Trained, asked: Request, out: Path, groups: Groups) -> Found | None:
+    parts, facts = Parts(out), facts_of_file(trained, asked)
+    if groups.world.rank == 0:
+        parts.begin(facts)
+    return score_perplexity(trained, asked, parts, groups)
+
+
 def by_hand(trained: Trained, shards: Path) -> list[tuple[str, int, int, float, dict[int, float]]]:
     """Of each scored base its contig, its place, the tokens up to the one that predicts it, its loss, and those from
     shorter contexts."""
@@ -98,9 +109,10 @@ def perplexity(losses: list[float]) -> float:
     return float(np.exp(np.mean(losses)))
 
 
-def test_every_group_is_that_of_the_bases_one_by_one(shards: Path) -> None:
+def test_every_group_is_that_of_the_bases_one_by_one(shards: Path, tmp_path: Path) -> None:
     trained = model_of()
-    found = score_perplexity(trained, request(shards, regions=shards.parent / "genes.gff3"), Groups.single())
+    asked = request(shards, regions=shards.parent / "genes.gff3")
+    found = found_by(trained, asked, tmp_path / "p.tsv", Groups.single())
     rows = {(row.by, row.group): row for row in found.rows}
     bases = by_hand(trained, shards)
     exons = {at for start, end in ((100, 300), (1000, 2950), (500, 600)) for at in range(start, end)}
@@ -134,24 +146,34 @@ def test_every_group_is_that_of_the_bases_one_by_one(shards: Path) -> None:
     assert whole.gain == pytest.approx(np.log(min(whole.markov)) - np.log(whole.perplexity))
 
 
-def _of_ranks(shards: Path, context: int) -> Found:
-    groups = init_groups(context=context)
-    return score_perplexity(model_of().to("cpu", "fp32", groups), request(shards), groups)
+def _of_ranks(shards: Path, directory: Path) -> list[Found | None]:
+    """Shared by pairs of ranks, of which each pair shares every window; and by four ranks, each of which reads some."""
+    found = []
+    perplexity_module.LOGITS = FEW_LOGITS
+    for context in (2, 1):
+        groups = init_groups(context=context)
+        found.append(found_by(model_of().to("cpu", "fp32", groups), request(shards), directory / f"{context}.tsv",
+                              groups))
+    return found
 
 
-def test_ranks_share_the_windows_and_each_window(shards: Path) -> None:
-    one = score_perplexity(model_of(), request(shards), Groups.single())
-    for found in run_distributed(_of_ranks, 4, shards, 2):
-        for row, other in zip(found.rows, one.rows, strict=True):
-            assert (row.by, row.group, row.bases) == (other.by, other.group, other.bases)
-            assert row.perplexity == pytest.approx(other.perplexity, rel=2e-5)
-            assert (row.low, row.gain_high) == pytest.approx((other.low, other.gain_high), rel=1e-3, abs=1e-4)
+def test_ranks_share_the_windows_and_each_window(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(perplexity_module, "LOGITS", FEW_LOGITS)
+    one = found_by(model_of(), request(shards), tmp_path / "one.tsv", Groups.single())
+    (pairs, four), *others = run_distributed(_of_ranks, 4, shards, tmp_path)
+    assert others == [[None, None]] * 3
+    assert four == one, "the numbers do not depend on how many ranks share the windows"
+    assert len(list((tmp_path / "1.tsv.parts").glob("0*.npz"))) > 4
+    for row, other in zip(pairs.rows, one.rows, strict=True):
+        assert (row.by, row.group, row.bases) == (other.by, other.group, other.bases)
+        assert row.perplexity == pytest.approx(other.perplexity, rel=2e-5)
+        assert (row.low, row.gain_high) == pytest.approx((other.low, other.gain_high), rel=1e-3, abs=1e-4)
 
 
 @pytest.mark.parametrize("overlap", [False, True])
-def test_models_of_k_mers_are_scored_per_base(shards: Path, overlap: bool) -> None:
+def test_models_of_k_mers_are_scored_per_base(shards: Path, overlap: bool, tmp_path: Path) -> None:
     trained = model_of(kmer=3, kmer_overlap=overlap)
-    found = score_perplexity(trained, request(shards), Groups.single())
+    found = found_by(trained, request(shards), tmp_path / "p.tsv", Groups.single())
     whole, tokenizer = found.rows[0], tokenizer_of(trained.section)
     total = count = 0.0
     for interval in Manifest.load(shards).intervals("val"):

@@ -92,7 +92,7 @@ def test_the_command_finds_what_is_planted(tmp_path: Path, capsys: pytest.Captur
     moves = [found["chain of order 5", "mean move of an output", count] for count in (1, 4, 16)]
     assert moves == sorted(moves)
     assert found["model", "outputs that move", 16] > 0.5
-    for bad, message in (([*common, str(tmp_path / "t.tsv"), "--bases", "81"], "--window: 81 bases: give 25 to the 80"),
+    for bad, message in (([*common, str(tmp_path / "t.tsv"), "--bases", "81"], "--bases 81: give 25 to the 80"),
                          ([*common, str(tmp_path / "t.tsv"), "--every", "1"], "--every 1")):
         assert main(bad) == 2
         assert message in capsys.readouterr().err

@@ -22,7 +22,7 @@ from hyena_dist.config.errors import ConfigError, is_out_of_memory
 from hyena_dist.config.versions import library_version, own_version
 from hyena_dist.model.trained import Trained
 from hyena_dist.parallel.groups import Groups
-from hyena_dist.runtime.agree import agree
+from hyena_dist.runtime.agree import agree, agree_where_shared
 from hyena_dist.runtime.files import write_whole
 from hyena_dist.tasks.columns import Columns, check_ending, write_columns
 from hyena_dist.tasks.embed.inputs import OUTCOMES, Records, Regions, Sequence
@@ -84,7 +84,7 @@ def write_embeddings(trained: Trained, request: Request, groups: Groups) -> Resu
     first = groups.world.rank == 0
     agree(lambda: parts.begin(facts) if first else None, groups)
     start = time.monotonic()
-    bases = agree(lambda: _embed_chunks(trained, request, found, parts, groups), groups)
+    bases = agree_where_shared(lambda: _embed_chunks(trained, request, found, parts, groups), groups)
     seconds = time.monotonic() - start
     agree(lambda: _finish(trained, request, found, parts, facts) if first else None, groups)
     return Result(found.outcomes, found.rows, bases, seconds)

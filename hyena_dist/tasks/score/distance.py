@@ -4,15 +4,18 @@ is cropped, shuffled or masked.
 A model that has learnt something of distant sequence gets worse when that is taken from it, and the distance beyond
 which nothing changes is as far as it looks. What is shuffled keeps its pairs of neighbours (`data.shuffle`), so that
 composition is no reason.
+
+Some windows or variants, read in one way, are a part in OUT.parts: what is killed goes on where it was, and its numbers
+are the same whatever the number of ranks that share the parts.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from hyena_dist.config.errors import ConfigError
 from hyena_dist.data.manifest import Manifest
@@ -23,10 +26,14 @@ from hyena_dist.data.tokenizer import BYTE_TO_ID, A, T
 from hyena_dist.data.variants import Site, Variants, judge
 from hyena_dist.model.trained import Trained
 from hyena_dist.parallel.groups import Groups
+from hyena_dist.runtime.agree import agree
+from hyena_dist.tasks.parts import Parts
 from hyena_dist.tasks.score.intervals import Blocks
 from hyena_dist.tasks.score.observe import SCORES, score_sites
+from hyena_dist.tasks.score.pieces import piece, read_pieces
 from hyena_dist.tasks.score.read import TOKENS, read
-from hyena_dist.tasks.score.tables import bar
+from hyena_dist.tasks.score.tables import digest_of, facts_of, facts_of_shards
+from hyena_dist.tasks.score.windows import ALLELES, STRANDS
 
 UNKNOWN = BYTE_TO_ID[ord("N")]
 WAYS = ("cropped", "shuffled", "masked")
@@ -34,8 +41,8 @@ TARGETS = 64
 """Bases at the end of a window that the loss is of, at most: a quarter of the window where that is less."""
 LEAST = 8
 """The shortest distance."""
-_BYTES = 2**26
-"""Of the windows of variants that are held at a time."""
+PART = 2**20
+"""Tokens of a part at most, or one window: what a kill can cost."""
 
 
 @dataclass(frozen=True)
@@ -96,26 +103,105 @@ def distances(longest: int) -> list[int]:
     return [1 << power for power in range(LEAST.bit_length() - 1, max(longest - 1, 1).bit_length())]
 
 
-def score_distance(trained: Trained, request: Request, groups: Groups) -> list[Row]:
-    """Take away by every way and distance. Collective.
+class _Piece(NamedTuple):
+    """What is read for a part: the windows, or variants, [first, end), without what lies further than a distance."""
+
+    of: str
+    way: str
+    distance: int
+    first: int
+    end: int
+
+
+def facts_of_file(trained: Trained, request: Request) -> dict[str, Any]:
+    """Everything that decides what is found, for the header.
 
     Raises:
-        UserError: unreadable shards or variants, none of which is whole; a window that the model does not take.
+        UserError: unreadable shards or variants; a window that the model does not take.
     """
     if not 4 * LEAST <= request.window <= trained.seq_len:
         raise ConfigError(f"--window {request.window}: give {4 * LEAST} to the {trained.seq_len} bases that "
                           f"{trained.path} was trained on")
-    windows = held_out_windows(request)
-    targets = min(TARGETS, request.window // 4)
-    kept = distances(request.window - targets)
-    with bar("distances", groups) as shown:
-        task = shown.add_task("", total=len(kept) * len(WAYS) * (1 if request.variants is None else 2) + 1)
-        rows = _rows_of_losses(trained, windows, targets, kept, groups, lambda: shown.advance(task))
-        if request.variants is not None and request.reference is not None:
-            sites = variant_sites(request.variants, request.reference, request.window, request.most)
-            rows += _rows_of_variants(trained, sites, request.reference.ids, request.window, groups,
-                                      lambda: shown.advance(task))
+    facts = {**facts_of(trained), "tokens_of_a_batch": TOKENS[next(trained.model.parameters()).device.type],
+             "tokens_of_a_part": PART, "window": request.window, **facts_of_shards(request.shards),
+             "split": request.split, "most": request.most, "variants": ""}
+    if request.variants is not None and request.reference is not None:
+        path = request.variants.path
+        facts |= {"variants": path.name, "variants_sha256": digest_of(path, "--vcf or --table"),
+                  "reference_sha256": request.reference.digest}
+    return facts
+
+
+def score_distance(trained: Trained, request: Request, parts: Parts, groups: Groups) -> list[Row]:
+    """Take away by every way and distance. Collective.
+
+    Args:
+        parts: begun with `facts_of_file`.
+
+    Returns:
+        On the first rank the rows, on others none.
+
+    Raises:
+        UserError: unreadable shards or variants, none of which is whole.
+    """
+    windows, targets = agree(lambda: held_out_windows(request), groups), min(TARGETS, request.window // 4)
+    pieces = _pieces("loss", distances(request.window - targets), len(windows), request.window)
+    sites: list[Site] = []
+    if request.variants is not None and request.reference is not None:
+        variants, reference = request.variants, request.reference
+        sites = agree(lambda: variant_sites(variants, reference, request.window, request.most), groups)
+        pieces += _pieces("variants", distances(request.window // 2), len(sites), ALLELES * STRANDS * request.window)
+
+    def values_of(number: int) -> dict[str, np.ndarray]:
+        of, way, distance, first, end = pieces[number]
+        if of == "variants" and request.reference is not None:
+            return {"values": variant_scores(trained, sites[first:end], request.reference.ids, request.window, way,
+                                             distance, first)}
+        some, middle = list(windows[first:end]), request.window - targets
+        if way != "whole":
+            some = [take_away(ids, middle - distance, ids.size, way, (number, distance))[0]
+                    for number, ids in enumerate(some, first)]
+        return {"values": mean_losses(trained, some, targets)}
+    read_pieces(parts, len(pieces), values_of, groups, "windows by distance")
+    is_first, longest = groups.world.rank == 0, request.window - targets
+    return agree(lambda: _rows(pieces, sites, longest, parts) if is_first else [], groups)
+
+
+def _pieces(of: str, kept: Sequence[int], count: int, tokens: int) -> list[_Piece]:
+    """Of windows or variants, each of so many tokens."""
+    step = max(1, PART // tokens)
+    return [_Piece(of, way, distance, first, min(first + step, count))
+            for way, distance in [("whole", 0), *((way, distance) for way in WAYS for distance in kept)]
+            for first in range(0, count, step)]
+
+
+def _rows(pieces: Sequence[_Piece], sites: Sequence[Site], longest: int, parts: Parts) -> list[Row]:
+    """Join the parts.
+
+    Args:
+        longest: bases before the targets of a whole window.
+    """
+    found: dict[tuple[str, str, int], list[np.ndarray]] = {}
+    for number, (of, way, distance, *_) in enumerate(pieces):
+        found.setdefault((of, way, distance), []).append(piece(parts, number)["values"])
+    values = {key: np.concatenate(some) for key, some in found.items()}
+    whole = values["loss", "whole", 0]
+    blocks, block_of = Blocks(whole.size), _blocks(sites)
+    rows = []
+    for (of, way, distance), each in values.items():
+        if of == "loss":
+            rows.append(_row(of, way, longest if way == "whole" else distance, each, whole, blocks))
+        elif way != "whole":
+            rows.append(_correlation(way, distance, each, values["variants", "whole", 0], block_of))
     return rows
+
+
+def _blocks(sites: Sequence[Site]) -> np.ndarray:
+    """int64 [n], at most 50 blocks of neighbours, which are alike."""
+    order = sorted(range(len(sites)), key=lambda number: sites[number].at)
+    block_of = np.empty(len(sites), np.int64)
+    block_of[order] = np.arange(len(sites)) * min(len(sites), 50) // max(len(sites), 1)
+    return block_of
 
 
 def held_out_windows(request: Request) -> np.ndarray:
@@ -148,38 +234,19 @@ def variant_sites(variants: Variants, reference: Reference, window: int, most: i
     return [found[number * len(found) // count] for number in range(count)]
 
 
-def _rows_of_losses(trained: Trained, windows: np.ndarray, targets: int, kept: Sequence[int], groups: Groups,
-                    on_step: Callable[[], None]) -> list[Row]:
-    whole = mean_losses(trained, list(windows), targets, groups)
-    blocks = Blocks(len(windows))
-    rows = [_row("loss", "whole", windows.shape[1] - targets, whole, whole, blocks)]
-    on_step()
-    middle = windows.shape[1] - targets
-    for way in WAYS:
-        for distance in kept:
-            changed = [take_away(ids, middle - distance, ids.size, way, (number, distance))[0]
-                       for number, ids in enumerate(windows)]
-            rows.append(_row("loss", way, distance, mean_losses(trained, changed, targets, groups), whole, blocks))
-            on_step()
-    return rows
-
-
 @torch.no_grad()
-def mean_losses(trained: Trained, sequences: Sequence[np.ndarray], targets: int, groups: Groups) -> np.ndarray:
-    """float64 [n], nats a base of the last so many bases of each sequence, all of one length. Collective."""
+def mean_losses(trained: Trained, sequences: Sequence[np.ndarray], targets: int) -> np.ndarray:
+    """float64 [n], nats a base of the last so many bases of each sequence, all of one length. Collective over the
+    model's context ranks, which get the same."""
     device = next(trained.model.parameters()).device
-    size = max(1, TOKENS[device.type] // sequences[0].size)
-    found = torch.zeros(len(sequences), dtype=torch.float64, device=device)
-    for number, begin in enumerate(range(0, len(sequences), size)):
-        if number % groups.data.size != groups.data.rank:
-            continue
+    size, found = max(1, TOKENS[device.type] // sequences[0].size), []
+    for begin in range(0, len(sequences), size):
         ids = torch.from_numpy(np.stack(sequences[begin : begin + size])).to(device, torch.int64)
         reading = read(trained, ids)
         rows, end = torch.arange(len(ids), device=device), torch.full((len(ids),), ids.shape[1] - 1, device=device)
-        found[begin : begin + size] = reading.sums_before(end - targets, rows) - reading.sums_before(end, rows)
-    if groups.data_context.size > 1:
-        dist.all_reduce(found, group=groups.data_context.group)
-    return found.cpu().numpy() / targets
+        losses = reading.total(reading.sums_before(end - targets, rows) - reading.sums_before(end, rows))
+        found.append(losses.cpu().numpy())
+    return np.concatenate(found) / targets
 
 
 def _row(of: str, way: str, distance: int, values: np.ndarray, whole: np.ndarray, blocks: Blocks) -> Row:
@@ -188,49 +255,27 @@ def _row(of: str, way: str, distance: int, values: np.ndarray, whole: np.ndarray
     return Row(of, way, distance, values.size, float(values.mean()), *value, float((values - whole).mean()), *change)
 
 
-def _rows_of_variants(trained: Trained, sites: Sequence[Site], reference: np.ndarray, window: int, groups: Groups,
-                      on_step: Callable[[], None]) -> list[Row]:
-    def scores(way: str, distance: int) -> np.ndarray:
-        return variant_scores(trained, sites, reference, window, way, distance, groups)
-    whole, rows = scores("whole", window), []
-    order = sorted(range(len(sites)), key=lambda number: sites[number].at)
-    block_of = np.empty(len(sites), np.int64)
-    block_of[order] = np.arange(len(sites)) * min(len(sites), 50) // len(sites)  # neighbours are alike
-    for way in WAYS:
-        for distance in distances(window // 2):
-            rows.append(_correlation(way, distance, scores(way, distance), whole, block_of))
-            on_step()
-    return rows
-
-
 def variant_scores(trained: Trained, sites: Sequence[Site], reference: np.ndarray, window: int, way: str,
-                   distance: int, groups: Groups) -> np.ndarray:
+                   distance: int, number: int = 0) -> np.ndarray:
     """float64 [n], llr_sum of each variant where only so many bases on each side of it are as they were. Each has a
-    sequence of its own, of which `window_of` takes all. Collective."""
-    device = next(trained.model.parameters()).device
-    found, step = np.zeros(len(sites)), max(1, _BYTES // window)
-    column = list(SCORES).index("llr_sum")
-    for number, begin in enumerate(range(0, len(sites), step)):
-        if number % groups.data.size != groups.data.rank:
-            continue
-        pieces, own, total = [], [], 0
-        for place, site in enumerate(sites[begin : begin + step], begin):
-            start = max(site.at - window // 2, site.begin)
-            ids = reference[start : min(site.at - window // 2 + window + site.removed, site.end)]
-            at = site.at - start
-            if way != "whole":
-                left, right = at - distance, at + max(site.removed, 1) + distance
-                ids, first = take_away(ids, left, right, way, (place, distance))
-                at += first - max(left, 0)
-            pieces.append(ids)
-            own.append(Site(total, total + ids.size, total + at, site.removed, site.alt))
-            total += ids.size
-        found[begin : begin + step] = score_sites(trained, own, np.concatenate(pieces), window)[:, column]
-    if groups.data.size > 1:
-        summed = torch.from_numpy(found).to(device)
-        dist.all_reduce(summed, group=groups.data.group)
-        found = summed.cpu().numpy()
-    return found
+    sequence of its own, of which `window_of` takes all. Collective over the model's context ranks, which get the same.
+
+    Args:
+        number: of the first variant, for the seeds of shuffles.
+    """
+    pieces, own, total = [], [], 0
+    for place, site in enumerate(sites, number):
+        start = max(site.at - window // 2, site.begin)
+        ids = reference[start : min(site.at - window // 2 + window + site.removed, site.end)]
+        at = site.at - start
+        if way != "whole":
+            left, right = at - distance, at + max(site.removed, 1) + distance
+            ids, first = take_away(ids, left, right, way, (place, distance))
+            at += first - max(left, 0)
+        pieces.append(ids)
+        own.append(Site(total, total + ids.size, total + at, site.removed, site.alt))
+        total += ids.size
+    return score_sites(trained, own, np.concatenate(pieces), window)[:, list(SCORES).index("llr_sum")]
 
 
 def _correlation(way: str, distance: int, values: np.ndarray, whole: np.ndarray, block_of: np.ndarray) -> Row:

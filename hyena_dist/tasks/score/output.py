@@ -13,7 +13,7 @@ import numpy as np
 from hyena_dist.config.errors import ConfigError
 from hyena_dist.data.variants import Judged, Variants, window_of
 from hyena_dist.tasks.score.observe import SCORES
-from hyena_dist.tasks.score.tables import MARK, check_new, marked, need_pyarrow
+from hyena_dist.tasks.score.tables import MARK, marked, need_pyarrow
 
 _ROWS = 4096
 """Written at a time."""
@@ -42,7 +42,6 @@ def check_ending(path: Path, variants: Variants) -> None:
     if ending == ".vcf.gz" and find_spec("pysam") is None:
         raise ConfigError(f"--out {path}: bgzip is written with pysam; install it with pip install "
                           "'hyena-dist[tables]', or name a .vcf")
-    check_new(path)
 
 
 def write(path: Path, name: str, rows: Iterable[Scored], variants: Variants, facts: Mapping[str, Any],

@@ -1,14 +1,17 @@
 """Where a model is good: its perplexity on held-out bases by how many bases it sees before them, by their place in the
-window, by species, G and C, case and region, beside Markov chains on exactly the same bases."""
+window, by species, G and C, case and region, beside Markov chains on exactly the same bases.
+
+The sums of every batch of windows are a part in OUT.parts, and so are the Markov chains and their sums: what is killed
+goes on where it was, and its numbers are the same whatever the number of ranks that share the batches.
+"""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from hyena_dist.config.errors import ConfigError, is_out_of_memory
@@ -17,12 +20,16 @@ from hyena_dist.data.pool import Pool
 from hyena_dist.data.tokenizer import IGNORE, PAD, tokenizer_of
 from hyena_dist.model.loss import token_losses
 from hyena_dist.model.trained import Trained
+from hyena_dist.parallel.collectives import all_reduce
 from hyena_dist.parallel.groups import Groups
 from hyena_dist.parallel.tokens import part_of_window, slice_tokens
+from hyena_dist.runtime.agree import agree
 from hyena_dist.tasks import markov
 from hyena_dist.tasks.held_out import HeldOut
+from hyena_dist.tasks.parts import Parts
 from hyena_dist.tasks.score.intervals import Blocks
-from hyena_dist.tasks.score.tables import bar
+from hyena_dist.tasks.score.pieces import piece, read_pieces
+from hyena_dist.tasks.score.tables import digest_of, facts_of, facts_of_shards
 
 ORDERS = 7
 """Markov chains are of order 0 to this."""
@@ -83,40 +90,80 @@ class Found:
 class _Sums:
     """Losses and numbers of scored bases, [2, labels, cells]: a cell is the windows of one class in one block."""
 
-    def __init__(self, cells: int, kinds: int, positions: int, contexts: Sequence[int]) -> None:
-        self.kinds, self.positions = np.zeros((2, kinds, cells)), np.zeros((2, positions, cells))
-        self.contexts = {context: np.zeros((2, 1, cells)) for context in contexts}
+    def __init__(self, cells: int, kinds: int, window: int) -> None:
+        self.kinds, self.positions = np.zeros((2, kinds, cells)), np.zeros((2, window.bit_length() + 1, cells))
+        self.contexts = {context: np.zeros((2, 1, cells)) for context in _contexts(window)}
 
-    def all(self) -> list[np.ndarray]:
-        return [self.kinds, self.positions, *self.contexts.values()]
+    def all(self) -> dict[str, np.ndarray]:
+        """Of kinds, of positions and of each context, by name."""
+        return {"kinds": self.kinds, "positions": self.positions,
+                **{f"context_{context}": values for context, values in self.contexts.items()}}
 
 
-def score_perplexity(trained: Trained, request: Request, groups: Groups) -> Found:
-    """Read a split of shards. Collective.
+class _Cells(NamedTuple):
+    """Which windows are summed together."""
+
+    pairs: np.ndarray
+    """int64 [cells, 2], the block and the class of each."""
+    of_window: np.ndarray
+    """int64 [windows + 1]. Numbers of windows behind the last stand for no window, and score nothing."""
+
+
+def facts_of_file(trained: Trained, request: Request) -> dict[str, Any]:
+    """Everything that decides what is found, for the header.
 
     Raises:
-        UserError: unreadable shards or regions, a split without bases, a window that the model does not take.
+        UserError: unreadable shards or regions, a window that the model does not take.
     """
     if not 2 <= request.window <= trained.seq_len:
         raise ConfigError(f"--window {request.window}: {trained.path} was trained on sequences of {trained.seq_len} "
                           f"tokens, and says nothing sensible of longer ones: give 2 to {trained.seq_len}")
-    pools, tokenizer = [Pool(Manifest.load(request.shards))], tokenizer_of(trained.section)
-    device = next(trained.model.parameters()).device
-    size = max(1, LOGITS[device.type] // trained.section.padded_vocab_size // request.window)
-    held_out = HeldOut(pools, split=request.split, seq_len=request.window, batch_size=size, regions=request.regions,
-                       tokenizer=tokenizer, data=groups.data)
-    block_of = _blocks(held_out, request.block)
-    pairs = np.stack([block_of, np.array(held_out.class_of)], -1)
-    cells, cell_of = np.unique(pairs, axis=0, return_inverse=True)
-    cell_of = np.append(cell_of.reshape(-1), 0)  # numbers of windows behind the last stand for no window
-    sums = _Sums(len(cells), held_out.kinds, request.window.bit_length() + 1, _contexts(request.window))
-    _read(trained, held_out, cell_of, sums, groups)
+    return {**facts_of(trained), "windows_of_a_batch": _batch_size(trained, request), "window": request.window,
+            **facts_of_shards(request.shards), "split": request.split, "regions": str(request.regions or ""),
+            "regions_sha256": "" if request.regions is None else digest_of(request.regions, "--regions"),
+            "block": request.block}
+
+
+def _batch_size(trained: Trained, request: Request) -> int:
+    device = next(trained.model.parameters()).device.type
+    return max(1, LOGITS[device] // trained.section.padded_vocab_size // request.window)
+
+
+def score_perplexity(trained: Trained, request: Request, parts: Parts, groups: Groups) -> Found | None:
+    """Read a split of shards. Collective.
+
+    Args:
+        parts: begun with `facts_of_file`.
+
+    Returns:
+        On the first rank what was found.
+
+    Raises:
+        UserError: unreadable shards or regions, a split without bases.
+    """
+    tokenizer = tokenizer_of(trained.section)
+    pools = [Pool(agree(lambda: Manifest.load(request.shards), groups))]
+    held_out = agree(lambda: HeldOut(pools, split=request.split, seq_len=request.window, regions=request.regions,
+                                     batch_size=_batch_size(trained, request), tokenizer=tokenizer), groups)
+    cells = _cells(held_out, request.block)
+    read_pieces(parts, len(held_out.batches), lambda number: _read(trained, request, held_out, cells, number, groups),
+                groups, "batches")
+    return agree(lambda: _found(pools, request, held_out, cells, parts) if groups.world.rank == 0 else None, groups)
+
+
+def _found(pools: Sequence[Pool], request: Request, held_out: HeldOut, cells: _Cells, parts: Parts) -> Found:
+    """Join the parts, in the order of the batches."""
+    sums = _Sums(len(cells.pairs), held_out.kinds, request.window)
+    for number in range(len(held_out.batches)):
+        of_batch = piece(parts, number)
+        for name, values in sums.all().items():
+            values[:, :, of_batch["cells"]] += of_batch[name]
     if not sums.kinds[1].sum():
         raise ConfigError(f"{request.shards}: split {request.split} has no base to score (A, C, G, T): build the "
                           "shards with some")
-    chains = _chains(pools, request, held_out, cell_of, sums)
-    rows = _rows(held_out, cells, sums, chains, request.window)
-    blocks = int(block_of.max()) + 1
+    chains = parts.once("chains", lambda: _chains(pools, request, held_out, cells.of_window, sums, parts))
+    rows = _rows(held_out, cells.pairs, sums, chains, request.window)
+    blocks = int(cells.pairs[:, 0].max()) + 1
     notes = [f"there are {blocks} blocks of {request.block:,} bases, too few for intervals to be trusted: give a "
              "smaller --block, or more bases"] if blocks < 20 else []
     missing = {name for names in held_out.of_kinds.get("region", []) for name in names} - {row.group for row in rows}
@@ -141,36 +188,39 @@ def _blocks(held_out: HeldOut, bases: int) -> np.ndarray:
     return np.array(found)
 
 
-def _read(trained: Trained, held_out: HeldOut, cell_of: np.ndarray, sums: _Sums, groups: Groups) -> None:
-    """One pass over the windows, and one over their parts for each length of context."""
-    device = next(trained.model.parameters()).device
-    with bar("windows", groups) as shown:
-        task = shown.add_task("", total=len(held_out.batches))
-        for batch in held_out.batches:
-            ids, targets, windows = batch.to(device)
-            cells = cell_of[np.minimum(windows.cpu().numpy(), cell_of.size - 1)]
-            losses, scored, first = _losses(trained, ids, targets)
-            scored *= batch.tokenizer.stride
-            places = first + np.arange(losses.shape[1])
-            kinds = np.zeros(losses.shape, np.int64)
-            inside = places < ids.shape[1]
-            kinds[:, inside] = held_out.kinds_of(batch).numpy()[:, places[inside]]
-            _add(sums.kinds, losses, scored, kinds, cells)
-            bins = np.broadcast_to(np.frexp(places)[1], losses.shape)  # so many bits has the number
-            _add(sums.positions, losses, scored, np.minimum(bins, sums.positions.shape[1] - 1), cells)
-            for context, of_context in sums.contexts.items():
-                parts, of_parts = _parts(ids, context), _parts(targets, context)
-                of_parts[:, : context // 2] = IGNORE
-                losses, scored, _ = _losses(trained, parts, of_parts)
-                scored *= batch.tokenizer.stride
-                _add(of_context, losses, scored, np.zeros(losses.shape, np.int64),
-                     cells.repeat(len(parts) // len(ids)))
-            shown.advance(task)
-    if groups.data_context.size > 1:
-        for values in sums.all():
-            whole = torch.from_numpy(values).to(device)
-            dist.all_reduce(whole, group=groups.data_context.group)
-            values[...] = whole.cpu().numpy()
+def _cells(held_out: HeldOut, block: int) -> _Cells:
+    pairs = np.stack([_blocks(held_out, block), np.array(held_out.class_of)], -1)
+    cells, of_window = np.unique(pairs, axis=0, return_inverse=True)
+    return _Cells(cells, np.append(of_window.reshape(-1), 0))
+
+
+def _read(trained: Trained, request: Request, held_out: HeldOut, cells: _Cells, number: int,
+          groups: Groups) -> dict[str, np.ndarray]:
+    """The sums of a batch of windows, in one pass over them and one over their parts for each length of context: of the
+    cells that it has, and which these are."""
+    device, batch = next(trained.model.parameters()).device, held_out.batches.batch(number)
+    ids, targets, windows = batch.to(device)
+    of_window = cells.of_window[np.minimum(windows.cpu().numpy(), cells.of_window.size - 1)]
+    own, places_of = np.unique(of_window, return_inverse=True)
+    sums, stride = _Sums(own.size, held_out.kinds, request.window), batch.tokenizer.stride
+    losses, scored, first = _losses(trained, ids, targets)
+    places = first + np.arange(losses.shape[1])
+    kinds = np.zeros(losses.shape, np.int64)
+    inside = places < ids.shape[1]
+    kinds[:, inside] = held_out.kinds_of(batch).numpy()[:, places[inside]]
+    _add(sums.kinds, losses, scored * stride, kinds, places_of)
+    bins = np.broadcast_to(np.frexp(places)[1], losses.shape)  # so many bits has the number
+    _add(sums.positions, losses, scored * stride, np.minimum(bins, sums.positions.shape[1] - 1), places_of)
+    for context, of_context in sums.contexts.items():
+        parts, of_parts = _parts(ids, context), _parts(targets, context)
+        of_parts[:, : context // 2] = IGNORE
+        losses, scored, _ = _losses(trained, parts, of_parts)
+        _add(of_context, losses, scored * stride, np.zeros(losses.shape, np.int64),
+             places_of.repeat(len(parts) // len(ids)))
+    if groups.context.size > 1:
+        for values in sums.all().values():
+            values[...] = all_reduce(torch.from_numpy(values).to(device), groups.context).cpu().numpy()
+    return {"cells": own, **sums.all()}
 
 
 def _parts(ids: Tensor, context: int) -> Tensor:
@@ -208,8 +258,8 @@ def _add(sums: np.ndarray, losses: np.ndarray, scored: np.ndarray, labels: np.nd
         of_kind += np.bincount(places, values.reshape(-1), minlength=size).reshape(of_kind.shape)
 
 
-def _chains(pools: Sequence[Pool], request: Request, held_out: HeldOut, cell_of: np.ndarray,
-            sums: _Sums) -> dict[str, np.ndarray]:
+def _chains(pools: Sequence[Pool], request: Request, held_out: HeldOut, cell_of: np.ndarray, sums: _Sums,
+            parts: Parts) -> dict[str, np.ndarray]:
     """By kind and by position, float64 [orders, 2, labels, cells]."""
     cells = sums.kinds.shape[2]
 
@@ -221,10 +271,17 @@ def _chains(pools: Sequence[Pool], request: Request, held_out: HeldOut, cell_of:
         windows, places, _ = held_out.places(number, interval, start, soft)
         return np.minimum(np.frexp(places)[1], sums.positions.shape[1] - 1) * cells + cell_of[windows]
 
-    tables = markov.fit(pools, ORDERS)
+    tables = chains_of(parts, "tables", pools)
     return {name: markov.score(tables, pools, request.split, labels=values[0].size, label=label,
                                tokenizer=held_out.tokenizer).reshape(-1, *values.shape)
             for name, values, label in (("kinds", sums.kinds, by_kind), ("positions", sums.positions, by_position))}
+
+
+def chains_of(parts: Parts, name: str, pools: Sequence[Pool]) -> list[np.ndarray]:
+    """`markov.fit` of the orders 0 to ORDERS, which is kept as a part."""
+    found = parts.once(name, lambda: {f"order_{order}": table for order, table in
+                                      enumerate(markov.fit(pools, ORDERS))})
+    return [found[f"order_{order}"] for order in range(ORDERS + 1)]
 
 
 def _rows(held_out: HeldOut, cells: np.ndarray, sums: _Sums, chains: Mapping[str, np.ndarray],

@@ -4,12 +4,15 @@ Two questions. Whether the changed base stands out: the AUROC of how surprised t
 unchanged ones of the same window. And whether a classifier notices: how far the outputs of one that reads the model's
 mean state move when its window has some bases changed. Markov chains of order 0 to 7 answer both beside the model:
 their classifier takes the species whose chain finds the window likeliest.
+
+What the model makes of some windows is a part in OUT.parts, and so are the Markov chains: what is killed goes on where
+it was, and its numbers are the same whatever the number of ranks that share the parts.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,15 +23,24 @@ from hyena_dist.data.pool import Pool
 from hyena_dist.data.stream import ValidationBatches
 from hyena_dist.data.tokenizer import A, T, tokenizer_of
 from hyena_dist.model.trained import Trained
+from hyena_dist.parallel.groups import Groups
+from hyena_dist.runtime.agree import agree
 from hyena_dist.tasks import markov
+from hyena_dist.tasks.parts import Parts
 from hyena_dist.tasks.score.intervals import Blocks
+from hyena_dist.tasks.score.perplexity import ORDERS, chains_of
+from hyena_dist.tasks.score.pieces import piece, read_pieces
 from hyena_dist.tasks.score.read import TOKENS
+from hyena_dist.tasks.score.tables import facts_of, facts_of_shards
 
-ORDERS = 7
 COUNTS = (1, 4, 16)
 """Substitutions of a window that a classifier reads."""
 MOVED = 0.05
 """An output has moved that is further from what it was than this part of how widely the outputs of all windows lie."""
+PART = 2**20
+"""Bases of a part at most, or one window: what a kill can cost."""
+CHANGED, LEARNT, PLAIN = "changed", "learnt", "plain"
+"""Names of sets of windows: with changed bases, those that classifiers learn from, and as they are."""
 _EDGE = 8
 """Bases at the start of a window in which nothing is planted: little is before them."""
 
@@ -82,7 +94,7 @@ def windows_of(shards: Path, split: str, bases: int, most: int) -> Windows:
             found.append(ids)
             species.append(batches.classes[batches.class_of[number]][1])
     if not found:
-        raise ConfigError(f"{shards}: split {split} has no window of {bases:,} known bases: give a shorter --window, "
+        raise ConfigError(f"{shards}: split {split} has no window of {bases:,} known bases: give fewer --bases, "
                           "or other shards")
     return Windows(np.stack(found), species)
 
@@ -142,69 +154,138 @@ def aurocs(surprise: np.ndarray, changed: np.ndarray) -> np.ndarray:
     return np.array(found)
 
 
-def score_substitutions(trained: Trained, request: Request) -> list[Row]:
-    """Both questions, of the model and of the chains.
+class _Plan(NamedTuple):
+    """The windows that are read."""
+
+    held_out: Windows
+    changed: np.ndarray
+    """bool [n, bases], which bases of the windows `CHANGED` are."""
+    learnt: Windows | None
+    """Of the training bases; None where they are of one species, which nothing can be told apart from."""
+    sets: dict[str, np.ndarray]
+    """What the model reads, uint8 [n, bases], by name."""
+
+
+def facts_of_file(trained: Trained, request: Request) -> dict[str, Any]:
+    """Everything that decides what is found, for the header.
 
     Raises:
-        UserError: unreadable shards, without whole windows; a window that the model does not take.
+        UserError: unreadable shards; windows that the model does not take.
     """
     tokenizer, least = tokenizer_of(trained.section), _EDGE + max(COUNTS) + trained.section.kmer
     if not least <= request.bases <= tokenizer.bases(trained.seq_len):
-        raise ConfigError(f"--window: {request.bases} bases: give {least} to the {tokenizer.bases(trained.seq_len)} "
-                          f"that {trained.path} was trained on")
-    windows, random = windows_of(request.shards, request.split, request.bases, request.most), np.random.default_rng(0)
-    count, blocks = max(1, request.bases // request.every), Blocks(len(windows.ids))
-    changed_ids, changed = planted(windows.ids, count, random)
-    tables = markov.fit([Pool(Manifest.load(request.shards))], ORDERS)
-    surprises = {"model": read_windows(trained, changed_ids)[0]}
-    surprises |= {f"chain of order {order}": each for order, each in enumerate(chain_surprise(tables, changed_ids))}
-    rows = [_row(name, "AUROC of the site", count, aurocs(each, changed), blocks) for name, each in surprises.items()]
+        raise ConfigError(f"--bases {request.bases}: give {least} to the {tokenizer.bases(trained.seq_len)} that "
+                          f"{trained.path} was trained on")
+    return {**facts_of(trained), "tokens_of_a_batch": TOKENS[next(trained.model.parameters()).device.type],
+            "bases_of_a_part": PART, "bases": request.bases, **facts_of_shards(request.shards), "split": request.split,
+            "every": request.every, "most": request.most}
+
+
+def score_substitutions(trained: Trained, request: Request, parts: Parts, groups: Groups) -> list[Row]:
+    """Both questions, of the model and of the chains. Collective.
+
+    Args:
+        parts: begun with `facts_of_file`.
+
+    Returns:
+        On the first rank the rows, on others none.
+
+    Raises:
+        UserError: unreadable shards, without whole windows.
+    """
+    plan = agree(lambda: _plan(request), groups)
+    step = max(1, PART // request.bases)
+    pieces = [(name, first) for name, ids in plan.sets.items() for first in range(0, len(ids), step)]
+
+    def of_piece(number: int) -> dict[str, np.ndarray]:
+        name, first = pieces[number]
+        surprise, states = read_windows(trained, plan.sets[name][first : first + step])
+        if name != CHANGED:
+            return {"states": states}
+        return {"states": states, "aurocs": aurocs(surprise, plan.changed[first : first + step])}
+    read_pieces(parts, len(pieces), of_piece, groups, "parts of the windows")
+    names = [name for name, _ in pieces]
+    return agree(lambda: _rows(request, plan, names, parts) if groups.world.rank == 0 else [], groups)
+
+
+def _plan(request: Request) -> _Plan:
+    held_out = windows_of(request.shards, request.split, request.bases, request.most)
     learnt = windows_of(request.shards, "train", request.bases, 4 * request.most)
+    ids, changed = planted(held_out.ids, max(1, request.bases // request.every), np.random.default_rng(0))
     if len(set(learnt.species)) < 2:
+        return _Plan(held_out, changed, None, {CHANGED: ids})
+    moved = {_moved(count): planted(held_out.ids, count, np.random.default_rng(count))[0] for count in COUNTS}
+    return _Plan(held_out, changed, learnt, {CHANGED: ids, LEARNT: learnt.ids, PLAIN: held_out.ids, **moved})
+
+
+def _moved(count: int) -> str:
+    return f"{count} changed"
+
+
+def _rows(request: Request, plan: _Plan, names: Sequence[str], parts: Parts) -> list[Row]:
+    """Join the parts.
+
+    Args:
+        names: of the windows that each of them is of.
+    """
+    read = [piece(parts, number) for number in range(len(names))]
+    of_model = np.concatenate([part["aurocs"] for part in read if "aurocs" in part])
+    manifest, blocks = Manifest.load(request.shards), Blocks(len(plan.held_out.ids))
+    tables = chains_of(parts, "tables", [Pool(manifest)])
+    of_sites = {"model": of_model}
+    of_sites |= {f"chain of order {order}": aurocs(each, plan.changed)
+                 for order, each in enumerate(chain_surprise(tables, plan.sets[CHANGED]))}
+    count = max(1, request.bases // request.every)
+    rows = [_row(name, "AUROC of the site", count, each, blocks) for name, each in of_sites.items()]
+    if plan.learnt is None:
         return rows
-    for name, outputs in _classifiers(trained, request, learnt):
-        rows += _moves(name, outputs, windows, blocks)
+    states = {name: np.concatenate([part["states"] for other, part in zip(names, read, strict=True) if other == name])
+              for name in plan.sets}
+    for name, outputs in _classifiers(states, plan, manifest, parts):
+        rows += _moves(name, outputs, plan.held_out, blocks)
     return rows
 
 
-def _classifiers(trained: Trained, request: Request, learnt: Windows) -> Iterator[tuple[str, "_Outputs"]]:
-    """Of the model and of the chains of the order that knows the training windows best: [n, bases] -> [n, species]."""
+def _classifiers(states: Mapping[str, np.ndarray], plan: _Plan, manifest: Manifest,
+                 parts: Parts) -> Iterator[tuple[str, "_Outputs"]]:
+    """Of the model, by its states [n, D] of each set of windows, and of the chains of some orders."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    names = sorted(set(learnt.species))
+    species = [] if plan.learnt is None else plan.learnt.species
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-    probe.fit(read_windows(trained, learnt.ids)[1], learnt.species)
+    probe.fit(states[LEARNT], species)
 
-    def by_model(ids: np.ndarray) -> np.ndarray:
-        found = probe.decision_function(read_windows(trained, ids)[1])
+    def by_model(name: str) -> np.ndarray:
+        found = probe.decision_function(states[name])
         return np.stack([-found, found], -1) if found.ndim == 1 else found
     yield "model", _Outputs(by_model, list(probe.classes_))
-    manifest = Manifest.load(request.shards)
-    of_species = [markov.fit([Pool(manifest, regions={contig.name: [(0, contig.bases)] for contig in manifest.contigs
-                                                      if contig.species == name})], ORDERS) for name in names]
+    of_species = [chains_of(parts, f"tables-{number}", [Pool(manifest, regions={
+        contig.name: [(0, contig.bases)] for contig in manifest.contigs if contig.species == name})])
+        for number, name in enumerate(sorted(set(species)))]
     for order in (2, 5, ORDERS):
-        def by_chain(ids: np.ndarray, order: int = order) -> np.ndarray:
-            return np.stack([-chain_surprise(tables[: order + 1], ids)[order].mean(-1) for tables in of_species], -1)
-        yield f"chain of order {order}", _Outputs(by_chain, names)
+        def by_chain(name: str, order: int = order) -> np.ndarray:
+            return np.stack([-chain_surprise(tables[: order + 1], plan.sets[name])[order].mean(-1)
+                             for tables in of_species], -1)
+        yield f"chain of order {order}", _Outputs(by_chain, sorted(set(species)))
 
 
 class _Outputs(NamedTuple):
     """A classifier."""
 
-    of: Callable[[np.ndarray], np.ndarray]
-    """Of windows [n, bases], which gives [n, classes]."""
+    of: Callable[[str], np.ndarray]
+    """Of a set of windows by its name, which gives [n, classes]."""
     classes: list[str]
 
 
 def _moves(name: str, outputs: _Outputs, windows: Windows, blocks: Blocks) -> list[Row]:
-    plain = outputs.of(windows.ids)
+    plain = outputs.of(PLAIN)
     right = np.array(outputs.classes)[plain.argmax(-1)] == np.array(windows.species)
     rows = [_row(name, "accuracy", 0, right.astype(float), blocks)]
     wide = plain.std(0)
     for count in COUNTS:
-        moved = outputs.of(planted(windows.ids, count, np.random.default_rng(count))[0])
+        moved = outputs.of(_moved(count))
         off = np.abs(moved - plain) / wide
         rows += [_row(name, "mean move of an output", count, off.mean(-1), blocks),
                  _row(name, "outputs that move", count, (off > MOVED).mean(-1), blocks),

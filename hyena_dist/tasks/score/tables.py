@@ -9,32 +9,38 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from hyena_dist.config.digests import file_sha256
 from hyena_dist.config.errors import ConfigError
 from hyena_dist.config.versions import library_version, own_version
+from hyena_dist.data.manifest import Manifest
 from hyena_dist.model.trained import Trained
 from hyena_dist.parallel.groups import Groups
 from hyena_dist.runtime.files import write_durably, write_whole
+from hyena_dist.tasks.parts import ANOTHER, Parts
 
 MARK = "hyena_dist."
 """Before every key of a header."""
 ENDINGS = (".tsv", ".parquet")
 
 
-def check_out(out: Path) -> None:
-    """Raises ConfigError: a table cannot be written there."""
+def outputs(out: Path) -> dict[str, Path]:
+    """A table, its text and its picture, by what they are called in messages."""
+    return {"--out": out, "the text of --out": out.with_suffix(".md"), "the picture of --out": out.with_suffix(".png")}
+
+
+def parts_of(out: Path) -> Parts:
+    """The parts of a table that can be written.
+
+    Raises:
+        ConfigError: it cannot be.
+    """
     if out.suffix not in ENDINGS:
         raise ConfigError(f"--out {out}: name a file that ends in {' or '.join(ENDINGS)}")
-    check_new(out)
     if out.suffix == ".parquet":
         need_pyarrow(out)
-
-
-def check_new(out: Path) -> None:
-    """Raises ConfigError: it is there, or its directory is not."""
-    if out.exists():
-        raise ConfigError(f"--out {out}: exists: choose another, or remove it")
-    if not out.absolute().parent.is_dir():
-        raise ConfigError(f"--out {out}: there is no directory {out.parent}: make it, or choose another")
+    parts = Parts(out)
+    parts.check_outputs(outputs(out))
+    return parts
 
 
 def need_pyarrow(out: Path) -> None:
@@ -51,6 +57,28 @@ def facts_of(trained: Trained) -> dict[str, Any]:
     return {"version": own_version(), "torch": library_version("torch"), "model": str(trained.path),
             "weights_sha256": trained.digest(), "precision": trained.precision,
             "device": next(trained.model.parameters()).device.type, "context": trained.model.context.size}
+
+
+def facts_of_shards(shards: Path) -> dict[str, Any]:
+    """Which bases were read.
+
+    Raises:
+        DataError: they cannot be read.
+    """
+    return {"shards": str(shards), "shards_sha256": Manifest.load(shards).identity}
+
+
+def digest_of(path: Path, option: str) -> str:
+    """sha256 of a file.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return file_sha256(file)
+    except OSError as error:
+        raise ConfigError(f"{option} {path}: cannot be read ({error.strerror or error}): give another") from error
 
 
 def marked(facts: Mapping[str, Any]) -> dict[str, str]:
@@ -70,11 +98,11 @@ def write_table(out: Path, rows: Sequence[Mapping[str, Any]], facts: Mapping[str
         from pyarrow import parquet
 
         table = pa.table({name: [row[name] for row in rows] for name in names}).replace_schema_metadata(header)
-        write_whole(out, lambda aside: parquet.write_table(table, aside))
+        write_whole(out, lambda aside: parquet.write_table(table, aside), ANOTHER)
         return
     lines = [*(f"##{key}={value}" for key, value in header.items()), "\t".join(names),
              *("\t".join(_text(row[name]) for name in names) for row in rows)]
-    write_whole(out, lambda aside: write_durably(aside, "\n".join(lines) + "\n"))
+    write_whole(out, lambda aside: write_durably(aside, "\n".join(lines) + "\n"), ANOTHER)
 
 
 def _text(value: Any) -> str:

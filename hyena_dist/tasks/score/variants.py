@@ -20,7 +20,7 @@ from hyena_dist.data.reference import Reference
 from hyena_dist.data.variants import OUTCOMES, Judged, Site, Variants, judge, window_of
 from hyena_dist.model.trained import Trained
 from hyena_dist.parallel.groups import Groups
-from hyena_dist.runtime.agree import agree, broadcast
+from hyena_dist.runtime.agree import agree, agree_where_shared, broadcast
 from hyena_dist.runtime.files import write_durably, write_whole
 from hyena_dist.runtime.memory import peak_memory_bytes
 from hyena_dist.tasks.parts import ANOTHER, Parts, names
@@ -141,11 +141,7 @@ def score_variants(trained: Trained, request: Request, groups: Groups) -> Result
     agree(lambda: parts.begin(facts) if groups.world.rank == 0 else None, groups)
     there = broadcast(_parts_there(request, found, parts) if groups.world.rank == 0 else frozenset(), groups)
     start = time.monotonic()
-    if groups.context.size == 1:
-        scored = agree(lambda: _score_chunks(trained, request, found, parts, there, groups), groups)
-    else:  # a rank that fails ends at once: those that share its windows wait for it where nothing can be agreed on
-        scored = _score_chunks(trained, request, found, parts, there, groups)
-        agree(lambda: None, groups)  # now all parts are there
+    scored = agree_where_shared(lambda: _score_chunks(trained, request, found, parts, there, groups), groups)
     seconds = time.monotonic() - start
     agree(lambda: _finish(request, parts, facts, found, trained, seconds, scored) if groups.world.rank == 0 else None,
           groups)
@@ -161,6 +157,7 @@ def _prepare(trained: Trained, request: Request) -> Survey:
         raise ConfigError(f"--window {request.window}: {trained.path} was trained on sequences of {trained.seq_len} "
                           f"bases, and says nothing sensible of longer ones: give 2 to {trained.seq_len}")
     check_ending(request.out, request.variants)
+    Parts(request.out).check_outputs({"--out": request.out})
     return survey(_judged(request), str(request.variants.path))
 
 
