@@ -1,7 +1,6 @@
 """The memory of learning numbers for the bins of very long sequences: what the head adds to its backbone, and a million
 bases on four context ranks."""
 
-import resource
 from pathlib import Path
 from unittest.mock import patch
 
@@ -20,6 +19,7 @@ from hyena_dist.config.sections.train import TrainSection
 from hyena_dist.data.labelled import Labelled, read_labelled
 from hyena_dist.model.headed import HeadedModel
 from hyena_dist.parallel.groups import Groups, init_groups
+from hyena_dist.runtime.memory import peak_memory_bytes
 from hyena_dist.tasks.finetune import finetune
 from hyena_dist.train.finetuning import Finetuning
 from tests.dist.harness import run_distributed
@@ -86,7 +86,7 @@ def _million(directory: Path, recompute: str) -> tuple[int, int]:
     config, groups = config_of(directory, MILLION, WIDTH, ranks=RANKS, recompute=recompute), init_groups(context=RANKS)
     with peak_tensor_bytes() as peak:
         finetune(config, groups, torch.device("cpu"), weights=None, read=lambda _: read(config))
-    return peak.bytes, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak.bytes, peak_memory_bytes(torch.device("cpu"))
 
 
 @pytest.mark.slow
