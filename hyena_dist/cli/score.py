@@ -8,7 +8,7 @@ commands: variants    score the variants of a VCF or a table
           distance    losses and scores while what is further than a distance is cropped, shuffled or masked
           substitutions  whether a model, and a classifier that reads it, notice single changed bases
 
-examples: python launchers/score.py variants --from runs/mine --vcf calls.vcf.gz --fasta hg38.fa.gz --out scores.tsv
+examples: python launchers/score.py variants --from runs/mine --table calls.tsv --fasta hg38.fa.gz --out scores.tsv
           python launchers/score.py variants --from runs/mine --table brca1.tsv --fasta brca1.fa \\
               --region 17:41196312-41277500 --window 1024 --out brca1.parquet
           torchrun --nproc_per_node 2 launchers/score.py variants --from exported/mine --vcf calls.vcf \\
@@ -67,7 +67,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     report.add_argument("--score", action="append", default=[], metavar="COLUMN", help="another score in the file, as "
                         "conservation or CADD, to compare with; several times")
     report.add_argument("--by", metavar="COLUMN", help="also for each value of this column")
-    report.add_argument("--min-stars", type=int, default=1, metavar="N", help="of --preset clinvar: stars of the "
+    report.add_argument("--min-stars", type=int, metavar="N", help="of --preset clinvar: stars of the "
                         "review, 0 to 4 (1)")
     report.add_argument("--picture", type=Path, metavar="FILE", help="draw the ROC curves into this .png or .pdf")
     report.add_argument("--json", type=Path, metavar="FILE", help="write what was found to this file, too")
@@ -188,7 +188,7 @@ def _variants(args: argparse.Namespace) -> int:
 def _report(args: argparse.Namespace) -> int:
     from hyena_dist.runtime.files import write_durably, write_whole
     from hyena_dist.tasks.score.output import read_scores
-    from hyena_dist.tasks.score.report import PRESETS, draw, labels_of, worths
+    from hyena_dist.tasks.score.report import PRESETS, check_picture, draw, labels_of, worths
     from hyena_dist.tasks.score.variants import cost_path
 
     raise_interrupts()
@@ -197,9 +197,14 @@ def _report(args: argparse.Namespace) -> int:
     if find_spec("sklearn") is None:
         raise ConfigError("scikit-learn is missing, which makes the report: install it with pip install "
                           "'hyena-dist[tasks]'")
+    if args.min_stars is not None and (args.preset != "clinvar" or not 0 <= args.min_stars <= 4):
+        raise ConfigError(f"--min-stars {args.min_stars}: give 0 to 4, with --preset clinvar alone")
+    check_picture(args.picture)
+    if args.json is not None and not args.json.absolute().parent.is_dir():
+        raise ConfigError(f"--json {args.json}: there is no directory {args.json.parent}: make it, or choose another")
     table = read_scores(args.file)
     labels = (labels_of(table, args.label, args.by) if args.preset is None
-              else PRESETS[args.preset](table, args.by, args.min_stars))
+              else PRESETS[args.preset](table, args.by, 1 if args.min_stars is None else args.min_stars))
     found = worths(table, labels, args.score)
     cost = json.loads(cost_path(args.file).read_text("utf-8")) if cost_path(args.file).is_file() else {}
     print(f"{args.file}: {labels.says}; {table.facts.get('model', 'unknown model')}, windows of "
@@ -215,7 +220,8 @@ def _report(args: argparse.Namespace) -> int:
     if args.json is not None:
         content = {"file": str(args.file), "label": labels.says, "facts": table.facts, "cost": cost,
                    "worth": [_finite(asdict(worth)) for worth in found]}
-        write_whole(args.json, lambda aside: write_durably(aside, json.dumps(content, indent=1) + "\n"))
+        write_whole(args.json, lambda aside: write_durably(aside, json.dumps(content, indent=1) + "\n"),
+                    "choose another --json")
     for path in filter(None, (args.picture, args.json)):
         print(f"written: {path}")
     return 0
@@ -234,8 +240,7 @@ def _perplexity(args: argparse.Namespace) -> int:
     request = Request(args.shards, args.split, window, args.block, args.regions)
     parts = agree(lambda: parts_of(args.out), groups)
     facts = agree(lambda: facts_of_file(trained, request), groups)
-    agree(lambda: parts.begin(facts) if groups.world.rank == 0 else None, groups)
-    found = score_perplexity(trained, request, parts, groups)
+    found = score_perplexity(trained, request, facts, parts, groups)
     agree(lambda: None if found is None else
           _write(args.out, parts, [row.values() for row in found.rows],
                  {**facts, "blocks": found.blocks, "notes": found.notes},
@@ -258,6 +263,9 @@ def _distance(args: argparse.Namespace) -> int:
     file = args.vcf or args.table
     if (file is None) != (args.fasta is None):
         raise agreed(ConfigError("variants need their reference: give --fasta with --vcf or --table, or neither"))
+    if args.region is not None and args.fasta is None:
+        raise agreed(ConfigError(f"--region {args.region}: says where the slice in --fasta lies: give --fasta, with "
+                                 "--vcf or --table, or leave it out"))
     variants = reference = None
     if file is not None:
         variants = Variants(file, is_vcf=args.vcf is not None)
@@ -266,8 +274,7 @@ def _distance(args: argparse.Namespace) -> int:
     request = Request(args.shards, args.split, window, args.most, variants, reference)
     parts = agree(lambda: parts_of(args.out), groups)
     facts = agree(lambda: facts_of_file(trained, request), groups)
-    agree(lambda: parts.begin(facts) if groups.world.rank == 0 else None, groups)
-    rows = score_distance(trained, request, parts, groups)
+    rows = score_distance(trained, request, facts, parts, groups)
     agree(lambda: _write(args.out, parts, [as_values(row) for row in rows], facts,
                          lambda picture: report(rows, facts, picture),
                          lambda path: draw(rows, path, f"{facts['model']}, windows of {window:,}"))
@@ -294,8 +301,7 @@ def _substitutions(args: argparse.Namespace) -> int:
     request = Request(args.shards, args.split, bases, args.every, args.most)
     parts = agree(lambda: parts_of(args.out), groups)
     facts = agree(lambda: facts_of_file(trained, request), groups)
-    agree(lambda: parts.begin(facts) if groups.world.rank == 0 else None, groups)
-    rows = score_substitutions(trained, request, parts, groups)
+    rows = score_substitutions(trained, request, facts, parts, groups)
     agree(lambda: _write(args.out, parts, [row._asdict() for row in rows], facts,
                          lambda picture: report(rows, facts, picture),
                          lambda path: draw(rows, path, f"{facts['model']}, windows of {bases:,} bases"))

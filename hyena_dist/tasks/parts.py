@@ -45,7 +45,7 @@ class Parts:
             raise ConfigError(f"{' and '.join(files)} name one file: choose another for one of them")
 
     def begin(self, facts: Mapping[str, Any]) -> None:
-        """Begin, or go on with what an earlier call has left there.
+        """Begin, or go on with what an earlier call has left there. One that has left no part is forgotten.
 
         Raises:
             ConfigError: that call would have written another file.
@@ -55,7 +55,7 @@ class Parts:
             self.path.mkdir(exist_ok=True)
         path = self.path / "facts.json"
         facts = json.loads(json.dumps(facts))
-        if not path.exists():
+        if not path.exists() or not any(self.path.glob("*.npz")):
             write_whole(path, lambda aside: write_durably(aside, json.dumps(facts, indent=1)), ANOTHER)
             return
         there = json.loads(path.read_text(encoding="utf-8"))

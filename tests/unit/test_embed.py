@@ -152,8 +152,9 @@ def test_killed_and_resumed_it_is_the_same_file(count: int, ending: str, model: 
         with pytest.raises(Killed):
             main([*asked, str(killed)])
     assert not killed.exists()
-    assert main([*asked, str(killed), "--layer", "1"]) == 2
-    assert "was begun with another layer" in capsys.readouterr().err
+    if count:  # where nothing was read yet another call may begin
+        assert main([*asked, str(killed), "--layer", "1"]) == 2
+        assert "was begun with another layer" in capsys.readouterr().err
     with monkeypatch.context() as patch:
         kill_after(4 - count, patch)  # what was there is not computed again
         assert main([*asked, str(killed)]) == 0

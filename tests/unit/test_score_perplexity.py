@@ -72,10 +72,7 @@ def request(shards: Path, **keys) -> Request:
 
 
 def found_by(trained: Trained, asked: Request, out: Path, groups: Groups) -> Found | None:
-    parts, facts = Parts(out), facts_of_file(trained, asked)
-    if groups.world.rank == 0:
-        parts.begin(facts)
-    return score_perplexity(trained, asked, parts, groups)
+    return score_perplexity(trained, asked, facts_of_file(trained, asked), Parts(out), groups)
 
 
 def by_hand(trained: Trained, shards: Path) -> list[tuple[str, int, int, float, dict[int, float]]]:

@@ -79,7 +79,7 @@ def interrupt_at(place: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 CHANGES = {
     "perplexity": {"from": "other_model", "shards": "other_shards", "regions": "other_b.bed", "block": "201",
-                   "window": "64", "split": "test"},
+                   "window": "64"},
     "distance": {"from": "other_model", "shards": "other_shards", "table": "other_v.tsv", "most": "13", "window": "64"},
     "substitutions": {"from": "other_model", "shards": "other_shards", "every": "32", "bases": "64"}}
 
@@ -158,3 +158,55 @@ def test_a_text_or_a_picture_that_is_there_is_not_written_over(inputs: Path, tmp
     assert f"the text of --out {tmp_path}/README.md: exists" in capsys.readouterr().err
     assert (tmp_path / "README.md").read_text() == "mine\n"
     assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+
+
+def test_a_call_that_read_nothing_leaves_nothing_that_refuses_the_next(inputs: Path, tmp_path: Path,
+                                                                       monkeypatch: pytest.MonkeyPatch,
+                                                                       capsys: pytest.CaptureFixture) -> None:
+    """One whose inputs cannot be read, and one that is interrupted before its first part."""
+    out = ["--out", f"{tmp_path}/p.tsv"]
+    for command, options in (("perplexity", {"regions": f"{inputs}/r.fa"}), ("perplexity", {"split": "test"}),
+                             ("distance", {"split": "test"}), ("substitutions", {"split": "test"}),
+                             ("substitutions", {"every": "81"})):
+        assert main([*arguments(command, inputs, **options), *out]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+        assert not list(tmp_path.iterdir()), (command, options)
+    with monkeypatch.context() as patch:
+        interrupt_at(0, patch)
+        assert main([*arguments("perplexity", inputs), *out]) == 130
+    assert main([*arguments("substitutions", inputs), *out]) == 0, capsys.readouterr().err
+
+
+def test_options_that_would_do_nothing_are_refused(inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "s.tsv").write_text("outcome\tllr_mean\nscored\t1\n")
+    report = ["report", f"{tmp_path}/s.tsv", "--label", "y"]
+    shards = ["distance", "--from", f"{inputs}/model", "--shards", f"{inputs}/shards", "--out", f"{tmp_path}/d.tsv"]
+    for bad, message in (([*shards, "--region", "1:1-400"], "--region 1:1-400: says where the slice in --fasta lies"),
+                         ([*report, "--min-stars", "2"], "--min-stars 2: give 0 to 4, with --preset clinvar alone"),
+                         ([*report[:2], "--preset", "clinvar", "--min-stars", "5"], "--min-stars 5"),
+                         ([*report, "--picture", f"{tmp_path}/a.txt"], "a.txt: let its name end in .png or .pdf"),
+                         ([*report, "--picture", f"{tmp_path}/no/a.png"], "no/a.png: there is no directory"),
+                         ([*report, "--json", f"{tmp_path}/no/a.json"], "no/a.json: there is no directory"),
+                         (report, "s.tsv: has no column y: give one of outcome, llr_mean")):
+        assert main(bad) == 2
+        captured = capsys.readouterr()
+        assert message in captured.err
+        assert (captured.err.count("\n"), captured.out) == (1, "")
+
+
+@pytest.mark.parametrize("command", ["variants", "substitutions"])
+def test_interrupted_between_the_file_and_the_end_of_its_parts_it_ends(command: str, inputs: Path, tmp_path: Path,
+                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: Parts) -> None:
+        raise KeyboardInterrupt
+    asked = (arguments(command, inputs) if command != "variants" else
+             ["variants", "--from", f"{inputs}/model", "--table", f"{inputs}/v.tsv", "--fasta", f"{inputs}/r.fa"])
+    out = tmp_path / "p.tsv"
+    with monkeypatch.context() as patch:
+        patch.setattr(Parts, "remove", interrupted)
+        assert main([*asked, "--out", str(out)]) == 130
+    whole = out.read_bytes()
+    assert main([*asked, "--out", str(out)]) == 0
+    assert out.read_bytes() == whole
+    assert not (tmp_path / "p.tsv.parts").exists()
+    assert main([*asked, "--out", str(out)]) == 2, "the control: a file of an earlier call is not written over"

@@ -127,9 +127,10 @@ def _check(trained: Trained, request: Request, parts: Parts) -> dict[str, Any]:
         raise ConfigError(f"--seed {request.seed}: give a number of at least 0")
     for prompt in request.prompts:
         if len(prompt.text) + request.bases > trained.seq_len:
-            raise ConfigError(f"--bases {request.bases}: with the {len(prompt.text)} bases of {prompt.name} before "
-                              f"them they are more than the {trained.seq_len} that {trained.path} was trained on, and "
-                              "of more it says nothing sensible: give fewer bases, or a shorter prompt")
+            before = f"with the {len(prompt.text)} bases of {prompt.name} before them they " if prompt.text else ""
+            raise ConfigError(f"--bases {request.bases}: {before}are more than the {trained.seq_len} that "
+                              f"{trained.path} was trained on, and of more it says nothing sensible: give fewer bases"
+                              + (", or a shorter prompt" if prompt.text else ""))
     files = {"--out": request.out}
     if request.likelihoods is not None:
         check_ending("--likelihoods", request.likelihoods)

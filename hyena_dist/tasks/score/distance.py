@@ -9,7 +9,7 @@ Some windows or variants, read in one way, are a part in OUT.parts: what is kill
 are the same whatever the number of ranks that share the parts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -132,17 +132,19 @@ def facts_of_file(trained: Trained, request: Request) -> dict[str, Any]:
     return facts
 
 
-def score_distance(trained: Trained, request: Request, parts: Parts, groups: Groups) -> list[Row]:
+def score_distance(trained: Trained, request: Request, facts: Mapping[str, Any], parts: Parts,
+                   groups: Groups) -> list[Row]:
     """Take away by every way and distance. Collective.
 
     Args:
-        parts: begun with `facts_of_file`.
+        facts: by `facts_of_file`.
+        parts: what an earlier call has left is gone on with.
 
     Returns:
         On the first rank the rows, on others none.
 
     Raises:
-        UserError: unreadable shards or variants, none of which is whole.
+        UserError: unreadable shards or variants, none of which is whole; parts of another call.
     """
     windows, targets = agree(lambda: held_out_windows(request), groups), min(TARGETS, request.window // 4)
     pieces = _pieces("loss", distances(request.window - targets), len(windows), request.window)
@@ -162,7 +164,7 @@ def score_distance(trained: Trained, request: Request, parts: Parts, groups: Gro
             some = [take_away(ids, middle - distance, ids.size, way, (number, distance))[0]
                     for number, ids in enumerate(some, first)]
         return {"values": mean_losses(trained, some, targets)}
-    read_pieces(parts, len(pieces), values_of, groups, "windows by distance")
+    read_pieces(parts, facts, len(pieces), values_of, groups, "windows by distance")
     is_first, longest = groups.world.rank == 0, request.window - targets
     return agree(lambda: _rows(pieces, sites, longest, parts) if is_first else [], groups)
 

@@ -163,6 +163,8 @@ class Table(NamedTuple):
     """Of its header, without `MARK`."""
     names: list[str]
     rows: list[list[str]]
+    where: str = "the file"
+    """Its name, for messages."""
 
 
 def read_scores(path: Path) -> Table:
@@ -174,10 +176,11 @@ def read_scores(path: Path) -> Table:
     try:
         table = _read_parquet(path) if path.suffix == ".parquet" else _read_tsv(path)
     except (OSError, UnicodeDecodeError, EOFError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error}): give a file that score.py variants wrote") from error
+        said = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{path}: cannot be read ({said}): give a file that score.py variants wrote") from error
     if "outcome" not in table.names:
         raise ConfigError(f"{path}: is no .tsv or .parquet of scores: give one that score.py variants wrote")
-    return table
+    return table._replace(where=str(path))
 
 
 def _read_tsv(path: Path) -> Table:

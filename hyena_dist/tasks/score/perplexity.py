@@ -129,25 +129,27 @@ def _batch_size(trained: Trained, request: Request) -> int:
     return max(1, LOGITS[device] // trained.section.padded_vocab_size // request.window)
 
 
-def score_perplexity(trained: Trained, request: Request, parts: Parts, groups: Groups) -> Found | None:
+def score_perplexity(trained: Trained, request: Request, facts: Mapping[str, Any], parts: Parts,
+                     groups: Groups) -> Found | None:
     """Read a split of shards. Collective.
 
     Args:
-        parts: begun with `facts_of_file`.
+        facts: by `facts_of_file`.
+        parts: what an earlier call has left is gone on with.
 
     Returns:
         On the first rank what was found.
 
     Raises:
-        UserError: unreadable shards or regions, a split without bases.
+        UserError: unreadable shards or regions, a split without bases, parts of another call.
     """
     tokenizer = tokenizer_of(trained.section)
     pools = [Pool(agree(lambda: Manifest.load(request.shards), groups))]
     held_out = agree(lambda: HeldOut(pools, split=request.split, seq_len=request.window, regions=request.regions,
                                      batch_size=_batch_size(trained, request), tokenizer=tokenizer), groups)
     cells = _cells(held_out, request.block)
-    read_pieces(parts, len(held_out.batches), lambda number: _read(trained, request, held_out, cells, number, groups),
-                groups, "batches")
+    read_pieces(parts, facts, len(held_out.batches),
+                lambda number: _read(trained, request, held_out, cells, number, groups), groups, "batches")
     return agree(lambda: _found(pools, request, held_out, cells, parts) if groups.world.rank == 0 else None, groups)
 
 

@@ -1,24 +1,31 @@
 """Long readings in numbered pieces: by any number of ranks, killed and resumed at will, with the same result."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
 from hyena_dist.parallel.groups import Groups
-from hyena_dist.runtime.agree import agree_where_shared, broadcast
+from hyena_dist.runtime.agree import agree, agree_where_shared, broadcast
 from hyena_dist.tasks.parts import Parts, names
 from hyena_dist.tasks.score.tables import bar
 
 
-def read_pieces(parts: Parts, count: int, read: Callable[[int], Mapping[str, np.ndarray]], groups: Groups,
-                what: str) -> None:
-    """Read the pieces 0 to count - 1 of which there is no part yet. The data ranks do them in turn; ranks that share
-    sequences read each together, and the first of them writes it. Collective: when it returns, all parts are there.
+def read_pieces(parts: Parts, facts: Mapping[str, Any], count: int, read: Callable[[int], Mapping[str, np.ndarray]],
+                groups: Groups, what: str) -> None:
+    """Begin the parts, or go on with them, and read the pieces 0 to count - 1 of which there is no part yet. The data
+    ranks do them in turn; ranks that share sequences read each together, and the first of them writes it. Collective:
+    when it returns, all parts are there.
 
     Args:
+        facts: that decide what is in the parts.
         read: what is in a piece, by its number.
         what: the pieces are, for the bar.
+
+    Raises:
+        ConfigError: the parts that are there are those of other facts.
     """
+    agree(lambda: parts.begin(facts) if groups.world.rank == 0 else None, groups)
     there = broadcast(frozenset(number for number in range(count) if parts.load(names([number])) is not None)
                       if groups.world.rank == 0 else frozenset(), groups)
 

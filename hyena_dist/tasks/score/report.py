@@ -15,6 +15,9 @@ OURS = {"llr_mean": -1, "llr_site": -1, "jsd": 1, "embedding_l2": 1}
 finds unlikely is taken for harmful."""
 
 
+PICTURES = (".png", ".pdf")
+
+
 @dataclass(frozen=True)
 class Labels:
     """Of the rows of a file."""
@@ -61,7 +64,7 @@ def _column(table: Table, *names: str) -> list[str]:
     """The values of the first of some columns that is there."""
     name = next((name for name in names if name in table.names), None)
     if name is None:
-        raise ConfigError(f"the file has no column {' or '.join(names)}; it has {', '.join(table.names)}")
+        raise ConfigError(f"{table.where}: has no column {' or '.join(names)}: give one of {', '.join(table.names)}")
     place = table.names.index(name)
     return [row[place] if place < len(row) else "" for row in table.rows]
 
@@ -150,11 +153,21 @@ def worths(table: Table, labels: Labels, others: Sequence[str]) -> list[Worth]:
     return found
 
 
+def check_picture(path: Path | None) -> None:
+    """Raises ConfigError: a picture cannot be drawn there."""
+    if path is None:
+        return
+    if path.suffix.lower() not in PICTURES:
+        raise ConfigError(f"--picture {path}: let its name end in {' or '.join(PICTURES)}")
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"--picture {path}: there is no directory {path.parent}: make it, or choose another")
+
+
 def draw(table: Table, labels: Labels, found: Sequence[Worth], path: Path, title: str) -> None:
     """Draw the ROC curve of each score over all variants.
 
     Raises:
-        ConfigError: matplotlib is missing, or the file's ending is none that it knows.
+        ConfigError: matplotlib is missing.
     """
     try:
         import matplotlib
@@ -178,9 +191,5 @@ def draw(table: Table, labels: Labels, found: Sequence[Worth], path: Path, title
     axes.set(xlabel="false positive rate", ylabel="true positive rate", title=title, aspect="equal")
     axes.title.set_fontsize(9)
     axes.legend(title="AUROC", fontsize=8)
-    try:
-        figure.savefig(path, dpi=110)
-    except ValueError as error:
-        raise ConfigError(f"--picture {path}: cannot be drawn ({error}); let its name end in .png or .pdf") from None
-    finally:
-        plt.close(figure)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

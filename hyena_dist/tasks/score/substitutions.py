@@ -176,22 +176,27 @@ def facts_of_file(trained: Trained, request: Request) -> dict[str, Any]:
     if not least <= request.bases <= tokenizer.bases(trained.seq_len):
         raise ConfigError(f"--bases {request.bases}: give {least} to the {tokenizer.bases(trained.seq_len)} that "
                           f"{trained.path} was trained on")
+    if request.every > request.bases:
+        raise ConfigError(f"--every {request.every}: no base of a window of {request.bases} would be changed: give 2 "
+                          f"to {request.bases}")
     return {**facts_of(trained), "tokens_of_a_batch": TOKENS[next(trained.model.parameters()).device.type],
             "bases_of_a_part": PART, "bases": request.bases, **facts_of_shards(request.shards), "split": request.split,
             "every": request.every, "most": request.most}
 
 
-def score_substitutions(trained: Trained, request: Request, parts: Parts, groups: Groups) -> list[Row]:
+def score_substitutions(trained: Trained, request: Request, facts: Mapping[str, Any], parts: Parts,
+                        groups: Groups) -> list[Row]:
     """Both questions, of the model and of the chains. Collective.
 
     Args:
-        parts: begun with `facts_of_file`.
+        facts: by `facts_of_file`.
+        parts: what an earlier call has left is gone on with.
 
     Returns:
         On the first rank the rows, on others none.
 
     Raises:
-        UserError: unreadable shards, without whole windows.
+        UserError: unreadable shards, without whole windows; parts of another call.
     """
     plan = agree(lambda: _plan(request), groups)
     step = max(1, PART // request.bases)
@@ -203,7 +208,7 @@ def score_substitutions(trained: Trained, request: Request, parts: Parts, groups
         if name != CHANGED:
             return {"states": states}
         return {"states": states, "aurocs": aurocs(surprise, plan.changed[first : first + step])}
-    read_pieces(parts, len(pieces), of_piece, groups, "parts of the windows")
+    read_pieces(parts, facts, len(pieces), of_piece, groups, "parts of the windows")
     names = [name for name, _ in pieces]
     return agree(lambda: _rows(request, plan, names, parts) if groups.world.rank == 0 else [], groups)
 
@@ -211,7 +216,7 @@ def score_substitutions(trained: Trained, request: Request, parts: Parts, groups
 def _plan(request: Request) -> _Plan:
     held_out = windows_of(request.shards, request.split, request.bases, request.most)
     learnt = windows_of(request.shards, "train", request.bases, 4 * request.most)
-    ids, changed = planted(held_out.ids, max(1, request.bases // request.every), np.random.default_rng(0))
+    ids, changed = planted(held_out.ids, request.bases // request.every, np.random.default_rng(0))
     if len(set(learnt.species)) < 2:
         return _Plan(held_out, changed, None, {CHANGED: ids})
     moved = {_moved(count): planted(held_out.ids, count, np.random.default_rng(count))[0] for count in COUNTS}
@@ -235,7 +240,7 @@ def _rows(request: Request, plan: _Plan, names: Sequence[str], parts: Parts) -> 
     of_sites = {"model": of_model}
     of_sites |= {f"chain of order {order}": aurocs(each, plan.changed)
                  for order, each in enumerate(chain_surprise(tables, plan.sets[CHANGED]))}
-    count = max(1, request.bases // request.every)
+    count = request.bases // request.every
     rows = [_row(name, "AUROC of the site", count, each, blocks) for name, each in of_sites.items()]
     if plan.learnt is None:
         return rows
