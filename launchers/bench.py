@@ -44,6 +44,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
               "help": "numbers of ranks, one process each; one rank is always measured"},
     "processes": {"type": count, "metavar": "P", "help": "ranks that share the work, one thread each"},
     "variants": {"type": count, "metavar": "N", "help": "how many are scored"},
+    "going_on_in": {"type": Path, "metavar": "DIR",
+                    "help": "score them once, with the inputs and what is scored in DIR, where a call that is killed "
+                            "goes on when it is given again; against the forward passes of a sample"},
     "memory_of": {"type": count, "nargs": "*", "metavar": "N",
                   "help": "numbers of variants whose peak memory is measured, each in a process of its own"},
 }
@@ -94,7 +97,7 @@ SUBJECTS = {
     "scoring": Subject("seconds of `score variants` against the bare forward passes of its windows, and its memory "
                        "against the number of variants",
                        {"rounds": 3, "length": 1024, "width": 128, "layers": 2, "variants": 600, "processes": 2,
-                        "memory_of": [1000, 10000]}, picture=False),
+                        "memory_of": [1000, 10000], "going_on_in": None}, picture=False),
 }
 
 
@@ -126,6 +129,10 @@ def _problem(args: argparse.Namespace) -> str | None:
             if args.length % ranks**2 or args.width % ranks:
                 return (f"{ranks} ranks need a --length that is a multiple of {ranks**2} and a --width that is one of "
                         f"{ranks}, got {args.length} and {args.width}")
+    elif args.subject == "scoring" and args.going_on_in is not None:
+        from benchmarks import long_scoring, scoring
+        said = long_scoring.problem(scoring.Size(args.length, args.width, args.layers), args.variants, args.going_on_in)
+        return said and f"--going-on-in {said}"
     elif args.subject not in ("loader", "help", "start", "plan", "scoring"):
         import torch
         roofline = getattr(args, "roofline", False)
@@ -198,22 +205,21 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     elif args.subject == "scoring":
         from benchmarks import scoring
         cuda = False
-        found = scoring.run(scoring.Size(args.length, args.width, args.layers), variants=args.variants,
-                            ranks=args.processes, rounds=args.rounds, memory_of=args.memory_of)
-    elif args.subject == "generate":
-        import torch
-
-        from benchmarks import generation
-        torch.set_num_threads(args.threads)
-        cuda = args.device == "cuda" or (args.device == "auto" and torch.cuda.is_available())
-        found = generation.run(sorted(set(args.lengths)), width=args.width, layers=args.layers, rounds=args.rounds,
-                               device=torch.device("cuda" if cuda else "cpu"))
+        size = scoring.Size(args.length, args.width, args.layers)
+        if args.going_on_in is not None:
+            from benchmarks import long_scoring
+            found = [*long_scoring.run(size, variants=args.variants, ranks=args.processes, directory=args.going_on_in),
+                     *map(scoring.memory, args.memory_of)]
+        else:
+            found = scoring.run(size, variants=args.variants, ranks=args.processes, rounds=args.rounds,
+                                memory_of=args.memory_of)
     else:
         return _compare(args)
     rows = [asdict(row) if is_dataclass(row) and not isinstance(row, type) else row._asdict() for row in found]
     _print(args.subject, [{key: value if isinstance(value, str) else f"{value:,.4g}" if abs(value) < 1e4
                            else f"{value:,.0f}" for key, value in row.items()} for row in rows])
-    return {"machine": _machine(cuda), "rows": rows}
+    once = {"subject": f"scoring-{args.variants}"} if getattr(args, "going_on_in", None) else {}
+    return {"machine": _machine(cuda), **once, "rows": rows}
 
 
 def _compare(args: argparse.Namespace) -> dict[str, Any]:
