@@ -2,7 +2,7 @@
 that is fine-tuned on it with finetune.pooling=last shows that its context reaches that far.
 
 examples: hyena-dist needle needle-8k --length 8192
-          hyena-dist needle needle-512 --length 512 --copies 4 --train 8000
+          hyena-dist needle needle-1k --length 1024 --copies 4 --train 2400
           hyena-dist needle --report runs/needle/seed-0/predictions.tsv
 """
 

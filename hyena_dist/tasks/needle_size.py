@@ -13,9 +13,9 @@ class NeedleSize:
 
     length: int = 8192
     slices: int = 4
-    motif: int = 16
+    motif: int = 32
     """Bases of a motif. Both are the same at every length: they follow from the seed alone."""
-    mismatches: int = 2
+    mismatches: int = 4
     """Bases in which a distractor differs from its motif."""
     distractors: int = 4
     """Of either motif in each sequence."""
