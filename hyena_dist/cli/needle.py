@@ -18,7 +18,7 @@ from hyena_dist.tasks.needle_size import NeedleSize
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     epilog="The recipe is in docs/finetuning.md, its settings in "
+                                     epilog="The recipe is in docs/long-context.md, its settings in "
                                             "configs/finetune/needle.yaml.")
     parser.add_argument("dest", nargs="?", type=Path, help="directory to write train.csv, dev.csv and test.csv into")
     parser.add_argument("--report", type=Path, metavar="TSV", help="print the accuracy by slice of a fine-tuned run's "

@@ -120,6 +120,6 @@ def test_what_cannot_be_decoded_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(ValueError, match="training mode"):
         Decoder(model.train(), bases(3), 1)
     monkeypatch.setitem(MIXERS, "X", "tests.mean")
-    sys.modules.pop("tests.mean", None)
+    monkeypatch.delitem(sys.modules, "tests.mean", raising=False)
     with pytest.raises(ValueError, match=r"mean layers \(X of model.layer_pattern\) cannot be read token by token"):
         Decoder(build(layer_pattern="HX"), bases(3), 1)
