@@ -373,12 +373,11 @@ def test_any_rows_are_counted_or_refused_and_never_a_wrong_allele(bases: str, fa
     names = ["chrom", "pos", "ref", "alt"] if table else ["#CHROM", "POS", "ID", "REF", "ALT", "QUAL", "FILTER", "INFO"]
     lines = ([] if table else ["##fileformat=VCFv4.2"]) + [between.join(row) for row in (names, *rows)]
     path.write_text("\n".join(lines), encoding="utf-8", errors="replace", newline="")
-    try:
-        variants = Variants(path, is_vcf=not table)
-    except DataError as error:
-        assert not table and rows[0][0].startswith("#"), "behind #CHROM comes no other line of the header"
-        assert "#CHROM" in str(error)
+    if not table and rows and rows[0][0].startswith("#"):  # behind #CHROM comes no other line of the header
+        with pytest.raises(DataError, match="#CHROM"):
+            Variants(path, is_vcf=True)
         return
+    variants = Variants(path, is_vcf=not table)
     for judged in judge(variants, reference, WINDOW):
         assert judged.outcome in OUTCOMES
         assert (judged.site is not None) == (judged.outcome == "scored")
