@@ -23,8 +23,10 @@ from hyena_dist.tasks.suites.gue import GUE
 logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).parents[1]
-WAYS = {"all": "fine-tuned", "lora": "adapters (LoRA)", "probe": "probe, frozen"}
-"""Ways to train the same pretrained model, each a suite of its own."""
+MODELS = {"pretrained": ["model.kmer=5", "model.kmer_overlap=true"], "pretrained-bases": []}
+"""What is pretrained, with the keys of its tokens: overlapping 5-mers, one for each base, or single bases."""
+WAYS = {"all": "fine-tuned", "lora": "adapters (LoRA)", "probe": "probe, frozen", "bases": "fine-tuned, single bases"}
+"""Ways to train a pretrained model, each a suite of its own; the first three train that of 5-mers."""
 BESIDE = {"scratch": "from nothing", "kmers": "k-mers", "cnn": "CNN"}
 """What `finetune.baselines` puts beside the first."""
 
@@ -53,10 +55,6 @@ class Plan:
     ranks: int
     keys: tuple[str, ...]
 
-    @property
-    def model(self) -> Path:
-        return self.out / "pretrained"
-
 
 def commands(plan: Plan) -> list[list[str]]:
     """Every command, in order; each goes on, or ends at once, where an earlier start has been through it."""
@@ -64,16 +62,19 @@ def commands(plan: Plan) -> list[list[str]]:
     start = [python] if plan.ranks == 1 else ["torchrun", f"--nproc_per_node={plan.ranks}"]
     found = [] if shards.exists() else [[python, "shards/build.py", *plan.genomes, "--out", str(shards),
                                          "--val-fraction", "0.02", "--allow-copies", "1"]]
-    found.append([*start, "launchers/pretrain.py", "--config", "quickstart", f"data.shards={shards}",
-                  f"train.run_dir={plan.model}", f"train.steps={plan.steps}", f"train.eval_every={plan.steps // 4}",
-                  f"train.save_every={plan.steps // 4}", f"optim.warmup_steps={min(100, plan.steps // 4)}"])
+    found += [[*start, "launchers/pretrain.py", "--config", "quickstart", *tokens, f"data.shards={shards}",
+               f"train.run_dir={plan.out / model}", f"train.steps={plan.steps}", f"train.eval_every={plan.steps // 4}",
+               f"train.save_every={plan.steps // 4}", f"optim.warmup_steps={min(100, plan.steps // 4)}"]
+              for model, tokens in MODELS.items()]
     for way in WAYS:
+        model, trained = ("pretrained-bases", "all") if way == "bases" else ("pretrained", way)
         beside = ",".join(BESIDE) if way == "all" else ""
-        found.append([python, "launchers/suite.py", GUE.name, "--data", plan.gue, "--from", str(plan.model),
+        found.append([python, "launchers/suite.py", GUE.name, "--data", plan.gue, "--from", str(plan.out / model),
                       "--out", str(plan.out / way), "--most", str(plan.most),
-                      *(["--tasks", *plan.tasks] if plan.tasks else []), f"finetune.trained={way}",
+                      *(["--tasks", *plan.tasks] if plan.tasks else []), f"finetune.trained={trained}",
                       f"finetune.baselines={beside or chr(39) * 2}", "finetune.epochs=3", "finetune.seeds=3",
-                      "optim.lr=0.001", *plan.keys])
+                      "finetune.rc=average", "train.global_batch_size=8", "train.micro_batch_size=8", "optim.lr=0.001",
+                      *plan.keys])
     return found
 
 
@@ -130,16 +131,18 @@ def page(plan: Plan, docs: Path) -> None:
 
 def markdown(plan: Plan, found: dict[str, dict[str, dict[str, Any]]], kinds: Sequence[str]) -> str:
     """The page."""
-    summary = plan.model / "summary.json"
-    took = f"{read_object(summary)['seconds'] / 60:.0f} minutes" if summary.is_file() else "an unknown time"
+    took = " and ".join(_minutes(plan.out / model / "summary.json") for model in MODELS)
     names, keys = WAYS | BESIDE, " ".join(plan.keys)
     genomes = " ".join(f"{name}={Path(file).name}" for name, _, file in (
         genome.partition("=") for genome in plan.genomes))
     lines = ["# GUE, by a model that was pretrained for minutes", "",
-             f"A HyenaDNA of 2 layers and width 128 was pretrained for {took} on {plan.ranks} processes, on "
+             "Two HyenaDNA models of 2 layers and width 128, one whose tokens are overlapping 5-mers, one for each "
+             f"base, and one of single bases, were pretrained for {took}, on {plan.ranks} processes, on "
              f"{', '.join(genome.partition('=')[0] for genome in plan.genomes)}, and then given at most "
              f"{plan.most:,} training sequences of each task of GUE whose training file was there, "
-             f"for 3 epochs and with {_seeds(found)} seeds{' (' * bool(keys)}{keys}{')' * bool(keys)}. MCC on the test "
+             f"for 3 epochs in batches of 8, answers averaged over both strands, with {_seeds(found)} "
+             f"seeds{' (' * bool(keys)}{keys}{')' * bool(keys)}. All columns but the last of the models' are of the "
+             "5-mers. MCC on the test "
              "file (covid: macro F1), mean ± standard deviation; weights, k and regularisations are "
              "chosen by the dev file alone, and the test file is read once for each seed. The CNN and the model from "
              "nothing had as many steps.", "", "![MCC of every task](gue.png)", "",
@@ -150,6 +153,10 @@ def markdown(plan: Plan, found: dict[str, dict[str, dict[str, Any]]], kinds: Seq
     lines += ["", *_verdict(found, kinds), "", "To run it again:", "",
               f"    python launchers/gue.py --genomes {genomes} --gue GUE --out runs/gue-results {keys}".rstrip(), ""]
     return "\n".join(lines)
+
+
+def _minutes(summary: Path) -> str:
+    return f"{read_object(summary)['seconds'] / 60:.0f} minutes" if summary.is_file() else "an unknown time"
 
 
 def _seeds(found: dict[str, dict[str, dict[str, Any]]]) -> str:

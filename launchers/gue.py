@@ -1,4 +1,4 @@
-"""Pretrain a small model, fine-tune it on the tasks of GUE beside models that know nothing, and write the page of
+"""Pretrain small models, fine-tune them on the tasks of GUE beside models that know nothing, and write the page of
 docs/results. Started again, it goes on where it was stopped.
 
 example: python launchers/gue.py --genomes human=chr2.fa.gz yeast=r64.fa.gz --gue GUE --out runs/gue-results
@@ -22,7 +22,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="of all runs")
     parser.add_argument("--docs", type=Path, default=Path("docs/results"), metavar="DIR",
                         help="where the page is written (docs/results)")
-    parser.add_argument("--steps", type=int, default=3000, help="of pretraining (3000: half an hour on two cores)")
+    parser.add_argument("--steps", type=int, default=3600,
+                        help="of each pretraining (3600: a quarter of an hour on two cores)")
     parser.add_argument("--most", type=int, default=2000, metavar="N", help="training sequences of a task (2000)")
     parser.add_argument("--tasks", nargs="+", default=[], metavar="TASK", help="only these")
     parser.add_argument("--ranks", type=int, default=2, metavar="N", help="processes of the pretraining (2)")
