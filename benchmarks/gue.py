@@ -4,10 +4,6 @@ other, and the page of docs/results that shows them."""
 import csv
 import io
 import json
-import logging
-import os
-import shlex
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,12 +13,8 @@ from typing import Any
 from hyena_dist.config.errors import ConfigError
 from hyena_dist.config.plain import read_object
 from hyena_dist.runtime.files import write_whole
-from hyena_dist.runtime.signals import EXIT_REQUEUE
 from hyena_dist.tasks.suites.gue import GUE
 
-logger = logging.getLogger(__name__)
-
-ROOT = Path(__file__).parents[1]
 MODELS = {"pretrained": ["model.kmer=5", "model.kmer_overlap=true"], "pretrained-bases": []}
 """What is pretrained, with the keys of its tokens: overlapping 5-mers, one for each base, or single bases."""
 WAYS = {"all": "fine-tuned", "lora": "adapters (LoRA)", "probe": "probe, frozen", "bases": "fine-tuned, single bases"}
@@ -76,23 +68,6 @@ def commands(plan: Plan) -> list[list[str]]:
                       "finetune.rc=average", "train.global_batch_size=8", "train.micro_batch_size=8", "optim.lr=0.001",
                       *plan.keys])
     return found
-
-
-def run(plan: Plan) -> None:
-    """Run every command that has something left to do.
-
-    Raises:
-        ConfigError: one has failed, or was stopped; the same call goes on.
-    """
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    for command in commands(plan):
-        logger.info("running %s", shlex.join(command))
-        status = subprocess.run(command, env=environment, check=False).returncode
-        if status == EXIT_REQUEUE:
-            raise ConfigError("stopped: the same command goes on")
-        if status:
-            raise ConfigError(f"{shlex.join(command)}: ended with status {status}: mend what it says, and give the "
-                              "same command")
 
 
 def results(out: Path) -> dict[str, dict[str, dict[str, Any]]]:

@@ -38,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     import logging
     import shlex
 
-    from benchmarks.gue import Plan, commands, page, run  # numpy takes a second, --help should not
+    from benchmarks.commands import run_all
+    from benchmarks.gue import Plan, commands, page  # numpy takes a second, --help should not
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     tasks = [word for word in args.tasks if "=" not in word]
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("\n".join(shlex.join(command) for command in commands(plan)))
             return 0
         if not args.page:
-            run(plan)
+            run_all(commands(plan))
         page(plan, args.docs)
         print(f"written: {args.docs / 'gue.md'}")
     except (UserError, OSError) as error:

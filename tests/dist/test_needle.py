@@ -1,40 +1,18 @@
 """The last base of a needle's model hears of the first three context ranks by the exchange between ranks alone."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from types import SimpleNamespace
-from typing import Any
-from unittest.mock import patch
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
+from benchmarks.needle import RANKS, severed
 from hyena_dist.config.load import load_config
 from hyena_dist.config.presets import find
 from hyena_dist.model.model import build_model
 from hyena_dist.model.pooled import PooledModel
-from hyena_dist.parallel import collectives
-from hyena_dist.parallel.groups import Axis, init_groups
+from hyena_dist.parallel.groups import init_groups
 from hyena_dist.parallel.tokens import slice_tokens
 from tests.dist.harness import run_distributed
-
-RANKS = 4
-
-
-@contextmanager
-def severed() -> Iterator[None]:
-    """Every rank has zeros in place of what the others would send it in a layer; the answer, which is summed over the
-    ranks at the end, is still the last rank's."""
-    def start_all_to_all(x: Tensor, axis: Axis) -> tuple[Tensor, Any]:
-        kept = torch.zeros_like(x, memory_format=torch.contiguous_format)
-        kept[axis.rank] = x[axis.rank]
-        return kept, SimpleNamespace(wait=lambda: None)
-
-    def shift(x: Tensor, _axis: Axis, _step: int) -> Tensor:
-        return torch.zeros_like(x, memory_format=torch.contiguous_format)
-
-    with patch.object(collectives, "start_all_to_all", start_all_to_all), patch.object(collectives, "_shift", shift):
-        yield
 
 
 def _heard() -> dict[bool, list[bool]]:

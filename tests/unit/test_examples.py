@@ -50,7 +50,8 @@ COMMANDS = {"pretrain": pretrain, "finetune": finetune, "suite": suite, "needle"
             "plan": plan, "evaluate": evaluate, "score": score, "generate": generate, "embed": embed,
             "convert": convert, "build": build, "verify": verify, "scaling": scaling, "doctor": doctor, "show": show,
             "sweep": sweep, "bench": launcher("bench"), "gpu_check": launcher("gpu_check"),
-            "studies": launcher("studies"), "gue": launcher("gue")}
+            "studies": launcher("studies"), "gue": launcher("gue"),
+            "long_context": launcher("long_context")}
 
 
 def help_of(command: Any) -> str:
