@@ -61,9 +61,9 @@ class Step:
     """A step as the engines make it: forward, loss, backward, gradient norm and clipping, AdamW."""
 
     def __init__(self, section: ModelSection, batch: int, precision: str, device: torch.device,
-                 activation_checkpointing: str = "none") -> None:
+                 activation_checkpointing: str = "none", backend: str = "auto") -> None:
         """Of `batch` sequences of the model's longest length."""
-        self.model: HyenaModel = new_model(section, device, activation_checkpointing)
+        self.model: HyenaModel = new_model(section, device, activation_checkpointing, backend)
         self._precision, self._device, self._optim = precision, device, OptimSection()
         self._optimizer = build_optimizer(self.model, self.model.placement(), self._optim)
         self.ids = torch.zeros(batch, section.max_seq_len + 1, dtype=torch.int64, device=device)
@@ -88,10 +88,11 @@ class Step:
         return sum(tensor.untyped_storage().nbytes() for tensor in [*self.model.parameters(), *state])
 
 
-def count(section: ModelSection, batch: int, precision: str, activation_checkpointing: str = "none") -> Counted:
-    """Count the second step: the first makes the optimizer's state and what is cached."""
+def count(section: ModelSection, batch: int, precision: str, activation_checkpointing: str = "none",
+          backend: str = "auto") -> Counted:
+    """Count the second step: the first makes the optimizer's state and what is cached. `backend`: of `ops`."""
     with as_on_cuda():
-        step = Step(section, batch, precision, META, activation_checkpointing)
+        step = Step(section, batch, precision, META, activation_checkpointing, backend)
         with CallCounter(META):
             step()
         with peak_tensor_bytes(META) as peak, CallCounter(META) as counter:

@@ -54,9 +54,10 @@ def token_ids(size: Size, device: torch.device, turn: int) -> Tensor:
     return torch.randint(7, 11, shape, generator=torch.Generator(device).manual_seed(turn), device=device)
 
 
-def new_model(section: ModelSection, device: torch.device, activation_checkpointing: str = "none") -> HyenaModel:
+def new_model(section: ModelSection, device: torch.device, activation_checkpointing: str = "none",
+              backend: str = "auto") -> HyenaModel:
     """A model of a section with its initial values."""
-    config = hyena_config(section, activation_checkpointing=activation_checkpointing)
+    config = hyena_config(section, activation_checkpointing=activation_checkpointing, backend=backend)
     model = HyenaModel(config)
     initialize(model, model.placement(), model.tensor, seed=0)
     return model.train().to(device)

@@ -120,7 +120,7 @@ def _activations(section: ModelSection, seq_len: int, micro_batch_size: int, pre
               for letter in kinds_of(section)}
     inner = tokens * section.inner_size // split.tensor
     # On a GPU what is as wide as the inner channels is in half precision, as long as it lives.
-    chunk = MLP_CHUNK * (FP32 if device == "cpu" else E) * min(inner, product_elements(torch.device(device)))
+    chunk = MLP_CHUNK * (FP32 if device == "cpu" else E) * min(inner, product_elements(torch.device(device), inner))
     summed = stream if split.tensor > 1 else 0.0  # the gradient at an MLP is summed over tensor ranks in a copy
     mlp = Working(stream + wide * E * inner, 2 * stream + chunk + summed)
     blocks = [_Block(mixers[letter], mlp) for letter in section.layer_kinds]

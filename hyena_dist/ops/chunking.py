@@ -26,6 +26,10 @@ GPU_TOKEN_FACTOR = 512
 """The same of a chunk of tokens that is the side of a matrix product: its temporaries are fewer and in half precision
 half as large."""
 
+MOST_PRODUCT_CHUNKS = 5
+"""Into so many chunks a GPU cuts the tokens for matrix products at the most: each chunk is a dozen launches, and the
+temporaries of a fifth of the tokens are little beside what all of them have."""
+
 
 def chunks(size: int, elements_per_item: int, device: torch.device) -> Iterator[slice]:
     """Cut range(size) into slices of about CHUNK_ELEMENTS elements, at least one item each."""
@@ -39,12 +43,14 @@ def channel_chunks(channels: int, batch: int, length: int, device: torch.device)
 
 def token_chunks(tokens: int, width: int, device: torch.device) -> Iterator[slice]:
     """Cut range(tokens), of tokens `width` elements wide, into slices for matrix products."""
-    yield from _slices(tokens, LEAST_TOKENS * max(1, product_elements(device) // (width * LEAST_TOKENS)))
+    least = width * LEAST_TOKENS
+    yield from _slices(tokens, LEAST_TOKENS * max(1, product_elements(device, tokens * width, least) // least))
 
 
 def row_chunks(rows: int, length: int, elements_per_token: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
     """Cut [rows, length] into pieces of whole rows, or of one row's tokens where a row is too long."""
-    for part in _slices(rows, max(1, product_elements(device) // max(1, length * elements_per_token))):
+    row = max(1, length * elements_per_token)
+    for part in _slices(rows, max(1, product_elements(device, rows * row) // row)):
         count = part.stop - part.start
         for tokens in token_chunks(length, count * elements_per_token, device):
             yield part, tokens
@@ -56,9 +62,11 @@ def chunk_elements(device: torch.device) -> int:
     return forks * _parallel_elements(device)
 
 
-def product_elements(device: torch.device) -> int:
-    """The same of one that is the side of a matrix product."""
-    return chunk_elements(device) if device.type == "cpu" else CHUNK_ELEMENTS * GPU_TOKEN_FACTOR
+def product_elements(device: torch.device, elements: int, multiple: int = 1) -> int:
+    """The same of one that is the side of a matrix product, of so many elements in all, which are cut at multiples."""
+    if device.type == "cpu":
+        return chunk_elements(device)
+    return max(CHUNK_ELEMENTS * GPU_TOKEN_FACTOR, -(-elements // (MOST_PRODUCT_CHUNKS * multiple)) * multiple)
 
 
 def transform_elements(length: int, device: torch.device) -> int:

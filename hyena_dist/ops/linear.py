@@ -100,7 +100,9 @@ def linear_to_channels_backward(dp: Tensor, x: Tensor, weight: Tensor, bias: Ten
     for rows, tokens in row_chunks(batch, length, len(weight), x.device):
         n = tape.forward(_by_row(x, rows, tokens)).flatten(0, 1)
         piece = dp[rows, :, tokens].transpose(0, 1)
-        g = work("g", *piece.shape).copy_(piece).flatten(1)  # [O, rows tokens]: two products read it
+        if len(piece[0]) > 1 or piece.device.type == "cpu":  # a GPU's products read one row where it is
+            piece = work("g", *piece.shape).copy_(piece)
+        g = piece.flatten(1)  # [O, rows tokens]
         tape.backward(torch.mm(g.t(), w, out=work("dn", *n.shape)), _by_row(dx, rows, tokens),
                       None if dresidual is None else _by_row(dresidual, rows, tokens))
         dweight = accumulate_product(dweight, g, n, weight.dtype)

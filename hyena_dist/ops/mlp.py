@@ -148,7 +148,8 @@ def _gelu(h: Tensor, work: Workspace, kernels: ModuleType | None) -> Tensor:
 def _gelu_backward(h: Tensor, da: Tensor, work: Workspace) -> tuple[Tensor, Tensor]:
     """a = gelu(h) and the gradient at h from that at a, which is overwritten."""
     if not _by_sigmoid(h):
-        return F.gelu(h, approximate="tanh"), torch.ops.aten.gelu_backward(da, h, approximate="tanh")
+        a = torch.ops.aten.gelu.out(h, approximate="tanh", out=work("a", *h.shape))
+        return a, torch.ops.aten.gelu_backward.grad_input(da, h, approximate="tanh", grad_input=da)
     constant, shape = h.new_tensor(_A), h.shape
     s = torch.addcmul(constant, h, h, value=_B, out=work("s", *shape)).mul_(h).sigmoid_()
     a = torch.mul(s, h, out=work("a", *shape))

@@ -46,7 +46,7 @@ class NormTape:
         self.dtype, self._product = dtype, product
         self._weights = None if weight is None or bias is None else (weight.to(dtype), bias.to(dtype))
         self._origin = weight
-        self._sums: list[Tensor | None] = [None, None]
+        self._sums: Sequence[Tensor] = ()  # gradients at weight and bias; the kernels give both in one tensor, [2, D]
         self._kernels = None if weight is None else norm_kernels(backend, weight.device, dtype, len(weight))
         self.reads = product if self._kernels else dtype
         """The dtype of the gradients that `backward` takes as they are."""
@@ -67,28 +67,27 @@ class NormTape:
         """Write to dx the gradient at what the last `forward` read, given the gradient dy at what it returned.
         `residual` is added. dx and `residual` have the shape that `forward` read; dy has that or [R T, D]."""
         if self._weights is not None and self._kernels:
-            self._add(self._kernels.backward(self._x, dy, self._weights[0], self._eps, dx, residual).unbind())
+            sums = self._kernels.backward(self._x, dy, self._weights[0], self._eps, dx, residual)
+            self._sums = self._sums.add_(sums) if isinstance(self._sums, Tensor) else sums
             return
         if self._weights is not None:
             dy, *grads = torch.ops.aten.native_layer_norm_backward(
                 dy.flatten(0, -2).to(self.dtype), self._x, dx.shape[-1:], self._mean, self._rstd, *self._weights,
                 [True, True, True])
-            self._add(grads)
+            before = self._sums or (None, None)
+            self._sums = [accumulate(total, grad) for total, grad in zip(before, grads, strict=True)]
         if residual is None:
             dx.copy_(dy.view(dx.shape))
         else:
             torch.add(dy.view(dx.shape), residual, out=dx)
 
-    def _add(self, grads: Sequence[Tensor]) -> None:
-        self._sums = [accumulate(total, grad) for total, grad in zip(self._sums, grads, strict=True)]
-
     def gradients(self) -> tuple[Tensor | None, Tensor | None, None, None]:
         """What an autograd function returns for NormArguments: the gradients at the weight and the bias, and None for
         the two that have no gradient."""
-        if self._origin is None:
+        if self._origin is None or not len(self._sums):
             return None, None, None, None
-        weight, bias = (None if total is None else total.to(self._origin.dtype) for total in self._sums)
-        return weight, bias, None, None
+        weight, bias = self._sums
+        return weight.to(self._origin.dtype), bias.to(self._origin.dtype), None, None
 
 
 def layer_norm(x: Tensor, norm: NormWeights) -> Tensor:

@@ -228,6 +228,19 @@ def test_a_million_tokens_stay_below_the_bars():
     assert found.waits == {}
 
 
+def test_a_million_tokens_by_kernels_stay_below_the_bars():
+    """By what the kernels declare. The control: torch's operations move more than twice as much."""
+    pytest.importorskip("triton", reason="needs the extra `kernels`")
+    found = roofline.count(MILLION.section(), MILLION.batch, "bf16", backend="triton")
+    print(f"{found.total.launches:,} launches, {found.total.bytes / GIB:,.0f} GiB, {found.peak_bytes / GIB:.1f} GiB")
+    assert found.total.launches <= 2_000
+    assert found.total.bytes <= 900 * GIB
+    assert found.peak_bytes == pytest.approx(found.memory.total, rel=0.1)
+    torchs = roofline.count(MILLION.section(), MILLION.batch, "bf16", backend="torch")
+    assert torchs.total.bytes > 1_800 * GIB
+    assert torchs.total.launches > 4_000
+
+
 def test_a_short_step_stays_below_its_bar():
     found = roofline.count(SHORT.section(), SHORT.batch, "bf16")
     print(f"{found.total.launches:,} launches")

@@ -26,8 +26,17 @@ def _a_cache_of_its_own(tmp_path, monkeypatch):
 
 
 def launched(length: int, dtype: torch.dtype, wide: bool = True, backward: bool = True) -> list[Launch]:
-    """By both directions of two channels."""
-    p, dy, h = torch.zeros(2, 3, 2, length, dtype=dtype), torch.zeros(2, 2, length, dtype=dtype), torch.zeros(2, length)
+    """By both directions of two channels, of several rows, and of one, whose long filters' gradients are made at
+    once."""
+    found: dict[Launch, None] = {}
+    for batch in (2, 1):
+        found |= dict.fromkeys(of_batch(batch, length, dtype, wide, backward))
+    return list(found)
+
+
+def of_batch(batch: int, length: int, dtype: torch.dtype, wide: bool, backward: bool) -> list[Launch]:
+    p, dy = torch.zeros(batch, 3, 2, length, dtype=dtype), torch.zeros(batch, 2, length, dtype=dtype)
+    h = torch.zeros(2, length)
     plan = plan_for(length, dtype == torch.float32, wide)
     kind = ByCufft if plan is None else OneRow if isinstance(plan, SmallPlan) else LongRow
     run = kind(p, torch.zeros(6, 3), torch.zeros(6), *([] if plan is None else [plan]))

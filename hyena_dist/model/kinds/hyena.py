@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from hyena_dist.model.config import HyenaConfig
     from hyena_dist.model.placement import Weights
 
-KERNELS_ROW, KERNELS_FILTER = 8, 20
-"""Bytes of Triton's kernels in the backward pass, for every element of a group of channels, and for every element of
-the group's filters. `auto` takes them on the devices and at the lengths where they were measured."""
+KERNELS_ROW, KERNELS_FILTER, KERNELS_LEFT = 8, (8, 16), 14
+"""Bytes of Triton's kernels in the backward pass (`ops.triton.plans.GROUP_ELEMENTS`): for every element of a group of
+channels, and for every element of the group's filters where the batch is one row and where it is several; and for every
+element when the filters' gradients have left. `auto` takes the kernels where they were measured."""
 
 CHUNK, FILTER_CHUNK = 14, 5
 """Float32 tensors of one chunk that live at a time in the backward pass, and more of them for each of the filters. A
@@ -203,7 +204,10 @@ def _chunk(section: ModelSection, seq_len: int, batch: int, elements: int, *, it
            device: "torch.device") -> float:
     """Bytes of what lives as long as a chunk of this many elements of one tensor, in the backward pass."""
     if device.type == "cuda" and _by_kernels(section, seq_len, itemsize):
-        return (KERNELS_ROW + KERNELS_FILTER / batch) * elements
+        from hyena_dist.ops.triton.plans import GROUP_ELEMENTS
+        tokens, width = batch * seq_len, section.hidden_size
+        group = min(tokens * width, max(tokens, GROUP_ELEMENTS))
+        return max(KERNELS_LEFT, KERNELS_ROW + KERNELS_FILTER[batch > 1] / batch) * group
     lowered = HALF_CHUNK if itemsize < FP32 else 0.0
     return (CHUNK + (section.hyena_order - 1) * FILTER_CHUNK + lowered) * FP32 * elements
 

@@ -6,12 +6,8 @@ from torch import Tensor
 from hyena_dist.ops.costs import Cost
 from hyena_dist.ops.triton import columns, rows
 from hyena_dist.ops.triton.groups import SHORT_BYTES, SHORT_LAUNCHES, ByGroups
-from hyena_dist.ops.triton.plans import LargePlan
+from hyena_dist.ops.triton.plans import GROUP_ELEMENTS, LargePlan
 from hyena_dist.ops.triton.tables import left_table, right_table, twiddles
-
-GROUP_ELEMENTS = 2**25
-"""Elements of a group of channels. Each has 8 bytes of intermediate results in the backward pass (float32: 16), 6 (12)
-of gradients at the short convolution's results, and for one batch row 20 of spectra."""
 
 PROGRAMS = 2048
 """Programs over which the batch's rows of a filter's row are spread; above it each goes through several of them."""
@@ -39,8 +35,10 @@ class LongRow(ByGroups):
             spectra = (6 + 2 * self._splits(next(self._groups()))) * s * filters
             return Cost(6 * a * elements + 8 * s * points + spectra + h, flops * (2 * points + filters),
                         5 * self.groups)
-        return Cost((12 + SHORT_BYTES) * a * elements + 16 * s * points + (14 * s + 16) * filters + 2 * h,
-                    flops * (4 * points + 2 * filters), (8 + SHORT_LAUNCHES) * self.groups + 2)
+        several = self.batch > 1
+        spectra = (12 * s + 16 * several) * filters
+        return Cost((12 + SHORT_BYTES) * a * elements + 16 * s * points + spectra + 2 * h,
+                    flops * (4 * points + 2 * filters), (7 + several + SHORT_LAUNCHES) * self.groups + 2)
 
     def _forward(self, part: slice, h: Tensor, direct: Tensor, y: Tensor) -> None:
         plan, here = self.plan, part.stop - part.start
@@ -59,14 +57,20 @@ class LongRow(ByGroups):
         spectrum = self._spectrum(h, part)
         (a, a_columns), (g, g_columns) = self._columns("u", part), self._columns("g", part, dy)
         a_rows, g_rows = (self.new(self.batch, here, plan.n1) for _ in range(2))
-        place = self.new(here, 2, plan.n1, plan.n2, dtype=self.dtype)
-        dspectrum = self.new(here, 2, plan.n1, plan.n2)
+        gradient, scales = self.new(here, 2, plan.n1, plan.n2, dtype=self.dtype), self.new(here, plan.n1)
+        alone = self.batch == 1
+        dspectrum = scales if alone else self.new(here, 2, plan.n1, plan.n2)
         rows.backward[(plan.n1, here)](
-            a, g, a_columns, g_columns, a_rows, g_rows, place, dspectrum, *spectrum, *self._row_tables(), self.batch,
-            plan.n1, 0, BC=plan.tile, **self.row_kernel, **plan.rows_backward)
-        del spectrum
-        self._leave_filters(part, dspectrum, place, dh)
-        del dspectrum, place
+            a, g, a_columns, g_columns, a_rows, g_rows, gradient, scales, dspectrum, *spectrum, *self._row_tables(),
+            self.batch, plan.n1, 0, ALONE=alone, BC=plan.tile, **self.row_kernel, **plan.rows_backward)
+        if not alone:
+            rows.inverse_of_filters[(plan.n1, here)](dspectrum, gradient, scales, *self._row_tables(), plan.n1,
+                                                     **self.row_kernel, **plan.filter_rows)
+        del spectrum, dspectrum
+        columns.leave_filters[self._column_grid(part, plan.tile)[:2]](
+            gradient, scales, dh, *self._column_tables(), self.length, part.start, plan.n1, self.scale,
+            **plan.column_shape, BC=plan.tile, PREC=self.prec, **plan.filters)
+        del gradient, scales
         grid = self._column_grid(part, plan.leave_backward["BC"])
         dq = self.new(self.batch, 3, here, self.length, dtype=self.p.dtype)
         sums = self.new(self.batch, here, grid[0])
@@ -74,16 +78,6 @@ class LongRow(ByGroups):
             a, g, a_rows, g_rows, self.p, dy, dq, sums, self.weight, self.bias, direct, *self._column_tables(),
             self.length, self.channels, part.start, plan.n1, **self.column_kernel, **plan.leave_backward)
         return dq, sums
-
-    def _leave_filters(self, part: slice, dspectrum: Tensor, place: Tensor, dh: Tensor) -> None:
-        """From the gradient at the filters' spectra [c, 2, n1, n2] to dh[part]; `place` is of its shape."""
-        plan, here = self.plan, part.stop - part.start
-        scales = self.new(here, plan.n1)
-        rows.inverse[(plan.n1, here)](dspectrum, place, scales, *self._row_tables(), plan.n1, **self.row_kernel,
-                                      **plan.filter_rows)
-        columns.leave_filters[self._column_grid(part, plan.tile)[:2]](
-            place, scales, dh, *self._column_tables(), self.length, part.start, plan.n1, self.scale,
-            **plan.column_shape, BC=plan.tile, PREC=self.prec, **plan.filters)
 
     def _spectrum(self, h: Tensor, part: slice) -> tuple[Tensor, Tensor]:
         """The filters' spectra [c, 2, n1, n2] and the scales of their rows [c, n1]."""

@@ -8,11 +8,8 @@ from torch import Tensor
 from hyena_dist.ops.costs import Cost
 from hyena_dist.ops.triton import small
 from hyena_dist.ops.triton.groups import SHORT_BYTES, SHORT_LAUNCHES, ByGroups
-from hyena_dist.ops.triton.plans import SmallPlan
+from hyena_dist.ops.triton.plans import GROUP_ELEMENTS, SmallPlan
 from hyena_dist.ops.triton.tables import left_table, right_table, twiddles
-
-GROUP_ELEMENTS = 2**26
-"""Elements of a group of channels: the gradients at the short convolution's results are 3 times as many."""
 
 PROGRAMS = 1024
 """Programs of a launch, if there are as many rows: a few for each that a large GPU holds at once. A function of the

@@ -12,6 +12,11 @@ IN_ORDER = {"num_stages": 1}
 """No load before its turn in a loop: it could be of what the turn before has yet to store, and its copies in shared
 memory cost a second program there."""
 
+GROUP_ELEMENTS = 2**27
+"""Elements of a group of channels, which go through the kernels together. In the backward pass each has 8 bytes of
+intermediate results (float32: 16), 6 (12) of gradients at the short convolution's results, and for each of the filters
+8 (16) of spectra where the batch is one row, else 16 (24)."""
+
 WIDE_SHAPES = (64, 64, 32), (128, 64, 256), (128, 128, 256)
 PRECISE_SHAPES = (64, 32, 128), (64, 64, 128)
 """Rows of r1 r2 points, the smallest that will do, and how many points of columns they take at most, 64 without

@@ -89,10 +89,14 @@ def forward(A, COLUMN_SCALES, ROW_SCALES, H, HS, T1, T2, TW, batch, N1, ZERO, R1
 
 
 @triton.jit(do_not_specialize=["batch", "N1"])
-def backward(A, G, COLUMN_SCALES, G_COLUMN_SCALES, ROW_SCALES, G_ROW_SCALES, U, DH, H, HS, T1, T2, TW, batch, N1, ZERO,
-             R1: tl.constexpr, R2: tl.constexpr, BC: tl.constexpr, ROOM: tl.constexpr, PREC: tl.constexpr):
-    """A <- inverse(H U) with U = forward(A); DH [c, 2, N1, N2] <- the sum over the batch of conj(U) forward(G);
-    G <- inverse(conj(H) forward(G)). U [c, 2, N1, N2] is a place for one row's spectrum. Grid (N1, c)."""
+def backward(A, G, COLUMN_SCALES, G_COLUMN_SCALES, ROW_SCALES, G_ROW_SCALES, F, F_SCALES, DH, H, HS, T1, T2, TW, batch,
+             N1, ZERO, ALONE: tl.constexpr, R1: tl.constexpr, R2: tl.constexpr, BC: tl.constexpr, ROOM: tl.constexpr,
+             PREC: tl.constexpr):
+    """A <- inverse(H U) with U = forward(A); G <- inverse(conj(H) forward(G)). The gradient at the filters' spectra
+    is the sum over the batch of conj(U) forward(G). ALONE, a batch of one row: its inverse goes to F [c, 2, N1, N2] and
+    F_SCALES [c, N1] at once; else it goes to DH [c, 2, N1, N2] in float32, and `inverse_of_filters` comes next: in this
+    kernel it would spill. Spectra that are needed again wait in the places of A and G that they came from.
+    Grid (N1, c)."""
     PLANE: tl.constexpr = R1 * R2
     k, c, here = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     F1 = load_table(T1, R1, PREC)
@@ -104,25 +108,55 @@ def backward(A, G, COLUMN_SCALES, G_COLUMN_SCALES, ROW_SCALES, G_ROW_SCALES, U, 
     for i in range(batch):
         b = c * 0 + i
         a_row = b.to(tl.int64) * here + c
+        u_place = A + a_row * (2 * plane) + k * PLANE
+        g_place = G + a_row * (2 * plane) + k * PLANE
         m = at + b * ZERO
         ar, ai, s = load_row(A, COLUMN_SCALES, a_row, k, m, N1, R1, R2, BC, ROOM, PREC)
         ur, ui = row_forward(ar, ai, F1, F2, TW, m, PLANE, PREC)
-        tl.store(U + offset + m, ur)
-        tl.store(U + offset + plane + m, ui)
-        tl.debug_barrier()  # read below by other threads, and the row was read before its result takes its place
-        pr, pi = multiply(ur, ui, tl.load(H + offset + m), tl.load(H + offset + plane + m))
+        tl.debug_barrier()  # the row was read before its spectrum takes its place
+        store_pair(u_place, plane, m, ur, ui)
         m = at + (b + 1) * ZERO
-        yr, yi = row_inverse(pr, pi, F1, F2, TW, m, PLANE, PREC)
-        store_row(A, ROW_SCALES, yr, yi, s * hs, a_row, k, m, N1, PLANE, PREC)
-        m = at + (b + 2) * ZERO
         ar, ai, t = load_row(G, G_COLUMN_SCALES, a_row, k, m, N1, R1, R2, BC, ROOM, PREC)
         gr, gi = row_forward(ar, ai, F1, F2, TW, m, PLANE, PREC)
-        add_correlation(DH + offset, U + offset, plane, m, b == 0, gr, gi, s * t)
+        tl.debug_barrier()  # what other threads wrote is read below, and the row was read before its place is taken
+        if ALONE:
+            store_pair(g_place, plane, m, gr, gi)
+            ur, ui = tl.load(u_place + m).to(tl.float32), tl.load(u_place + plane + m).to(tl.float32)
+            dr, di = multiply_conjugate(gr.to(tl.float32), gi.to(tl.float32), ur, ui)
+            store_inverse(F, F_SCALES, dr, di, s * t, F1, F2, TW, c, k, m, N1, PLANE, ROOM, PREC)
+            m = at + (b + 2) * ZERO
+            tl.debug_barrier()  # read by other threads than those that wrote it
+            gr, gi = tl.load(g_place + m), tl.load(g_place + plane + m)
+        else:
+            add_correlation(DH + offset, u_place, plane, m, b == 0, gr, gi, s * t)
         pr, pi = multiply_conjugate(gr, gi, tl.load(H + offset + m), tl.load(H + offset + plane + m))
         m = at + (b + 3) * ZERO
         yr, yi = row_inverse(pr, pi, F1, F2, TW, m, PLANE, PREC)
-        tl.debug_barrier()  # the next row's loads of U and DH are by other threads than these
+        tl.debug_barrier()  # the row's spectrum was read before its result takes its place
         store_row(G, G_ROW_SCALES, yr, yi, t * hs, a_row, k, m, N1, PLANE, PREC)
+        m = at + (b + 4) * ZERO
+        pr, pi = multiply(tl.load(u_place + m), tl.load(u_place + plane + m), tl.load(H + offset + m),
+                          tl.load(H + offset + plane + m))
+        m = at + (b + 5) * ZERO
+        yr, yi = row_inverse(pr, pi, F1, F2, TW, m, PLANE, PREC)
+        tl.debug_barrier()  # the row's spectrum was read; the next row's loads of DH are by other threads than these
+        store_row(A, ROW_SCALES, yr, yi, s * hs, a_row, k, m, N1, PLANE, PREC)
+
+
+@triton.jit
+def store_pair(place, plane, at, re, im):
+    """A spectrum that waits in a row's place."""
+    tl.store(place + at, re)
+    tl.store(place + plane + at, im)
+
+
+@triton.jit
+def store_inverse(F, F_SCALES, dr, di, scale, F1, F2, TW, c, k, at, N1, PLANE: tl.constexpr,
+                  ROOM: tl.constexpr, PREC: tl.constexpr):
+    """Row k of channel c of F <- the inverse of (dr + i di) scale."""
+    pr, pi, s = scaled_pair(dr, di, ROOM)
+    yr, yi = row_inverse(narrow(pr, PREC), narrow(pi, PREC), F1, F2, TW, at, PLANE, PREC)
+    store_row(F, F_SCALES, yr, yi, s * scale, c.to(tl.int64), k, at, N1, PLANE, PREC)
 
 
 @triton.jit(do_not_specialize=["N1"])
@@ -145,15 +179,14 @@ def spectrum(A, COLUMN_SCALES, H, HS, T1, T2, TW, N1, scale, R1: tl.constexpr, R
 
 
 @triton.jit(do_not_specialize=["N1"])
-def inverse(DH, A, ROW_SCALES, T1, T2, TW, N1, R1: tl.constexpr, R2: tl.constexpr, ROOM: tl.constexpr,
-            PREC: tl.constexpr):
-    """A [c, 2, N1, N2] <- inverse(DH), row by row, of DH [c, 2, N1, N2] float32. Grid (N1, c)."""
+def inverse_of_filters(DH, F, F_SCALES, T1, T2, TW, N1, R1: tl.constexpr, R2: tl.constexpr, ROOM: tl.constexpr,
+                       PREC: tl.constexpr):
+    """F, F_SCALES <- the inverse of DH, row by row, both [c, 2, N1, N2]. Grid (N1, c)."""
     PLANE: tl.constexpr = R1 * R2
     k, c = tl.program_id(0), tl.program_id(1)
     F1 = load_table(T1, R1, PREC)
     F2 = load_table(T2, R2, PREC)
     at = tl.arange(0, R1)[:, None] * R2 + tl.arange(0, R2)[None, :]
     row = DH + c.to(tl.int64) * (2 * N1 * PLANE) + k * PLANE + at
-    pr, pi, s = scaled_pair(tl.load(row), tl.load(row + N1 * PLANE), ROOM)
-    yr, yi = row_inverse(narrow(pr, PREC), narrow(pi, PREC), F1, F2, TW, at, PLANE, PREC)
-    store_row(A, ROW_SCALES, yr, yi, s, c.to(tl.int64), k, at, N1, PLANE, PREC)
+    dr, di = tl.load(row), tl.load(row + N1 * PLANE)
+    store_inverse(F, F_SCALES, dr, di, 1.0, F1, F2, TW, c, k, at, N1, PLANE, ROOM, PREC)
