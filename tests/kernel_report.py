@@ -18,7 +18,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 PTXAS = Path(triton.backends.nvidia.__file__).parent / "bin" / "ptxas"
-TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
+TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int32: "*i32"}
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def _launch(function: JITFunction, given: dict[str, Any], options: dict[str, Any
             continue
         number = value.data_ptr() if isinstance(value, torch.Tensor) else value
         types.append((name, TYPES[value.dtype] if isinstance(value, torch.Tensor)
-                      else "fp32" if isinstance(value, float) else "i32"))
+                      else "fp32" if isinstance(value, float) else "i32" if value < 2**31 else "i64"))
         if isinstance(number, int) and number % 16 == 0 and not parameter.do_not_specialize:
             divisible.append(name)
     return Launch(function, tuple(types), tuple(constants), tuple(divisible), tuple(options.items()))

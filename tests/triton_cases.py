@@ -14,10 +14,14 @@ import importlib
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy as np
 import torch
+import triton.language as tl
 from torch import Tensor
+from triton.runtime import interpreter
 
 from hyena_dist.config.schema import Config
 from hyena_dist.config.sections.model import ModelSection
@@ -25,17 +29,27 @@ from hyena_dist.config.sections.ops import OpsSection
 from hyena_dist.model.loss import token_loss
 from hyena_dist.model.model import build_model
 from hyena_dist.ops.hyena import HyenaWeights, hyena
-from hyena_dist.ops.long_conv import causal_conv_reference
-from hyena_dist.ops.short_conv import short_conv_reference
+from hyena_dist.ops.mix import MixWeights, mix_reference
+from hyena_dist.ops.segments import Segments
 from hyena_dist.ops.triton import long_row
-from hyena_dist.ops.triton.fft import ByCufft
-from hyena_dist.ops.triton.long_row import LongRow
-from hyena_dist.ops.triton.one_row import OneRow
+from hyena_dist.ops.triton.groups import Operator, Plan, convolution
 from hyena_dist.ops.triton.plans import LargePlan, SmallPlan, plan_for
 from hyena_dist.parallel.groups import Groups
 from tests.triton_traffic import Traffic
 
+
+def rounded(values: np.ndarray, source: tl.dtype, target: tl.dtype, mode: object) -> np.ndarray:
+    """The interpreter cuts bfloat16 off, where a GPU rounds."""
+    if (source, target) == (tl.float32, tl.bfloat16):
+        return torch.from_numpy(np.array(values, dtype=np.float32)).bfloat16().view(torch.uint16).numpy()
+    return convert_float(values, source, target, mode)
+
+
+convert_float, interpreter._convert_float = interpreter._convert_float, rounded
+
 BAND = 64
+POISON = 2**30
+"""Of integers, which would be no place."""
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
 
 
@@ -47,7 +61,8 @@ class Bands:
         self._empty = torch.empty
 
     def around(self, tensor: Tensor) -> Tensor:
-        place = torch.full((tensor.numel() + 2 * BAND,), float("nan"), dtype=tensor.dtype)
+        poison = float("nan") if tensor.is_floating_point() or tensor.is_complex() else POISON
+        place = torch.full((tensor.numel() + 2 * BAND,), poison, dtype=tensor.dtype)
         self._places.append(place)
         inside = place[BAND:-BAND].view(tensor.shape)
         return inside.copy_(tensor)
@@ -63,7 +78,8 @@ class Bands:
             torch.empty = self._empty
 
     def whole(self) -> bool:
-        return all(bool(band.isnan().all()) for place in self._places for band in (place[:BAND], place[-BAND:]))
+        ends = [end for place in self._places for end in (place[:BAND], place[-BAND:])]
+        return all(bool((end.isnan() | (end == POISON)).all()) for end in ends)
 
 
 def relative(a: Tensor, b: Tensor) -> float:
@@ -72,43 +88,60 @@ def relative(a: Tensor, b: Tensor) -> float:
     return error if error == error else float("inf")
 
 
-def reference(p: Tensor, dy: Tensor, weight: Tensor, bias: Tensor, h: Tensor, direct: Tensor) -> dict[str, Tensor]:
-    """y and every gradient by the references in float64."""
+def reference(p: Tensor, dy: Tensor, weight: Tensor, bias: Tensor, h: Tensor, direct: Tensor,
+              segments: Segments | None = None) -> dict[str, Tensor]:
+    """y and every gradient by the references in float64. A short convolution of no taps is none."""
     leaves = [t.double().requires_grad_() for t in (p.flatten(1, 2), weight, bias, h, direct)]
-    x0, x1, v = short_conv_reference(*leaves[:3]).chunk(3, dim=1)
-    y = causal_conv_reference(x1 * v, *leaves[3:], x0)
+    given = MixWeights(*leaves[1:]) if weight.shape[1] else MixWeights(None, None, *leaves[3:])
+    y = mix_reference(leaves[0], given, segments)
     y.backward(dy.double())
-    grads = [leaf.grad for leaf in leaves]
+    grads = [torch.zeros(0) if leaf.grad is None else leaf.grad for leaf in leaves]
     grads[0] = grads[0].view(p.shape)
     return dict(zip(("y", "dp", "dweight", "dbias", "dh", "ddirect"), (y.detach(), *grads), strict=True))
 
 
-def inputs(batch: int, channels: int, length: int, taps: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+def inputs(batch: int, channels: int, length: int, taps: int, dtype: torch.dtype = torch.float32,
+           order: int = 2) -> list[Tensor]:
     """p, dy, weight, bias, h, direct."""
     draw = torch.Generator().manual_seed(length)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=draw)
 
-    h = normal(channels, length) * torch.exp(-torch.arange(length) / (length / 5))
-    return [normal(batch, 3, channels, length).to(dtype), normal(batch, channels, length).to(dtype),
-            normal(3 * channels, taps), normal(3 * channels), h, normal(channels)]
+    h = normal(order - 1, channels, length) * torch.exp(-torch.arange(length) / (length / 5))
+    blocks = order + 1
+    return [normal(batch, blocks, channels, length).to(dtype), normal(batch, channels, length).to(dtype),
+            normal(blocks * channels, taps), normal(blocks * channels), h, normal(order - 1, channels)]
 
 
-def compare(given: list[Tensor], kind: Callable, *plan: SmallPlan | LargePlan,
-            rows: slice = slice(None)) -> dict[str, float]:
-    """Errors of both directions of a kind, of some channels, and whether anything was written outside."""
-    want = reference(*given)
+def compare(given: list[Tensor], plan: Plan, rows: slice = slice(None),
+            offsets: Sequence[Sequence[int]] | None = None) -> dict[str, float]:
+    """Errors of both directions by a plan, of some channels, and whether anything was written outside. With segments
+    their offsets; the filters then have lags that none reaches."""
+    p, batch = given[0], len(given[0])
+    segments = None if offsets is None else Segments(offsets, batch, p.shape[-1])
+    want = reference(*given, segments)
     bands = Bands()
     p, dy, *weights = (bands.around(t) for t in given)
+    taps = given[2].shape[1]
+    if not taps:
+        weights[:2] = None, None
+    if segments:
+        places, sizes = segments.by_size(p.device)
+        run = Operator.in_segments(p, *weights[:2], bands.around(places),
+                                   bands.around(segments.positions(p.device).int()), sizes, lambda _size: plan)
+    else:
+        run = Operator.whole(p, *weights[:2], plan)
     with bands.of_everything_made():
-        y = kind(p, *weights[:2], *plan).mix(*weights[2:])
-        grads = kind(p, *weights[:2], *plan).mix_backward(dy, *weights[2:])
+        y = run.mix(*weights[2:])
+        grads = run.mix_backward(dy, *weights[2:])
+    blocks = p.shape[1]
     found = {"y": y, "dp": p, "dweight": grads[0], "dbias": grads[1], "dh": grads[2], "ddirect": grads[3]}
-    of_channels = {"y": lambda t: t[:, rows], "dp": lambda t: t[:, :, rows], "dh": lambda t: t[rows],
-                   "ddirect": lambda t: t[rows], "dweight": lambda t: t.unflatten(0, (3, -1))[:, rows],
-                   "dbias": lambda t: t.unflatten(0, (3, -1))[:, rows]}
-    errors = {name: relative(part(found[name]), part(want[name])) for name, part in of_channels.items()}
+    of_channels = {"y": lambda t: t[:, rows], "dp": lambda t: t[:, :, rows], "dh": lambda t: t[:, rows],
+                   "ddirect": lambda t: t[:, rows], "dweight": lambda t: t.unflatten(0, (blocks, -1))[:, rows],
+                   "dbias": lambda t: t.unflatten(0, (blocks, -1))[:, rows]}
+    errors = {name: relative(part(found[name]), part(want[name])) for name, part in of_channels.items()
+              if taps or name not in ("dweight", "dbias")}
     errors["y again"] = relative(dy[:, rows], want["y"][:, rows])
     errors["outside"] = 0.0 if bands.whole() else float("inf")
     return errors
@@ -144,27 +177,32 @@ def hard(what: str, dtype: torch.dtype, plan: SmallPlan | LargePlan) -> dict[str
             h *= 1e10
         case "nan":
             p[0, 1, 0, 17] = float("nan")
-    kind = OneRow if isinstance(plan, SmallPlan) else LongRow
-    return compare(given, kind, plan, rows=slice(1 if what == "nan" else 0, None))
+    return compare(given, plan, rows=slice(1 if what == "nan" else 0, None))
 
 
 HARD = ("zeros", "constant", "tone", "loud", "huge", "tiny", "nan")
 
 
 def by_cufft(*shape: int, dtype: torch.dtype = torch.float32) -> dict[str, float]:
-    return compare(inputs(*shape, dtype=dtype), ByCufft)
+    return compare(inputs(*shape, dtype=dtype), None)
 
 
-def by_kernels(*shape: int, dtype: torch.dtype, plan: SmallPlan | LargePlan | None = None) -> dict[str, float]:
+def by_kernels(*shape: int, dtype: torch.dtype, plan: Plan = None, order: int = 2) -> dict[str, float]:
     """With a plan of small tiles, or that of the length."""
     plan = plan or plan_for(shape[2], dtype == torch.float32, True)
-    return compare(inputs(*shape, dtype=dtype), OneRow if isinstance(plan, SmallPlan) else LongRow, plan)
+    return compare(inputs(*shape, dtype=dtype, order=order), plan)
 
 
-def whole_operator(**options: str | bool) -> dict[str, float]:
+def in_segments(*shape: int, offsets: Sequence[Sequence[int]], dtype: torch.dtype, plan: Plan,
+                order: int = 2) -> dict[str, float]:
+    """Segments of several sizes."""
+    return compare(inputs(*shape, dtype=dtype, order=order), plan, offsets=offsets)
+
+
+def whole_operator(order: int = 2, **options: Any) -> dict[str, float]:
     """`hyena` with its products, by kernels and by torch's operations in float64: y and every gradient."""
-    draw = torch.Generator().manual_seed(1)
-    shapes = [(53, 2, 6), (12, 6), (12,), (12, 3), (12,), (1, 4, 53), (1, 4), (6, 4), (6,)]
+    draw, rows = torch.Generator().manual_seed(1), 4 * (order + 1)
+    shapes = [(53, 2, 6), (rows, 6), (rows,), (rows, 3), (rows,), (order - 1, 4, 53), (order - 1, 4), (6, 4), (6,)]
     results = []
     for dtype, backend in ((torch.float32, "triton"), (torch.float64, "torch")):
         draw.manual_seed(1)
@@ -179,9 +217,11 @@ def registration() -> dict[str, float]:
     importlib.import_module("hyena_dist.ops.triton.operator")  # which registers them
     p, dy, *weights = inputs(2, 2, 64, 3)
     want, p = reference(p, dy, *weights), p.flatten(1, 2)
-    checks = [torch.library.opcheck(torch.ops.hyena.mix.default, (p, *weights)),
-              torch.library.opcheck(torch.ops.hyena.mix_backward.default, (p.clone(), dy, *weights))]
-    compiled = torch.compile(lambda p: torch.ops.hyena.mix(p, *weights) + 1, backend="aot_eager", fullgraph=True)
+    whole = None, None, []
+    checks = [torch.library.opcheck(torch.ops.hyena.mix.default, (p, *weights, *whole)),
+              torch.library.opcheck(torch.ops.hyena.mix_backward.default, (p.clone(), dy, *weights, *whole))]
+    compiled = torch.compile(lambda p: torch.ops.hyena.mix(p, *weights, *whole) + 1, backend="aot_eager",
+                             fullgraph=True)
     return {"failed": float(sum(result != "SUCCESS" for found in checks for result in found.values())),
             "compiled": relative(compiled(p) - 1, want["y"])}
 
@@ -206,11 +246,11 @@ def training(steps: int = 50) -> dict[str, float]:
     return {"loss": max(abs(a - b) / b for a, b in zip(*losses, strict=True))}
 
 
-def declared(*shape: int, dtype: torch.dtype, plan: SmallPlan | LargePlan) -> dict[str, float]:
+def declared(*shape: int, dtype: torch.dtype, plan: SmallPlan | LargePlan, order: int = 2) -> dict[str, float]:
     """Bytes that are loaded and stored, against those that are declared: how far off."""
-    p, dy, weight, bias, h, direct = inputs(*shape, dtype=dtype)
-    run = (OneRow if isinstance(plan, SmallPlan) else LongRow)(p, weight, bias, plan)
-    tables = run.tables()
+    p, dy, weight, bias, h, direct = inputs(*shape, dtype=dtype, order=order)
+    run = Operator.whole(p, weight, bias, plan)
+    tables = convolution(run._given(0, slice(0, 1), None, run.rows[0][0]), plan).tables()
     errors = {}
     for name, backward, work in (("forward", False, lambda: run.mix(h, direct)),
                                  ("backward", True, lambda: run.mix_backward(dy, h, direct))):
@@ -227,17 +267,24 @@ def swapped_twiddles() -> dict[str, float]:
     kept = long_row.twiddles
     long_row.twiddles = lambda *sizes: kept(*sizes) * torch.tensor([1, -1])[:, None, None]
     try:
-        y = LongRow(given[0], *given[2:4], LargePlan(3, 16, 16, 16, 16, 16)).mix(*given[4:])
+        y = Operator.whole(given[0], *given[2:4], LargePlan(3, 16, 16, 16, 16, 16)).mix(*given[4:])
     finally:
         long_row.twiddles = kept
     return {"y": relative(y, reference(*given)["y"])}
+
+
+def one_border_less() -> dict[str, float]:
+    """The control: two segments taken for one."""
+    given = inputs(1, 1, 97, 3)
+    y = Operator.whole(given[0], *given[2:4], SmallPlan(7, 16, 16)).mix(*given[4:])
+    return {"y": relative(y, reference(*given, Segments((0, 40, 97), 1, 97))["y"])}
 
 
 def swapped_gates() -> dict[str, float]:
     """The control: x0 and x1 in each other's place."""
     given = inputs(1, 1, 97, 3)
     want = reference(*given)
-    y = ByCufft(given[0][:, [1, 0, 2]], *given[2:4]).mix(*given[4:])
+    y = Operator.whole(given[0][:, [1, 0, 2]], *given[2:4], None).mix(*given[4:])
     return {"y": relative(y, want["y"])}
 
 
@@ -251,13 +298,22 @@ CASES: dict[str, Callable[[], dict[str, float]]] = {
     "one kernel 97, float32": lambda: by_kernels(2, 1, 97, 3, dtype=FP32, plan=SmallPlan(7, 16, 16)),
     "one kernel 1021, 1 tap": lambda: by_kernels(1, 1, 1021, 1, dtype=FP16),
     "one kernel bf16": lambda: by_kernels(1, 2, 601, 4, dtype=BF16),
+    "one kernel 256, five rows": lambda: by_kernels(5, 1, 256, 3, dtype=FP16, plan=SmallPlan(16, 16, 16)),
+    "one kernel 251, no taps": lambda: by_kernels(2, 2, 251, 0, dtype=FP32, plan=SmallPlan(16, 16, 16)),
+    "three kernels 1000, five rows, no taps": lambda: by_kernels(5, 1, 1000, 0, dtype=FP16,
+                                                                 plan=LargePlan(4, 16, 16, 16, 16, 16)),
+    "three kernels 601, order 3, no taps": lambda: by_kernels(1, 1, 601, 0, dtype=FP32, order=3,
+                                                              plan=LargePlan(3, 16, 16, 16, 16, 16)),
     "three kernels 601": lambda: by_kernels(2, 1, 601, 3, dtype=FP16, plan=LargePlan(3, 16, 16, 16, 16, 16)),
     "three kernels 1021, float32": lambda: by_kernels(1, 2, 1021, 2, dtype=FP32, plan=LargePlan(4, 16, 16, 16, 16, 32)),
-    "three kernels, blocks": lambda: by_kernels(1, 1, 1021, 3, dtype=BF16, plan=LargePlan(2, 32, 16, 32, 16, 64)),
+    "three kernels, blocks": lambda: by_kernels(1, 2, 1021, 3, dtype=BF16, plan=LargePlan(2, 32, 16, 32, 16, 64)),
     "three kernels 9973": lambda: by_kernels(1, 1, 9973, 3, dtype=FP16),
     "three kernels 9973, float32": lambda: by_kernels(2, 1, 9973, 3, dtype=FP32),
     "operator": whole_operator,
     "operator, recomputed": lambda: whole_operator(residual=True, recompute=True),
+    "operator of order 3": lambda: whole_operator(order=3, recompute=True),
+    "operator in segments": lambda: whole_operator(segments=((0, 20, 53), (0, 1, 2, 53))),
+    "control of segments": one_border_less,
     "control": swapped_gates,
     "control of tables": swapped_twiddles,
     "training": training,
@@ -266,6 +322,18 @@ CASES: dict[str, Callable[[], dict[str, float]]] = {
     "bytes, one kernel, float32": lambda: declared(3, 1, 1021, 1, dtype=FP32, plan=SmallPlan(32, 32, 32)),
     "bytes, three kernels": lambda: declared(2, 1, 1021, 1, dtype=BF16, plan=LargePlan(4, 16, 16, 16, 16, 64)),
     "bytes, three kernels, float32": lambda: declared(1, 1, 1021, 1, dtype=FP32, plan=LargePlan(4, 16, 16, 16, 16, 64)),
+    "order 3": lambda: by_kernels(2, 1, 97, 3, dtype=FP32, plan=SmallPlan(7, 16, 16), order=3),
+    "order 3, three kernels": lambda: by_kernels(2, 1, 601, 2, dtype=FP16, plan=LargePlan(3, 16, 16, 16, 16, 16),
+                                                 order=3),
+    "order 3, cufft": lambda: compare(inputs(1, 2, 97, 3, order=3), None),
+    "bytes, order 3": lambda: declared(2, 2, 1021, 1, dtype=FP16, plan=SmallPlan(32, 32, 32), order=3),
+    "segments": lambda: in_segments(2, 2, 211, 3, offsets=((0, 1, 3, 97, 211), (0, 60, 120, 211)), dtype=FP32,
+                                    plan=SmallPlan(8, 16, 16)),
+    "segments, order 3": lambda: in_segments(1, 2, 151, 4, offsets=((0, 51, 53, 151),), dtype=FP32,
+                                             plan=SmallPlan(7, 16, 16), order=3),
+    "segments, three kernels": lambda: in_segments(2, 1, 601, 3, offsets=((0, 601), (0, 50, 330, 601)), dtype=FP16,
+                                                   plan=LargePlan(3, 16, 16, 16, 16, 16)),
+    "segments, cufft": lambda: in_segments(1, 2, 97, 3, offsets=((0, 40, 97),), dtype=FP32, plan=None),
     "one token": lambda: by_kernels(2, 1, 1, 3, dtype=FP32),
     "three tokens": lambda: by_kernels(1, 2, 3, 5, dtype=FP16),
 } | {f"{what}, {name}": lambda what=what, dtype=dtype, plan=plan: hard(what, dtype, plan)

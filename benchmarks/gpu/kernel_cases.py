@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -20,10 +21,9 @@ from torch import Tensor
 from benchmarks.gpu.task import device, median_seconds
 from hyena_dist.ops.hyena import HyenaWeights, hyena
 from hyena_dist.ops.long_conv import causal_conv_reference
-from hyena_dist.ops.triton import long_row, one_row
-from hyena_dist.ops.triton.fft import ByCufft
-from hyena_dist.ops.triton.long_row import LongRow
-from hyena_dist.ops.triton.one_row import OneRow
+from hyena_dist.ops.segments import Segments
+from hyena_dist.ops.triton import groups
+from hyena_dist.ops.triton.groups import Operator
 from hyena_dist.ops.triton.plans import LargePlan, SmallPlan, large_plan, plan_for
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -43,10 +43,19 @@ class Case:
     channels: int
     dtype: torch.dtype
     cufft: bool = False
+    order: int = 2
+    segments: int = 1
+    """Of each row, the later ones longer; of row b one more than of row b - 1."""
 
     def __str__(self) -> str:
         return (f"{self.length:,} x {self.batch} x {self.channels} {str(self.dtype).removeprefix('torch.')}"
-                f"{' cufft' if self.cufft else ''}")
+                f"{' cufft' if self.cufft else ''}{f' order {self.order}' if self.order > 2 else ''}"
+                f"{f' {self.segments} segments' if self.segments > 1 else ''}")
+
+    def offsets(self) -> list[list[int]]:
+        """Of the segments of every row."""
+        counts = [self.segments + (b if self.segments > 1 else 0) for b in range(self.batch)]
+        return [[self.length * i * i // count**2 for i in range(count + 1)] for count in counts]
 
 
 CHECKED = (
@@ -56,6 +65,8 @@ CHECKED = (
     Case(1000003, 1, 2, BF16), Case(1000003, 1, 1, FP32), Case(1048576, 2, 3, BF16), Case(1048576, 1, 1, BF16),
     Case(2097152, 1, 1, BF16), Case(4194304, 1, 1, BF16), Case(1000003, 2, 2, BF16, cufft=True),
     Case(1048576, 1, 1, FP32, cufft=True),
+    Case(8191, 2, 2, BF16, order=3), Case(131071, 2, 2, BF16, order=3), Case(1021, 1, 2, FP32, order=3),
+    Case(8191, 2, 2, BF16, segments=7), Case(131071, 2, 2, BF16, segments=3), Case(4096, 2, 2, FP32, segments=5),
 )
 REPEATED = (Case(8192, 64, 8, BF16), Case(131072, 8, 4, BF16), Case(1048576, 2, 4, BF16))
 TIMED = (Case(8192, 2, 2, BF16), Case(1 << 20, 1, 2, BF16), Case(131072, 2, 2, BF16), Case(1024, 2, 2, BF16),
@@ -81,7 +92,7 @@ def unchanged(plan: Any) -> Any:
 def group_of(elements: int) -> Change:
     """Groups of channels of another size; `changed` takes them back."""
     def change(plan: Any) -> Any:
-        long_row.GROUP_ELEMENTS = one_row.GROUP_ELEMENTS = elements
+        groups.GROUP_ELEMENTS = elements
         return plan
     return change
 
@@ -90,7 +101,7 @@ def registers(part: str, *numbers: int) -> dict[str, Change]:
     return {"as it is": unchanged} | {f"{n} registers": with_options(part, maxnreg=n) for n in numbers}
 
 
-GROUPS = {f"2^{n}": group_of(2**n) for n in (21, 22, 23, 24, 25, 26)}
+GROUPS = {f"2^{n}": group_of(2**n) for n in (22, 23, 24, 25, 26, 27)}
 OPTIONS: dict[str, Options] = {
     "forward of one kernel": (8192, False, registers("forward", 128, 168)),
     "forward of one kernel, 64 rows": (4096, False, registers("forward", 128, 168)),
@@ -125,30 +136,33 @@ def inputs(case: Case) -> list[Tensor]:
     """p, dy, weight, bias, h, direct."""
     torch.manual_seed(case.length)
     where, length = device(), case.length
-    h = torch.randn(case.channels, length, device=where)
+    h = torch.randn(case.order - 1, case.channels, length, device=where)
     h *= torch.exp(-torch.arange(length, device=where) / (length / 5))
-    shapes = (case.batch, 3, case.channels, length), (case.batch, case.channels, length)
+    shapes = (case.batch, case.order + 1, case.channels, length), (case.batch, case.channels, length)
     p, dy = (torch.randn(shape, device=where, dtype=case.dtype) for shape in shapes)
-    rows = 3 * case.channels
+    rows = (case.order + 1) * case.channels
     return [p, dy, torch.randn(rows, 3, device=where), torch.randn(rows, device=where), h,
-            torch.randn(case.channels, device=where)]
+            torch.randn(case.order - 1, case.channels, device=where)]
 
 
-def kind(case: Case, p: Tensor, given: list[Tensor], change: Change = unchanged) -> Any:
+def operator(case: Case, p: Tensor, given: list[Tensor], change: Change = unchanged) -> Operator:
     """What computes this case."""
+    if case.segments > 1:
+        segments = Segments(case.offsets(), case.batch, case.length)
+        places, sizes = segments.by_size(p.device)
+        return Operator.in_segments(p, *given[2:4], places, segments.positions(p.device).int(), sizes,
+                                    lambda size: plan_for(size, case.dtype == FP32, True))
     plan = None if case.cufft else plan_for(case.length, case.dtype == FP32, True)
-    if plan is None:
-        return ByCufft(p, *given[2:4])
-    return (OneRow if isinstance(plan, SmallPlan) else LongRow)(p, *given[2:4], change(plan))
+    return Operator.whole(p, *given[2:4], plan and change(plan))
 
 
 @contextlib.contextmanager
-def changed(case: Case, p: Tensor, given: list[Tensor], change: Change) -> Iterator[Any]:
-    kept = long_row.GROUP_ELEMENTS, one_row.GROUP_ELEMENTS
+def changed(case: Case, p: Tensor, given: list[Tensor], change: Change) -> Iterator[Operator]:
+    kept = groups.GROUP_ELEMENTS
     try:
-        yield kind(case, p, given, change)
+        yield operator(case, p, given, change)
     finally:
-        long_row.GROUP_ELEMENTS, one_row.GROUP_ELEMENTS = kept
+        groups.GROUP_ELEMENTS = kept
 
 
 def both_directions(case: Case, given: list[Tensor], change: Change = unchanged) -> dict[str, Tensor]:
@@ -159,17 +173,26 @@ def both_directions(case: Case, given: list[Tensor], change: Change = unchanged)
     return dict(zip(("y", "dp", "dweight", "dbias", "dh", "ddirect", "y again"), (y, p, *grads, dy), strict=True))
 
 
-def reference(given: list[Tensor]) -> dict[str, Tensor]:
-    """By torch in float64."""
+def reference(case: Case, given: list[Tensor]) -> dict[str, Tensor]:
+    """By torch in float64, segment by segment."""
     p, dy, *weights = given
-    x, taps, bias, *_ = leaves = [t.double().requires_grad_() for t in (p.flatten(1, 2), *weights)]
-    q = bias[:, None] + sum(F.pad(x, (j, 0))[..., : x.shape[-1]] * taps[:, -1 - j, None] for j in range(taps.shape[1]))
-    x0, x1, v = q.chunk(3, dim=1)
-    y = causal_conv_reference(x1 * v, *leaves[3:], x0)
+    leaves = [t.double().requires_grad_() for t in (p.flatten(1, 2), *weights)]
+    y = torch.cat([torch.cat([_one_segment(row[None, :, start:stop], *leaves[1:]) for start, stop in pairwise(edges)],
+                             dim=2) for row, edges in zip(leaves[0], case.offsets(), strict=True)])
     grads = torch.autograd.grad(y, leaves, dy.double())
     y = y.detach()
     return {"y": y, "y again": y, "dp": grads[0].view(p.shape), "dweight": grads[1], "dbias": grads[2], "dh": grads[3],
             "ddirect": grads[4]}
+
+
+def _one_segment(x: Tensor, taps: Tensor, bias: Tensor, h: Tensor, direct: Tensor) -> Tensor:
+    length = x.shape[-1]
+    q = bias[:, None] + sum(F.pad(x, (j, 0))[..., :length] * taps[:, -1 - j, None] for j in range(taps.shape[1]))
+    *gates, u = q.chunk(len(h) + 2, dim=1)
+    u = u * gates.pop()
+    for filters, b in zip(h, direct, strict=True):
+        u = causal_conv_reference(u, filters[:, :length], b, gates.pop())
+    return u
 
 
 def relative(a: Tensor, b: Tensor) -> float:
@@ -183,8 +206,8 @@ def plain_times(given: list[Tensor]) -> dict[str, float]:
     leaves = [t.detach().requires_grad_() for t in (*p.unbind(1), h, direct)]
 
     def forward() -> Tensor:
-        x0, x1, v, *filters = leaves
-        return causal_conv_reference(x1 * v, *filters, x0)
+        x0, x1, v, filters, bias = leaves
+        return causal_conv_reference(x1 * v, filters[0], bias[0], x0)
 
     with torch.no_grad():
         seconds = median_seconds(forward, rounds=3, warm=1)
@@ -216,7 +239,7 @@ def main(index: int, processes: int) -> None:
         try:
             if case in CHECKED:
                 given = inputs(case)
-                want, found = reference(given), both_directions(case, given)
+                want, found = reference(case, given), both_directions(case, given)
                 errors = {name: relative(found[name], want[name]) for name in want}
                 print(ERRORS + json.dumps({"case": str(case), "errors": errors, "allowed": TOLERANCE[case.dtype]}),
                       flush=True)

@@ -101,12 +101,12 @@ def times(task: Task, length: int, dtype: torch.dtype) -> None:
     p, dy = given[0].clone(), given[1].clone()
     forget_peak()
     before = torch.cuda.memory_allocated()
-    kind = cases.kind(case, p, given)
-    work = {"forward": partial(kind.mix, *given[4:]), "backward": partial(kind.mix_backward, dy, *given[4:])}
+    found = cases.operator(case, p, given)
+    work = {"forward": partial(found.mix, *given[4:]), "backward": partial(found.mix_backward, dy, *given[4:])}
     sides: dict[str, float] = {name: median_seconds(call, rounds=5) for name, call in work.items()}
     sides["GiB"] = (peak_bytes()[0] - before) / 2**30
     profiles = {name: kernels(call).by_name[:12] for name, call in work.items()}
-    del kind, work, p, dy
+    del found, work, p, dy
     forget_peak()
     plain: dict[str, float] = {}
     task.attempt(f"torch.fft at {length:,}", lambda: plain.update(cases.plain_times(given)))
@@ -128,8 +128,8 @@ def try_options(task: Task, name: str, options: "cases.Options") -> None:
     found: dict[str, float] = {}
     for label, change in variants.items():
         def work(change: Callable = change) -> object:
-            with cases.changed(case, given[0], given, change) as kind:
-                return kind.mix_backward(given[1], *given[4:]) if backward else kind.mix(*given[4:])
+            with cases.changed(case, given[0], given, change) as run:
+                return run.mix_backward(given[1], *given[4:]) if backward else run.mix(*given[4:])
         try:
             found[label] = median_seconds(work, rounds=5, at_most=1.0) * 1e3
         except Exception as error:  # noqa: BLE001 - another option may work

@@ -55,7 +55,7 @@ def mix_kernels(backend: str, asked: Asked) -> Backend | None:
     Raises:
         ValueError: as `check_backend`.
     """
-    if backend == "auto" and not measured(asked.length):
+    if backend == "auto" and not (measured(asked.length) and asked.order == 2 and not asked.segmented):
         return None
     kernels: Backend | None = _chosen("operator", backend, asked.device, asked.dtype, None)
     reason = kernels and kernels.refusal(asked)

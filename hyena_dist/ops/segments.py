@@ -50,6 +50,7 @@ class Segments:
         self._sizes = np.array([size for edges in self.rows for size in np.diff(edges).tolist()])
         self.longest = int(self._sizes.max())
         self._on_device: dict[torch.device, tuple[Tensor, list[Group], Tensor]] = {}
+        self._by_size: dict[torch.device, tuple[Tensor, list[int]]] = {}
         self._parts: dict[tuple[int, int], Segments] = {}
 
     def part(self, rows: slice) -> "Segments":
@@ -73,11 +74,27 @@ class Segments:
         """int64 [B L]: where each token is among the places of all groups, one after the other."""
         return self._made(device)[2]
 
+    def by_size(self, device: torch.device) -> tuple[Tensor, list[int]]:
+        """int32 [segments, 3], in the order of `groups`: each one's row, its first token there, and its tokens; and of
+        each group, one after the other, its size, how many segments it has, and how many tokens they have."""
+        if device not in self._by_size:
+            rows, firsts = np.divmod(self._starts, self.length)
+            found = np.stack([rows, firsts, self._sizes], axis=1).astype(np.int32)
+            classes = self._classes()
+            sizes = [int(n) for size in np.unique(classes)
+                     for n in (size, (classes == size).sum(), self._sizes[classes == size].sum())]
+            self._by_size[device] = _sent(found[np.argsort(classes, kind="stable")], device), sizes
+        return self._by_size[device]
+
+    def _classes(self) -> np.ndarray:
+        """The size of the group of each segment."""
+        powers = 1 << np.ceil(np.log2(np.maximum(self._sizes, LEAST_SIZE))).astype(np.int64)
+        return np.minimum(powers, self.longest)
+
     def _made(self, device: torch.device) -> tuple[Tensor, list[Group], Tensor]:
         if device not in self._on_device:
             positions = np.arange(self.batch * self.length) - np.repeat(self._starts, self._sizes)
-            powers = 1 << np.ceil(np.log2(np.maximum(self._sizes, LEAST_SIZE))).astype(np.int64)
-            classes = np.minimum(powers, self.longest)
+            classes = self._classes()
             groups, places, first = [], np.empty(positions.size, dtype=np.int64), 0
             for size in np.unique(classes).tolist():
                 chosen, columns = classes == size, np.arange(size)

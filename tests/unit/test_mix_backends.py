@@ -7,7 +7,7 @@ from torch import Tensor
 from hyena_dist.model.context import DistributedFft
 from hyena_dist.ops import hyena as hyena_module
 from hyena_dist.ops.across import Across
-from hyena_dist.ops.backends import mix_kernels, say_once
+from hyena_dist.ops.backends import mix_kernels
 from hyena_dist.ops.hyena import HyenaWeights, hyena, hyena_reference
 from hyena_dist.ops.mix import Asked, MixWeights, mix_reference
 from hyena_dist.ops.segments import Segments
@@ -70,14 +70,16 @@ def test_the_operator_takes_another_backend(monkeypatch, segments, recompute):
     assert errors[1] < 1e-12 < 1 < errors[-1]
 
 
-def test_kernels_leave_segments_to_torch(monkeypatch):
+def test_kernels_take_segments_and_orders_where_they_are_asked_for(monkeypatch):
+    """But `auto` does not: neither was measured on a GPU. The control: of order 2 and whole rows it takes them."""
     kernels = pytest.importorskip("hyena_dist.ops.triton.operator", reason="needs the extra `kernels`")
-    asked = Asked(torch.device("cpu"), torch.float32, order=2, taps=3, length=8, segmented=True)
+    plain = Asked(torch.device("cpu"), torch.bfloat16, order=2, taps=3, length=1024)
     monkeypatch.setattr("hyena_dist.ops.backends._interpreted", lambda: True)
-    say_once.cache_clear()
-    assert "segments" in kernels.refusal(asked)
-    assert mix_kernels("triton", asked) is None
-    assert mix_kernels("triton", asked._replace(segmented=False)) is kernels
+    monkeypatch.setattr("hyena_dist.ops.backends._capability", lambda _device: (9, 0))
+    assert mix_kernels("auto", plain) is kernels
+    for asked in (plain._replace(segmented=True), plain._replace(order=3)):
+        assert mix_kernels("triton", asked) is kernels
+        assert mix_kernels("auto", asked) is None
 
 
 def test_a_slice_refuses_segments_and_fewer_tokens_than_the_short_convolution_reaches():

@@ -1,6 +1,7 @@
 """What the kernels compile to for GPUs of capability 9.0 and 8.0, without one: nothing that an interpreter can see."""
 
 import importlib.util
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,10 +9,9 @@ import torch
 if importlib.util.find_spec("triton") is None:
     pytest.skip("needs the extra `kernels`", allow_module_level=True)
 
-from hyena_dist.ops.triton.fft import ByCufft
-from hyena_dist.ops.triton.long_row import LongRow
-from hyena_dist.ops.triton.one_row import OneRow
-from hyena_dist.ops.triton.plans import WIDE_MEMORY, SmallPlan, plan_for
+from hyena_dist.ops.triton.given import Rows
+from hyena_dist.ops.triton.groups import Operator
+from hyena_dist.ops.triton.plans import WIDE_MEMORY, plan_for
 from tests.kernel_report import Launch, launches, report
 
 NARROW_MEMORY = 99 * 2**10
@@ -34,17 +34,21 @@ def launched(length: int, dtype: torch.dtype, wide: bool = True, backward: bool 
     return list(found)
 
 
-def of_batch(batch: int, length: int, dtype: torch.dtype, wide: bool, backward: bool) -> list[Launch]:
-    p, dy = torch.zeros(batch, 3, 2, length, dtype=dtype), torch.zeros(batch, 2, length, dtype=dtype)
-    h = torch.zeros(2, length)
-    plan = plan_for(length, dtype == torch.float32, wide)
-    kind = ByCufft if plan is None else OneRow if isinstance(plan, SmallPlan) else LongRow
-    run = kind(p, torch.zeros(6, 3), torch.zeros(6), *([] if plan is None else [plan]))
+def of_batch(batch: int, length: int, dtype: torch.dtype, wide: bool, backward: bool, order: int = 2,
+             segmented: bool = False) -> list[Launch]:
+    p, dy = torch.zeros(batch, order + 1, 2, length, dtype=dtype), torch.zeros(batch, 2, length, dtype=dtype)
+    h, direct = torch.zeros(order - 1, 2, length), torch.zeros(order - 1, 2)
+    rows, positions = Rows.whole(p), None
+    if segmented:
+        rows = replace(rows, places=torch.zeros(batch, 3, dtype=torch.int32))
+        positions = torch.zeros(batch, length, dtype=torch.int32)
+    run = Operator(p, torch.zeros(2 * order + 2, 3), torch.zeros(2 * order + 2),
+                   [(rows, plan_for(length, dtype == torch.float32, wide))], positions)
 
     def work() -> None:
-        run.mix(h, torch.zeros(2))
+        run.mix(h, direct)
         if backward:
-            run.mix_backward(dy, h, torch.zeros(2))
+            run.mix_backward(dy, h, direct)
 
     return launches(work)
 
@@ -94,3 +98,11 @@ def test_kernels_of_float32_on_a_hopper(length):
 @pytest.mark.parametrize("length", [4096, 131072, 1 << 18])
 def test_kernels_on_a_gpu_with_less_shared_memory(length, dtype):
     check(launched(length, dtype, wide=False), 80, NARROW_MEMORY, factor=4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("length", [1024, 8192, 131072])
+def test_segments_and_third_order_on_a_hopper(length):
+    """Of segments no load is known to be aligned."""
+    check(of_batch(2, length, torch.bfloat16, wide=True, backward=True, order=3), 90, WIDE_MEMORY)
+    check(of_batch(2, length, torch.bfloat16, wide=True, backward=True, segmented=True), 90, WIDE_MEMORY, factor=2)

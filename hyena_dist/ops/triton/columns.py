@@ -1,15 +1,15 @@
 """Long rows, first and last step: N = N1 N2 points as columns [M, BC] of a matrix [N1, N2], M of N1 rows padded.
 
-Between the steps stand A [B, c, 2, N1, N2], planes of real and imaginary parts: float32, or float16 with a power of two
-for each tile of columns, COLUMN_SCALES [B, c, N2 / BC], from this side, for each row, ROW_SCALES [B, c, N1], from
-`rows`. Where M > MB the result is made in blocks of MB rows. Grids (N2 / BC * M / MB, c, B).
+Between the steps stand A [rows, c, 2, N1, N2], planes of real and imaginary parts: float32, or float16 with a power of
+two for each tile of columns, COLUMN_SCALES [rows, c, N2 / BC], from this side, for each row, ROW_SCALES [rows, c, N1],
+from `rows`. Where M > MB the result is made in blocks of MB rows. Grids (N2 / BC * M / MB, c, rows).
 """
 
 import triton
 import triton.language as tl
 
+from hyena_dist.ops.triton.given import entering, factor, gated, place_of
 from hyena_dist.ops.triton.pieces import load_planes, narrow, scaled, scaled_pair, table_times
-from hyena_dist.ops.triton.short import taps
 
 
 @triton.jit
@@ -20,26 +20,19 @@ def load_block(T, first, M: tl.constexpr, MB: tl.constexpr, TRANSPOSED: tl.const
 
 
 @triton.jit(do_not_specialize=["C", "c0", "N1"])
-def columns(X, DY, A, COLUMN_SCALES, W, B, T1, TW, L, C, c0, N1, M: tl.constexpr, MB: tl.constexpr, N2: tl.constexpr,
-            BC: tl.constexpr, K: tl.constexpr, WHAT: tl.constexpr, PREC: tl.constexpr):
-    """A <- the columns' transforms, twiddled. WHAT: "u" = x1 v of X = p; "g" = dy x0; "h": rows of X [C, L]."""
-    c, b, here = tl.program_id(1), tl.program_id(2), tl.num_programs(1)
-    row = c0 + c
+def columns(P, X, W, B, PLACES, L, p_b, p_block, p_c, x_b, x_c, C, c0, A, COLUMN_SCALES, T1, TW, N1, M: tl.constexpr,
+            MB: tl.constexpr, N2: tl.constexpr, BC: tl.constexpr, GATE: tl.constexpr, BLOCKS: tl.constexpr,
+            K: tl.constexpr, SEGMENTS: tl.constexpr, PREC: tl.constexpr):
+    """A <- the columns' transforms, twiddled, of what is given: u, filters, or the result's gradient and its gate."""
+    c, r, here = tl.program_id(1), tl.program_id(2), tl.num_programs(1)
     block, tile = tl.program_id(0) % (M // MB), tl.program_id(0) // (M // MB)
+    b, start, size = place_of(PLACES, r, L, SEGMENTS)
+    p, x = P + (b * p_b + c.to(tl.int64) * p_c + start), X + (b * x_b + c.to(tl.int64) * x_c + start)
     F = load_block(T1, block * MB, M, MB, False, PREC)
     column = tile * BC + tl.arange(0, BC)[None, :]
     n = tl.arange(0, M)[:, None] * N2 + column
     k = block * MB + tl.arange(0, MB)[:, None]
-    if WHAT == "h":
-        u = tl.load(X + row.to(tl.int64) * L + n, mask=n < L, other=0.0).to(tl.float32)
-    else:
-        x0 = X + (b.to(tl.int64) * (3 * C) + row) * L
-        CL = C.to(tl.int64) * L
-        if WHAT == "u":
-            u = taps(x0, CL, n, L, W, B, C + row, K) * taps(x0, 2 * CL, n, L, W, B, 2 * C + row, K)
-        else:
-            dy = tl.load(DY + (b.to(tl.int64) * C + row) * L + n, mask=n < L, other=0.0).to(tl.float32)
-            u = dy * taps(x0, 0, n, L, W, B, row, K)
+    u = entering(p, x, p_block, n, size, W, B, c0 + c, C, GATE, BLOCKS, K)
     u, s = scaled(u, 64.0)
     u = narrow(u, PREC)
     zero = tl.zeros([MB, BC], tl.float32)
@@ -47,7 +40,7 @@ def columns(X, DY, A, COLUMN_SCALES, W, B, T1, TW, L, C, c0, N1, M: tl.constexpr
     ai = table_times(F[1], F[-1], u, zero, PREC)
     twr = tl.load(TW + k * N2 + column).to(tl.float32)
     twi = tl.load(TW + M * N2 + k * N2 + column).to(tl.float32)
-    a_row = b.to(tl.int64) * here + c
+    a_row = r.to(tl.int64) * here + c
     if PREC == "half":
         tl.store(COLUMN_SCALES + a_row * (N2 // BC) + tile, s)
     else:
@@ -79,68 +72,81 @@ def from_columns(A, ROW_SCALES, a_row, F, TW, column, N1, M: tl.constexpr, MB: t
 
 
 @triton.jit(do_not_specialize=["C", "c0", "N1"])
-def leave(A, ROW_SCALES, P, Y, W, B, BIAS, T1, TW, L, C, c0, N1, M: tl.constexpr, MB: tl.constexpr,
-          N2: tl.constexpr, BC: tl.constexpr, K: tl.constexpr, PREC: tl.constexpr):
-    """Y [B, C, L] <- x0 (h (*) u + bias u), from the rows' inverse transforms A."""
-    c, b = tl.program_id(1), tl.program_id(2)
+def leave(P, X, W, B, PLACES, L, p_b, p_block, p_c, x_b, x_c, C, c0, A, ROW_SCALES, Y, y_b, y_c, BIAS, T1, TW, N1,
+          M: tl.constexpr, MB: tl.constexpr, N2: tl.constexpr, BC: tl.constexpr, GATE: tl.constexpr,
+          BLOCKS: tl.constexpr, K: tl.constexpr, SEGMENTS: tl.constexpr, PREC: tl.constexpr):
+    """Y [B, c, L] <- gate (h (*) u + bias u) of what is given, from the rows' inverse transforms A."""
+    c, r = tl.program_id(1), tl.program_id(2)
     row = c0 + c
     block, tile = tl.program_id(0) % (M // MB), tl.program_id(0) // (M // MB)
+    b, start, size = place_of(PLACES, r, L, SEGMENTS)
+    p, x = P + (b * p_b + c.to(tl.int64) * p_c + start), X + (b * x_b + c.to(tl.int64) * x_c + start)
     F = load_block(T1, block * MB, M, MB, True, PREC)
     column = tile * BC + tl.arange(0, BC)[None, :]
     n = (block * MB + tl.arange(0, MB)[:, None]) * N2 + column
-    a_row = b.to(tl.int64) * tl.num_programs(1) + c
+    a_row = r.to(tl.int64) * tl.num_programs(1) + c
     y = from_columns(A, ROW_SCALES, a_row, F, TW, column, N1, M, MB, N2, BC, PREC)
-    x0 = P + (b.to(tl.int64) * (3 * C) + row) * L
-    CL = C.to(tl.int64) * L
-    u = taps(x0, CL, n, L, W, B, C + row, K) * taps(x0, 2 * CL, n, L, W, B, 2 * C + row, K)
-    y = (y + tl.load(BIAS + row).to(tl.float32) * u) * taps(x0, 0, n, L, W, B, row, K)
-    tl.store(Y + (b.to(tl.int64) * C + row) * L + n, y.to(Y.dtype.element_ty), mask=n < L)
+    y += tl.load(BIAS + row).to(tl.float32) * entering(p, x, p_block, n, size, W, B, row, C, -1, BLOCKS, K)
+    y = gated(y, p, p_block, n, size, W, B, row, C, GATE, K)
+    tl.store(Y + (b * y_b + c.to(tl.int64) * y_c + start) + n, y.to(Y.dtype.element_ty), mask=n < size)
 
 
 @triton.jit(do_not_specialize=["C", "c0", "N1"])
-def leave_backward(A, G, ROW_SCALES, G_SCALES, P, DY, DQ, SUMS, W, B, BIAS, T1, TW, L, C, c0, N1,
-                   M: tl.constexpr, MB: tl.constexpr, N2: tl.constexpr, BC: tl.constexpr, K: tl.constexpr,
-                   PREC: tl.constexpr):
-    """From the rows' inverse transforms of the convolution, A, and of the gradient at u, G: DQ [B, 3, c, L], gradients
-    at q; SUMS [B, c, programs], the program's part of the bias' gradient; y takes the place of DY [B, C, L]."""
-    c, b, here = tl.program_id(1), tl.program_id(2), tl.num_programs(1)
+def leave_backward(P, X, W, B, PLACES, L, p_b, p_block, p_c, x_b, x_c, C, c0, A, G, ROW_SCALES, G_SCALES, DY, y_b, y_c,
+                   DQ, q_b, q_block, q_c, DX, SUMS, BIAS, T1, TW, N1, M: tl.constexpr, MB: tl.constexpr,
+                   N2: tl.constexpr, BC: tl.constexpr, GATE: tl.constexpr, BLOCKS: tl.constexpr, K: tl.constexpr,
+                   SEGMENTS: tl.constexpr, PREC: tl.constexpr):
+    """From the rows' inverse transforms of the convolution, A, and of the gradient at u, G: DQ [B, blocks, c, L],
+    gradients at the gate and at u's factors, or DX [B, c, L], of X's strides, that at u; SUMS [rows, c, programs], the
+    program's part of the bias' gradient; y takes the place of DY [B, c, L]."""
+    c, r, here = tl.program_id(1), tl.program_id(2), tl.num_programs(1)
     row = c0 + c
     block, tile = tl.program_id(0) % (M // MB), tl.program_id(0) // (M // MB)
+    b, start, size = place_of(PLACES, r, L, SEGMENTS)
+    x_place = b * x_b + c.to(tl.int64) * x_c + start
+    p, x = P + (b * p_b + c.to(tl.int64) * p_c + start), X + x_place
     F = load_block(T1, block * MB, M, MB, True, PREC)
     column = tile * BC + tl.arange(0, BC)[None, :]
     n = (block * MB + tl.arange(0, MB)[:, None]) * N2 + column
-    a_row = b.to(tl.int64) * here + c
+    ok = n < size
+    a_row = r.to(tl.int64) * here + c
     bias = tl.load(BIAS + row).to(tl.float32)
-    x0_row = P + (b.to(tl.int64) * (3 * C) + row) * L
-    CL = C.to(tl.int64) * L
-    dq = DQ + (b.to(tl.int64) * (3 * here) + c) * L + n
-    dy_at = DY + (b.to(tl.int64) * C + row) * L + n
-    part = here.to(tl.int64) * L
+    dq = DQ + (b * q_b + c.to(tl.int64) * q_c + start) + n
+    dy_at = DY + (b * y_b + c.to(tl.int64) * y_c + start) + n
     conv = from_columns(A, ROW_SCALES, a_row, F, TW, column, N1, M, MB, N2, BC, PREC)
-    x1 = taps(x0_row, CL, n, L, W, B, C + row, K)
-    v = taps(x0_row, 2 * CL, n, L, W, B, 2 * C + row, K)
-    x0 = taps(x0_row, 0, n, L, W, B, row, K)
-    dy = tl.load(dy_at, mask=n < L, other=0.0).to(tl.float32)
+    if BLOCKS > 0:
+        x1 = factor(p, BLOCKS - 2, p_block, n, size, W, B, row, C, K)
+        v = factor(p, BLOCKS - 1, p_block, n, size, W, B, row, C, K)
+        u = x1 * v
+    else:
+        u = entering(p, x, p_block, n, size, W, B, row, C, -1, BLOCKS, K)
+    g = tl.load(dy_at, mask=ok, other=0.0).to(tl.float32)
+    conv += bias * u
     tl.debug_barrier()  # dy was read before y takes its place
-    conv += bias * (x1 * v)
-    tl.store(dq, (conv * dy).to(DQ.dtype.element_ty), mask=n < L)
-    tl.store(dy_at, (conv * x0).to(DY.dtype.element_ty), mask=n < L)
-    g = dy * x0
-    total = tl.sum(tl.sum(g * (x1 * v), axis=0), axis=0)
+    if GATE >= 0:
+        gate = factor(p, GATE, p_block, n, size, W, B, row, C, K)
+        tl.store(dq + tl.cast(q_block, tl.int64) * GATE, (conv * g).to(DQ.dtype.element_ty), mask=ok)
+        g *= gate
+        conv *= gate
+    tl.store(dy_at, conv.to(DY.dtype.element_ty), mask=ok)
+    total = tl.sum(tl.sum(g * u, axis=0), axis=0)
     tl.store(SUMS + a_row * tl.num_programs(0) + tl.program_id(0), total)
     du = from_columns(G, G_SCALES, a_row, F, TW, column, N1, M, MB, N2, BC, PREC) + bias * g
-    tl.store(dq + part, (du * v).to(DQ.dtype.element_ty), mask=n < L)
-    tl.store(dq + 2 * part, (du * x1).to(DQ.dtype.element_ty), mask=n < L)
+    if BLOCKS > 0:
+        tl.store(dq + tl.cast(q_block, tl.int64) * (BLOCKS - 2), (du * v).to(DQ.dtype.element_ty), mask=ok)
+        tl.store(dq + tl.cast(q_block, tl.int64) * (BLOCKS - 1), (du * x1).to(DQ.dtype.element_ty), mask=ok)
+    else:
+        tl.store(DX + x_place + n, du.to(DX.dtype.element_ty), mask=ok)
 
 
-@triton.jit(do_not_specialize=["c0", "N1"])
-def leave_filters(A, ROW_SCALES, OUT, T1, TW, L, c0, N1, scale, M: tl.constexpr, MB: tl.constexpr, N2: tl.constexpr,
+@triton.jit(do_not_specialize=["N1"])
+def leave_filters(A, ROW_SCALES, OUT, T1, TW, L, out_c, N1, scale, M: tl.constexpr, MB: tl.constexpr, N2: tl.constexpr,
                   BC: tl.constexpr, PREC: tl.constexpr):
-    """OUT [C, L] from c0 on <- the inverse of A [c, 2, N1, N2]. Grid (N2 / BC * M / MB, c)."""
+    """The first L lags of OUT [c, at least L] <- the inverse of A [c, 2, N1, N2]. Grid (N2 / BC * M / MB, c)."""
     c = tl.program_id(1)
     block, tile = tl.program_id(0) % (M // MB), tl.program_id(0) // (M // MB)
     F = load_block(T1, block * MB, M, MB, True, PREC)
     column = tile * BC + tl.arange(0, BC)[None, :]
     n = (block * MB + tl.arange(0, MB)[:, None]) * N2 + column
     y = from_columns(A, ROW_SCALES, c.to(tl.int64), F, TW, column, N1, M, MB, N2, BC, PREC) * scale
-    tl.store(OUT + (c0 + c).to(tl.int64) * L + n, y.to(OUT.dtype.element_ty), mask=n < L)
+    tl.store(OUT + c.to(tl.int64) * out_c + n, y.to(OUT.dtype.element_ty), mask=n < L)

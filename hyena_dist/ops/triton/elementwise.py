@@ -1,14 +1,13 @@
 """What stands around the transforms of cuFFT: the short convolution, the gates and the twist of the right-angle
 convolution (`ops.long_conv.RightAngle`) in one pass before, one between and one after them.
 
-Spectra Z [rows, N] are complex64, seen as pairs of float32. TWIST [2, L]: real and imaginary parts of w^n. Channels
-here, c, begin at c0 of C.
+Spectra Z [rows, N] are complex64, seen as pairs of float32. TWIST [2, L]: real and imaginary parts of w^n.
 """
 
 import triton
 import triton.language as tl
 
-from hyena_dist.ops.triton.short import taps
+from hyena_dist.ops.triton.given import entering, factor, gated, place_of, store_gradient
 
 
 @triton.jit
@@ -30,27 +29,20 @@ def load_twist(TWIST, n, L, ok):
 
 
 @triton.jit(do_not_specialize=["C", "c0"])
-def enter(X, DY, W, B, TWIST, Z, L, N, C, c0, WHAT: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr):
-    """Z [B, c, N] <- a real row times its twist, then zeros. WHAT it is: "u" = x1 v of X = p; "g" = dy x0, times the
-    other twist; "h": a row of X [C, L]. Grid (N / BLOCK, c, B)."""
-    block, c, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+def enter(P, X, W, B, PLACES, L, p_b, p_block, p_c, x_b, x_c, C, c0, TWIST, Z, N, OTHER: tl.constexpr,
+          GATE: tl.constexpr, BLOCKS: tl.constexpr, K: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK: tl.constexpr):
+    """Z [rows, c, N] <- what is given, u, filters, or the result's gradient and its gate, times its twist, or with
+    OTHER the other one; then zeros. Grid (N / BLOCK, c, rows)."""
+    block, c, r = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    b, start, size = place_of(PLACES, r, L, SEGMENTS)
+    p, x = P + (b * p_b + c.to(tl.int64) * p_c + start), X + (b * x_b + c.to(tl.int64) * x_c + start)
     n = block * BLOCK + tl.arange(0, BLOCK)
-    ok = n < L
-    row = c0 + c
-    wr, wi = load_twist(TWIST, n, L, ok)
-    if WHAT == "h":
-        x = tl.load(X + row.to(tl.int64) * L + n, mask=ok, other=0.0).to(tl.float32)
-    else:
-        base = (b.to(tl.int64) * (3 * C) + row) * L
-        CL = C.to(tl.int64) * L
-        if WHAT == "u":
-            x = taps(X, base + CL, n, L, W, B, C + row, K) * taps(X, base + 2 * CL, n, L, W, B, 2 * C + row, K)
-        else:
-            dy = tl.load(DY + (b.to(tl.int64) * C + row) * L + n, mask=ok, other=0.0).to(tl.float32)
-            x = dy * taps(X, base, n, L, W, B, row, K)
-            wi = -wi
-    z = Z + (b.to(tl.int64) * tl.num_programs(1) + c) * N * 2
-    store_pairs(z, x * wr, x * wi, block * BLOCK, N, BLOCK)
+    wr, wi = load_twist(TWIST, n, L, n < L)
+    u = entering(p, x, p_block, n, size, W, B, c0 + c, C, GATE, BLOCKS, K)
+    if OTHER:
+        wi = -wi
+    z = Z + (r.to(tl.int64) * tl.num_programs(1) + c) * N * 2
+    store_pairs(z, u * wr, u * wi, block * BLOCK, N, BLOCK)
 
 
 @triton.jit(do_not_specialize=["batch"])
@@ -75,65 +67,67 @@ def multiply(U, G, H, DH, N, batch, BACKWARD: tl.constexpr, BLOCK: tl.constexpr)
 
 
 @triton.jit(do_not_specialize=["C", "c0"])
-def leave(Z, P, Y, W, B, BIAS, TWIST, L, N, C, c0, scale, K: tl.constexpr, BLOCK: tl.constexpr):
-    """Y [B, C, L] <- x0 (h (*) u + bias u), where Z [B, c, N] holds the convolution, twisted and N times too large.
-    Grid (L / BLOCK, c, B)."""
-    block, c, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    n = block * BLOCK + tl.arange(0, BLOCK)
-    ok = n < L
+def leave(P, X, W, B, PLACES, L, p_b, p_block, p_c, x_b, x_c, C, c0, Z, Y, y_b, y_c, BIAS, TWIST, N, scale,
+          GATE: tl.constexpr, BLOCKS: tl.constexpr, K: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK: tl.constexpr):
+    """Y [B, c, L] <- gate (h (*) u + bias u) of what is given, where Z [rows, c, N] holds the convolution, twisted and
+    N times too large. Grid (L / BLOCK, c, rows)."""
+    block, c, r = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     row = c0 + c
-    base = (b.to(tl.int64) * (3 * C) + row) * L
-    CL = C.to(tl.int64) * L
-    wr, wi = load_twist(TWIST, n, L, ok)
-    re, im = load_pairs(Z + (b.to(tl.int64) * tl.num_programs(1) + c) * N * 2, block * BLOCK, N, BLOCK)
-    u = taps(P, base + CL, n, L, W, B, C + row, K) * taps(P, base + 2 * CL, n, L, W, B, 2 * C + row, K)
-    conv = (re * wr + im * wi) * scale + tl.load(BIAS + row).to(tl.float32) * u
-    y = conv * taps(P, base, n, L, W, B, row, K)
-    tl.store(Y + (b.to(tl.int64) * C + row) * L + n, y.to(Y.dtype.element_ty), mask=ok)
+    b, start, size = place_of(PLACES, r, L, SEGMENTS)
+    p, x = P + (b * p_b + c.to(tl.int64) * p_c + start), X + (b * x_b + c.to(tl.int64) * x_c + start)
+    n = block * BLOCK + tl.arange(0, BLOCK)
+    wr, wi = load_twist(TWIST, n, L, n < L)
+    re, im = load_pairs(Z + (r.to(tl.int64) * tl.num_programs(1) + c) * N * 2, block * BLOCK, N, BLOCK)
+    y = (re * wr + im * wi) * scale
+    y += tl.load(BIAS + row).to(tl.float32) * entering(p, x, p_block, n, size, W, B, row, C, -1, BLOCKS, K)
+    y = gated(y, p, p_block, n, size, W, B, row, C, GATE, K)
+    tl.store(Y + (b * y_b + c.to(tl.int64) * y_c + start) + n, y.to(Y.dtype.element_ty), mask=n < size)
 
 
 @triton.jit(do_not_specialize=["C", "c0"])
-def leave_backward(ZU, ZG, P, DY, DQ, SUMS, W, B, BIAS, TWIST, L, N, C, c0, scale, K: tl.constexpr,
-                   BLOCK: tl.constexpr):
-    """From the convolution ZU and the gradient at u ZG, both [B, c, N], twisted and N times too large: DQ [B, 3, c, L],
-    gradients at q; SUMS [B, c, blocks], the block's gradient of the bias; y takes the place of DY [B, C, L].
-    Grid (L / BLOCK, c, B)."""
-    block, c, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+def leave_backward(P, X, W, B, PLACES, L, p_b, p_block, p_c, x_b, x_c, C, c0, ZU, ZG, DY, y_b, y_c, DQ, q_b, q_block,
+                   q_c, DX, SUMS, BIAS, TWIST, N, scale, GATE: tl.constexpr, BLOCKS: tl.constexpr, K: tl.constexpr,
+                   SEGMENTS: tl.constexpr, BLOCK: tl.constexpr):
+    """From the convolution ZU and the gradient at u ZG, both [rows, c, N], twisted and N times too large: DQ
+    [B, blocks, c, L], gradients at the gate and at u's factors, or DX [B, c, L], of X's strides, that at u; SUMS
+    [rows, c, programs], the program's part of the bias' gradient; y takes the place of DY [B, c, L].
+    Grid (L / BLOCK, c, rows)."""
+    block, c, r = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     here = tl.num_programs(1)
-    n = block * BLOCK + tl.arange(0, BLOCK)
-    ok = n < L
     row = c0 + c
-    base = (b.to(tl.int64) * (3 * C) + row) * L
-    CL = C.to(tl.int64) * L
-    z = (b.to(tl.int64) * here + c) * N * 2
-    dy_at = DY + (b.to(tl.int64) * C + row) * L + n
-    wr, wi = load_twist(TWIST, n, L, ok)
+    b, start, size = place_of(PLACES, r, L, SEGMENTS)
+    x_place = b * x_b + c.to(tl.int64) * x_c + start
+    p, x = P + (b * p_b + c.to(tl.int64) * p_c + start), X + x_place
+    n = block * BLOCK + tl.arange(0, BLOCK)
+    ok = n < size
+    z = (r.to(tl.int64) * here + c) * N * 2
+    dq = DQ + (b * q_b + c.to(tl.int64) * q_c + start)
+    dy_at = DY + (b * y_b + c.to(tl.int64) * y_c + start) + n
+    wr, wi = load_twist(TWIST, n, L, n < L)
     bias = tl.load(BIAS + row).to(tl.float32)
-    x0 = taps(P, base, n, L, W, B, row, K)
-    x1 = taps(P, base + CL, n, L, W, B, C + row, K)
-    v = taps(P, base + 2 * CL, n, L, W, B, 2 * C + row, K)
-    dy = tl.load(dy_at, mask=ok, other=0.0).to(tl.float32)
+    u = entering(p, x, p_block, n, size, W, B, row, C, -1, BLOCKS, K)
+    g = tl.load(dy_at, mask=ok, other=0.0).to(tl.float32)
     re, im = load_pairs(ZU + z, block * BLOCK, N, BLOCK)
-    conv = (re * wr + im * wi) * scale + bias * (x1 * v)
-    re, im = load_pairs(ZG + z, block * BLOCK, N, BLOCK)
-    g = dy * x0
-    du = (re * wr - im * wi) * scale + bias * g
-    tl.store(SUMS + (b.to(tl.int64) * here + c) * tl.num_programs(0) + block, tl.sum(g * (x1 * v)))
-    dq = DQ + (b.to(tl.int64) * (3 * here) + c) * L + n
-    part = here.to(tl.int64) * L
+    conv = (re * wr + im * wi) * scale + bias * u
     tl.debug_barrier()  # dy was read before y takes its place
-    tl.store(dq, (conv * dy).to(DQ.dtype.element_ty), mask=ok)
-    tl.store(dq + part, (du * v).to(DQ.dtype.element_ty), mask=ok)
-    tl.store(dq + 2 * part, (du * x1).to(DQ.dtype.element_ty), mask=ok)
-    tl.store(dy_at, (conv * x0).to(DY.dtype.element_ty), mask=ok)
+    if GATE >= 0:
+        gate = factor(p, GATE, p_block, n, size, W, B, row, C, K)
+        tl.store(dq + tl.cast(q_block, tl.int64) * GATE + n, (conv * g).to(DQ.dtype.element_ty), mask=ok)
+        g *= gate
+        conv *= gate
+    tl.store(dy_at, conv.to(DY.dtype.element_ty), mask=ok)
+    tl.store(SUMS + (r.to(tl.int64) * here + c) * tl.num_programs(0) + block, tl.sum(g * u))
+    re, im = load_pairs(ZG + z, block * BLOCK, N, BLOCK)
+    du = (re * wr - im * wi) * scale + bias * g
+    store_gradient(du, p, dq, DX + x_place, p_block, q_block, n, size, W, B, row, C, BLOCKS, K)
 
 
-@triton.jit(do_not_specialize=["c0"])
-def real_part(Z, TWIST, OUT, L, N, c0, scale, BLOCK: tl.constexpr):
-    """OUT [C, L] <- Re(w^n Z) scale, Z [c, N]. Grid (L / BLOCK, c)."""
+@triton.jit
+def real_part(Z, TWIST, OUT, L, out_c, N, scale, BLOCK: tl.constexpr):
+    """The first L lags of OUT [c, at least L] <- Re(w^n Z) scale, Z [c, N]. Grid (L / BLOCK, c)."""
     block, c = tl.program_id(0), tl.program_id(1)
     n = block * BLOCK + tl.arange(0, BLOCK)
     ok = n < L
     wr, wi = load_twist(TWIST, n, L, ok)
     re, im = load_pairs(Z + c.to(tl.int64) * N * 2, block * BLOCK, N, BLOCK)
-    tl.store(OUT + (c0 + c).to(tl.int64) * L + n, ((re * wr - im * wi) * scale).to(OUT.dtype.element_ty), mask=ok)
+    tl.store(OUT + c.to(tl.int64) * out_c + n, ((re * wr - im * wi) * scale).to(OUT.dtype.element_ty), mask=ok)

@@ -1,77 +1,83 @@
 """The backend of Triton's kernels (`ops.mix.Backend`): `mix` and its gradients as custom operators of torch, whose
 results' shapes and costs are known without running them."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from hyena_dist.ops.costs import declare_cost
 from hyena_dist.ops.mix import Asked, MixWeights
 from hyena_dist.ops.segments import Segments
-from hyena_dist.ops.triton.fft import ByCufft
-from hyena_dist.ops.triton.groups import ByGroups
-from hyena_dist.ops.triton.long_row import LongRow
-from hyena_dist.ops.triton.one_row import OneRow
-from hyena_dist.ops.triton.plans import WIDE_MEMORY, SmallPlan, plan_for
+from hyena_dist.ops.triton.groups import Operator
+from hyena_dist.ops.triton.plans import WIDE_MEMORY, plan_for
 
 MOST_TAPS = 8
 
 
 def refusal(asked: Asked) -> str | None:
     """Why the kernels cannot compute this, besides what device and dtype refuse to all kernels."""
-    if asked.order != 2:
-        return f"the kernels are of order 2, the model is of order {asked.order}"
     if asked.taps > MOST_TAPS:
         return f"the kernels take short convolutions of at most {MOST_TAPS} taps, got {asked.taps}"
-    return "the kernels do not know segments" if asked.segmented else None
+    return None
 
 
-def mix(p: Tensor, weights: MixWeights, _segments: Segments | None) -> tuple[Tensor, list[Tensor]]:
-    """From the projection [B, 3 C, L] to what the last product reads, [B, C, L]."""
-    return _mix(p, *_tensors(weights)), []
+def mix(p: Tensor, weights: MixWeights, segments: Segments | None) -> tuple[Tensor, list[Tensor]]:
+    """From the projection [B, (N + 1) C, L] to what the last product reads, [B, C, L]."""
+    return _mix(p, *_arguments(p, weights, segments)), []
 
 
-def mix_backward(p: Tensor, dy: Tensor, weights: MixWeights, _segments: Segments | None,
+def mix_backward(p: Tensor, dy: Tensor, weights: MixWeights, segments: Segments | None,
                  _kept: list[Tensor]) -> MixWeights:
     """Gradients of `mix` at the weights. The gradient at p is written over p, and `mix(p)` over dy; both must be
     contiguous."""
-    dweight, dbias, dh, ddirect = _mix_backward(p, dy, *_tensors(weights))
-    return MixWeights(dweight, dbias, dh[None], ddirect[None])
+    return MixWeights(*_mix_backward(p, dy, *_arguments(p, weights, segments)))
 
 
-def _tensors(weights: MixWeights) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _arguments(p: Tensor, weights: MixWeights, segments: Segments | None) -> tuple[Any, ...]:
+    """The weights, and the segments: their places and positions (`given.Rows`, `groups.Operator`), and the size, the
+    number and the tokens of those of each size."""
     assert weights.short_weight is not None
     assert weights.short_bias is not None
-    return (weights.short_weight.contiguous(), weights.short_bias.contiguous(), weights.filters[0].contiguous(),
-            weights.bias[0].contiguous())
+    tensors = [t.contiguous() for t in (weights.short_weight, weights.short_bias, weights.filters, weights.bias)]
+    if segments is None:
+        return *tensors, None, None, []
+    places, sizes = segments.by_size(p.device)
+    return *tensors, places, segments.positions(p.device).int(), sizes
 
 
 @torch.library.custom_op("hyena::mix", mutates_args=())
-def _mix(p: Tensor, weight: Tensor, bias: Tensor, h: Tensor, direct: Tensor) -> Tensor:
+def _mix(p: Tensor, weight: Tensor, bias: Tensor, h: Tensor, direct: Tensor, places: Tensor | None,
+         positions: Tensor | None, sizes: list[int]) -> Tensor:
     with torch.cuda.device_of(p):
-        return _by_kernels(p, weight, bias).mix(h, direct)
+        return _operator(p, weight, bias, h, places, positions, sizes).mix(h, direct)
 
 
 @torch.library.custom_op("hyena::mix_backward", mutates_args=("p", "dy"))
-def _mix_backward(p: Tensor, dy: Tensor, weight: Tensor, bias: Tensor, h: Tensor,
-                  direct: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _mix_backward(p: Tensor, dy: Tensor, weight: Tensor, bias: Tensor, h: Tensor, direct: Tensor,
+                  places: Tensor | None, positions: Tensor | None,
+                  sizes: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     assert dy.is_contiguous(), dy.stride()
     with torch.cuda.device_of(p):
-        return _by_kernels(p, weight, bias).mix_backward(dy, h, direct)
+        return _operator(p, weight, bias, h, places, positions, sizes).mix_backward(dy, h, direct)
 
 
-_mix.register_fake(lambda p, *_: p.new_empty(p.shape[0], p.shape[1] // 3, p.shape[2]))
-_mix_backward.register_fake(lambda _p, _dy, *weights: tuple(map(torch.empty_like, weights)))
-declare_cost("hyena::mix", lambda p, weight, bias, *_: _by_kernels(p, weight, bias).cost(backward=False))
-declare_cost("hyena::mix_backward", lambda p, _dy, weight, bias, *_: _by_kernels(p, weight, bias).cost(backward=True))
+_mix.register_fake(lambda p, _weight, _bias, h, *_: p.new_empty(p.shape[0], h.shape[1], p.shape[2]))
+_mix_backward.register_fake(lambda _p, _dy, *rest: tuple(map(torch.empty_like, rest[:4])))
+declare_cost("hyena::mix", lambda p, weight, bias, h, _direct, *segments: _operator(
+    p, weight, bias, h, *segments).cost(backward=False))
+declare_cost("hyena::mix_backward", lambda p, _dy, weight, bias, h, _direct, *segments: _operator(
+    p, weight, bias, h, *segments).cost(backward=True))
 
 
-def _by_kernels(p: Tensor, weight: Tensor, bias: Tensor) -> ByGroups:
+def _operator(p: Tensor, weight: Tensor, bias: Tensor, h: Tensor, places: Tensor | None, positions: Tensor | None,
+              sizes: list[int]) -> Operator:
     assert p.is_contiguous(), p.stride()
-    blocks = p.unflatten(1, (3, p.shape[1] // 3))
-    plan = plan_for(p.shape[-1], p.dtype == torch.float32, _wide(p.device))
-    if plan is None:
-        return ByCufft(blocks, weight, bias)
-    return OneRow(blocks, weight, bias, plan) if isinstance(plan, SmallPlan) else LongRow(blocks, weight, bias, plan)
+    blocks, precise, wide = p.unflatten(1, (len(h) + 2, -1)), p.dtype == torch.float32, _wide(p.device)
+    if places is None or positions is None:
+        return Operator.whole(blocks, weight, bias, plan_for(p.shape[-1], precise, wide))
+    return Operator.in_segments(blocks, weight, bias, places, positions, sizes,
+                                lambda size: plan_for(size, precise, wide))
 
 
 def _wide(device: torch.device) -> bool:
