@@ -1,6 +1,5 @@
 """The parts of a Hyena layer, forward and backward: long convolution, implicit filter, mixer."""
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,13 +10,12 @@ from benchmarks.baseline import fft_causal_conv
 from benchmarks.compare import BASELINE, OURS, TOLERANCE, VALUE, YARDSTICK_TOLERANCE, Case, Measured, Results, Side
 from benchmarks.models import Models, Size, autocast, published
 from hyena_dist.costs.flops import parts, training_bytes
+from hyena_dist.ops import libraries
 from hyena_dist.ops.implicit_filter import keeps_trunk
 from hyena_dist.ops.long_conv import causal_conv
+from hyena_dist.ops.mix import Asked
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-FLASH = "flashfftconv"
-FLASH_SIZES = [2**power for power in range(8, 23)]
-"""FFT sizes that FlashFFTConv has kernels for."""
 MIXER = "layers.0.mixer."
 
 Conv = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -41,11 +39,14 @@ def conv(size: Size, device: torch.device, precision: str) -> Case:
     moved = 8 * dtype.itemsize * B * D * L + 3 * 4 * D * L  # u and gate twice, dy; y, du, dgate; h twice, dh
     sides = {OURS: Measured(_conv_side(causal_conv), exact, TOLERANCE[precision], moved),
              BASELINE: Measured(_conv_side(_plain_conv), exact, YARDSTICK_TOLERANCE[precision], moved)}
-    flash = flash_conv(L, device, precision)
-    if isinstance(flash, str):
-        return Case(L, B, inputs, sides, {FLASH: flash})
-    sides[FLASH] = Measured(_conv_side(flash), exact, YARDSTICK_TOLERANCE[precision], moved)
-    return Case(L, B, inputs, sides)
+    missing = {}
+    for name in libraries.PACKAGES:
+        found = library_conv(name, L, device, precision)
+        if isinstance(found, str):
+            missing[name] = found
+        else:
+            sides[name] = Measured(_conv_side(found), exact, YARDSTICK_TOLERANCE[precision], moved)
+    return Case(L, B, inputs, sides, missing)
 
 
 def _plain_conv(u: Tensor, h: Tensor, bias: Tensor, gate: Tensor) -> Tensor:
@@ -62,19 +63,17 @@ def _conv_side(function: Conv, dtype: torch.dtype | None = None) -> Side:
     return run
 
 
-def flash_conv(length: int, device: torch.device, precision: str) -> Conv | str:
-    """FlashFFTConv (Fu et al. 2023) on our contract, or why it cannot be measured here."""
-    if importlib.util.find_spec("flashfftconv") is None:
-        return "flashfftconv is not installed"
-    if device.type != "cuda" or precision == "fp32":
-        return "flashfftconv has kernels for CUDA in half precision only"
-    if 2 * length not in FLASH_SIZES:
-        return f"flashfftconv has kernels for powers of two from {FLASH_SIZES[0] // 2} to {FLASH_SIZES[-1] // 2} only"
-    from flashfftconv import FlashFFTConv
-    convolve = FlashFFTConv(2 * length, dtype=DTYPES[precision]).to(device)
+def library_conv(name: str, length: int, device: torch.device, precision: str) -> Conv | str:
+    """A library's convolution (`ops.libraries`) on our contract, or why it cannot be measured here."""
+    if not libraries.installed(name):
+        return f"{name} is not installed"
+    dtype = DTYPES[precision]
+    if reason := libraries.refusal(name, Asked(device, dtype, order=2, taps=1, length=length)):
+        return reason
+    convolve = libraries.convolve_by(name, length, dtype, device)
 
     def run(u: Tensor, h: Tensor, bias: Tensor, gate: Tensor) -> Tensor:
-        return gate * (convolve(u, h) + bias.to(u.dtype)[:, None] * u)  # its own gates come in pairs only
+        return gate * (convolve(u, h) + bias.to(u.dtype)[:, None] * u)
 
     return run
 

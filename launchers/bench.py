@@ -73,7 +73,8 @@ def _comparison(help_: str, *flags: str, **defaults: Any) -> Subject:
 
 
 SUBJECTS = {
-    "conv": _comparison("the long convolution against plain torch.fft code and FlashFFTConv where it is installed",
+    "conv": _comparison("the long convolution against plain torch.fft code, and cuDNN's and FlashFFTConv where they "
+                        "are installed",
                         lengths=[2**10, 2**12, 2**14, 2**16, 2**18, 2**20], width=16, tokens=2**18, dtype="fp32"),
     "filter": _comparison("the implicit filter against plain code, in float32",
                           lengths=[2**10, 2**12, 2**14, 2**16, 2**18], width=32),

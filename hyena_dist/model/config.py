@@ -42,7 +42,7 @@ class HyenaConfig(TransformerConfig):
     overlap_groups: int = 1
     """Channel groups that pipeline the exchange under the transform."""
     ops_backend: str = "auto"
-    """What computes the Hyena operator on one context rank: auto, torch or triton (`ops.backend`)."""
+    """What computes the Hyena operator on one context rank: `ops.backend`."""
     layer_pattern: str = ""
     """Kinds of mixers, repeated (`config.mixers`)."""
     mixer_heads: int = 1

@@ -129,8 +129,8 @@ class HyenaMixer(nn.Module):
         self.out_proj = RowLinear(width, width, config=config, pg_collection=pg_collection)
         initialize_part(self, f"{layer_name(layer_number)}.mixer", config, self.in_proj.axis, seed)
         check_backend(config.ops_backend)
-        if config.ops_backend == "triton" and self.axis.size > 1:
-            say_once("the kernels are of one context rank")
+        if config.ops_backend not in ("auto", "torch") and self.axis.size > 1:
+            say_once("the operator's kernels are of one context rank", config.ops_backend)
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, *, norm: Norm | None = None,
                 residual: bool = False, segments: Offsets | Segments | None = None,

@@ -1,5 +1,6 @@
 """Which code computes the Hyena operator between its two products, and the norms, the GELU and the implicit filters
-around it: torch's operations, or Triton's kernels (`ops.triton`) where they can."""
+around it: torch's operations, or Triton's kernels (`ops.triton`) where they can; of the operator's long convolutions
+also libraries (`ops.libraries`)."""
 
 import importlib.util
 import logging
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from hyena_dist.config.errors import ConfigError
 from hyena_dist.config.sections.ops import BACKENDS
+from hyena_dist.ops.libraries import PACKAGES, Library, installed
 from hyena_dist.ops.mix import Asked, Backend
 from hyena_dist.ops.triton.plans import measured
 
@@ -39,22 +41,27 @@ def check_backend(backend: str) -> None:
 
     Raises:
         ValueError: unknown.
-        ConfigError: Triton is asked for and not installed; a ValueError, too.
+        ConfigError: Triton or a library is asked for and not installed; a ValueError, too.
     """
     if backend not in BACKENDS:
         raise ValueError(f"ops.backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
     if backend == "triton" and not _installed():
         raise ConfigError("ops.backend=triton needs Triton, which is not installed: pip install 'hyena-dist[kernels]', "
                           "or take ops.backend=torch")
+    if backend in PACKAGES and not installed(backend):
+        raise ConfigError(f"ops.backend={backend} needs {PACKAGES[backend][1]}, which is not installed: install it "
+                          f"(docs/performance.md), or take ops.backend=torch")
 
 
 def mix_kernels(backend: str, asked: Asked) -> Backend | None:
-    """`ops.triton.operator`, if it is to compute `mix`; None: torch does. Where Triton was asked for and cannot, the
-    log says why, once for each reason.
+    """`ops.triton.operator` or a library's backend, if it is to compute `mix`; None: torch does. Where one was asked
+    for and cannot, the log says why, once for each reason.
 
     Raises:
         ValueError: as `check_backend`.
     """
+    if backend in PACKAGES:
+        return _library(backend, asked)
     if backend == "auto" and not (measured(asked.length) and asked.order == 2 and not asked.segmented):
         return None
     kernels: Backend | None = _chosen("operator", backend, asked.device, asked.dtype, None)
@@ -62,6 +69,15 @@ def mix_kernels(backend: str, asked: Asked) -> Backend | None:
     if reason and backend == "triton":
         say_once(reason)
     return None if reason else kernels
+
+
+def _library(name: str, asked: Asked) -> Backend | None:
+    check_backend(name)
+    library = Library(name, asked.dtype)
+    if reason := library.refusal(asked):
+        say_once(reason, name)
+        return None
+    return library
 
 
 def norm_kernels(backend: str, device: torch.device, dtype: torch.dtype, channels: int) -> ModuleType | None:
@@ -92,7 +108,7 @@ def _chosen(module: str, backend: str, device: torch.device, dtype: torch.dtype,
     """A module of `ops.triton`, or None: torch was asked for, `auto` does not take it on this device, or it cannot, of
     which `reason` may name a cause."""
     check_backend(backend)
-    if backend == "torch" or (backend == "auto" and not (
+    if backend == "torch" or backend in PACKAGES or (backend == "auto" and not (
             (_capability(device), dtype) in _MEASURED[module] and _installed())):
         return None
     reason = reason or _refusal(device, dtype)
@@ -105,9 +121,9 @@ def _chosen(module: str, backend: str, device: torch.device, dtype: torch.dtype,
 
 
 @lru_cache
-def say_once(reason: str) -> None:
-    """Log that torch does Triton's work, and why."""
-    logger.warning("ops.backend=triton: torch does the kernels' work here: %s", reason)
+def say_once(reason: str, backend: str = "triton") -> None:
+    """Log that torch does the work of another backend, and why."""
+    logger.warning("ops.backend=%s: torch does its work here: %s", backend, reason)
 
 
 def _refusal(device: torch.device, dtype: torch.dtype) -> str | None:

@@ -18,13 +18,13 @@ N - 2; the gate x_{N-1} multiplies the input of the first, and x_{N-2-o} the res
                                              with the gradient there, summed for dbias
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from hyena_dist.ops.chunking import channel_chunks
-from hyena_dist.ops.long_conv import convolution, resolve
+from hyena_dist.ops.long_conv import Convolution, convolution, resolve
 from hyena_dist.ops.mix import Asked, MixWeights
 from hyena_dist.ops.precision import compute_dtype
 from hyena_dist.ops.segments import Segments
@@ -50,25 +50,31 @@ class Chunked:
 
     def mix(self, p: Tensor, weights: MixWeights, segments: Segments | None) -> tuple[Tensor, list[Tensor]]:
         y = torch.empty(len(p), weights.filters.shape[1], p.shape[2], dtype=p.dtype, device=p.device)
-        _Pass(p, weights, segments, resolve(self._method, p.device)).forward(y)
+        _Pass(p, weights, segments, self.convolution).forward(y)
         return y, []
 
     def mix_backward(self, p: Tensor, dy: Tensor, weights: MixWeights, segments: Segments | None,
                      _kept: list[Tensor]) -> MixWeights:
-        return _Pass(p, weights, segments, resolve(self._method, p.device)).backward(dy)
+        return _Pass(p, weights, segments, self.convolution).backward(dy)
+
+    def convolution(self, length: int, segments: Segments | None, dtype: torch.dtype,
+                    device: torch.device) -> Convolution:
+        """The long convolution of rows of `length` tokens, computed in `dtype`."""
+        return convolution(resolve(self._method, device), length, segments, dtype, device)
 
 
 class _Pass:
     """One pass over p [B, (N + 1) C, l]."""
 
-    def __init__(self, p: Tensor, weights: MixWeights, segments: Segments | None, method: str) -> None:
+    def __init__(self, p: Tensor, weights: MixWeights, segments: Segments | None,
+                 make: Callable[[int, Segments | None, torch.dtype, torch.device], Convolution]) -> None:
         self._channels, self._dtype = weights.filters.shape[1], compute_dtype(p, weights.filters)
         self._p = p.unflatten(1, (-1, self._channels))
         self._filters, self._bias = weights.filters, weights.bias
         self._work = Workspace(self._dtype, p.device)
         self._short = _ShortConv(weights, self._work, self._dtype,
                                  None if segments is None else segments.positions(p.device))
-        self._long = convolution(method, p.shape[2], segments, self._dtype, p.device)
+        self._long = make(p.shape[2], segments, self._dtype, p.device)
 
     def forward(self, y: Tensor) -> None:
         """Writes u to y [B, C, l]."""

@@ -66,7 +66,7 @@ def hyena(x: Tensor, weights: HyenaWeights, norm: NormWeights | None = None, *, 
         residual: add x, not normalised.
         recompute: do not save the projection, recompute it.
         method: of the long convolutions (`ops.long_conv`) of torch's operations.
-        backend: auto, torch or triton (`ops.backends`), of an operator whose convolutions do not cross ranks.
+        backend: a value of `ops.backend` (`ops.backends`), of an operator whose convolutions do not cross ranks.
         segments: sequences in the rows that no convolution crosses the borders of (`ops.segments`); with an exchange
             those of the whole rows, not of the slice.
         exchange: where x is a slice of the tokens, how the convolutions cross the context ranks.

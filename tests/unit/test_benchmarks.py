@@ -1,9 +1,7 @@
 """The comparisons: one timing loop, errors before times, wrong values refused, and a command that says so."""
 
 import json
-import sys
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ from benchmarks.models import Size
 from benchmarks.timing import interleaved, ratio, timed
 from hyena_dist.costs import utilisation
 from hyena_dist.costs.flops import parts, training_bytes, training_flops
+from hyena_dist.ops import libraries
 from hyena_dist.ops.online_conv import OnlineConvolution
 from launchers import bench
 from launchers.bench import main
@@ -91,11 +90,11 @@ def test_a_side_without_room_has_a_row_that_says_so():
 def test_every_side_of_a_comparison_is_checked_in_float64(subject, precision):
     size = Size(48, 8, batch=2)
     rows = {row.side: row for row in run(subjects.CASES[subject](size, CPU, precision))}
-    expected = {"conv": {OURS, BASELINE, operators.FLASH}, "step": {OURS, BASELINE, step.TRANSFORMER}}
+    expected = {"conv": {OURS, BASELINE, *libraries.PACKAGES}, "step": {OURS, BASELINE, step.TRANSFORMER}}
     assert set(rows) == expected.get(subject, {OURS, BASELINE})
     for row in rows.values():
-        if row.side == operators.FLASH:
-            assert (row.seconds, row.note) == (None, "flashfftconv is not installed")
+        if row.side in libraries.PACKAGES:
+            assert (row.seconds, row.note) == (None, f"{row.side} is not installed")
             continue
         print(row.side, row.value_error, row.gradient_error)
         assert 0 < row.value_error < 1e-2
@@ -126,38 +125,6 @@ def test_a_transformer_that_takes_too_long_is_skipped_aloud(monkeypatch):
     found = step.step(Size(48, 8), CPU, "fp32")
     assert set(found.sides) == {OURS, BASELINE}
     assert "operations of attention would take too long here" in found.skipped[step.TRANSFORMER]
-
-
-def test_flashfftconv_is_taken_where_it_can_run(monkeypatch):
-    """Its kernels need a GPU: here a stand-in shows which calls it would get."""
-    cuda = torch.device("cuda")
-    assert operators.flash_conv(256, cuda, "bf16") == "flashfftconv is not installed"
-    made = []
-
-    class Kernel:
-        def __init__(self, size, dtype):
-            made.append((size, dtype))
-
-        def to(self, device):
-            made.append(device)
-            return self
-
-        def __call__(self, u, h):
-            size = 2 * u.shape[-1]
-            return torch.fft.irfft(torch.fft.rfft(u.double(), size) * torch.fft.rfft(h.double(), size),
-                                   size)[..., : u.shape[-1]].to(u.dtype)
-
-    module = SimpleNamespace(FlashFFTConv=Kernel, __spec__=SimpleNamespace(name="flashfftconv"))
-    monkeypatch.setitem(sys.modules, "flashfftconv", module)
-    assert "CUDA in half precision only" in operators.flash_conv(256, CPU, "bf16")
-    assert "CUDA in half precision only" in operators.flash_conv(256, cuda, "fp32")
-    assert "powers of two from 128 to 2097152 only" in operators.flash_conv(240, cuda, "bf16")
-    convolve = operators.flash_conv(256, cuda, "bf16")
-    assert made == [(512, torch.bfloat16), cuda]
-    u, h, bias, gate, _ = operators.conv(Size(256, 8, 2), CPU, "bf16").inputs(0)
-    found, expected = convolve(u, h, bias, gate), operators._plain_conv(u, h, bias, gate)
-    assert found.dtype == u.dtype
-    assert differences({"y": found}, {"y": expected.double()})["y"] < 1e-2
 
 
 @pytest.fixture(autouse=True)

@@ -40,7 +40,8 @@ SLOW = HARD | {
     "three kernels 601, order 3, no taps": FLOAT32, "order 3, three kernels": 2 * FLOAT16, "order 3, cufft": FLOAT32,
     "segments, order 3": FLOAT32, "segments, three kernels": FLOAT16, "segments, cufft": FLOAT32,
     "three kernels 9973": FLOAT16, "three kernels 9973, float32": FLOAT32, "three tokens": FLOAT16,
-    "one token": FLOAT32, "operator of order 3": FLOAT32, "operator in segments": FLOAT32, "training": 1e-3, "registration": FLOAT32, "bytes, order 3": 0.05,
+    "one token": FLOAT32, "operator of order 3": FLOAT32, "operator in segments": FLOAT32, "training": 1e-3,
+    "registration": FLOAT32, "bytes, order 3": 0.05,
     **{f"bytes, {name}": 0.05 for name in ("one kernel, float32", "three kernels", "three kernels, float32")}}
 
 

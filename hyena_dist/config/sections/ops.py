@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from hyena_dist.config.sections.ranges import one_of
 
-BACKENDS = ("auto", "torch", "triton")
+BACKENDS = ("auto", "torch", "triton", "cudnn", "flashfftconv")
 """The values of ops.backend; `ops/backends.py` chooses by them."""
 
 
@@ -14,9 +14,10 @@ class OpsSection:
 
     backend: str = "auto"
     """Of the Hyena operator on one context rank, of norms, GELU and filters on any. torch; triton: kernels of the extra
-    `kernels`, on CUDA, of the operator with at most 8 taps, elsewhere torch, and the log says so; auto: triton where it
-    was measured and checked: on GPUs of capability 9.0 (H100, H200), at order 2 without segments, at the lengths and in
-    the dtypes of `ops/backends.py` and `ops/triton/plans.py`."""
+    `kernels`, on CUDA, of the operator with at most 8 taps, elsewhere torch, and the log says so; cudnn, flashfftconv:
+    the long convolution by that library where it is installed, the rest by torch (`ops/libraries.py`; never timed);
+    auto: triton where it was measured and checked: on GPUs of capability 9.0 (H100, H200), at order 2 without segments,
+    at the lengths and in the dtypes of `ops/backends.py` and `ops/triton/plans.py`."""
 
     def __post_init__(self) -> None:
         one_of("ops", "backend", self.backend, BACKENDS)
