@@ -15,6 +15,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,10 @@ from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.config.sections.ops import OpsSection
 from hyena_dist.model.loss import token_loss
 from hyena_dist.model.model import build_model
+from hyena_dist.ops import long_conv
+from hyena_dist.ops.across import Across
 from hyena_dist.ops.hyena import HyenaWeights, hyena
+from hyena_dist.ops.long_conv import causal_conv_reference
 from hyena_dist.ops.mix import MixWeights, mix_reference
 from hyena_dist.ops.segments import Segments
 from hyena_dist.ops.triton import long_row
@@ -70,7 +74,8 @@ class Bands:
     @contextlib.contextmanager
     def of_everything_made(self):
         def empty(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-            return self.around(torch.full(shape, float("nan"), dtype=dtype, device=device))
+            size = shape[0] if isinstance(shape[0], torch.Size) else shape
+            return self.around(torch.full(size, float("nan"), dtype=dtype, device=device))
         torch.empty = empty
         try:
             yield
@@ -273,6 +278,101 @@ def swapped_twiddles() -> dict[str, float]:
     return {"y": relative(y, reference(*given)["y"])}
 
 
+def in_slices(slices: int, batch: int, channels: int, length: int, dtype: torch.dtype,
+              offsets: Sequence[Sequence[int]] | None = None, plan: Plan | str = "") -> dict[str, float]:
+    """Rows as an all-to-all delivers them [P, S, R, l]: of another tensor S = 1 stands between them, and a row is
+    channel by channel one of each window."""
+    from hyena_dist.ops.triton import arrived
+    bands = Bands()
+    draw = torch.Generator().manual_seed(length)
+
+    def arrive(x: Tensor) -> Tensor:
+        rows = x.transpose(0, 1).flatten(0, 1).unflatten(1, (slices, -1)).transpose(0, 1)  # [P, R, l]
+        place = torch.full((slices, 2, *rows.shape[1:]), float("nan"), dtype=dtype)
+        place[:, 1] = rows
+        return bands.around(place)[:, 1].unflatten(1, (channels, batch)).transpose(1, 2)
+
+    u, dy = (torch.randn(batch, channels, length, generator=draw).to(dtype) for _ in range(2))
+    h = torch.randn(channels, length, generator=draw) * torch.exp(-torch.arange(length) / (length / 5))
+    direct = torch.randn(channels, generator=draw)
+    segments = None if offsets is None else Segments(offsets, batch, length)
+    leaves = [t.double().requires_grad_() for t in (u, h, direct)]
+    edges = [(0, length)] * batch if segments is None else segments.rows
+    want = torch.cat([torch.cat([causal_conv_reference(row[None, :, a:b], leaves[1][:, : b - a], leaves[2])
+                                 for a, b in pairwise(cut)], dim=2)
+                      for row, cut in zip(leaves[0], edges, strict=True)])
+    gradients = torch.autograd.grad(want, leaves, dy.double())
+    given, gradient, out, du = (arrive(t) for t in (u, dy, torch.full_like(u, float("nan")),
+                                                    torch.full_like(u, float("nan"))))
+    h, direct = bands.around(h), bands.around(direct)
+    kept = arrived.plans_on
+    if plan:
+        arrived.plans_on = lambda _u: lambda _size: None if plan == "cufft" else plan
+    with bands.of_everything_made():
+        arrived.convolve(given, h, direct, out, segments)
+        dh, ddirect = arrived.convolve_backward(gradient, given, h, direct, du, segments)
+
+    arrived.plans_on = kept
+
+    def whole(x: Tensor) -> Tensor:
+        return x.permute(1, 2, 0, 3).flatten(2)
+
+    return {"y": relative(whole(out), want.detach()), "du": relative(whole(du), gradients[0]),
+            "dh": relative(dh, gradients[1]), "ddirect": relative(ddirect, gradients[2]),
+            "y again": relative(whole(gradient), want.detach()), "outside": 0.0 if bands.whole() else float("inf")}
+
+
+class Slice:
+    """An exchange of the last of two slices, whose convolution knows nothing of the first; that is torch's."""
+
+    rank, ranks, knows_segments = 1, 2, True
+
+    def __init__(self, halo: Tensor, segments: Segments | None) -> None:
+        self.halo, self.segments, self.dhalo = halo, segments, halo
+
+    def from_left(self, tail: Tensor) -> Tensor:
+        return self.halo.view(tail.shape)
+
+    def from_right(self, dhalo: Tensor) -> Tensor:
+        self.dhalo = dhalo
+        return torch.zeros_like(dhalo)
+
+    def convolve(self, inputs: Tensor, filters: Tensor, bias: Tensor, _segments: Segments | None):
+        return long_conv.convolve(inputs[0], filters[0], bias[0]), [inputs[0].clone()]
+
+    def convolve_backward(self, dconv: Tensor, filters: Tensor, bias: Tensor, kept: list[Tensor],
+                          _segments: Segments | None):
+        du, *rest, _ = long_conv.convolve_backward(dconv, kept[0], filters[0], bias[0])
+        return du[None], *(t[None] for t in rest)
+
+
+def a_slice(batch: int, channels: int, length: int, taps: int, offsets: Sequence[int] | None = None,
+            dtype: torch.dtype = FP32) -> dict[str, float]:
+    """What stands around the convolution of the last of two slices: y, every gradient, and that at the halo."""
+    from hyena_dist.ops.triton import across
+    p, dy, *weights = inputs(batch, channels, length, taps, dtype=dtype)
+    halo = torch.randn(batch, 3, channels, taps - 1, generator=torch.Generator().manual_seed(5)).to(dtype)
+    segments = None if offsets is None else Segments(offsets, batch, 2 * length)
+    leaves = [t.double().requires_grad_() for t in (p, halo, *weights)]
+    positions = torch.full((batch, length), taps) if segments is None else segments.positions(p.device)[:, length:]
+    q = leaves[3].view(3, channels, 1) + sum(
+        torch.cat([leaves[1], leaves[0]], 3)[..., taps - 1 - j :][..., :length] * (positions >= j)[:, None, None]
+        * leaves[2].view(3, channels, taps)[..., taps - 1 - j, None] for j in range(taps))
+    x0, x1, v = q.unbind(1)
+    want = x0 * causal_conv_reference(x1 * v, leaves[4][0], leaves[5][0])
+    gradients = torch.autograd.grad(want, leaves, dy.double())
+    bands = Bands()
+    p, dy, halo, *weights = (bands.around(t) for t in (p, dy, halo, *weights))
+    exchange = Slice(halo, segments)
+    backend, given = Across(exchange, across), MixWeights(*weights)
+    with bands.of_everything_made():
+        y, kept = backend.mix(p.flatten(1, 2), given, segments)
+        found = backend.mix_backward(p.flatten(1, 2), dy, given, segments, kept)
+    pairs = zip((y, p, exchange.dhalo, *found, dy), (want.detach(), *gradients, want.detach()), strict=True)
+    errors = {str(i): relative(a, b) for i, (a, b) in enumerate(pairs)}
+    return errors | {"outside": 0.0 if bands.whole() else float("inf")}
+
+
 def one_border_less() -> dict[str, float]:
     """The control: two segments taken for one."""
     given = inputs(1, 1, 97, 3)
@@ -311,6 +411,16 @@ CASES: dict[str, Callable[[], dict[str, float]]] = {
     "three kernels 9973, float32": lambda: by_kernels(2, 1, 9973, 3, dtype=FP32),
     "operator": whole_operator,
     "operator, recomputed": lambda: whole_operator(residual=True, recompute=True),
+    "a slice": lambda: a_slice(2, 3, 1100, 3),
+    "a slice of 4 taps": lambda: a_slice(1, 2, 45, 4),
+    "a slice of one tap": lambda: a_slice(1, 2, 33, 1),
+    "a slice in segments": lambda: a_slice(2, 2, 97, 4, offsets=(0, 95, 98, 99, 150, 194)),
+    "a slice of half precision": lambda: a_slice(1, 2, 251, 3, dtype=FP16),
+    "slices, three kernels": lambda: in_slices(3, 2, 1, 600, FP16, plan=LargePlan(3, 16, 16, 16, 16, 16)),
+    "slices, cufft": lambda: in_slices(2, 1, 2, 100, FP32, plan="cufft"),
+    "slices": lambda: in_slices(3, 2, 2, 252, FP32),
+    "slices of half precision": lambda: in_slices(4, 1, 3, 1200, FP16),
+    "slices in segments": lambda: in_slices(2, 2, 2, 250, FP32, offsets=((0, 3, 130, 250), (0, 124, 250))),
     "operator of order 3": lambda: whole_operator(order=3, recompute=True),
     "operator in segments": lambda: whole_operator(segments=((0, 20, 53), (0, 1, 2, 53))),
     "control of segments": one_border_less,

@@ -8,6 +8,7 @@ until the last convolution.
 import logging
 from collections.abc import Sequence
 from itertools import pairwise
+from types import ModuleType
 from typing import NamedTuple, Protocol
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from hyena_dist.config.context import choose_method, exchanged_rows
 from hyena_dist.config.schema import Config
 from hyena_dist.ops import long_conv
+from hyena_dist.ops.backends import slice_kernels
 from hyena_dist.ops.segments import Segments
 from hyena_dist.parallel import distributed_fft
 from hyena_dist.parallel.collectives import Exchange, shift_left, shift_right
@@ -68,6 +70,10 @@ class _Rows(NamedTuple):
         """[R, L] of the group -> [B', c, L], the same memory."""
         return x[self.rows].unflatten(0, (self.own.stop - self.own.start, -1)).transpose(0, 1)
 
+    def arrived(self, x: Tensor) -> Tensor:
+        """[P, 1, R, l] -> [P, B', c, l], the same memory."""
+        return x[:, 0, self.rows].unflatten(1, (self.own.stop - self.own.start, -1)).transpose(1, 2)
+
 
 class AllToAll(_Neighbours):
     """Tokens are exchanged for channels and back, in groups of channels, so that a group's exchange runs while the
@@ -75,13 +81,16 @@ class AllToAll(_Neighbours):
 
     A row is a channel of one window. They are numbered channel by channel, so that a rank's are of few channels; where
     the ranks do not divide the channels, two ranks share one.
+
+    Args:
+        backend: of `ops`. Kernels convolve the rows where they arrived, of order 2.
     """
 
     knows_segments = True  # a rank has rows of whole sequences, in which it convolves them apart
 
-    def __init__(self, axis: Axis, *, batch: int, channels: int, groups: int) -> None:
+    def __init__(self, axis: Axis, *, batch: int, channels: int, groups: int, backend: str = "auto") -> None:
         super().__init__(axis)
-        self._batch = batch
+        self._batch, self._backend = batch, backend
         size = -(-channels // groups)
         self._groups = [slice(start, min(start + size, channels)) for start in range(0, channels, size)]
         self.channels: list[slice] = []
@@ -103,11 +112,21 @@ class AllToAll(_Neighbours):
     def convolve(self, inputs: Tensor, filters: Tensor, bias: Tensor,
                  segments: Segments | None = None) -> tuple[Tensor, list[Tensor]]:
         """Keeps of every group the rows of u and of the inner gates [N - 1, R, L], and the inputs [R, L] of the second
-        convolution and those after it."""
+        convolution and those after it; by kernels the rows as they arrived, [P, 1, R, l]."""
+        kernels = self._kernels(inputs, filters)
         started = [self._send_rows(inputs[:, :, group]) for group in self._groups]
         returning: list[Exchange] = []
         kept: list[Tensor] = []
         for blocks in self._rows:
+            if kernels:
+                arrived = started.pop(0).wait()
+                kept.append(arrived)
+                result = torch.empty_like(arrived)
+                for block in blocks:
+                    kernels.convolve(block.arrived(arrived), filters[0, block.own], bias[0, block.channels],
+                                     block.arrived(result), segments and segments.part(block.windows))
+                returning.append(Exchange(result, self.axis))
+                continue
             received = _tokens_in_order(started.pop(0).wait())  # whose buffer is free now
             u, *gates = received
             kept.append(received)
@@ -125,10 +144,20 @@ class AllToAll(_Neighbours):
     def convolve_backward(self, dconv: Tensor, filters: Tensor, bias: Tensor, kept: list[Tensor],
                           segments: Segments | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Writes gradients over what was kept."""
+        kernels = self._kernels(dconv[None], filters)
         started = [self._send_rows(dconv[None, :, group]) for group in self._groups]
         returning: list[Exchange] = []
         dfilters, dbias = torch.empty_like(filters), torch.zeros_like(bias)
         for number, blocks in enumerate(self._rows):
+            if kernels:
+                gradient = started.pop(0).wait()
+                du = torch.empty_like(gradient)
+                for block in blocks:
+                    dfilters[0, block.own], dbias[0, block.channels] = kernels.convolve_backward(
+                        block.arrived(gradient), block.arrived(kept[number]), filters[0, block.own],
+                        bias[0, block.channels], block.arrived(du), segments and segments.part(block.windows))
+                returning.append(Exchange(du, self.axis))
+                continue
             received, *later = kept[number * len(filters) : (number + 1) * len(filters)]
             (dy,), (first, *gates) = _tokens_in_order(started.pop(0).wait()), received
             for o, u in reversed(list(enumerate([first, *later]))):
@@ -141,6 +170,13 @@ class AllToAll(_Neighbours):
                 dy = u  # it is the gradient now
             returning.append(self._send_tokens(received))
         return self._receive_channels(returning), dfilters, dbias
+
+    def _kernels(self, inputs: Tensor, filters: Tensor) -> ModuleType | None:
+        """Those that convolve the rows where they arrived; None: torch does, of rows with their tokens in order."""
+        if len(filters) > 1:
+            return None
+        dtype = torch.float64 if filters.dtype == torch.float64 else inputs.dtype
+        return slice_kernels(self._backend, inputs.device, dtype)
 
     def _send_rows(self, x: Tensor) -> Exchange:
         """[S, B, c, l] -> [P, S, R, l], to the ranks that own the R = c B / P rows."""

@@ -28,6 +28,7 @@ from hyena_dist.model.layers import (
 from hyena_dist.ops.backends import check_backend, say_once
 from hyena_dist.ops.hyena import HyenaWeights, hyena
 from hyena_dist.ops.implicit_filter import decay_rates, implicit_filter, keeps_trunk
+from hyena_dist.ops.libraries import PACKAGES
 from hyena_dist.ops.precision import without_autocast
 from hyena_dist.ops.segments import Offsets, Segments, segments_of
 from hyena_dist.parallel.collectives import copy_to
@@ -129,8 +130,8 @@ class HyenaMixer(nn.Module):
         self.out_proj = RowLinear(width, width, config=config, pg_collection=pg_collection)
         initialize_part(self, f"{layer_name(layer_number)}.mixer", config, self.in_proj.axis, seed)
         check_backend(config.ops_backend)
-        if config.ops_backend not in ("auto", "torch") and self.axis.size > 1:
-            say_once("the operator's kernels are of one context rank", config.ops_backend)
+        if config.ops_backend in PACKAGES and self.axis.size > 1:
+            say_once("its convolution is of one context rank", config.ops_backend)
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, *, norm: Norm | None = None,
                 residual: bool = False, segments: Offsets | Segments | None = None,
@@ -174,5 +175,8 @@ class HyenaMixer(nn.Module):
             return None
         rows = exchanged_rows(channels=channels, batch=batch, groups=config.overlap_groups)
         if choose_method(config.context_method, rows=rows, ranks=ranks) == "all_to_all":
-            return AllToAll(self.axis, batch=batch, channels=channels, groups=config.overlap_groups)
+            return AllToAll(self.axis, batch=batch, channels=channels, groups=config.overlap_groups,
+                            backend=config.ops_backend)
+        if config.ops_backend == "triton":
+            say_once("the transform that is spread over context ranks is torch's")
         return DistributedFft(self.axis)

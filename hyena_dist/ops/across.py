@@ -15,6 +15,7 @@ What the buffers hold in the backward pass, one thing after the other:
 Legend: l tokens of the slice, B batch, C channels, K taps, N order.
 """
 
+from types import ModuleType
 from typing import Protocol
 
 import torch
@@ -64,10 +65,14 @@ class Exchange(Protocol):
 
 
 class Across:
-    """The backend (`ops.mix.Backend`) of a slice."""
+    """The backend (`ops.mix.Backend`) of a slice.
 
-    def __init__(self, exchange: Exchange) -> None:
-        self._exchange = exchange
+    Args:
+        kernels: `ops.triton.across`, where it is to compute what is local, of order 2.
+    """
+
+    def __init__(self, exchange: Exchange, kernels: ModuleType | None = None) -> None:
+        self._exchange, self._kernels = exchange, kernels
 
     def refusal(self, asked: Asked) -> str | None:
         if asked.segmented and not self._exchange.knows_segments:
@@ -80,16 +85,23 @@ class Across:
 
     def mix(self, p: Tensor, weights: MixWeights, segments: Segments | None) -> tuple[Tensor, list[Tensor]]:
         blocks, reach = _blocks(p, weights), _reach(weights)
+        if self._kernels:
+            halo = self._halo(blocks, reach)
+            given = self._given(blocks, halo, weights, segments)
+            conv, kept = self._exchange.convolve(self._kernels.enter(*given)[None], weights.filters, weights.bias,
+                                                 segments)
+            return self._kernels.leave(*given, conv), [halo, conv, *kept]
         work = Workspace(compute_dtype(p, weights.bias), p.device)
         short = _short_conv(p, weights, work, self._positions(segments, p))
-        tail = blocks[..., blocks.shape[-1] - reach :].contiguous()
-        halo = self._exchange.from_left(tail) if reach else tail
+        halo = self._halo(blocks, reach)
         conv, kept = self._exchange.convolve(_gated_inputs(blocks, halo, short, work), weights.filters, weights.bias,
                                              segments)
         return _gated(blocks, halo, conv, short), [halo, conv, *kept]
 
     def mix_backward(self, p: Tensor, dy: Tensor, weights: MixWeights, segments: Segments | None,
                      kept: list[Tensor]) -> MixWeights:
+        if self._kernels:
+            return self._backward_by_kernels(_blocks(p, weights), dy, weights, segments, kept)
         blocks, work = _blocks(p, weights), Workspace(compute_dtype(p, weights.bias), p.device)
         short = _short_conv(p, weights, work, self._positions(segments, p))
         halo, conv, *kept = kept
@@ -99,10 +111,41 @@ class Across:
         dinputs, dfilters, dbias = self._exchange.convolve_backward(conv, weights.filters, weights.bias, kept,
                                                                      segments)
         _gated_inputs_backward(blocks, halo, dinputs, dhalo, short, work)
-        reach = _reach(weights)
-        if reach:  # the rank on the right has used the last tokens too
-            blocks[..., blocks.shape[-1] - reach :] += self._exchange.from_right(dhalo)
+        self._add_from_right(blocks, dhalo)
         return MixWeights(short.dweight.flatten(0, 1), short.dbias.flatten(), dfilters, dbias)
+
+    def _backward_by_kernels(self, blocks: Tensor, dy: Tensor, weights: MixWeights, segments: Segments | None,
+                             kept: list[Tensor]) -> MixWeights:
+        assert self._kernels is not None
+        assert weights.short_weight is not None
+        assert weights.short_bias is not None
+        halo, conv, *kept = kept
+        given, conv = self._given(blocks, halo, weights, segments), conv.contiguous()
+        dhalo_gate, dgate = self._kernels.leave_backward(*given, conv, dy)
+        dinputs, dfilters, dbias = self._exchange.convolve_backward(conv, weights.filters, weights.bias, kept, segments)
+        dhalo_rest, drest = self._kernels.enter_backward(*given, dinputs[0])
+        self._add_from_right(blocks, torch.cat([dhalo_gate, dhalo_rest], dim=1))
+        dweight, dshort_bias = torch.cat([dgate, drest]).flatten(0, 1).split([_reach(weights) + 1, 1], dim=1)
+        return MixWeights(dweight.to(weights.short_weight.dtype), dshort_bias[:, 0].to(weights.short_bias.dtype),
+                          dfilters, dbias)
+
+    def _halo(self, blocks: Tensor, reach: int) -> Tensor:
+        """The last tokens of the rank on the left, [B, N + 1, C, K - 1]."""
+        tail = blocks[..., blocks.shape[-1] - reach :].contiguous()
+        return self._exchange.from_left(tail) if reach else tail
+
+    def _add_from_right(self, blocks: Tensor, dhalo: Tensor) -> None:
+        """Add the gradients at the last tokens, which the rank on the right has used too."""
+        reach = dhalo.shape[-1]
+        if reach:
+            blocks[..., blocks.shape[-1] - reach :] += self._exchange.from_right(dhalo)
+
+    def _given(self, blocks: Tensor, halo: Tensor, weights: MixWeights,
+               segments: Segments | None) -> tuple[Tensor | None, ...]:
+        """What the kernels read first."""
+        positions = self._positions(segments, blocks)
+        return (blocks, halo, weights.short_weight, weights.short_bias,
+                None if positions is None else positions.int().contiguous())
 
     def _positions(self, segments: Segments | None, p: Tensor) -> Tensor | None:
         """[B, l]: the place in its segment of every token of the slice."""

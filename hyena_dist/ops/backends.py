@@ -15,7 +15,7 @@ from hyena_dist.config.errors import ConfigError
 from hyena_dist.config.sections.ops import BACKENDS
 from hyena_dist.ops.libraries import PACKAGES, Library, installed
 from hyena_dist.ops.mix import Asked, Backend
-from hyena_dist.ops.triton.plans import measured
+from hyena_dist.ops.triton.plans import MOST_TAPS, measured
 
 _HOPPER = (9, 0)
 
@@ -26,6 +26,8 @@ _MEASURED: dict[str, frozenset[tuple[tuple[int, int], torch.dtype]]] = {
     "norm": frozenset({(_HOPPER, torch.float32)}),
     "gelu": frozenset({(_HOPPER, torch.bfloat16), (_HOPPER, torch.float16), (_HOPPER, torch.float32)}),
     "filter": frozenset({(_HOPPER, torch.float32)}),
+    "arrived": frozenset(),
+    "across": frozenset(),
 }
 
 MOST_CHANNELS = 4096
@@ -78,6 +80,23 @@ def _library(name: str, asked: Asked) -> Backend | None:
         say_once(reason, name)
         return None
     return library
+
+
+def slice_kernels(backend: str, device: torch.device, dtype: torch.dtype) -> ModuleType | None:
+    """`ops.triton.arrived`, if it is to convolve the rows that an all-to-all delivers in `dtype`; None: torch does, as
+    above."""
+    return _chosen("arrived", backend, device, dtype, None)
+
+
+def across_kernels(backend: str, asked: Asked) -> ModuleType | None:
+    """`ops.triton.across`, if it is to compute what stands around the convolution of a slice of the tokens; None: torch
+    does, as above."""
+    reason = None
+    if asked.order != 2:
+        reason = f"over context ranks the kernels are of order 2, the model is of order {asked.order}"
+    elif asked.taps > MOST_TAPS:
+        reason = f"the kernels take short convolutions of at most {MOST_TAPS} taps, got {asked.taps}"
+    return _chosen("across", backend, asked.device, asked.dtype, reason)
 
 
 def norm_kernels(backend: str, device: torch.device, dtype: torch.dtype, channels: int) -> ModuleType | None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hyena_dist.ops.across import Across, Exchange
-from hyena_dist.ops.backends import mix_kernels
+from hyena_dist.ops.backends import across_kernels, mix_kernels
 from hyena_dist.ops.chunked import Chunked
 from hyena_dist.ops.folded import fold, fold_backward, folded_linear, folded_linear_backward, folds
 from hyena_dist.ops.linear import (
@@ -66,7 +66,7 @@ def hyena(x: Tensor, weights: HyenaWeights, norm: NormWeights | None = None, *, 
         residual: add x, not normalised.
         recompute: do not save the projection, recompute it.
         method: of the long convolutions (`ops.long_conv`) of torch's operations.
-        backend: a value of `ops.backend` (`ops.backends`), of an operator whose convolutions do not cross ranks.
+        backend: a value of `ops.backend` (`ops.backends`).
         segments: sequences in the rows that no convolution crosses the borders of (`ops.segments`); with an exchange
             those of the whole rows, not of the slice.
         exchange: where x is a slice of the tokens, how the convolutions cross the context ranks.
@@ -80,7 +80,7 @@ def hyena(x: Tensor, weights: HyenaWeights, norm: NormWeights | None = None, *, 
                   order=len(weights.filters) + 1, taps=weights.short_weight.shape[1], length=len(x),
                   segmented=segments is not None)
     if exchange is not None:
-        chosen: Backend = Across(exchange)
+        chosen: Backend = Across(exchange, across_kernels(backend, asked))
         if reason := chosen.refusal(asked):
             raise ValueError(reason)
         folded = False

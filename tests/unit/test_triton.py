@@ -29,7 +29,7 @@ FAST = {
     "one kernel 97": FLOAT16, "one kernel 97, float32": FLOAT32, "one kernel 1021, 1 tap": FLOAT16,
     "one kernel bf16": BFLOAT16, "three kernels 601": FLOAT16, "three kernels 1021, float32": FLOAT32,
     "three kernels, blocks": BFLOAT16, "bytes, one kernel": 0.05, "order 3": FLOAT32, "segments": FLOAT32,
-    "one kernel 251, no taps": FLOAT32,
+    "one kernel 251, no taps": FLOAT32, "slices": FLOAT32, "a slice in segments": FLOAT32,
 }
 CONTROLS = "control", "control of tables", "control of segments"
 HARD = {f"{what}, {name}": FLOAT32 if "float32" in name else BFLOAT16
@@ -38,19 +38,27 @@ HARD = {f"{what}, {name}": FLOAT32 if "float32" in name else BFLOAT16
 SLOW = HARD | {
     "one kernel 256, five rows": FLOAT16, "three kernels 1000, five rows, no taps": FLOAT16,
     "three kernels 601, order 3, no taps": FLOAT32, "order 3, three kernels": 2 * FLOAT16, "order 3, cufft": FLOAT32,
-    "segments, order 3": FLOAT32, "segments, three kernels": FLOAT16, "segments, cufft": FLOAT32,
-    "three kernels 9973": FLOAT16, "three kernels 9973, float32": FLOAT32, "three tokens": FLOAT16,
+    "slices of half precision": FLOAT16, "slices, three kernels": FLOAT16, "slices, cufft": FLOAT32,
+    "slices in segments": FLOAT32, "a slice": FLOAT32, "a slice of 4 taps": FLOAT32, "a slice of one tap": FLOAT32,
+    "a slice of half precision": 3 * FLOAT16, "segments, order 3": FLOAT32, "segments, three kernels": FLOAT16,
+    "segments, cufft": FLOAT32,
+    "three kernels 9973": FLOAT16, "three kernels 9973, float32": FLOAT32, "three tokens": 2 * FLOAT16,
     "one token": FLOAT32, "operator of order 3": FLOAT32, "operator in segments": FLOAT32, "training": 1e-3,
     "registration": FLOAT32, "bytes, order 3": 0.05,
     **{f"bytes, {name}": 0.05 for name in ("one kernel, float32", "three kernels", "three kernels, float32")}}
 
 
-def run_cases(names: list[str]) -> dict[str, dict[str, float]]:
+def run_cases(names: list[str], module: str = "tests.triton_cases") -> dict[str, dict[str, float]]:
     """In one process of the interpreter."""
-    done = subprocess.run([sys.executable, "-m", "tests.triton_cases", *names], capture_output=True, text=True,
+    done = subprocess.run([sys.executable, "-m", module, *names], capture_output=True, text=True,
                           env=os.environ | {"TRITON_INTERPRET": "1"}, timeout=590)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+def largest(errors: dict[str, float]) -> float:
+    """Of the errors; a sum over all tokens may be small beside its summands, which are rounded: half of its error."""
+    return max(error / 2 if what in ("dweight", "dbias", "ddirect") else error for what, error in errors.items())
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +75,7 @@ def slow() -> dict[str, dict[str, float]]:
 @pytest.mark.parametrize("name", FAST)
 def test_values_and_gradients(fast, name):
     print(name, fast[name], "allowed", FAST[name], "a wrong gate", WRONG)
-    assert max(fast[name].values()) < FAST[name]
+    assert largest(fast[name]) < FAST[name]
 
 
 @needs_triton
@@ -81,7 +89,17 @@ def test_wrong_gates_tables_and_borders_are_seen(fast, name):
 @pytest.mark.parametrize("name", SLOW)
 def test_hard_rows_long_rows_and_training(slow, name):
     print(name, slow[name], "allowed", SLOW[name], "a wrong gate", WRONG)
-    assert max(slow[name].values()) < SLOW[name]
+    assert largest(slow[name]) < SLOW[name]
+
+
+@pytest.mark.slow
+@needs_triton
+def test_context_ranks_by_kernels():
+    """Two ranks exchange rows, which kernels convolve where they arrive."""
+    found = run_cases([], "tests.triton_ranks")
+    print(found)
+    assert set(found) == {"whole", "recomputed", "segments"}
+    assert all(largest(errors) < FLOAT32 for errors in found.values())
 
 
 def model_with(backend: str):
@@ -100,7 +118,7 @@ def test_a_missing_triton_is_named_when_the_model_is_built(monkeypatch):
 
 
 def test_an_unknown_backend_is_refused():
-    with pytest.raises(ValueError, match=r"ops\.backend must be one of auto, torch, triton, got 'cuda'"):
+    with pytest.raises(ValueError, match=r"ops\.backend must be one of auto, torch, triton, .*, got 'cuda'"):
         OpsSection(backend="cuda")
 
 

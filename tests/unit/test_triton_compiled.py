@@ -9,6 +9,8 @@ import torch
 if importlib.util.find_spec("triton") is None:
     pytest.skip("needs the extra `kernels`", allow_module_level=True)
 
+from hyena_dist.ops.segments import Segments
+from hyena_dist.ops.triton import across, arrived
 from hyena_dist.ops.triton.given import Rows
 from hyena_dist.ops.triton.groups import Operator
 from hyena_dist.ops.triton.plans import WIDE_MEMORY, plan_for
@@ -66,7 +68,7 @@ def check(found: list[Launch], capability: int, shared: int, factor: int = 1) ->
         constants = dict(launch.constants)
         if capability == 90 and (constants.get("MB") or constants.get("M") or constants.get("R1") or 0) >= 64:
             assert got.wgmma, launch
-        if launch.name != "short.short_backward":
+        if not launch.name.startswith(("short.", "across.")) and not constants.get("SEGMENTS"):
             assert got.wide_loads, launch
 
 
@@ -98,6 +100,35 @@ def test_kernels_of_float32_on_a_hopper(length):
 @pytest.mark.parametrize("length", [4096, 131072, 1 << 18])
 def test_kernels_on_a_gpu_with_less_shared_memory(length, dtype):
     check(launched(length, dtype, wide=False), 80, NARROW_MEMORY, factor=4)
+
+
+def in_slices(length: int, dtype: torch.dtype, segmented: bool) -> list[Launch]:
+    """Of the rows that an all-to-all of four ranks delivers, and of what stands around their convolution."""
+    slices, here = 4, length // 4
+    u, dy = (torch.zeros(slices, 2, 2, here, dtype=dtype) for _ in range(2))
+    h, direct = torch.zeros(2, length), torch.zeros(2)
+    segments = Segments((0, length // 2, length), 2, length) if segmented else None
+    p, halo = torch.zeros(2, 3, 2, here, dtype=dtype), torch.zeros(2, 3, 2, 2, dtype=dtype)
+    positions = torch.zeros(2, here, dtype=torch.int32) if segmented else None
+    given = p, halo, torch.zeros(6, 3), torch.zeros(6), positions
+    conv = torch.zeros(2, 2, here, dtype=dtype)
+
+    def work() -> None:
+        arrived.convolve(u, h, direct, torch.zeros_like(u), segments)
+        arrived.convolve_backward(dy, u, h, direct, torch.zeros_like(u), segments)
+        across.enter(*given)
+        across.leave(*given, conv)
+        across.leave_backward(*given, conv, conv.clone())
+        across.enter_backward(*given, conv)
+
+    return launches(work)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("length", "segmented"), [(8192, False), (8192, True), (131072, False), (2**22 + 64, False)])
+def test_context_ranks_on_a_hopper(length, segmented):
+    """The longest go by cuFFT."""
+    check(in_slices(length, torch.bfloat16, segmented), 90, WIDE_MEMORY, factor=2)
 
 
 @pytest.mark.slow

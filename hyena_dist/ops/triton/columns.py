@@ -8,7 +8,7 @@ from `rows`. Where M > MB the result is made in blocks of MB rows. Grids (N2 / B
 import triton
 import triton.language as tl
 
-from hyena_dist.ops.triton.given import entering, factor, gated, place_of
+from hyena_dist.ops.triton.given import entering, factor, gated, place_of, token
 from hyena_dist.ops.triton.pieces import load_planes, narrow, scaled, scaled_pair, table_times
 
 
@@ -20,18 +20,19 @@ def load_block(T, first, M: tl.constexpr, MB: tl.constexpr, TRANSPOSED: tl.const
 
 
 @triton.jit(do_not_specialize=["C", "c0", "N1"])
-def columns(P, X, W, B, PLACES, L, p_b, p_block, p_c, x_b, x_c, C, c0, A, COLUMN_SCALES, T1, TW, N1, M: tl.constexpr,
-            MB: tl.constexpr, N2: tl.constexpr, BC: tl.constexpr, GATE: tl.constexpr, BLOCKS: tl.constexpr,
-            K: tl.constexpr, SEGMENTS: tl.constexpr, PREC: tl.constexpr):
+def columns(P, X, W, B, PLACES, L, p_b, p_block, p_c, x_b, x_c, x_slice, l, C, c0, A, COLUMN_SCALES, T1, TW, N1,
+            M: tl.constexpr, MB: tl.constexpr, N2: tl.constexpr, BC: tl.constexpr, GATE: tl.constexpr,
+            BLOCKS: tl.constexpr, K: tl.constexpr, SEGMENTS: tl.constexpr, SLICES: tl.constexpr, PREC: tl.constexpr):
     """A <- the columns' transforms, twiddled, of what is given: u, filters, or the result's gradient and its gate."""
     c, r, here = tl.program_id(1), tl.program_id(2), tl.num_programs(1)
     block, tile = tl.program_id(0) % (M // MB), tl.program_id(0) // (M // MB)
     b, start, size = place_of(PLACES, r, L, SEGMENTS)
-    p, x = P + (b * p_b + c.to(tl.int64) * p_c + start), X + (b * x_b + c.to(tl.int64) * x_c + start)
+    p, x = P + (b * p_b + c.to(tl.int64) * p_c + start), X + (b * x_b + c.to(tl.int64) * x_c)
     F = load_block(T1, block * MB, M, MB, False, PREC)
     column = tile * BC + tl.arange(0, BC)[None, :]
     n = tl.arange(0, M)[:, None] * N2 + column
     k = block * MB + tl.arange(0, MB)[:, None]
+    x += token(n, start, l, x_slice, SLICES)
     u = entering(p, x, p_block, n, size, W, B, c0 + c, C, GATE, BLOCKS, K)
     u, s = scaled(u, 64.0)
     u = narrow(u, PREC)
@@ -72,30 +73,32 @@ def from_columns(A, ROW_SCALES, a_row, F, TW, column, N1, M: tl.constexpr, MB: t
 
 
 @triton.jit(do_not_specialize=["C", "c0", "N1"])
-def leave(P, X, W, B, PLACES, L, p_b, p_block, p_c, x_b, x_c, C, c0, A, ROW_SCALES, Y, y_b, y_c, BIAS, T1, TW, N1,
-          M: tl.constexpr, MB: tl.constexpr, N2: tl.constexpr, BC: tl.constexpr, GATE: tl.constexpr,
-          BLOCKS: tl.constexpr, K: tl.constexpr, SEGMENTS: tl.constexpr, PREC: tl.constexpr):
+def leave(P, X, W, B, PLACES, L, p_b, p_block, p_c, x_b, x_c, x_slice, l, C, c0, A, ROW_SCALES, Y, y_b, y_c, y_slice,
+          BIAS, T1, TW, N1, M: tl.constexpr, MB: tl.constexpr, N2: tl.constexpr, BC: tl.constexpr, GATE: tl.constexpr,
+          BLOCKS: tl.constexpr, K: tl.constexpr, SEGMENTS: tl.constexpr, SLICES: tl.constexpr, PREC: tl.constexpr):
     """Y [B, c, L] <- gate (h (*) u + bias u) of what is given, from the rows' inverse transforms A."""
     c, r = tl.program_id(1), tl.program_id(2)
     row = c0 + c
     block, tile = tl.program_id(0) % (M // MB), tl.program_id(0) // (M // MB)
     b, start, size = place_of(PLACES, r, L, SEGMENTS)
-    p, x = P + (b * p_b + c.to(tl.int64) * p_c + start), X + (b * x_b + c.to(tl.int64) * x_c + start)
+    p, x = P + (b * p_b + c.to(tl.int64) * p_c + start), X + (b * x_b + c.to(tl.int64) * x_c)
     F = load_block(T1, block * MB, M, MB, True, PREC)
     column = tile * BC + tl.arange(0, BC)[None, :]
     n = (block * MB + tl.arange(0, MB)[:, None]) * N2 + column
     a_row = r.to(tl.int64) * tl.num_programs(1) + c
     y = from_columns(A, ROW_SCALES, a_row, F, TW, column, N1, M, MB, N2, BC, PREC)
+    x += token(n, start, l, x_slice, SLICES)
     y += tl.load(BIAS + row).to(tl.float32) * entering(p, x, p_block, n, size, W, B, row, C, -1, BLOCKS, K)
     y = gated(y, p, p_block, n, size, W, B, row, C, GATE, K)
-    tl.store(Y + (b * y_b + c.to(tl.int64) * y_c + start) + n, y.to(Y.dtype.element_ty), mask=n < size)
+    out = Y + (b * y_b + c.to(tl.int64) * y_c) + token(n, start, l, y_slice, SLICES)
+    tl.store(out, y.to(Y.dtype.element_ty), mask=n < size)
 
 
 @triton.jit(do_not_specialize=["C", "c0", "N1"])
-def leave_backward(P, X, W, B, PLACES, L, p_b, p_block, p_c, x_b, x_c, C, c0, A, G, ROW_SCALES, G_SCALES, DY, y_b, y_c,
-                   DQ, q_b, q_block, q_c, DX, SUMS, BIAS, T1, TW, N1, M: tl.constexpr, MB: tl.constexpr,
-                   N2: tl.constexpr, BC: tl.constexpr, GATE: tl.constexpr, BLOCKS: tl.constexpr, K: tl.constexpr,
-                   SEGMENTS: tl.constexpr, PREC: tl.constexpr):
+def leave_backward(P, X, W, B, PLACES, L, p_b, p_block, p_c, x_b, x_c, x_slice, l, C, c0, A, G, ROW_SCALES, G_SCALES,
+                   DY, y_b, y_c, y_slice, DQ, q_b, q_block, q_c, DX, SUMS, BIAS, T1, TW, N1, M: tl.constexpr,
+                   MB: tl.constexpr, N2: tl.constexpr, BC: tl.constexpr, GATE: tl.constexpr, BLOCKS: tl.constexpr,
+                   K: tl.constexpr, SEGMENTS: tl.constexpr, SLICES: tl.constexpr, PREC: tl.constexpr):
     """From the rows' inverse transforms of the convolution, A, and of the gradient at u, G: DQ [B, blocks, c, L],
     gradients at the gate and at u's factors, or DX [B, c, L], of X's strides, that at u; SUMS [rows, c, programs], the
     program's part of the bias' gradient; y takes the place of DY [B, c, L]."""
@@ -103,23 +106,23 @@ def leave_backward(P, X, W, B, PLACES, L, p_b, p_block, p_c, x_b, x_c, C, c0, A,
     row = c0 + c
     block, tile = tl.program_id(0) % (M // MB), tl.program_id(0) // (M // MB)
     b, start, size = place_of(PLACES, r, L, SEGMENTS)
-    x_place = b * x_b + c.to(tl.int64) * x_c + start
-    p, x = P + (b * p_b + c.to(tl.int64) * p_c + start), X + x_place
+    p = P + (b * p_b + c.to(tl.int64) * p_c + start)
     F = load_block(T1, block * MB, M, MB, True, PREC)
     column = tile * BC + tl.arange(0, BC)[None, :]
     n = (block * MB + tl.arange(0, MB)[:, None]) * N2 + column
     ok = n < size
+    x_place = b * x_b + c.to(tl.int64) * x_c + token(n, start, l, x_slice, SLICES)
     a_row = r.to(tl.int64) * here + c
     bias = tl.load(BIAS + row).to(tl.float32)
     dq = DQ + (b * q_b + c.to(tl.int64) * q_c + start) + n
-    dy_at = DY + (b * y_b + c.to(tl.int64) * y_c + start) + n
+    dy_at = DY + (b * y_b + c.to(tl.int64) * y_c) + token(n, start, l, y_slice, SLICES)
     conv = from_columns(A, ROW_SCALES, a_row, F, TW, column, N1, M, MB, N2, BC, PREC)
     if BLOCKS > 0:
         x1 = factor(p, BLOCKS - 2, p_block, n, size, W, B, row, C, K)
         v = factor(p, BLOCKS - 1, p_block, n, size, W, B, row, C, K)
         u = x1 * v
     else:
-        u = entering(p, x, p_block, n, size, W, B, row, C, -1, BLOCKS, K)
+        u = entering(p, X + x_place, p_block, n, size, W, B, row, C, -1, BLOCKS, K)
     g = tl.load(dy_at, mask=ok, other=0.0).to(tl.float32)
     conv += bias * u
     tl.debug_barrier()  # dy was read before y takes its place
@@ -136,7 +139,7 @@ def leave_backward(P, X, W, B, PLACES, L, p_b, p_block, p_c, x_b, x_c, C, c0, A,
         tl.store(dq + tl.cast(q_block, tl.int64) * (BLOCKS - 2), (du * v).to(DQ.dtype.element_ty), mask=ok)
         tl.store(dq + tl.cast(q_block, tl.int64) * (BLOCKS - 1), (du * x1).to(DQ.dtype.element_ty), mask=ok)
     else:
-        tl.store(DX + x_place + n, du.to(DX.dtype.element_ty), mask=ok)
+        tl.store(DX + x_place, du.to(DX.dtype.element_ty), mask=ok)
 
 
 @triton.jit(do_not_specialize=["N1"])

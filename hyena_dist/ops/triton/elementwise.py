@@ -7,7 +7,7 @@ Spectra Z [rows, N] are complex64, seen as pairs of float32. TWIST [2, L]: real 
 import triton
 import triton.language as tl
 
-from hyena_dist.ops.triton.given import entering, factor, gated, place_of, store_gradient
+from hyena_dist.ops.triton.given import entering, factor, gated, place_of, store_gradient, token
 
 
 @triton.jit
@@ -29,15 +29,17 @@ def load_twist(TWIST, n, L, ok):
 
 
 @triton.jit(do_not_specialize=["C", "c0"])
-def enter(P, X, W, B, PLACES, L, p_b, p_block, p_c, x_b, x_c, C, c0, TWIST, Z, N, OTHER: tl.constexpr,
-          GATE: tl.constexpr, BLOCKS: tl.constexpr, K: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK: tl.constexpr):
+def enter(P, X, W, B, PLACES, L, p_b, p_block, p_c, x_b, x_c, x_slice, l, C, c0, TWIST, Z, N, OTHER: tl.constexpr,
+          GATE: tl.constexpr, BLOCKS: tl.constexpr, K: tl.constexpr, SEGMENTS: tl.constexpr, SLICES: tl.constexpr,
+          BLOCK: tl.constexpr):
     """Z [rows, c, N] <- what is given, u, filters, or the result's gradient and its gate, times its twist, or with
     OTHER the other one; then zeros. Grid (N / BLOCK, c, rows)."""
     block, c, r = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     b, start, size = place_of(PLACES, r, L, SEGMENTS)
-    p, x = P + (b * p_b + c.to(tl.int64) * p_c + start), X + (b * x_b + c.to(tl.int64) * x_c + start)
+    p, x = P + (b * p_b + c.to(tl.int64) * p_c + start), X + (b * x_b + c.to(tl.int64) * x_c)
     n = block * BLOCK + tl.arange(0, BLOCK)
     wr, wi = load_twist(TWIST, n, L, n < L)
+    x += token(n, start, l, x_slice, SLICES)
     u = entering(p, x, p_block, n, size, W, B, c0 + c, C, GATE, BLOCKS, K)
     if OTHER:
         wi = -wi
@@ -67,27 +69,30 @@ def multiply(U, G, H, DH, N, batch, BACKWARD: tl.constexpr, BLOCK: tl.constexpr)
 
 
 @triton.jit(do_not_specialize=["C", "c0"])
-def leave(P, X, W, B, PLACES, L, p_b, p_block, p_c, x_b, x_c, C, c0, Z, Y, y_b, y_c, BIAS, TWIST, N, scale,
-          GATE: tl.constexpr, BLOCKS: tl.constexpr, K: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK: tl.constexpr):
+def leave(P, X, W, B, PLACES, L, p_b, p_block, p_c, x_b, x_c, x_slice, l, C, c0, Z, Y, y_b, y_c, y_slice, BIAS, TWIST,
+          N, scale, GATE: tl.constexpr, BLOCKS: tl.constexpr, K: tl.constexpr, SEGMENTS: tl.constexpr,
+          SLICES: tl.constexpr, BLOCK: tl.constexpr):
     """Y [B, c, L] <- gate (h (*) u + bias u) of what is given, where Z [rows, c, N] holds the convolution, twisted and
     N times too large. Grid (L / BLOCK, c, rows)."""
     block, c, r = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     row = c0 + c
     b, start, size = place_of(PLACES, r, L, SEGMENTS)
-    p, x = P + (b * p_b + c.to(tl.int64) * p_c + start), X + (b * x_b + c.to(tl.int64) * x_c + start)
+    p, x = P + (b * p_b + c.to(tl.int64) * p_c + start), X + (b * x_b + c.to(tl.int64) * x_c)
     n = block * BLOCK + tl.arange(0, BLOCK)
     wr, wi = load_twist(TWIST, n, L, n < L)
     re, im = load_pairs(Z + (r.to(tl.int64) * tl.num_programs(1) + c) * N * 2, block * BLOCK, N, BLOCK)
     y = (re * wr + im * wi) * scale
+    x += token(n, start, l, x_slice, SLICES)
     y += tl.load(BIAS + row).to(tl.float32) * entering(p, x, p_block, n, size, W, B, row, C, -1, BLOCKS, K)
     y = gated(y, p, p_block, n, size, W, B, row, C, GATE, K)
-    tl.store(Y + (b * y_b + c.to(tl.int64) * y_c + start) + n, y.to(Y.dtype.element_ty), mask=n < size)
+    out = Y + (b * y_b + c.to(tl.int64) * y_c) + token(n, start, l, y_slice, SLICES)
+    tl.store(out, y.to(Y.dtype.element_ty), mask=n < size)
 
 
 @triton.jit(do_not_specialize=["C", "c0"])
-def leave_backward(P, X, W, B, PLACES, L, p_b, p_block, p_c, x_b, x_c, C, c0, ZU, ZG, DY, y_b, y_c, DQ, q_b, q_block,
-                   q_c, DX, SUMS, BIAS, TWIST, N, scale, GATE: tl.constexpr, BLOCKS: tl.constexpr, K: tl.constexpr,
-                   SEGMENTS: tl.constexpr, BLOCK: tl.constexpr):
+def leave_backward(P, X, W, B, PLACES, L, p_b, p_block, p_c, x_b, x_c, x_slice, l, C, c0, ZU, ZG, DY, y_b, y_c, y_slice,
+                   DQ, q_b, q_block, q_c, DX, SUMS, BIAS, TWIST, N, scale, GATE: tl.constexpr, BLOCKS: tl.constexpr,
+                   K: tl.constexpr, SEGMENTS: tl.constexpr, SLICES: tl.constexpr, BLOCK: tl.constexpr):
     """From the convolution ZU and the gradient at u ZG, both [rows, c, N], twisted and N times too large: DQ
     [B, blocks, c, L], gradients at the gate and at u's factors, or DX [B, c, L], of X's strides, that at u; SUMS
     [rows, c, programs], the program's part of the bias' gradient; y takes the place of DY [B, c, L].
@@ -96,16 +101,16 @@ def leave_backward(P, X, W, B, PLACES, L, p_b, p_block, p_c, x_b, x_c, C, c0, ZU
     here = tl.num_programs(1)
     row = c0 + c
     b, start, size = place_of(PLACES, r, L, SEGMENTS)
-    x_place = b * x_b + c.to(tl.int64) * x_c + start
-    p, x = P + (b * p_b + c.to(tl.int64) * p_c + start), X + x_place
+    p = P + (b * p_b + c.to(tl.int64) * p_c + start)
     n = block * BLOCK + tl.arange(0, BLOCK)
     ok = n < size
+    x_place = b * x_b + c.to(tl.int64) * x_c + token(n, start, l, x_slice, SLICES)
     z = (r.to(tl.int64) * here + c) * N * 2
     dq = DQ + (b * q_b + c.to(tl.int64) * q_c + start)
-    dy_at = DY + (b * y_b + c.to(tl.int64) * y_c + start) + n
+    dy_at = DY + (b * y_b + c.to(tl.int64) * y_c) + token(n, start, l, y_slice, SLICES)
     wr, wi = load_twist(TWIST, n, L, n < L)
     bias = tl.load(BIAS + row).to(tl.float32)
-    u = entering(p, x, p_block, n, size, W, B, row, C, -1, BLOCKS, K)
+    u = entering(p, X + x_place, p_block, n, size, W, B, row, C, -1, BLOCKS, K)
     g = tl.load(dy_at, mask=ok, other=0.0).to(tl.float32)
     re, im = load_pairs(ZU + z, block * BLOCK, N, BLOCK)
     conv = (re * wr + im * wi) * scale + bias * u

@@ -4,6 +4,9 @@ Its input u is the product of the last two blocks of p, or a tensor x of its own
 block of p, the gate. Blocks go through the short convolution on their way in. Rows are those of the batch, or segments
 of them (`ops.segments`), before whose first token neither convolution sees anything.
 
+x, and with it what is written, may be [B, c, L], or [P, B, c, l]: P slices of l tokens of every row, as an all-to-all
+between context ranks delivers them.
+
 Every kernel's first arguments are those of `Given.arguments`, and its constants those of `Given.constants`.
 """
 
@@ -45,7 +48,7 @@ class Given:
     p: Tensor
     """[B, blocks, c, L], channels `first` to first + c - 1 of `channels`."""
     x: Tensor | None
-    """[B, c, L], where u is no product."""
+    """[B, c, L] or [P, B, c, l], where u is no product."""
     weight: Tensor | None
     """Of the short convolution of all blocks and channels, [blocks, C, K]; None: there is none."""
     bias: Tensor | None
@@ -67,20 +70,21 @@ class Given:
         return 0 if self.weight is None else self.weight.shape[-1]
 
     def arguments(self) -> tuple[Any, ...]:
-        """P, X, W, B, PLACES, L, the strides of p and x, C, c0."""
+        """P, X, W, B, PLACES, L, the strides of p and of x, l, C, c0."""
         p, rows = self.p, self.rows
         x = p[:, 0] if self.x is None else self.x
         weight, bias = (p if t is None else t for t in (self.weight, self.bias))
         places = p if rows.places is None else rows.places
-        return (p, x, weight, bias, places, rows.size, *p.stride()[:3], *x.stride()[:2], self.channels, self.first)
+        return (p, x, weight, bias, places, rows.size, *p.stride()[:3], *strides(x), x.shape[-1], self.channels,
+                self.first)
 
     def constants(self) -> dict[str, Any]:
-        """GATE, BLOCKS, K, SEGMENTS. BLOCKS counts those of p, or is NO_BLOCKS where u is x."""
+        """GATE, BLOCKS, K, SEGMENTS, SLICES. BLOCKS counts those of p, or is NO_BLOCKS where u is x."""
         return {"GATE": self.gate, "BLOCKS": self.p.shape[1] if self.x is None else NO_BLOCKS, "K": self.taps,
-                "SEGMENTS": self.rows.places is not None}
+                "SEGMENTS": self.rows.places is not None, "SLICES": self.x is not None and self.x.dim() == 4}
 
     def gradient(self, dy: Tensor) -> "Given":
-        """What enters the transform of the gradient at the convolution: dy [B, c, L] times the gate."""
+        """What enters the transform of the gradient at the convolution: dy, which stands as x, times the gate."""
         return replace(self, x=dy)
 
     def ungated(self) -> "Given":
@@ -112,6 +116,16 @@ def place_of(PLACES, b, L, SEGMENTS: tl.constexpr):
 
 
 @triton.jit
+def token(n, start, l, step, SLICES: tl.constexpr):
+    """Where the tokens n of a row that begins at token `start` stand: one after the other, or in slices of l tokens so
+    many elements apart."""
+    if SLICES:
+        return ((start + n) // l).to(tl.int64) * step + (start + n) % l
+    else:
+        return start + n
+
+
+@triton.jit
 def factor(p, k, p_block, n, size, W, B, row, C, K: tl.constexpr):
     """Block k of the row that begins at p, through the short convolution; 0 outside."""
     return taps(p, tl.cast(p_block, tl.int64) * k, n, size, W, B, k * C + row, K)
@@ -128,18 +142,19 @@ def gated(y, p, p_block, n, size, W, B, row, C, GATE: tl.constexpr, K: tl.conste
 
 @triton.jit
 def entering(p, x, p_block, n, size, W, B, row, C, GATE: tl.constexpr, BLOCKS: tl.constexpr, K: tl.constexpr):
-    """What enters a transform at places n of a row: u, or what stands at x, times a gate if there is one; float32."""
+    """What enters a transform at places n of a row: u, or what stands at x, which has their places, times a gate if
+    there is one; float32."""
     if BLOCKS > 0:
         u = factor(p, BLOCKS - 2, p_block, n, size, W, B, row, C, K)
         u *= factor(p, BLOCKS - 1, p_block, n, size, W, B, row, C, K)
     else:
-        u = tl.load(x + n, mask=n < size, other=0.0).to(tl.float32)
+        u = tl.load(x, mask=n < size, other=0.0).to(tl.float32)
     return gated(u, p, p_block, n, size, W, B, row, C, GATE, K)
 
 
 @triton.jit
 def store_gradient(du, p, dq, dx, p_block, q_block, n, size, W, B, row, C, BLOCKS: tl.constexpr, K: tl.constexpr):
-    """The gradient at u, to the blocks of its factors at dq or as it is to dx."""
+    """The gradient at u, to the blocks of its factors at dq or as it is to dx, which has its places."""
     if BLOCKS > 0:
         block = tl.cast(q_block, tl.int64)
         x1 = factor(p, BLOCKS - 2, p_block, n, size, W, B, row, C, K)
@@ -147,12 +162,14 @@ def store_gradient(du, p, dq, dx, p_block, q_block, n, size, W, B, row, C, BLOCK
         tl.store(dq + block * (BLOCKS - 2) + n, (du * v).to(dq.dtype.element_ty), mask=n < size)
         tl.store(dq + block * (BLOCKS - 1) + n, (du * x1).to(dq.dtype.element_ty), mask=n < size)
     else:
-        tl.store(dx + n, du.to(dx.dtype.element_ty), mask=n < size)
+        tl.store(dx, du.to(dx.dtype.element_ty), mask=n < size)
 
 
-def strides(*tensors: Tensor) -> tuple[int, ...]:
-    """Of rows and channels of [B, c, L]."""
-    return tuple(step for t in tensors for step in t.stride()[:2])
+def strides(t: Tensor) -> tuple[int, int, int]:
+    """Of rows, channels and slices."""
+    if t.dim() == 4:
+        return t.stride(1), t.stride(2), t.stride(0)
+    return t.stride(0), t.stride(1), 0
 
 
 def new(like: Tensor, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

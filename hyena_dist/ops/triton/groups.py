@@ -1,7 +1,7 @@
 """Both directions of the operator of any order, group of channels by group, which bounds the workspace; a group's long
 convolutions one after the other, and of each the rows of one size after those of another."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -75,15 +75,12 @@ class Operator:
             sizes: size, number and tokens of the segments of each size, one after the other.
             plan_of: of rows of a size.
         """
-        counts = sizes[1::3]
-        parts = [(Rows(count, size, tokens, part), plan_of(size)) for size, count, tokens, part in
-                 zip(sizes[::3], counts, sizes[2::3], places.split(counts), strict=True)]
-        return cls(p, weight, bias, parts, positions)
+        return cls(p, weight, bias, rows_in_segments(places, sizes, plan_of), positions)
 
     def mix(self, h: Tensor, direct: Tensor) -> Tensor:
         """Filters [N - 1, C, lags] and their bias [N - 1, C] -> [B, C, L]."""
         y = new(self.p, len(self.p), *self.p.shape[2:], dtype=self.p.dtype)
-        for part in self._groups():
+        for part in channel_groups(self.channels, self.rows):
             self._inputs(part, h, direct, y[:, part])
         return y
 
@@ -94,7 +91,7 @@ class Operator:
         dh, ddirect = make(h), torch.empty_like(direct)
         taps = 0 if self.weight is None else self.weight.shape[2]
         dshort = new(self.p, self.p.shape[1], self.channels, taps + 1)
-        for part in self._groups():
+        for part in channel_groups(self.channels, self.rows):
             inputs: list[Tensor | None] = self._inputs(part, h, direct, None)
             p = self.p[:, :, part]
             dq, gradient = new(p, *p.shape, dtype=p.dtype), dy[:, part]
@@ -117,7 +114,7 @@ class Operator:
     def cost(self, backward: bool) -> Cost:
         """Of a direction."""
         total = Cost(0.0, 0.0, 2) if backward else Cost()
-        for part in self._groups():
+        for part in channel_groups(self.channels, self.rows):
             here = part.stop - part.start
             inner = self.p.new_empty((0,), dtype=torch.float32)
             for o in range(self.orders):
@@ -171,12 +168,19 @@ class Operator:
     def _longest(self) -> int:
         return max(rows.size for rows, _ in self.rows)
 
-    def _groups(self) -> Iterator[slice]:
-        """Slices of the channels, all about as large."""
-        each = sum(rows.count * elements(rows.size, plan) for rows, plan in self.rows)
-        groups = min(-(-self.channels * each // GROUP_ELEMENTS), self.channels)
-        for i in range(groups):
-            yield slice(self.channels * i // groups, self.channels * (i + 1) // groups)
+
+def rows_in_segments(places: Tensor, sizes: list[int], plan_of: Callable[[int], Plan]) -> list[tuple[Rows, Plan]]:
+    """The segments of each size (`ops.segments.Segments.by_size`)."""
+    counts = sizes[1::3]
+    return [(Rows(count, size, tokens, part), plan_of(size)) for size, count, tokens, part in
+            zip(sizes[::3], counts, sizes[2::3], places.split(counts), strict=True)]
+
+
+def channel_groups(channels: int, rows: Sequence[tuple[Rows, Plan]]) -> list[slice]:
+    """Slices of the channels, all about as large."""
+    each = sum(some.count * elements(some.size, plan) for some, plan in rows)
+    groups = min(-(-channels * each // GROUP_ELEMENTS), channels)
+    return [slice(channels * i // groups, channels * (i + 1) // groups) for i in range(groups)]
 
 
 def elements(size: int, plan: Plan) -> int:

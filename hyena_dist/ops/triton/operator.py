@@ -1,6 +1,7 @@
 """The backend of Triton's kernels (`ops.mix.Backend`): `mix` and its gradients as custom operators of torch, whose
 results' shapes and costs are known without running them."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,10 +10,8 @@ from torch import Tensor
 from hyena_dist.ops.costs import declare_cost
 from hyena_dist.ops.mix import Asked, MixWeights
 from hyena_dist.ops.segments import Segments
-from hyena_dist.ops.triton.groups import Operator
-from hyena_dist.ops.triton.plans import WIDE_MEMORY, plan_for
-
-MOST_TAPS = 8
+from hyena_dist.ops.triton.groups import Operator, Plan
+from hyena_dist.ops.triton.plans import MOST_TAPS, WIDE_MEMORY, plan_for
 
 
 def refusal(asked: Asked) -> str | None:
@@ -73,11 +72,16 @@ declare_cost("hyena::mix_backward", lambda p, _dy, weight, bias, h, _direct, *se
 def _operator(p: Tensor, weight: Tensor, bias: Tensor, h: Tensor, places: Tensor | None, positions: Tensor | None,
               sizes: list[int]) -> Operator:
     assert p.is_contiguous(), p.stride()
-    blocks, precise, wide = p.unflatten(1, (len(h) + 2, -1)), p.dtype == torch.float32, _wide(p.device)
+    blocks, plan_of = p.unflatten(1, (len(h) + 2, -1)), plans_on(p)
     if places is None or positions is None:
-        return Operator.whole(blocks, weight, bias, plan_for(p.shape[-1], precise, wide))
-    return Operator.in_segments(blocks, weight, bias, places, positions, sizes,
-                                lambda size: plan_for(size, precise, wide))
+        return Operator.whole(blocks, weight, bias, plan_of(p.shape[-1]))
+    return Operator.in_segments(blocks, weight, bias, places, positions, sizes, plan_of)
+
+
+def plans_on(activations: Tensor) -> Callable[[int], Plan]:
+    """The plan of rows of a size, of their dtype and on their device."""
+    precise, wide = activations.dtype == torch.float32, _wide(activations.device)
+    return lambda size: plan_for(size, precise, wide)
 
 
 def _wide(device: torch.device) -> bool:

@@ -8,6 +8,9 @@ Options = dict[str, Any]
 WIDE_MEMORY = 227 * 2**10
 """Shared memory of a program with which the tiles of 128 rows fit."""
 
+MOST_TAPS = 8
+"""Of the short convolution."""
+
 IN_ORDER = {"num_stages": 1}
 """No load before its turn in a loop: it could be of what the turn before has yet to store, and its copies in shared
 memory cost a second program there."""

@@ -64,12 +64,12 @@ def from_places(x, POSITION, n, L, j: tl.constexpr, SEGMENTS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["C", "c0"])
 def short_backward(DQ, P, HALO, SUMS, W, POSITIONS, L, p_b, p_block, p_c, C, c0, BLOCKS: tl.constexpr, K: tl.constexpr,
-                   HALO_SIZE: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK: tl.constexpr):
+                   HALO_SIZE: tl.constexpr, LEFT: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK: tl.constexpr):
     """From the gradient at the short convolution's results, DQ [B, blocks, c, L], that at its inputs, which takes their
     place in P [B, blocks, c, L], channels c0 and on of C, and SUMS [B, programs, blocks, c, K + 1]: the program's sums
     for each tap and for the bias. HALO [B, blocks, c, programs, HALO_SIZE]: the inputs before each program's tokens,
-    nearest first, because their place may already hold gradients. POSITIONS int32 [B, L]: of each token in its segment.
-    Grid (programs, blocks c, B)."""
+    nearest first, because their place may already hold gradients; LEFT: there are inputs before the row. POSITIONS
+    int32 [B, L]: of each token in its segment. Grid (programs, blocks c, B)."""
     program, row, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     programs, rows = tl.num_programs(0), tl.num_programs(1)
     here = rows // BLOCKS
@@ -95,13 +95,14 @@ def short_backward(DQ, P, HALO, SUMS, W, POSITIONS, L, p_b, p_block, p_c, C, c0,
             later, later_odd = pairs(from_places(later, position, n + j, L, j, SEGMENTS))
             dp += w * later
             dp_odd += w * later_odd
-            before, before_odd = pairs(from_places(inputs_before(p, halo, i, n, j, L), position, n, L, j, SEGMENTS))
+            before = from_places(inputs_before(p, halo, i, n, j, L, LEFT), position, n, L, j, SEGMENTS)
+            before, before_odd = pairs(before)
             tl.store(sums + (K - 1 - j), tl.sum(g * before + g_odd * before_odd))
     else:
         odd = g_odd
         for j in tl.static_range(2, K + 1, 2):
             even_later, odd_later = pairs(tl.load(dq + (n + j), mask=n + j < L, other=0.0).to(tl.float32))
-            x_before, x_odd_before = pairs(inputs_before(p, halo, i, n, j, L))
+            x_before, x_odd_before = pairs(inputs_before(p, halo, i, n, j, L, LEFT))
             w = tl.load(W + weights * K + (K - j)).to(tl.float32)
             dp += w * odd
             dp_odd += w * even_later
@@ -117,19 +118,22 @@ def short_backward(DQ, P, HALO, SUMS, W, POSITIONS, L, p_b, p_block, p_c, C, c0,
 
 
 @triton.jit
-def inputs_before(p, halo, i, n, j, L):
+def inputs_before(p, halo, i, n, j, L, LEFT: tl.constexpr):
     """The inputs j before the program's tokens n, of which i counts."""
     before = tl.load(p + (n - j), mask=(i >= j) & (n < L + j), other=0.0).to(tl.float32)
-    return before + tl.load(halo + (j - 1 - i), mask=(i < j) & (n >= j), other=0.0).to(tl.float32)
+    inside = i < j if LEFT else (i < j) & (n >= j)
+    return before + tl.load(halo + (j - 1 - i), mask=inside, other=0.0).to(tl.float32)
 
 
-def backward(dq: Tensor, p: Tensor, weight: Tensor, first: int, positions: Tensor | None, sums: Tensor) -> None:
+def backward(dq: Tensor, p: Tensor, weight: Tensor, first: int, positions: Tensor | None, sums: Tensor,
+             left: Tensor | None = None) -> None:
     """Writes the gradient at p [B, blocks, c, L], channels `first` and on of those of weight [blocks, C, K], over it,
     from dq, contiguous and of the same shape, and those at the weight and the bias to sums [blocks, c, K + 1], the
     bias' last.
 
     Args:
         positions: int32 [B, L], of every token in its segment; None: each row is one.
+        left: [B, blocks, c, K - 1], the inputs before the rows; None: zeros.
     """
     batch, blocks, here, length = p.shape
     kernel = weight.shape[-1]
@@ -137,11 +141,14 @@ def backward(dq: Tensor, p: Tensor, weight: Tensor, first: int, positions: Tenso
     before = _before_programs(length, halo_size, p.device)
     programs = len(before)
     halo = p[..., before]
+    if left is not None:
+        halo[..., 0, :] = 0
+        halo[..., 0, : kernel - 1] = left.flip(-1)
     partial = torch.empty(batch, programs, blocks, here, kernel + 1, dtype=torch.float32, device=p.device)
     short_backward[(programs, blocks * here, batch)](
         dq, p, halo, partial, weight, dq if positions is None else positions, length, *p.stride()[:3], weight.shape[1],
-        first, BLOCKS=blocks, K=kernel, HALO_SIZE=halo_size, SEGMENTS=positions is not None, BLOCK=BLOCK,
-        num_warps=WARPS)
+        first, BLOCKS=blocks, K=kernel, HALO_SIZE=halo_size, LEFT=left is not None, SEGMENTS=positions is not None,
+        BLOCK=BLOCK, num_warps=WARPS)
     torch.sum(partial, (0, 1), out=sums)
 
 

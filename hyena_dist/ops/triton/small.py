@@ -10,7 +10,7 @@ does not live through all products in registers.
 import triton
 import triton.language as tl
 
-from hyena_dist.ops.triton.given import entering, gated, place_of, store_gradient
+from hyena_dist.ops.triton.given import entering, gated, place_of, store_gradient, token
 from hyena_dist.ops.triton.pieces import (
     add_correlation,
     forward_real,
@@ -67,9 +67,9 @@ def filter_gradient(DH, OUT, T1, T2, TW, L, out_c, splits, scale, M: tl.constexp
 
 
 @triton.jit(do_not_specialize=["rows", "C", "c0"])
-def forward(P, X, W, B, PLACES, L, p_b, p_block, p_c, x_b, x_c, C, c0, Y, y_b, y_c, H, HS, BIAS, T1, T2, TW, rows, ZERO,
-            M: tl.constexpr, N2: tl.constexpr, GATE: tl.constexpr, BLOCKS: tl.constexpr, K: tl.constexpr,
-            SEGMENTS: tl.constexpr, ROOM: tl.constexpr, PREC: tl.constexpr):
+def forward(P, X, W, B, PLACES, L, p_b, p_block, p_c, x_b, x_c, x_slice, l, C, c0, Y, y_b, y_c, y_slice, H, HS, BIAS,
+            T1, T2, TW, rows, ZERO, M: tl.constexpr, N2: tl.constexpr, GATE: tl.constexpr, BLOCKS: tl.constexpr,
+            K: tl.constexpr, SEGMENTS: tl.constexpr, SLICES: tl.constexpr, ROOM: tl.constexpr, PREC: tl.constexpr):
     """Y [B, c, L] <- gate (h (*) u + bias u) of what is given."""
     PLANE: tl.constexpr = M * N2
     c = tl.program_id(0)
@@ -83,8 +83,9 @@ def forward(P, X, W, B, PLACES, L, p_b, p_block, p_c, x_b, x_c, C, c0, Y, y_b, y
     for i in range(tl.program_id(1), rows, tl.num_programs(1)):
         r = c * 0 + i  # in the interpreter the loop's variable is an int of Python
         b, start, size = place_of(PLACES, r, L, SEGMENTS)
-        p, x = P + (b * p_b + c.to(tl.int64) * p_c + start), X + (b * x_b + c.to(tl.int64) * x_c + start)
+        p, x = P + (b * p_b + c.to(tl.int64) * p_c + start), X + (b * x_b + c.to(tl.int64) * x_c)
         first, again = n + r * ZERO, n + (r + 1) * ZERO
+        x += token(first, start, l, x_slice, SLICES)
         u = entering(p, x, p_block, first, size, W, B, row, C, -1, BLOCKS, K)
         u, s = scaled(u, ROOM)
         u = narrow(u, PREC)
@@ -92,13 +93,15 @@ def forward(P, X, W, B, PLACES, L, p_b, p_block, p_c, x_b, x_c, C, c0, Y, y_b, y
         pr, pi = multiply(zr, zi, tl.load(h + first), tl.load(h + PLANE + first))
         y = inverse_real(pr, pi, F1, F2, TW, again, PLANE, PREC) * (s * hs) + u.to(tl.float32) * (bias * s)
         y = gated(y, p, p_block, again, size, W, B, row, C, GATE, K)
-        tl.store(Y + (b * y_b + c.to(tl.int64) * y_c + start) + again, y.to(Y.dtype.element_ty), mask=again < size)
+        out = Y + (b * y_b + c.to(tl.int64) * y_c) + token(again, start, l, y_slice, SLICES)
+        tl.store(out, y.to(Y.dtype.element_ty), mask=again < size)
 
 
 @triton.jit(do_not_specialize=["rows", "C", "c0"])
-def backward(P, X, W, B, PLACES, L, p_b, p_block, p_c, x_b, x_c, C, c0, DY, y_b, y_c, DQ, q_b, q_block, q_c, DX, U, DH,
-             SUMS, H, HS, BIAS, T1, T2, TW, rows, ZERO, M: tl.constexpr, N2: tl.constexpr, GATE: tl.constexpr,
-             BLOCKS: tl.constexpr, K: tl.constexpr, SEGMENTS: tl.constexpr, ROOM: tl.constexpr, PREC: tl.constexpr):
+def backward(P, X, W, B, PLACES, L, p_b, p_block, p_c, x_b, x_c, x_slice, l, C, c0, DY, y_b, y_c, y_slice, DQ, q_b,
+             q_block, q_c, DX, U, DH, SUMS, H, HS, BIAS, T1, T2, TW, rows, ZERO, M: tl.constexpr, N2: tl.constexpr,
+             GATE: tl.constexpr, BLOCKS: tl.constexpr, K: tl.constexpr, SEGMENTS: tl.constexpr, SLICES: tl.constexpr,
+             ROOM: tl.constexpr, PREC: tl.constexpr):
     """DQ [B, blocks, c, L] <- gradients at the gate and at u's factors, or DX [B, c, L], of X's strides, <- that at u;
     DH [splits, c, 2, M, N2] <- the sum over the program's rows of conj(U) G; SUMS [splits, c] <- that of the bias'
     gradient; y takes the place of DY [B, c, L]. U [splits, c, 2, M, N2] is a place for the spectrum of u."""
@@ -117,38 +120,41 @@ def backward(P, X, W, B, PLACES, L, p_b, p_block, p_c, x_b, x_c, C, c0, DY, y_b,
     for i in range(tl.program_id(1), rows, tl.num_programs(1)):
         r = c * 0 + i
         b, start, size = place_of(PLACES, r, L, SEGMENTS)
-        x_place = b * x_b + c.to(tl.int64) * x_c + start
+        x_place = b * x_b + c.to(tl.int64) * x_c
         p, x, dx = P + (b * p_b + c.to(tl.int64) * p_c + start), X + x_place, DX + x_place
-        dy_row = DY + (b * y_b + c.to(tl.int64) * y_c + start)
+        dy_row = DY + (b * y_b + c.to(tl.int64) * y_c)
         dq = DQ + (b * q_b + c.to(tl.int64) * q_c + start)
         m = n + r * ZERO
-        u = entering(p, x, p_block, m, size, W, B, row, C, -1, BLOCKS, K)
+        u = entering(p, x + token(m, start, l, x_slice, SLICES), p_block, m, size, W, B, row, C, -1, BLOCKS, K)
         u, s = scaled(u, ROOM)
         ur, ui = forward_real(narrow(u, PREC), F1, F2, TW, m, PLANE, PREC)
         tl.store(spectrum_u + m, ur)
         tl.store(spectrum_u + PLANE + m, ui)
         tl.debug_barrier()  # read below by other threads: loads and stores are laid out differently
         m = n + (r + 1) * ZERO
-        g = tl.load(dy_row + m, mask=m < size, other=0.0).to(tl.float32)
+        at = token(m, start, l, y_slice, SLICES)
+        g = tl.load(dy_row + at, mask=m < size, other=0.0).to(tl.float32)
         g, t = scaled(gated(g, p, p_block, m, size, W, B, row, C, GATE, K), ROOM)
         g = narrow(g, PREC)
         gr, gi = forward_real(g, F1, F2, TW, m, PLANE, PREC)
         add_correlation(dh, spectrum_u, PLANE, m, r < tl.num_programs(1), gr, gi, s * t)
         pr, pi = multiply_conjugate(gr, gi, tl.load(h + m), tl.load(h + PLANE + m))
         m = n + (r + 2) * ZERO
-        du = inverse_real(pr, pi, F1, F2, TW, m, PLANE, PREC) * (t * hs)
-        g = g.to(tl.float32) * t
-        total += tl.sum(tl.sum(g * entering(p, x, p_block, m, size, W, B, row, C, -1, BLOCKS, K), axis=0), axis=0)
-        store_gradient(du + bias * g, p, dq, dx, p_block, q_block, m, size, W, B, row, C, BLOCKS, K)
+        du, g = inverse_real(pr, pi, F1, F2, TW, m, PLANE, PREC) * (t * hs), g.to(tl.float32) * t
+        at = token(m, start, l, x_slice, SLICES)
+        total += tl.sum(tl.sum(g * entering(p, x + at, p_block, m, size, W, B, row, C, -1, BLOCKS, K), axis=0), axis=0)
+        store_gradient(du + bias * g, p, dq, dx + at, p_block, q_block, m, size, W, B, row, C, BLOCKS, K)
         m = n + (r + 3) * ZERO
         pr, pi = multiply(tl.load(spectrum_u + m), tl.load(spectrum_u + PLANE + m), tl.load(h + m),
                           tl.load(h + PLANE + m))
         conv = inverse_real(pr, pi, F1, F2, TW, m, PLANE, PREC) * (s * hs)
+        x += token(m, start, l, x_slice, SLICES)
         conv += bias * entering(p, x, p_block, m, size, W, B, row, C, -1, BLOCKS, K)
         y = gated(conv, p, p_block, m, size, W, B, row, C, GATE, K)
+        at = token(m, start, l, y_slice, SLICES)
         if GATE >= 0:
-            dgate = conv * tl.load(dy_row + m, mask=m < size, other=0.0).to(tl.float32)
+            dgate = conv * tl.load(dy_row + at, mask=m < size, other=0.0).to(tl.float32)
             tl.store(dq + tl.cast(q_block, tl.int64) * GATE + m, dgate.to(DQ.dtype.element_ty), mask=m < size)
         tl.debug_barrier()  # dy was read before y takes its place, and this row's U before the next one's
-        tl.store(dy_row + m, y.to(DY.dtype.element_ty), mask=m < size)
+        tl.store(dy_row + at, y.to(DY.dtype.element_ty), mask=m < size)
     tl.store(SUMS + tl.program_id(1) * here + c, total)

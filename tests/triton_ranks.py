@@ -1,0 +1,68 @@
+"""The operator over context ranks by kernels in Triton's interpreter, against torch's operations in float64 on the same
+ranks: `python -m tests.triton_ranks` prints {case: {what: the largest error of any rank}} as JSON."""
+
+import os
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+
+from hyena_dist.model.context import AllToAll
+from hyena_dist.ops.hyena import HyenaWeights, hyena
+from hyena_dist.ops.triton import across, arrived
+from hyena_dist.parallel.groups import Axis
+from tests.compare import rel
+
+RANKS, LENGTH, BATCH, WIDTH, CHANNELS = 2, 30, 3, 6, 4
+"""Three windows of two channels of a group are three rows for each rank: a channel and a half."""
+CASES: dict[str, dict[str, Any]] = {
+    "whole": {}, "recomputed": {"recompute": True},
+    "segments": {"segments": ((0, 29, 31, 32, 60), (0, 60), (0, 30, 45, 60))}}
+NAMES = ("y", "x", "in_weight", "in_bias", "short_weight", "short_bias", "filters", "bias", "out_weight", "out_bias")
+
+
+def computed(axis: Axis, backend: str, dtype: torch.dtype, **options: Any) -> dict[str, Tensor]:
+    """This rank's result, and its part of every gradient."""
+    exchange = AllToAll(axis, batch=BATCH, channels=CHANNELS, groups=2, backend=backend)
+    draw, rows = torch.Generator().manual_seed(7), 3 * CHANNELS
+    shapes = [(RANKS * LENGTH, BATCH, WIDTH), (rows, WIDTH), (rows,), (rows, 3), (rows,), (1, CHANNELS, RANKS * LENGTH),
+              (1, CHANNELS), (WIDTH, CHANNELS), (WIDTH,), (RANKS * LENGTH, BATCH, WIDTH)]
+    x, *weights, dy = (torch.randn(shape, generator=draw).to(dtype) for shape in shapes)
+    weights[4] = torch.cat([weights[4][:, part] for part in exchange.channels], dim=1)
+    x, dy = (t.chunk(RANKS)[axis.rank].contiguous() for t in (x, dy))
+    leaves = [t.requires_grad_() for t in (x, *weights)]
+    y = hyena(leaves[0], HyenaWeights(*leaves[1:]), backend=backend, exchange=exchange, **options)
+    return dict(zip(NAMES, (y.detach(), *torch.autograd.grad(y, leaves, dy)), strict=True))
+
+
+def run(rank: int, place: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{place}/store", rank=rank, world_size=RANKS)
+    axis = Axis.of(dist.group.WORLD)
+    errors = {}
+    for name, options in CASES.items():
+        with (mock.patch.object(arrived, "convolve", wraps=arrived.convolve) as rows,
+              mock.patch.object(across, "enter", wraps=across.enter) as halo):
+            found = computed(axis, "triton", torch.float32, **options)
+            assert rows.called
+            assert halo.called
+        want = computed(axis, "torch", torch.float64, **options)
+        errors[name] = {what: rel(found[what], want[what]) for what in want}
+    Path(place, str(rank)).write_text(json.dumps(errors), encoding="utf-8")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as directory:
+        mp.spawn(run, (directory,), nprocs=RANKS)
+        ranks = [json.loads(Path(directory, str(rank)).read_text(encoding="utf-8")) for rank in range(RANKS)]
+    print(json.dumps({case: {what: max(found[case][what] for found in ranks) for what in NAMES} for case in CASES}))
