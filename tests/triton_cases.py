@@ -24,22 +24,27 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime import interpreter
 
+from benchmarks.counting import CallCounter
 from hyena_dist.config.schema import Config
 from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.config.sections.ops import OpsSection
+from hyena_dist.convert import from_published, to_published
+from hyena_dist.model.config import hyena_config
+from hyena_dist.model.initial import initialize
 from hyena_dist.model.loss import token_loss
-from hyena_dist.model.model import build_model
+from hyena_dist.model.model import HyenaModel, build_model
 from hyena_dist.ops import long_conv
 from hyena_dist.ops.across import Across
 from hyena_dist.ops.hyena import HyenaWeights, hyena
 from hyena_dist.ops.long_conv import causal_conv_reference
 from hyena_dist.ops.mix import MixWeights, mix_reference
 from hyena_dist.ops.segments import Segments
-from hyena_dist.ops.triton import long_row
+from hyena_dist.ops.triton import long_row, short
 from hyena_dist.ops.triton.groups import Operator, Plan, convolution
 from hyena_dist.ops.triton.plans import LargePlan, SmallPlan, plan_for
 from hyena_dist.parallel.groups import Groups
 from tests.triton_traffic import Traffic
+from tests.unit.test_convert import golden
 
 
 def rounded(values: np.ndarray, source: tl.dtype, target: tl.dtype, mode: object) -> np.ndarray:
@@ -251,18 +256,72 @@ def training(steps: int = 50) -> dict[str, float]:
     return {"loss": max(abs(a - b) / b for a, b in zip(*losses, strict=True))}
 
 
+def golden_numbers(name: str) -> dict[str, float]:
+    """The published model's numbers, by kernels in float32: hidden states, logits, loss and every gradient."""
+    config, weights, arrays = golden(name, FP32)
+    model = from_published(config, weights)
+    model.config.ops_backend = "triton"
+    ids = torch.from_numpy(arrays["input_ids"].astype("int64"))
+    logits = model(ids[:, :-1])
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+    loss.backward()
+    errors = {"logits": relative(logits.detach(), torch.from_numpy(arrays["logits"])),
+              "loss": abs(float(loss.detach()) / float(arrays["loss"]) - 1)}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.grad)
+    _, gradients = to_published(model)
+    return errors | {key: relative(gradients[key.removeprefix("grad/")], torch.from_numpy(value))
+                     for key, value in arrays.items() if key.startswith("grad/")}
+
+
+def in_half_precision(recompute: str, precision: str = "bf16") -> dict[str, float]:
+    """A whole model under autocast, some recomputed, by kernels; against float64 by torch's operations. Recomputation
+    (non-reentrant) changes no bit."""
+    results = []
+    section = ModelSection(num_layers=2, hidden_size=16, max_seq_len=64, filter_order=16, embed_dropout=0.0)
+    ids = torch.randint(7, 11, (2, 65), generator=torch.Generator().manual_seed(0))
+    for backend, kind, checkpointing in (("triton", precision, recompute), ("triton", precision, "none"),
+                                         ("torch", "fp64", "none")):
+        config = hyena_config(section, precision="fp32" if kind == "fp64" else kind, backend=backend,
+                              activation_checkpointing=checkpointing,
+                              params_dtype=torch.float64 if kind == "fp64" else FP32)
+        model = HyenaModel(config)
+        initialize(model, model.placement(), model.tensor, seed=5)
+        total, count = token_loss(model.train()(ids[:, :-1]), ids[:, 1:])
+        (total / count).backward()
+        results.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    found, again, want = results
+    assert all(torch.equal(found[name], again[name]) for name in found)
+    return {name: relative(found[name], want[name]) for name in want}
+
+
+def far_apart() -> dict[str, float]:
+    """Rows that begin more than 2^31 elements apart: of memory that is never touched between them."""
+    given, far = inputs(2, 1, 64, 3, dtype=FP16), 2**31 + 64
+    place = torch.empty(far + 3 * 64, dtype=FP16)
+    p = place.as_strided((2, 3, 1, 64), (far, 64, 64, 1)).copy_(given[0])
+    want = reference(*given)
+    run = Operator.whole(p, *given[2:4], SmallPlan(4, 16, 16))
+    y, dy = run.mix(*given[4:]), given[1].clone()
+    run.mix_backward(dy, *given[4:])
+    return {"y": relative(y, want["y"]), "dp": relative(p, want["dp"])}
+
+
 def declared(*shape: int, dtype: torch.dtype, plan: SmallPlan | LargePlan, order: int = 2) -> dict[str, float]:
-    """Bytes that are loaded and stored, against those that are declared: how far off."""
+    """Bytes that are loaded and stored, and launches, against those that are declared: how far off."""
     p, dy, weight, bias, h, direct = inputs(*shape, dtype=dtype, order=order)
     run = Operator.whole(p, weight, bias, plan)
     tables = convolution(run._given(0, slice(0, 1), None, run.rows[0][0]), plan).tables()
+    short._before_programs(p.shape[-1], 1, p.device)  # which is kept from the first call on
     errors = {}
     for name, backward, work in (("forward", False, lambda: run.mix(h, direct)),
                                  ("backward", True, lambda: run.mix_backward(dy, h, direct))):
-        traffic = Traffic(tables)
-        with traffic.counted():
+        traffic, cost = Traffic(tables), run.cost(backward)
+        with traffic.counted(), CallCounter(p.device) as calls:
             work()
-        errors[name] = abs(traffic.bytes / run.cost(backward).bytes - 1)
+        errors[name] = abs(traffic.bytes / cost.bytes - 1)
+        errors[f"{name}'s launches"] = float(abs(traffic.launches + calls.total.launches - cost.launches))
     return errors
 
 
@@ -444,6 +503,11 @@ CASES: dict[str, Callable[[], dict[str, float]]] = {
     "segments, three kernels": lambda: in_segments(2, 1, 601, 3, offsets=((0, 601), (0, 50, 330, 601)), dtype=FP16,
                                                    plan=LargePlan(3, 16, 16, 16, 16, 16)),
     "segments, cufft": lambda: in_segments(1, 2, 97, 3, offsets=((0, 40, 97),), dtype=FP32, plan=None),
+    "golden tiny": lambda: golden_numbers("tiny"),
+    "golden wide": lambda: golden_numbers("wide"),
+    "bf16, all recomputed": lambda: in_half_precision("full"),
+    "fp16, some recomputed": lambda: in_half_precision("selective", "fp16"),
+    "far apart": far_apart,
     "one token": lambda: by_kernels(2, 1, 1, 3, dtype=FP32),
     "three tokens": lambda: by_kernels(1, 2, 3, 5, dtype=FP16),
 } | {f"{what}, {name}": lambda what=what, dtype=dtype, plan=plan: hard(what, dtype, plan)

@@ -7,6 +7,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -16,17 +17,20 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
+from hyena_dist.config.sections.ops import OpsSection
 from hyena_dist.model.context import AllToAll
 from hyena_dist.ops.hyena import HyenaWeights, hyena
 from hyena_dist.ops.triton import across, arrived
 from hyena_dist.parallel.groups import Axis
 from tests.compare import rel
+from tests.dist.test_engine_model import STEPS, TOPOLOGIES, groups_of, make, run_config, train, train_plain
 
 RANKS, LENGTH, BATCH, WIDTH, CHANNELS = 2, 30, 3, 6, 4
 """Three windows of two channels of a group are three rows for each rank: a channel and a half."""
 CASES: dict[str, dict[str, Any]] = {
     "whole": {}, "recomputed": {"recompute": True},
     "segments": {"segments": ((0, 29, 31, 32, 60), (0, 60), (0, 30, 45, 60))}}
+ENGINES = ((3, "data", False), ("fsdp", "data", True), ("fsdp", "context", False), (1, "tensor", True))
 NAMES = ("y", "x", "in_weight", "in_bias", "short_weight", "short_bias", "filters", "bias", "out_weight", "out_bias")
 
 
@@ -44,11 +48,29 @@ def computed(axis: Axis, backend: str, dtype: torch.dtype, **options: Any) -> di
     return dict(zip(NAMES, (y.detach(), *torch.autograd.grad(y, leaves, dy)), strict=True))
 
 
+def trained(engine: int | str, topology: str, *, recompute: bool) -> dict[str, float]:
+    """Three steps of a whole model by kernels under an engine, against one plain process by torch's operations: losses,
+    norms of gradients, and weights."""
+    groups = groups_of(topology)
+    config = run_config(engine, TOPOLOGIES[topology], recompute=recompute)
+    model, made = make(replace(config, ops=OpsSection(backend="triton")), groups)
+    found = train(model, made, groups, STEPS)
+    want, weights = train_plain()
+    pairs = [(a.loss, b.loss) for a, b in zip(found, want, strict=True)]
+    pairs += [(a.grad_norm, b.grad_norm) for a, b in zip(found, want, strict=True)]
+    name = "layers.0.mixer.conv_bias"
+    exported = made.export_parameter(name)["weight"].cpu()
+    part = weights[name].chunk(groups.tensor.size)[groups.tensor.rank]
+    return {"training": max(abs(a / b - 1) for a, b in pairs), "weight": rel(exported, part)}
+
+
 def run(rank: int, place: str) -> None:
     torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(RANKS), LOCAL_RANK=str(rank))
     dist.init_process_group("gloo", init_method=f"file://{place}/store", rank=rank, world_size=RANKS)
     axis = Axis.of(dist.group.WORLD)
-    errors = {}
+    errors = {f"{engine}, {topology}": trained(engine, topology, recompute=recompute)
+              for engine, topology, recompute in ENGINES}
     for name, options in CASES.items():
         with (mock.patch.object(arrived, "convolve", wraps=arrived.convolve) as rows,
               mock.patch.object(across, "enter", wraps=across.enter) as halo):
@@ -65,4 +87,5 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as directory:
         mp.spawn(run, (directory,), nprocs=RANKS)
         ranks = [json.loads(Path(directory, str(rank)).read_text(encoding="utf-8")) for rank in range(RANKS)]
-    print(json.dumps({case: {what: max(found[case][what] for found in ranks) for what in NAMES} for case in CASES}))
+    print(json.dumps({case: {what: max(found[case][what] for found in ranks) for what in ranks[0][case]}
+                      for case in ranks[0]}))

@@ -8,6 +8,8 @@ from unittest.mock import patch
 
 import numpy as np
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+from triton.runtime.interpreter import GridExecutor
 from triton.runtime.interpreter import interpreter_builder as builder
 
 
@@ -16,6 +18,8 @@ class Traffic:
 
     def __init__(self, without: list[Tensor]) -> None:
         self.bytes = 0
+        self.launches = 0
+        """Of kernels."""
         self._without = [(t.data_ptr(), t.data_ptr() + t.nbytes) for t in without]
         self._loaded: set[int] = set()
         self._stored: set[int] = set()
@@ -23,6 +27,7 @@ class Traffic:
 
     @contextlib.contextmanager
     def counted(self) -> Iterator[None]:
+        start = GridExecutor.__call__
         load, store, begin = builder.create_masked_load, builder.create_masked_store, builder.set_grid_idx
 
         def create_masked_load(ptrs: Any, mask: Any, *rest: Any) -> Any:
@@ -37,7 +42,13 @@ class Traffic:
             self._end_program()
             begin(*place)
 
-        with (patch.object(builder, "create_masked_load", create_masked_load),
+        def call(*arguments: Any, **options: Any) -> Any:
+            self.launches += 1
+            with _disable_current_modes():  # what the interpreter does for itself is no call of torch
+                return start(*arguments, **options)
+
+        with (patch.object(GridExecutor, "__call__", call),
+              patch.object(builder, "create_masked_load", create_masked_load),
               patch.object(builder, "create_masked_store", create_masked_store),
               patch.object(builder, "set_grid_idx", set_grid_idx)):
             yield
