@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.gpu.task import device, median_seconds
+from hyena_dist.ops import libraries
 from hyena_dist.ops.hyena import HyenaWeights, hyena
 from hyena_dist.ops.long_conv import causal_conv_reference
 from hyena_dist.ops.segments import Segments
@@ -200,13 +201,17 @@ def relative(a: Tensor, b: Tensor) -> float:
     return error if error == error else float("inf")
 
 
-def plain_times(given: list[Tensor]) -> dict[str, float]:
-    """Of gates and convolution by torch.fft through autograd, without the short convolution. Seconds."""
+def plain_times(given: list[Tensor], library: str | None = None) -> dict[str, float]:
+    """Of gates and convolution by torch.fft through autograd, or by a library (`ops.libraries`), without the short
+    convolution. Seconds."""
     p, dy, _, _, h, direct = given
     leaves = [t.detach().requires_grad_() for t in (*p.unbind(1), h, direct)]
+    convolve = library and libraries.convolve_by(library, p.shape[-1], p.dtype, p.device)
 
     def forward() -> Tensor:
         x0, x1, v, filters, bias = leaves
+        if convolve:
+            return x0 * (convolve(x1 * v, filters[0]) + bias.to(p.dtype)[0, :, None] * (x1 * v))
         return causal_conv_reference(x1 * v, filters[0], bias[0], x0)
 
     with torch.no_grad():

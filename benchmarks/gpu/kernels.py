@@ -15,6 +15,8 @@ import torch
 from benchmarks.gpu import kernel_cases as cases
 from benchmarks.gpu.measure import forget_peak, kernels, peak_bytes
 from benchmarks.gpu.task import Task, median_seconds
+from hyena_dist.ops import libraries
+from hyena_dist.ops.mix import Asked
 
 COMPILE_SECONDS = 75.0
 PROCESSES = 14
@@ -109,12 +111,20 @@ def times(task: Task, length: int, dtype: torch.dtype) -> None:
     del found, work, p, dy
     forget_peak()
     plain: dict[str, float] = {}
+    rivals: dict[str, float] = {}
     task.attempt(f"torch.fft at {length:,}", lambda: plain.update(cases.plain_times(given)))
+    for name in libraries.PACKAGES:
+        asked = Asked(given[0].device, dtype, order=2, taps=3, length=length)
+        if libraries.installed(name) and not libraries.refusal(name, asked):
+            task.attempt(f"{name} at {length:,}", lambda name=name: rivals.update(
+                {f"{name} {part}": seconds for part, seconds in cases.plain_times(given, name).items()}))
+            forget_peak()
     ratio = sum(plain.values()) / (sides["forward"] + sides["backward"]) if plain else float("nan")
     label = f"{length:,} x {case.batch} x {CHANNELS} {str(dtype)[6:]}"
+    others = ", ".join(f"{n} {s * 1e3:.1f}" for n, s in (plain | rivals).items())
     task.note(f"{label}: forward {sides['forward'] * 1e3:.2f}, backward {sides['backward'] * 1e3:.2f} ms, "
-              f"{sides['GiB']:.1f} GiB; torch.fft " + ", ".join(f"{n} {s * 1e3:.1f}" for n, s in plain.items())
-              + f" ms: {ratio:.1f} times", case=str(case), sides=sides, plain=plain, profiles=profiles)
+              f"{sides['GiB']:.1f} GiB; torch.fft {others} ms: {ratio:.1f} times", case=str(case), sides=sides,
+              plain=plain, rivals=rivals, profiles=profiles)
     for name in profiles:
         task.note("  " + name + ": " + ", ".join(f"{n.split('(')[0].removeprefix('void ')[:20]} {s * 1e3:.2f}"
                                                  for n, _, s in profiles[name][:7]))

@@ -50,7 +50,8 @@ CASES = [*(Case(precision, recompute) for precision in ("fp32", "bf16")
          Case("bf16", order=3), Case(pattern="HA"), Case("bf16", "full", pattern="HA"), Case(small_chunks=True),
          Case("bf16", small_chunks=True), Case(method="right_angle"), Case(method="rfft"), Case("bf16", method="rfft"),
          *(Case(precision, recompute, backend="triton") for precision, recompute in (
-             ("fp32", "none"), ("bf16", "none"), ("fp16", "selective"), ("bf16", "full")))]
+             ("fp32", "none"), ("bf16", "none"), ("fp16", "selective"), ("bf16", "full"))),
+         Case(order=3, backend="triton"), Case("bf16", "full", order=3, backend="triton")]
 ON_CPU = [Case("bf16"), Case("fp16"), Case("bf16", "full", order=3, pattern="HA"), Case(small_chunks=True)]
 """Enough to try the test; what a CPU computes has tests of its own."""
 
