@@ -13,7 +13,7 @@ from hyena_dist.ops.segments import Segments
 from hyena_dist.ops.triton import across, arrived
 from hyena_dist.ops.triton.given import Rows
 from hyena_dist.ops.triton.groups import Operator
-from hyena_dist.ops.triton.plans import WIDE_MEMORY, plan_for
+from hyena_dist.ops.triton.plans import WIDE_MEMORY, large_plan, plan_for
 from tests.kernel_report import Launch, launches, report
 
 NARROW_MEMORY = 99 * 2**10
@@ -137,3 +137,28 @@ def test_segments_and_third_order_on_a_hopper(length):
     """Of segments no load is known to be aligned."""
     check(of_batch(2, length, torch.bfloat16, wide=True, backward=True, order=3), 90, WIDE_MEMORY)
     check(of_batch(2, length, torch.bfloat16, wide=True, backward=True, segmented=True), 90, WIDE_MEMORY, factor=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("plan", [plan_for(1, precise=False, wide=True), large_plan(9000, 64, 64), None])
+def test_everything_of_size_one_is_compiled(plan):
+    """Arguments that are 1 become constants, whose operations Triton knows fewer of: one window of one channel and one
+    token."""
+    one = torch.zeros(1, 1, 1, dtype=torch.bfloat16)
+    p, arriving = one.expand(1, 3, 1, 1).contiguous(), one[None]
+    h, direct, short = torch.zeros(1, 1), torch.zeros(1), (torch.zeros(3, 1), torch.zeros(3))
+    run = Operator.whole(p, *short, plan)
+    given = p, torch.zeros(1, 3, 1, 0, dtype=torch.bfloat16), *short, None
+
+    def work() -> None:
+        run.mix(h[None], direct[None])
+        run.mix_backward(one.clone(), h[None], direct[None])
+        arrived.convolve(arriving, h, direct, arriving.clone(), None)
+        arrived.convolve_backward(arriving.clone(), arriving, h, direct, arriving.clone(), None)
+        across.enter(*given)
+        across.leave(*given, one)
+        across.leave_backward(*given, one.clone(), one.clone())
+        across.enter_backward(*given, one)
+
+    for launch in launches(work):
+        assert not report(launch).serialized
