@@ -92,8 +92,8 @@ def results(out: Path) -> dict[str, dict[str, dict[str, Any]]]:
     return found
 
 
-def page(plan: Plan, docs: Path) -> None:
-    """Write gue.md, gue.csv and gue.png into a directory."""
+def page(plan: Plan, docs: Path) -> Path:
+    """Write gue.md, which is returned, gue.csv and gue.png into a directory."""
     found = results(plan.out)
     kinds = [kind for kind in (*WAYS, *BESIDE) if any(kind in of_task for of_task in found.values())]
     docs.mkdir(parents=True, exist_ok=True)
@@ -102,6 +102,7 @@ def page(plan: Plan, docs: Path) -> None:
     lines = _csv(found, kinds)
     write_whole(docs / "gue.csv", lambda aside: aside.write_text(lines, encoding="utf-8"))
     _draw(docs / "gue.png", found, kinds)
+    return docs / "gue.md"
 
 
 def markdown(plan: Plan, found: dict[str, dict[str, dict[str, Any]]], kinds: Sequence[str]) -> str:

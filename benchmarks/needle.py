@@ -150,8 +150,8 @@ def answer_severed(run: Path, table: Path, dest: Path) -> None:
         write_whole(dest, lambda aside: aside.write_text("\n".join(lines) + "\n", encoding="utf-8"))
 
 
-def page(out: Path, docs: Path) -> None:
-    """Write needle.md and needle.png into a directory.
+def page(out: Path, docs: Path) -> Path:
+    """Write needle.md, which is returned, and needle.png into a directory.
 
     Raises:
         ConfigError: what the page is of is not there.
@@ -166,6 +166,7 @@ def page(out: Path, docs: Path) -> None:
     text = markdown(accuracy_by_slice(whole), accuracy_by_slice(cut), minutes)
     write_whole(docs / "needle.md", lambda aside: aside.write_text(text, encoding="utf-8"))
     _draw(docs / "needle.png", {"four ranks": whole, "exchange between ranks cut": cut})
+    return docs / "needle.md"
 
 
 def markdown(whole: dict[int, tuple[int, int]], cut: dict[int, tuple[int, int]], minutes: Sequence[float]) -> str:

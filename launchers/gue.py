@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the benchmarks stand beside the package, not in it
 
-from hyena_dist.config.errors import ConfigError, UserError, one_line
+from benchmarks.commands import add_page_options, make_page
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -20,45 +20,27 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--genomes", nargs="+", required=True, metavar="SPECIES=FILE", help="to pretrain on")
     parser.add_argument("--gue", required=True, metavar="DIR", help="the data sets of GUE")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="of all runs")
-    parser.add_argument("--docs", type=Path, default=Path("docs/results"), metavar="DIR",
-                        help="where the page is written (docs/results)")
     parser.add_argument("--steps", type=int, default=3600,
                         help="of each pretraining (3600: a quarter of an hour on two cores)")
     parser.add_argument("--most", type=int, default=2000, metavar="N", help="training sequences of a task (2000)")
     parser.add_argument("--tasks", nargs="+", default=[], metavar="TASK", help="only these")
     parser.add_argument("--ranks", type=int, default=2, metavar="N", help="processes of the pretraining (2)")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands")
-    parser.add_argument("--page", action="store_true", help="write the page of what is finished, run nothing")
-    return parser.parse_intermixed_args(argv)
+    add_page_options(parser)
+    args = parser.parse_intermixed_args(argv)
+    if args.steps < 4 or args.ranks < 1:
+        parser.error(f"--steps {args.steps} and --ranks {args.ranks}: must be at least 4 and 1")
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 where a command has failed or nothing is finished."""
     args = parse_args(argv)
-    import logging
-    import shlex
-
-    from benchmarks.commands import run_all
     from benchmarks.gue import Plan, commands, page  # numpy takes a second, --help should not
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     tasks = [word for word in args.tasks if "=" not in word]
     keys = [*args.keys, *(word for word in args.tasks if "=" in word)]
     plan = Plan(tuple(args.genomes), args.gue, args.out, args.steps, args.most, tuple(tasks), args.ranks, tuple(keys))
-    try:
-        if args.steps < 4 or args.ranks < 1:
-            raise ConfigError(f"--steps {args.steps} and --ranks {args.ranks}: must be at least 4 and 1")
-        if args.dry_run:
-            print("\n".join(shlex.join(command) for command in commands(plan)))
-            return 0
-        if not args.page:
-            run_all(commands(plan))
-        page(plan, args.docs)
-        print(f"written: {args.docs / 'gue.md'}")
-    except (UserError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    return 0
+    return make_page(args, commands(plan), lambda docs: page(plan, docs))
 
 
 if __name__ == "__main__":

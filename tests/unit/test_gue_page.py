@@ -61,4 +61,5 @@ def test_what_is_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     (tmp_path / "out" / "shards").mkdir(parents=True)
     assert main(arguments(tmp_path, "--dry-run")) == 0
     assert "shards/build.py" not in capsys.readouterr().out, "shards that are there are not built again"
-    assert main(arguments(tmp_path, "--steps", "1")) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments(tmp_path, "--steps", "1"))
