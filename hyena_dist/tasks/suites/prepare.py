@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hyena_dist.config.digests import file_sha256, json_sha256
 from hyena_dist.config.errors import ConfigError
 from hyena_dist.config.plain import read_object
 from hyena_dist.data.errors import DataError
@@ -101,13 +102,14 @@ def _read(suite: Suite, task: Task, paths: list[Path], writer: Writer | None = N
     return Prepared(of_split, longest, tuple(sorted(classes)[:10]), tuple(notes))
 
 
-def _fingerprint(paths: list[Path]) -> list[list[object]]:
-    """Name, size and time of change of each file; of a directory of many those of its subdirectories, which change
-    with the names in them, and the sum of their sizes."""
-    found: list[list[object]] = []
-    for path in paths:
-        for place in [path, *sorted(p for p in path.rglob("*") if p.is_dir())] if path.is_dir() else [path]:
-            size = (sum(entry.stat().st_size for entry in os.scandir(place) if entry.is_file()) if place.is_dir()
-                    else place.stat().st_size)
-            found.append([str(place), size, place.stat().st_mtime_ns])
-    return found
+def _fingerprint(paths: list[Path]) -> list[list[str]]:
+    """Name and digest of each file or directory: a copy has other times, and where the directory above is mounted may
+    differ from one machine to the next."""
+    return [[path.name, json_sha256({str(place.relative_to(path)): _digest(place)
+                                     for place in ([path] if path.is_file() else sorted(path.rglob("*")))
+                                     if place.is_file()})] for path in paths]
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return file_sha256(file)
