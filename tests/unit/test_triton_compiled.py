@@ -17,7 +17,7 @@ from hyena_dist.ops.triton.plans import WIDE_MEMORY, large_plan, plan_for
 from tests.kernel_report import Launch, launches, report
 
 NARROW_MEMORY = 99 * 2**10
-SPILLS = {"small.backward": 400, "rows.backward": 600, "small.forward": 250, "rows.forward": 250}
+SPILLS = {"small.backward": 420, "rows.backward": 600, "small.forward": 250, "rows.forward": 250}
 """Bytes of spill stores for each thread, at most; of the others 64. In float32 twice as many."""
 SEEN: set[Launch] = set()
 
