@@ -16,18 +16,18 @@ NAMES = {"prompt": ("vectors of the soft prompt", "soft prompt, frozen model"),
 def main() -> None:
     runs = Path(sys.argv[1])
     found: dict[tuple[str, str], list[tuple[int, float, float]]] = {}
-    for path in runs.glob("*/result.json"):
+    for path in sorted(runs.glob("*/result.json")):
         match = re.fullmatch(r"(.+)-(prompt|shots)-(\d+)", path.parent.name)
         if match is None:
             continue
         result = json.loads(path.read_text("utf-8"))
         count = result["seeds"][0]["scores"][result["judged_on"]]["sequences"]
-        accuracy = result["metrics"]["accuracy"]["mean"]
-        error = (accuracy * (1 - accuracy) / count) ** 0.5
-        found.setdefault((match[2], match[1]), []).append((int(match[3]), accuracy, error))
-        classes = len(result["classes"])
-        cells = (f"{match[1]} ({classes} classes)", NAMES[match[2]][1], match[3], f"{accuracy:.3f} ± {error:.3f}",
-                 f"{1 / classes:.3f}", "yes" if result["collapsed_seeds"] else "no")
+        accuracy, classes, seeds = result["metrics"]["accuracy"]["mean"], len(result["classes"]), len(result["seeds"])
+        spread = result["metrics"]["accuracy"]["deviation"] or 0.0
+        error = (accuracy * (1 - accuracy) / count + spread**2 / seeds) ** 0.5
+        found.setdefault((match[2], f"{match[1]}, {classes} classes"), []).append((int(match[3]), accuracy, error))
+        cells = (match[1], str(classes), NAMES[match[2]][1], match[3], f"{accuracy:.3f} ± {error:.3f}",
+                 f"{1 / classes:.3f}", str(seeds), str(len(result["collapsed_seeds"])))
         sys.stdout.write(f"| {' | '.join(cells)} |\n")
     matplotlib.use("Agg")
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), sharey=True, layout="constrained")
