@@ -28,7 +28,7 @@ class Row(NamedTuple):
     line: int
 
 
-def _is_of_a_browser(fields: list[str]) -> bool:
+def is_of_a_browser(fields: list[str]) -> bool:
     """Whether a line tells a genome browser how to show the rows. One that is a row of a contig of that name is not."""
     if fields[0] == "track":
         return len(fields) == 1 or "=" in fields[1]
@@ -50,7 +50,7 @@ def text_rows(path: Path, kind: str = "a BED file") -> Iterator[tuple[int, list[
         except UnicodeDecodeError as error:
             raise DataError(f"{path}: cannot be read: line {number}: {error}; give {kind} as plain text of "
                             f"UTF-8") from None
-        if fields and not line.startswith(b"#") and not _is_of_a_browser(fields):
+        if fields and not line.startswith(b"#") and not is_of_a_browser(fields):
             yield number, fields
 
 

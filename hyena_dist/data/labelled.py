@@ -3,6 +3,7 @@ ids of true lengths."""
 
 import hashlib
 import math
+import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,13 +13,13 @@ import numpy as np
 from hyena_dist.config.sections.finetune import PLACES, FinetuneSection, words_of
 from hyena_dist.data.errors import DataError
 from hyena_dist.data.places import Places, classes_in, places_of
-from hyena_dist.data.tables import Columns, Example, read_table, reverse_complement
+from hyena_dist.data.tables import NO_LABEL, Columns, Example, read_table, reverse_complement
 from hyena_dist.data.tokenizer import Tokenizer
 
 NAMES = ("train", "valid", "test")
 _FILES = {"train": ("train",), "valid": ("dev", "valid", "val", "validation"), "test": ("test",)}
-_ENDINGS = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet", ".fna", ".fna.gz", ".fa", ".fa.gz", ".fasta", ".bed",
-            ".bed.gz")
+_ENDINGS = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet", ".fna", ".fna.gz", ".fa", ".fa.gz", ".fasta", ".fasta.gz",
+            ".bed", ".bed.gz")
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,8 @@ def read_labelled(section: FinetuneSection, *, seed: int, most: int) -> Labelled
     notes += _repeated(splits) + _foreign(splits)
     if section.task in PLACES:
         return _with_places(splits, section, notes)
+    if section.task == "multilabel":
+        _of_vectors(splits, notes)
     classes = [] if section.task == "regression" else _classes(splits, section.task, notes)
     if section.task == "regression":
         _check_numbers(splits)
@@ -136,10 +139,16 @@ def _read(section: FinetuneSection) -> dict[str, list[Example]]:
     files = _in_directory(table) if table.is_dir() else {"": table}
     for name in ("valid", "test"):
         if (path := getattr(section, name)) is not None:
+            if name in files:
+                raise DataError(f"finetune.{name}: {files[name]} is of {name} already: leave one out, or name the file "
+                                "that trains as finetune.table")
             files[name] = Path(path)
     found: dict[str, list[Example]] = {}
     for name, path in files.items():
         for example in read_table(path, columns, genome):
+            if name and example.split not in ("", name):
+                raise DataError(f"{example.where}: is of split {example.split}, in the file of {name}: put it where it "
+                                "belongs, or remove the column")
             found.setdefault(name or example.split, []).append(example)
     return found
 
@@ -169,7 +178,8 @@ def _split(read: dict[str, list[Example]], section: FinetuneSection, seed: int) 
     if not splits["valid"]:
         _draw_valid(splits, section.valid_fraction, seed)
     if not splits["train"]:
-        raise DataError("finetune.table has no sequences to train on: its rows are all of other splits")
+        raise DataError(f"finetune.table has no sequences to train on: {len(splits['valid']):,} are for validation and "
+                        f"{len(splits['test']):,} for the test: give more, or finetune.valid")
     return {name: examples for name, examples in splits.items() if examples or name != "test"}
 
 
@@ -244,13 +254,6 @@ def _classes(splits: dict[str, list[Example]], task: str, notes: list[str]) -> l
     seen = {name: Counter(label for example in examples for label in (
         _several(example.label) if task == "multilabel" else [example.label])) for name, examples in splits.items()}
     classes = sorted(seen["train"], key=_order)
-    for name, counts in seen.items():
-        if unknown := sorted(set(counts) - set(classes), key=_order):
-            example = next(e for e in splits[name] if unknown[0] in (
-                _several(e.label) if task == "multilabel" else [e.label]))
-            raise DataError(f"{example.where}: the label {unknown[0]!r} of {name} is of no training sequence: the "
-                            f"classes are {', '.join(classes)[:200]}")
-        notes += [f"class {label!r} has no sequence in {name}" for label in classes if label not in counts]
     if len(classes) < (2 if task == "classification" else 1):
         raise DataError(f"finetune.table has training sequences of {len(classes)} class ({', '.join(classes)}): a "
                         "classifier needs two")
@@ -258,12 +261,57 @@ def _classes(splits: dict[str, list[Example]], task: str, notes: list[str]) -> l
         raise DataError(f"finetune.table has {len(classes)} different labels on {len(splits['train'])} training "
                         "sequences: set finetune.task=regression where they are numbers, or name another "
                         "finetune.label_column")
+    notes += _alike(classes)
+    for name, counts in seen.items():
+        if unknown := sorted(set(counts) - set(classes), key=_order):
+            example = next(e for e in splits[name] if unknown[0] in (
+                _several(e.label) if task == "multilabel" else [e.label]))
+            raise DataError(f"{example.where}: the label {unknown[0]!r} of {name} is of no training sequence: the "
+                            f"classes are {', '.join(classes)[:200]}")
+        notes += [f"class {label!r} has no sequence in {name}" for label in classes if label not in counts]
     return classes
+
+
+def _alike(classes: list[str]) -> list[str]:
+    """Labels that are one number written twice, as 1 and 1.0."""
+    numbers: dict[float, list[str]] = {}
+    for name in classes:
+        if (number := number_of(name)) is not None:
+            numbers.setdefault(number, []).append(name)
+    return [f"labels {' and '.join(map(repr, names))} are the same number, and classes of their own: write it one way"
+            for names in numbers.values() if len(names) > 1]
+
+
+def _of_vectors(splits: dict[str, list[Example]], notes: list[str]) -> None:
+    """Several labels of each row may be a vector of 0 and 1, one for each class; then they are named by their places.
+    Such vectors are known by their one length and by a value that comes twice in a row."""
+    rows = [_several(example.label) for examples in splits.values() for example in examples]
+    twice = [len(set(row)) < len(row) for row in rows]
+    if not any(twice):
+        if commas := sum(";" not in row.label and "," in row.label for examples in splits.values() for row in examples):
+            notes.append(f"{commas:,} rows have one label with a comma in it: several labels are separated by ';'")
+        return
+    if len({len(row) for row in rows}) > 1 or any(number_of(word) not in (0, 1) for row in rows for word in row):
+        example = [example for examples in splits.values() for example in examples][twice.index(True)]
+        raise DataError(f"{example.where}: a label comes twice in {example.label[:80]!r}: name each once, separated by "
+                        "';', or write a 0 or 1 for every class in every row")
+    for name, examples in splits.items():
+        splits[name] = [replace(example, label=";".join(
+            str(place) for place, word in enumerate(_several(example.label)) if number_of(word)) or NO_LABEL)
+            for example in examples]
+    notes.append(f"labels are vectors of {len(rows[0])} numbers, 0 or 1: class n is the n-th, counted from 0")
+
+
+def number_of(text: str) -> float | None:
+    """The finite number that a text is, as people write it; None: it is none."""
+    if not re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", text) or math.isinf(found := float(text)):
+        return None
+    return found
 
 
 def _several(label: str) -> list[str]:
     """The labels of a row; a dash stands for none."""
-    return [] if label == "-" else [word.strip() for word in label.split(";") if word.strip()]
+    return [] if label == NO_LABEL else [word.strip() for word in label.split(";") if word.strip()]
 
 
 def _order(label: str) -> tuple[float, str]:
@@ -273,10 +321,6 @@ def _order(label: str) -> tuple[float, str]:
 def _check_numbers(splits: dict[str, list[Example]]) -> None:
     for examples in splits.values():
         for example in examples:
-            try:
-                value = float(example.label)
-            except ValueError:
-                value = math.nan
-            if not math.isfinite(value):
+            if number_of(example.label) is None:
                 raise DataError(f"{example.where}: the label {example.label!r} is no number: correct it, or set "
                                 "finetune.task=classification")

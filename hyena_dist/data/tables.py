@@ -6,11 +6,11 @@ columns, and an interval outside its contig are refused with the place where the
 """
 
 import csv
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import blake2b
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,19 @@ from hyena_dist.config.errors import one_line
 from hyena_dist.config.plain import open_regular
 from hyena_dist.data.blocks import lines_of, no_report, said_in_one_line, start_of
 from hyena_dist.data.blocks import refuse_other_kinds as refuse_kinds
-from hyena_dist.data.contigs import Source, sequence
+from hyena_dist.data.contigs import Source, as_dna, sequence
 from hyena_dist.data.errors import DataError
+from hyena_dist.data.interval_rows import Interval, intervals_in, is_no_row
 from hyena_dist.data.places import Values, beside, open_array, written
 from hyena_dist.data.sources import read_contigs
 
 SPLITS = {"train": "train", "valid": "valid", "validation": "valid", "val": "valid", "dev": "valid", "test": "test"}
 """The words that people write for a split, in lower case, and what they mean here."""
-_CHROMOSOME = frozenset({"chrom", "chromosome", "chr", "#chrom", "#chr", "region"})
-"""First words of a header of intervals."""
 _COMPLEMENT = bytes.maketrans(b"ACGTURYSWKMBDHVNacgturyswkmbdhvn", b"TGCAAYRSWMKVHDBNtgcaayrswmkvhdbn")
+
+
+NO_LABEL = "-"
+"""What a row says that has none of several labels."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,8 @@ class Example:
 
     @property
     def bases(self) -> bytes:
-        """IUPAC codes in either case, as in the file. Those of an interval are cut out anew each time."""
+        """IUPAC codes in either case, as in the file, with T for RNA's U. Those of an interval are cut out anew each
+        time."""
         return self.held if isinstance(self.held, bytes) else self.held.bases
 
     @property
@@ -95,6 +99,7 @@ class Columns:
     sequence: str = "sequence"
     label: str = "label"
     split: str | None = None
+    """None: that called split, where there is one."""
     places: bool = False
     """Whether labels belong to places of the sequence: texts of a letter for each base, numbers, or .npy files."""
 
@@ -119,7 +124,7 @@ def read_table(path: Path, columns: Columns, genome: Path | None = None) -> list
         columns = replace(columns, label="")
     if genome is not None:
         found = _intervals(path, genome, columns)
-    elif start.lstrip().startswith(b">"):
+    elif start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b">"):
         found = list(_fasta(path))
     else:
         rows = rows_of(path, lambda header: _check_header(path, header, columns), kept=columns.label)
@@ -145,8 +150,9 @@ def _example(values: Mapping[str, Any], columns: Columns, where: str, number: in
     Raises:
         DataError: its sequence, label or split cannot be used.
     """
-    bases = sequence(values[columns.sequence].strip().encode(), where).tobytes()
-    split = _split(values[columns.split], where) if columns.split else ""
+    bases = as_dna(sequence(values[columns.sequence].strip().encode(), where)).tobytes()
+    word = values[columns.split] if columns.split else values.get("split")
+    split = "" if word is None else _split(word, where)
     name = values.get("name") or values.get("id") or str(number)
     label = values[columns.label] if columns.label else ""
     if columns.places and isinstance(label, list):
@@ -171,26 +177,32 @@ def _labelled(example: Example, columns: Columns, table: Path) -> Example:
 
 def _split(word: str, where: str) -> str:
     if (found := SPLITS.get(word.strip().lower())) is None:
-        raise DataError(f"{where}: the split {word!r} is not known; write train, valid (or val, dev) or test")
+        raise DataError(f"{where}: the split {word!r} is not known; write train, valid (or val, dev) or test, or "
+                        "rename the column if it is of something else")
     return found
 
 
-def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Line number and fields of each row of a text table that is not empty. It is separated by tabs where its first
-    line has one, else by commas."""
-    def texts() -> Iterator[str]:
-        for number, line in enumerate(lines_of(path, no_report), 1):
-            try:
-                text = line.decode("utf-8").removeprefix("\ufeff" if number == 1 else "")
-            except UnicodeDecodeError as error:
-                raise DataError(f"{path}: line {number}: is not text of UTF-8 ({error.reason}); save it as UTF-8") \
-                    from None
-            yield text
+def _is_empty(line: str) -> bool:
+    return not line.strip()
 
-    lines = texts()
-    first = next(lines, "")
+
+def _rows(path: Path, is_no_row: Callable[[str], bool] = _is_empty) -> Iterator[tuple[int, list[str]]]:
+    """Line number and fields of each row of a text table. It is separated by tabs where its first row has one, else by
+    commas, else by blanks.
+
+    Args:
+        is_no_row: whether a line is passed over.
+    """
+    begin: list[str] = []
+    lines = ("" if is_no_row(line) else line for line in _texts(path))
+    for line in lines:
+        begin.append(line)
+        if line:
+            break
+    row = begin[-1] if begin else ""
     csv.field_size_limit(1 << 31)
-    reader = csv.reader(_chain(first, lines), delimiter="\t" if "\t" in first else ",", strict=True)
+    reader = csv.reader((line + "\n" for line in chain(begin, lines)), strict=True, skipinitialspace=True,
+                        delimiter=next((mark for mark in "\t," if mark in row), " "))
     while True:
         try:
             fields = next(reader, None)
@@ -202,9 +214,12 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
             yield reader.line_num, fields
 
 
-def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
-    yield first + "\n"
-    yield from (line + "\n" for line in rest)
+def _texts(path: Path) -> Iterator[str]:
+    for number, line in enumerate(lines_of(path, no_report), 1):
+        try:
+            yield line.decode("utf-8").removeprefix("\ufeff" if number == 1 else "")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: line {number}: is not text of UTF-8 ({error.reason}); save it as UTF-8") from None
 
 
 def rows_of(path: Path, check: Callable[[list[str]], None], *, kept: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -280,7 +295,9 @@ def _numbers(value: list[Any], where: str) -> Values:
 def _text(value: Any) -> str:
     if value is None:
         return ""
-    return ";".join(map(_text, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return ";".join(map(_text, value)) or NO_LABEL
+    return str(value)
 
 
 def _fasta(path: Path) -> Iterator[Example]:
@@ -288,6 +305,7 @@ def _fasta(path: Path) -> Iterator[Example]:
     header, line_of_header = "", 0
     pieces: list[bytes] = []
     for number, line in enumerate(lines_of(path), 1):
+        line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
         if line.startswith(b">"):
             if header:
                 yield _of_fasta(path, header, b"".join(pieces), line_of_header)
@@ -306,73 +324,26 @@ def _of_fasta(path: Path, header: str, bases: bytes, line: int) -> Example:
     if not bar or not label.strip():
         raise DataError(f"{where}: the header {header[:80]!r} has no label; write it behind a last '|', as in "
                         "'>name|label'")
-    return Example(name.strip(), sequence(bases, where).tobytes(), label.strip(), where)
-
-
-@dataclass(frozen=True)
-class _Places:
-    """Number of each column of a table of intervals."""
-
-    label: int | None = 3
-    strand: int | None = None
-    split: int | None = None
-    without_header: bool = True
+    return Example(name.strip(), as_dna(sequence(bases, where)).tobytes(), label.strip(), where)
 
 
 def _intervals(path: Path, genome: Path, columns: Columns) -> list[Example]:
-    """Rows of contig, start (counted from 0), end (behind the last base), label, and if wanted strand and split."""
-    rows = list(_rows(path))
-    wanted_contigs = {fields[0].strip() for _, fields in rows}
+    """Those of a table of intervals, starts counted from 0, with bases of a genome."""
+    rows = list(intervals_in(path, _rows(path, is_no_row), columns.label, columns.split))
+    wanted = {row.contig for row in rows}
     # The others are not kept: a genome is large.
-    contigs = {contig.name: contig.bases.tobytes() for contig in read_contigs([Source(genome)])
-               if contig.name in wanted_contigs}
-    found: list[Example] = []
-    places = _Places() if columns.label else _Places(label=None)
-    for number, (line, fields) in enumerate(rows):
-        where = f"{path}: line {line}"
-        fields = [field.strip() for field in fields]
-        if number == 0 and fields[0].lower() in _CHROMOSOME:
-            places = _places(path, fields, columns)
-            continue
-        if fields[0].startswith("#"):
-            continue
-        wanted = max(filter(None, (2, places.label, places.strand, places.split))) + 1
-        if len(fields) < wanted:
-            raise DataError(f"{where}: has {len(fields)} columns; write contig, start, end, label"
-                            f"{', strand' * (wanted > 4)}, separated by tabs")
-        if places.without_header and not found:
-            places = replace(places, strand=4 if len(fields) > 4 and fields[4] in "+-." else None)
-        found.append(_labelled(_cut(contigs, fields, places, where, genome), columns, path))
-    return found
+    contigs = {contig.name: as_dna(contig.bases).tobytes() for contig in read_contigs([Source(genome)])
+               if contig.name in wanted}
+    return [_labelled(_cut(contigs, row, genome), columns, path) for row in rows]
 
 
-def _places(path: Path, header: list[str], columns: Columns) -> _Places:
-    if columns.label and columns.label not in header:
-        raise DataError(f"{path}: line 1: the column {columns.label!r} is not in the header "
-                        f"{', '.join(header)[:200]!r}; name the right one with finetune.label_column")
-    split = columns.split or ("split" if "split" in header else None)
-    if split is not None and split not in header:
-        raise DataError(f"{path}: line 1: the column {split!r} is not in the header {', '.join(header)[:200]!r}; name "
-                        f"the right one with finetune.split_column")
-    return _Places(header.index(columns.label) if columns.label else None,
-                   header.index("strand") if "strand" in header else None,
-                   header.index(split) if split else None, without_header=False)
-
-
-def _cut(contigs: Mapping[str, bytes], fields: list[str], places: _Places, where: str, genome: Path) -> Example:
-    """The interval of a row."""
-    contig, start, end = fields[:3]
+def _cut(contigs: Mapping[str, bytes], row: Interval, genome: Path) -> Example:
+    contig, start, end, strand, label, split, where = row
     if contig not in contigs:
         raise DataError(f"{where}: contig {contig!r} is not in {genome}; check the names (chr1 or 1?)")
-    if not (re.fullmatch("[0-9]{1,18}", start) and re.fullmatch("[0-9]{1,18}", end) and int(start) < int(end)):
-        raise DataError(f"{where}: start {start!r} and end {end!r} must be whole numbers, start < end")
-    if int(end) > len(contigs[contig]):
+    if end > len(contigs[contig]):
         raise DataError(f"{where}: {contig}:{start}-{end} reaches past the {len(contigs[contig]):,} bases of its "
                         f"contig in {genome}; is it of another assembly?")
-    strand = "+" if places.strand is None else fields[places.strand]
-    if strand not in ("+", "-", "."):
-        raise DataError(f"{where}: strand {strand!r} must be +, - or .")
-    split = "" if places.split is None else _split(fields[places.split], where)
     name = f"{contig}:{start}-{end}" + ("(-)" if strand == "-" else "")
-    return Example(name, Cut(contigs[contig], int(start), int(end), strand == "-"),
-                   "" if places.label is None else fields[places.label], where, split, contig)
+    return Example(name, Cut(contigs[contig], start, end, strand == "-"), label, where,
+                   "" if split is None else _split(split, where), contig)

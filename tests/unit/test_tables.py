@@ -60,6 +60,9 @@ def test_a_label_of_two_digits_is_whole(tmp_path: Path) -> None:
     "chr1\t1\t5\tpeak\t-\nchr1\t0\t4\trest\t+\n",
     "#chrom\tstart\tend\tlabel\tstrand\nchr1\t1\t5\tpeak\t-\nchr1\t0\t4\trest\t+\n",
     "chrom,start,end,strand,label\nchr1,1,5,-,peak\nchr1,0,4,+,rest\n",
+    "label,id,Region,end,start,Strand\npeak,7,chr1,5,1,-\nrest,8,chr1,4,0,+\n",
+    "# peaks\n\ntrack name=x\nchr1\t1\t5\tpeak\t0\t-\nchr1\t0\t4\trest\t0\t+\n",
+    "chr1\t1\t5\tpeak\t.\t-\nchr1\t0\t4\trest\t.\t.\n", "chr1 1 5  peak -\nchr1 0 4 rest +\n",
 ])
 def test_intervals_are_cut_out_of_a_genome(tmp_path: Path, content: str) -> None:
     genome = write(tmp_path / "g.fa", ">chr1\nAACCGTTT\n")
@@ -77,7 +80,9 @@ def test_intervals_are_cut_out_of_a_genome(tmp_path: Path, content: str) -> None
     ("sequence,label\nAC-T,1\n", r"line 2: byte b'-' at base 3 is not an IUPAC code"),
     ("sequence,label\n,1\n", "line 2: has no sequence"), ("sequence,label\nACGT,\n", "line 2: has no label"),
     ('sequence,label\n"ACGT,1\n', "is no row of a table"), (b"sequence,label\nACGT,\xff\n", "not text of UTF-8"),
-    (">a\nACGT\n", "line 1: the header 'a' has no label"), (">a|1\n>b|0\nACGT\n", "line 1: has no sequence"),
+    ("\ufeff>a\nACGT\n", "line 1: the header 'a' has no label"),
+    ("sequence,label,split\nACGT,1,fold1\n", "line 2: the split 'fold1' is not known"),
+    (">a|1\n>b|0\nACGT\n", "line 1: has no sequence"),
     (b"PAR1 and no more", "is damaged"), (b"PK\x03\x04rest", "zip archive"),
     (gzip.compress(GUE.encode(), mtime=0)[:-9], "cut short"), ("version https://git-lfs\n", "git-lfs pointer"),
 ])
@@ -104,6 +109,36 @@ def rows(count: int, first: int = 0) -> str:
     letters = np.array(list("ACGT"))
     return "".join(f"{''.join(letters[[n >> 2 * place & 3 for place in range(8)]])},{n % 2}\n"
                    for n in range(first, first + count))
+
+
+@pytest.mark.parametrize(("header", "said"), [
+    ("chrom\tlabel\tend", "no column of the start: one must be called"),
+    ("chrom\tchr\tstart\tend\tlabel", "2 columns of the contig"),
+    ("chrom\tstart\tend\tname", "'label' is not in the header"),
+    ("name\tplace\tlabel", "neither an interval nor a header"),
+])
+def test_headers_of_intervals_without_a_column_are_refused(tmp_path: Path, header: str, said: str) -> None:
+    genome = write(tmp_path / "g.fa", ">chr1\nAACCGTTT\n")
+    with pytest.raises(DataError, match=f"line 1: .*{said}"):
+        read_table(write(tmp_path / "t.tsv", header + "\nchr1\t0\t4\t1\t1\n"), Columns(), genome)
+
+
+def test_rna_is_read_as_dna(tmp_path: Path) -> None:
+    found = read_table(write(tmp_path / "t.csv", "sequence,label\nACGU,1\nacgu,0\n"), Columns())
+    assert [example.bases for example in found] == [b"ACGT", b"acgt"]
+
+
+def test_a_column_of_splits_is_read_and_may_not_contradict_its_file(tmp_path: Path) -> None:
+    rows = "sequence,label,split\nACGT,1,train\nCCGT,0,train\nGGTT,1,train\nTTTA,0,test\n"
+    found = read(write(tmp_path / "t.csv", rows))
+    assert [example.bases for example in found.splits["test"]] == [b"TTTA"]
+    (tmp_path / "t.csv").rename(tmp_path / "train.csv")
+    with pytest.raises(DataError, match="line 5: is of split test, in the file of train"):
+        read(tmp_path)
+    write(tmp_path / "train.csv", GUE)
+    write(tmp_path / "dev.csv", GUE)
+    with pytest.raises(DataError, match=r"finetune.valid: .*dev.csv is of valid already"):
+        read(tmp_path, valid=str(tmp_path / "train.csv"))
 
 
 def test_a_directory_of_gue_is_three_splits(tmp_path: Path) -> None:
@@ -187,3 +222,34 @@ def test_several_labels_of_a_row(tmp_path: Path) -> None:
     assert found.classes == ["a", "b"]
     wanted = {"b;a": [1, 1], "a": [1, 0], "-": [0, 0]}
     assert found.targets("train").tolist() == [wanted[example.label] for example in found.splits["train"]]
+
+
+def test_several_labels_may_be_vectors(tmp_path: Path) -> None:
+    """As of DeepSEA: a 0 or 1 for each class; the control, rows of two lengths in which a label comes twice, is
+    refused."""
+    rows = [("AAAA", "0;1;0;1"), ("CCCC", "0;0;0;0"), ("GGGG", "1;0;0;0"), ("TTTT", "0;1;0;1"), ("ACAC", "1;0;0;1")]
+    table = "sequence,label,split\n" + "".join(f"{bases},{label},{split}\n" for (bases, label), split in zip(
+        rows, ["train", "train", "train", "valid", "train"], strict=True))
+    found = read(write(tmp_path / "t.csv", table), task="multilabel")
+    assert found.classes == ["0", "1", "3"]
+    assert found.targets("train").tolist() == [[0, 1, 1], [0, 0, 0], [1, 0, 0], [1, 0, 1]]
+    assert "labels are vectors of 4 numbers" in found.notes[-1] + "".join(found.notes)
+    with pytest.raises(DataError, match="line 2: a label comes twice"):
+        read(write(tmp_path / "t.csv", table.replace("0;0;0;0", "0;0")), task="multilabel")
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+    parquet.write_table(pyarrow.table({"sequence": ["ACGT", "GGCC", "TTTT"], "label": [["a", "b"], [], ["b"]],
+                                       "split": ["train", "train", "valid"]}), tmp_path / "t.parquet")
+    found = read(tmp_path / "t.parquet", task="multilabel")
+    assert found.targets("train").tolist() == [[1, 1], [0, 0]]
+
+
+@pytest.mark.parametrize("label", ["1_5", "nan", "1e999", "0x1", "1,5"])
+def test_only_numbers_as_people_write_them(tmp_path: Path, label: str) -> None:
+    with pytest.raises(DataError, match="is no number"):
+        read(write(tmp_path / "t.csv", f'sequence,label\nACGT,"{label}"\nCCGT,0\n'), task="regression")
+
+
+def test_a_number_written_two_ways_is_noted(tmp_path: Path) -> None:
+    found = read(write(tmp_path / "t.csv", GUE + "ACCC,01\nCCCC,01\nTTCC,0\n"), seed=3)
+    assert any("labels '01' and '1'" in note or "labels '1' and '01'" in note for note in found.notes), found.notes

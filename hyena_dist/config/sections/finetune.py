@@ -34,14 +34,14 @@ class FinetuneSection:
     test: str | None = None
     """A further file, of the sequences on which the chosen weights are judged once, at the end."""
     genome: str | None = None
-    """The FASTA file that the intervals of a BED-like table (chrom, start, end, label, and if wanted strand and split)
-    are cut out of."""
+    """The FASTA file that the intervals of a table (BED, or columns in any order under a header) are cut out of."""
     sequence_column: str = "sequence"
     """Name of the column of sequences."""
     label_column: str = "label"
-    """Name of the column of labels; several labels of a row (multilabel) are separated by semicolons."""
+    """Name of the column of labels; several labels of a row (multilabel) are separated by semicolons, or are a 0 or 1
+    for each class."""
     split_column: str | None = None
-    """Name of a column that says train, valid (or val, dev) or test of each row."""
+    """Name of a column that says train, valid (or val, dev) or test of each row; null: `split`, where there is one."""
     valid_fraction: float = 0.1
     """Part of the training sequences, drawn by train.seed, to choose the weights by, where nothing else says which."""
     valid_chromosomes: str | None = None
