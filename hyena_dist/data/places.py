@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -59,7 +60,7 @@ def open_array(path: Path, where: str = "") -> np.ndarray:
     prefix = f"{where}: " if where else ""
     try:
         array = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, OverflowError, MemoryError, BadZipFile) as error:
         raise DataError(f"{prefix}{path}: cannot be read as an array ({one_line(error)}); save it by numpy.save as "
                         "numbers") from None
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":

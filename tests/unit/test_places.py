@@ -155,7 +155,9 @@ def test_values_that_cannot_be_are_refused_when_they_are_read(tmp_path: Path) ->
 def test_a_damaged_array_is_refused(tmp_path: Path) -> None:
     path = unlabelled(tmp_path, TRACKS)
     whole = (tmp_path / "rows.npy").read_bytes()
-    for damaged in (whole[:-8], whole[:20], b"", b"not an array" * 9):
+    huge = whole.replace(b"(4, 3, 2), }".ljust(24), b"(10000000000000000000,)}")
+    assert len(huge) == len(whole)
+    for damaged in (whole[:-8], whole[:20], b"", b"not an array" * 9, b"PK\x03\x04 no zip", huge):
         (tmp_path / "rows.npy").write_bytes(damaged)
         with pytest.raises(DataError, match=r"rows.npy: cannot be read as an array"):
             read(path, **BINS)

@@ -131,28 +131,48 @@ def test_the_order_is_of_the_names_not_of_the_directory(tmp_path: Path) -> None:
     assert [example.name for example in found] == ["human/0", "human/10", "worm/1", "human/2", "worm/3"]
 
 
-@pytest.mark.parametrize("parts", [1, 2])
-def test_parquet_of_hugging_face(tmp_path: Path, parts: int) -> None:
+def hugging_face(folder: Path, names: dict[str, int]) -> Path:
+    """A file of each name, whose rows of H2AFZ have this label."""
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
-    folder = tmp_path / f"{NT}_revised" / "data"
-    folder.mkdir(parents=True)
-    for part in range(parts):
-        parquet.write_table(pyarrow.table({"sequence": ["ACGT", "CCCC"], "name": ["a", "b"], "label": [part, 1],
-                                           "task": ["H2AFZ", "H3K9ac"]}),
-                            folder / f"train-{part:05d}-of-{parts:05d}.parquet")
-    parquet.write_table(pyarrow.table({"sequence": ["GGGG"], "name": ["c"], "label": [0], "task": ["H2AFZ"]}),
-                        folder / "test-00000-of-00001.parquet")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, label in names.items():
+        parquet.write_table(pyarrow.table({"sequence": ["ACGT", "CCCC"], "name": ["a", "b"], "label": [label, 1],
+                                           "task": ["H2AFZ", "H3K9ac"]}), folder / f"{name}.parquet")
+    return folder
+
+
+OLD, OTHER = "-a09b74b3ef9c3b56", "-0123456789abcdef"
+"""What Hugging Face used to put behind the numbers of a part."""
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("behind", ["", OLD])
+def test_parquet_of_hugging_face(tmp_path: Path, parts: int, behind: str) -> None:
+    names = {f"train-{part:05d}-of-{parts:05d}{behind}": part for part in range(parts)}
+    folder = hugging_face(tmp_path / f"{NT}_revised" / "data", {**names, "test-00000-of-00001": 0})
     found, _ = read("caduceus-nt", "revised/H2AFZ", tmp_path)
     assert [(e.split, e.bases, e.label) for e in found] == [
-        *(("train", b"ACGT", str(part)) for part in range(parts)), ("test", b"GGGG", "0")]
+        *(("train", b"ACGT", str(part)) for part in range(parts)), ("test", b"ACGT", "0")]
     with pytest.raises(UserError, match="no row has 'H4K20me1' in its column `task`"):
         read("caduceus-nt", "revised/H4K20me1", tmp_path)
     if parts == 2:
-        (folder / "train-00000-of-00002.parquet").unlink()
+        (folder / f"train-00000-of-00002{behind}.parquet").unlink()
         with pytest.raises(UserError, match="train has 1 of 2 parts"):
             read("caduceus-nt", "revised/H2AFZ", tmp_path)
+
+
+@pytest.mark.parametrize("names", [
+    (f"train-00000-of-00001{OLD}", f"train-00000-of-00001{OTHER}"), ("train-00000-of-00001", "train-00000-of-00002"),
+    (f"train-00000-of-00001{OLD}", "train-00000-of-00001")])
+def test_parts_of_two_downloads_are_not_mixed(tmp_path: Path, names: tuple[str, ...]) -> None:
+    folder = hugging_face(tmp_path / f"{NT}_revised" / "data", dict.fromkeys((*names, "test-00000-of-00001"), 1))
+    with pytest.raises(UserError, match="are parts of train from several downloads"):
+        read("caduceus-nt", "revised/H2AFZ", tmp_path)
+    (folder / f"{names[1]}.parquet").unlink()
+    hugging_face(folder, {"train-1-of-2": 0, "train-00000-of-00001 (1)": 0, "train-00000-of-00001-x": 0})
+    assert len(read("caduceus-nt", "revised/H2AFZ", tmp_path)[0]) == 2, "the control: other files are none of it"
 
 
 def test_the_two_collections_are_kept_apart(tmp_path: Path) -> None:
@@ -272,6 +292,8 @@ BROKEN: dict[str, list[tuple[Change, str]]] = {
         (swap("chr1,1,5", "chr1,one,5", "train/human"), "start is 'one', no whole number"),
         (swap("5,+", "5,*", "train/human"), "strand '\\*' must be"),
         (swap("strand", "direction", "train/human"), "column 'strand' is not in the header"),
+        (lambda files: {name.replace("train/human.csv.gz", "train/human"): content for name, content in files.items()},
+         "train/human.csv: the intervals of this class are not there"),
         (cut_short("test/human"), "cut short"),
     ],
     "gb mirror": [
@@ -308,6 +330,7 @@ BROKEN: dict[str, list[tuple[Change, str]]] = {
         (swap("[0, 1, 1]", "[0, 2, 1]", "chromatin"), "is no list of 0 and 1"),
         (swap("[0, 1, 1]", "__import__('os')", "chromatin"), "is no list of 0 and 1"),
         (swap("[0, 1, 1]", "[]", "chromatin"), "is no list of 0 and 1"),
+        (swap("[0, 1, 1]", "{[0]: 1}", "chromatin"), "is no list of 0 and 1"),
         (swap("HISTONES", "MARKS", "chromatin"), "'HISTONES' is not in the header"),
     ],
     "etgp": [
@@ -315,6 +338,7 @@ BROKEN: dict[str, list[tuple[Change, str]]] = {
         (drop("pairs"), "calls EPI_file is not there"), (drop("hg19.fa"), "calls genome_fa is not there"),
         (swap("seq_len_cutoff 60 int\n", "", "config"), "has no seq_len_cutoff"),
         (swap("cutoff 60", "cutoff long", "config"), "seq_len_cutoff is 'long'"),
+        (swap("cutoff 60", "cutoff " + "6" * 5000, "config"), "seq_len_cutoff is '6666"),
         (swap("positive", "yes", "pairs"), "target 'yes' must be"), (swap("train", "fit", "pairs"),
         "subset 'fit' must be"),
         (swap("\t40\t", "\t-\t", "pairs"), "gene_start is '-'"), (swap("subset", "part", "pairs"),

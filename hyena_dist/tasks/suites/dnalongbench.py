@@ -5,6 +5,7 @@ Enhancer and target gene are a table of pairs with a column `subset`, a genome, 
 reaches from the region that is tested to the start of the gene, and other enhancers in between are masked.
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def _keys(path: Path) -> dict[str, str]:
     for name in (*_FILES, *_NUMBERS):
         if name not in found:
             raise DataError(f"{path}: has no {name}: copy or download it again")
-        if name in _NUMBERS and not (found[name].isascii() and found[name].isdigit()):
+        if name in _NUMBERS and not re.fullmatch("[0-9]{1,18}", found[name]):
             raise DataError(f"{path}: {name} is {found[name]!r}, no whole number: copy or download it again")
     return found
 

@@ -3,7 +3,9 @@ any length is cut around each. Its loader drops windows that reach past a contig
 places: how many there were is said."""
 
 import ast
+import re
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
@@ -122,9 +124,12 @@ class _Arrays:
         assert task.window is not None
         self._bins = task.window // 128
         self._ranges = []
-        for path in folder.glob("targets-*.npz"):
-            _, split, first, last = path.stem.split("-")
-            self._ranges.append((split, int(first), int(last), path))
+        for path in sorted(folder.glob("targets-*.npz")):
+            match = re.fullmatch(r"targets-([a-z]+)-([0-9]{1,18})-([0-9]{1,18})[.]npz", path.name)
+            if match is None:
+                raise DataError(f"{path}: is not called targets-SPLIT-FIRST-LAST.npz as the others are: remove it, or "
+                                "give it its name again")
+            self._ranges.append((match[1], int(match[2]), int(match[3]), path))
         if not self._ranges:
             raise DataError(f"{folder}: holds no targets-SPLIT-FIRST-LAST.npz: {WHERE}")
         self._open = lru_cache(maxsize=8)(self._load)
@@ -153,7 +158,7 @@ class _Arrays:
         try:
             with np.load(path) as held:
                 return {name if name.endswith(".npy") else f"{name}.npy": held[name] for name in held.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(f"{path}: is damaged ({one_line(error)}): copy or download it again") from None
 
 
@@ -194,7 +199,7 @@ def _vector(text: str, where: str) -> str:
     """The classes of a list as [0, 1, 1], by their numbers; "-": none."""
     try:
         values = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         values = None
     if not isinstance(values, list) or not values or any(value not in (0, 1) for value in values):
         raise DataError(f"{where}: {text[:40]!r} is no list of 0 and 1: copy or download the file again")
