@@ -140,11 +140,11 @@ def _with_scale(labelled: Labelled) -> Labelled:
     Raises:
         DataError: no label of a split is known, or a value cannot be used.
     """
-    scale = scale_of(partial(labelled.at_places, "train"), len(labelled.splits["train"]), labelled.outputs)
+    scale, notes = scale_of(partial(labelled.at_places, "train"), len(labelled.splits["train"]), labelled.outputs)
     for name, examples in labelled.splits.items():
         if all(np.isnan(labelled.at_places(name, number)).all() for number in range(len(examples))):
             raise DataError(_NOTHING_KNOWN.format(name))
-    return replace(labelled, scale=scale, notes=[*labelled.notes, *scale.notes()])
+    return replace(labelled, scale=scale, notes=[*labelled.notes, *notes])
 
 
 def encoded(example: Example, tokenizer: Tokenizer, *, reverse: bool = False) -> np.ndarray:

@@ -119,8 +119,7 @@ class _Numbers(PlaceAnswers):
     def __init__(self, labelled: Labelled, section: FinetuneSection, model: BinMeans) -> None:
         super().__init__(labelled, section, model)
         assert labelled.scale is not None
-        self._mean = torch.from_numpy(labelled.scale.mean)
-        self._deviation = torch.from_numpy(labelled.scale.deviation)
+        self._mean, self._deviation = (torch.tensor(part, dtype=torch.float64) for part in labelled.scale)
 
     def _scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
         return self._mean.to(like), self._deviation.to(like)

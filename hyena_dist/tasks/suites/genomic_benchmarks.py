@@ -128,8 +128,8 @@ def _intervals(task: Task, place: Path, genomes: list[Path]) -> Iterator[Example
             genome = next(path for path in genomes if path.name == str(entry["url"]).rpartition("/")[2])
             tables = with_ending(place / split / label, (".csv", ".csv.gz"))
             if not tables:
-                raise DataError(f"{place / split / label}.csv: the intervals of this class are not there, only something "
-                                "of its name: copy or download them again")
+                raise DataError(f"{place / split / label}.csv: the intervals of this class are not there, only "
+                                "something else of its name: copy or download them again")
             of_genome[genome] += [_interval(values, where, label, split) for path in tables for where, values in
                                   table_rows(path, _INTERVALS)]
     for genome, intervals in of_genome.items():
