@@ -125,12 +125,12 @@ DNALONGBENCH = Suite(
             "it, so that published numbers may be selected on test; sequences have their true lengths, no N behind",
     where=WHERE,
     tasks=(
-        Task(name=_ETGP, metric="auroc"),
+        Task(name=_ETGP, metric="auroc", splits=basenji.SPLITS),
         *(Task(name=name, metric="auroc", lacks=_PAIR) for name in _EQTL),
-        *(Task(name=f"contact_map/{cells}", metric="pearson", keys={
+        *(Task(name=f"contact_map/{cells}", metric="pearson", splits=basenji.SPLITS, keys={
             "finetune.task": "pairs", "finetune.bin_size": 2048, "finetune.bins_cut": basenji.CONTACT_CUT,
             "finetune.diagonals": 2}) for cells in basenji.CELLS),
-        *(Task(name=f"regulatory_activity/{organism}", metric="pearson", keys={
+        *(Task(name=f"regulatory_activity/{organism}", metric="pearson", splits=basenji.SPLITS, keys={
             "finetune.task": "binned", "finetune.bin_size": 128, "finetune.loss": "poisson",
             "finetune.bins_cut": (basenji.ACTIVITY_WINDOW // 128 - basenji.ACTIVITY_BINS) // 2})
           for organism in ("human", "mouse")),

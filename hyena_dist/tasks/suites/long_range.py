@@ -6,6 +6,7 @@ import ast
 import re
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
@@ -59,9 +60,9 @@ def read(task: Task, paths: list[Path], notes: list[str]) -> Iterator[Example]:
     intervals = find(task, table) if find else _places(task, table)
     values = _rows_of_numbers(more[0], table, len(intervals)) if task.name == "bulk_rna_expression" else None
     arrays = _Arrays(more[0], task) if task.name == "cage_prediction" else None
-    given = 0
+    given: Counter[str] = Counter()
     for interval, bases in cut(intervals, genome, outside="drop"):
-        given += 1
+        given[interval.split] += 1
         example = Example(interval.name, reverse_complement(bases) if interval.reverse else bases, interval.label,
                           interval.where, interval.split, interval.contig)
         if values is not None:
@@ -69,8 +70,11 @@ def read(task: Task, paths: list[Path], notes: list[str]) -> Iterator[Example]:
         elif arrays is not None:
             example = replace(example, label="", values=Values(arrays.of(interval), interval.where))
         yield example
-    if given < len(intervals):
-        notes.append(f"{len(intervals) - given:,} of {len(intervals):,} windows reach past their contig and are left "
+    if lost := sorted({interval.split for interval in intervals} - given.keys()):
+        raise DataError(f"{table}: every window of {task.window:,} bases of {' and of '.join(lost)} reaches past its "
+                        "contig, and would be left out, as the suite's loader does: take a shorter --length")
+    if left_out := len(intervals) - given.total():
+        notes.append(f"{left_out:,} of {len(intervals):,} windows reach past their contig and are left "
                      "out, as the suite's loader does: results of other lengths are of other places")
 
 

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,9 @@ def prepare(suite: Suite, task: Task, data: Path, directory: Path, most: int | N
         if any(said.get(key) != value for key, value in made_of.items()):
             raise ConfigError(f"{table}: was made of other files than those of {task.name} under {data}, or with "
                               f"another --length or --most: give another --out, or remove {directory} to run it anew")
-        return _prepared(said)
+        found = _prepared(said)
+        _check_splits(suite, task, paths, found.sizes, found.notes)
+        return found
     aside = directory / f"{TABLE}.tmp"
     with writing(aside):
         shutil.rmtree(aside, ignore_errors=True)
@@ -104,14 +106,21 @@ def _read(suite: Suite, task: Task, paths: list[Path], writer: Writer | None = N
             classes[example.label] += 1
         if writer is not None:
             writer.write(example, bases)
-    for split in ("train", "test"):
-        if not sizes[split]:
-            raise DataError(f"{paths[0]}: {task.name} has no sequences of {split}: {suite.where}")
+    _check_splits(suite, task, paths, sizes, notes)
     if cropped:
         notes.append(f"{cropped:,} of {sum(sizes.values()):,} sequences were longer than {task.crop} bases, and their "
                      "beginning was kept, as the protocol says")
     of_split = {split: sizes[split] for split in FILES if sizes[split]}
     return Prepared(of_split, longest, tuple(sorted(classes)[:10]), tuple(notes))
+
+
+def _check_splits(suite: Suite, task: Task, paths: list[Path], sizes: Mapping[str, int], notes: Sequence[str]) -> None:
+    """Raises DataError: there are no sequences of a split that the protocol needs. Of what was left out of the files
+    the notes tell."""
+    for split in task.splits:
+        if not sizes.get(split):
+            raise DataError(f"{paths[0].parent}: the files of {task.name} give no sequences of {split}, without which "
+                            f"it is not the protocol of {suite.name}: {'; '.join(notes) or suite.where}")
 
 
 def _fingerprint(paths: list[Path]) -> list[list[str]]:
