@@ -226,8 +226,8 @@ def _result_of(config: Config, labelled: Labelled, found: Sequence[Judgement], g
                 for one in found}
     return {"seed": config.train.seed, "task": tune.task, "classes": labelled.classes, "from": tune.from_,
             "trained": tune.trained, "pooling": tune.pooling, "rc": tune.rc, "judged_on": last.split,
-            "sequences": labelled.digest(), "train_sequences": len(labelled.splits["train"]), "notes": labelled.notes,
-            "scores": of_split}
+            "sequences": labelled.digest(), "train_sequences": len(labelled.splits["train"]),
+            "notes": [*labelled.notes, *last.notes()], "scores": of_split}
 
 
 def _write_json(path: Path, content: Mapping[str, Any], groups: Groups) -> None:

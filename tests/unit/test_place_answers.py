@@ -15,6 +15,7 @@ from hyena_dist.data.errors import DataError
 from hyena_dist.data.labelled import Labelled, read_labelled
 from hyena_dist.train.answers import Drawn
 from hyena_dist.train.place_answers import BinAnswers, PairAnswers
+from hyena_dist.train.predictions import scores_of
 
 COUNT, BINS, SIZE = 20, 5, 4
 
@@ -144,3 +145,80 @@ def test_labels_that_are_all_the_same_are_learnt_as_they_are(tmp_path: Path, val
     loss, grad = gradient(section)
     assert loss == pytest.approx(BINS * 0.25)
     assert grad.isfinite().all()
+
+
+def judged(section: FinetuneSection, said: Any) -> Any:
+    """The tally of valid, of answers in units of the labels that `said` makes of them."""
+    labelled = read(section)
+    task = answers(section, labelled)
+    tally = task.tally("valid")
+    mean, deviation = task._scale(torch.zeros(1, dtype=torch.float64))
+    for number in range(len(labelled.splits["valid"])):
+        labels = torch.from_numpy(labelled.at_places("valid", number)).double()
+        tally.add([number], ((said(labels) - mean) / deviation)[None])
+    return tally
+
+
+def right(labels: torch.Tensor) -> torch.Tensor:
+    return labels.clone()
+
+
+def one_track_constant(labels: torch.Tensor) -> torch.Tensor:
+    return torch.stack([labels[:, 0], torch.full_like(labels[:, 1], 0.3)], 1)
+
+
+def both_constant(labels: torch.Tensor) -> torch.Tensor:
+    return torch.tensor([0.3, 8.0], dtype=torch.float64).expand(labels.shape)
+
+
+@pytest.mark.parametrize(("said", "pearson", "collapsed"), [
+    (right, 1.0, False), (one_track_constant, 0.5, False), (both_constant, 0.0, True)])
+def test_a_track_of_one_answer_counts_as_0(tmp_path: Path, said: Any, pearson: float, collapsed: bool) -> None:
+    tally = judged(table(tmp_path, tracks()), said)
+    assert tally.scores()["pearson"] == pytest.approx(pearson)
+    assert tally.collapsed is collapsed, "tracks that have one answer each say the same of everything"
+    assert tally.notes() == []
+
+
+@pytest.mark.parametrize("label", [2.0, np.nan])
+def test_a_track_of_one_label_is_left_out_and_said(tmp_path: Path, label: float) -> None:
+    labels = tracks()
+    labels[:, :, 1] = label
+    tally = judged(table(tmp_path, labels), lambda labels: labels.nan_to_num(1.0))
+    assert tally.scores()["pearson"] == pytest.approx(1)
+    assert tally.notes() == ["1 of 2 tracks have labels in valid that are all the same, or none: no correlation of "
+                             "theirs is in a mean"]
+    tally = judged(table(tmp_path, labels * 0), lambda labels: labels.nan_to_num(1.0))
+    assert tally.scores()["pearson"] is None, "there is none to take a mean of"
+
+
+def test_a_distance_of_one_answer_counts_as_0(tmp_path: Path) -> None:
+    labels = np.random.default_rng(1).random((COUNT, BINS, BINS)).astype(np.float32)
+    section = FinetuneSection(**{**vars(table(tmp_path, labels)), "task": "pairs", "diagonals": 1})
+
+    def nearest_constant(labels: torch.Tensor) -> torch.Tensor:
+        found = labels.nan_to_num(0.0)
+        found[range(BINS - 1), range(1, BINS)] = 0.5
+        return found
+
+    pairs = BINS * (BINS - 1) // 2
+    assert judged(section, lambda labels: labels.nan_to_num(0.0)).scores()["stratum_pearson"] == pytest.approx(1)
+    tally = judged(section, nearest_constant)
+    assert tally.scores()["stratum_pearson"] == pytest.approx(1 - (BINS - 1) / pairs), "weighted by the places"
+    assert (tally.notes(), tally.collapsed) == ([], False), "no pair is on the diagonal, which is none of the distances"
+    labels[:, range(BINS - 1), range(1, BINS)] = 0.5
+    np.save(tmp_path / "table.npy", labels)
+    tally = judged(section, lambda labels: labels.nan_to_num(0.0))
+    assert tally.scores()["stratum_pearson"] == pytest.approx(1)
+    assert tally.notes()[0].startswith("1 of 4 distances have labels in valid that are all the same")
+    tally = judged(section, lambda labels: torch.full_like(labels, 0.5))
+    assert (tally.scores()["pearson"], tally.scores()["stratum_pearson"], tally.collapsed) == (0, 0, True)
+
+
+def test_a_seed_that_says_one_number_of_everything_counts_as_0() -> None:
+    """So it lowers the mean over the seeds, in which what has no value is left out."""
+    targets = np.arange(4.0)
+    for said, wanted in ((np.full((4, 1), 2.5), 0), (targets[:, None], 1)):
+        found = scores_of("regression", said, targets)
+        assert (found["pearson"], found["spearman"]) == (pytest.approx(wanted), pytest.approx(wanted))
+    assert scores_of("regression", targets[:, None], targets * 0)["pearson"] is None
