@@ -157,7 +157,8 @@ def _read(section: FinetuneSection) -> dict[str, list[Example]]:
     if not section.table:
         raise DataError("finetune.table is missing: give the file of labelled sequences, or a directory with train, "
                         "dev and test")
-    columns = Columns(section.sequence_column, section.label_column, section.split_column, section.task in PLACES)
+    columns = Columns(section.sequence_column, section.label_column, section.split_column,
+                      section.task if section.task in PLACES else "")
     genome = None if section.genome is None else Path(section.genome)
     table = Path(section.table)
     files = _in_directory(table) if table.is_dir() else {"": table}
