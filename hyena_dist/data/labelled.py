@@ -6,7 +6,7 @@ import math
 import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +70,11 @@ class Labelled:
 
     def digest(self) -> str:
         """sha256 of every sequence, label and split."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        """Reads every label that is in a file, which takes its time where there are many."""
         found = hashlib.sha256()
         for name, examples in self.splits.items():
             for example in examples:

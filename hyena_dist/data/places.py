@@ -22,8 +22,6 @@ from hyena_dist.data.tokenizer import IGNORE
 
 UNKNOWN = "."
 """The letter of a base whose class is not known."""
-_HASHED = 2**16
-"""Numbers of a row that its digest is made of; of longer rows every so many."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +42,10 @@ class Values:
         return open_array(self.source, self.where) if isinstance(self.source, Path) else self.source
 
     def digest(self) -> bytes:
-        """Of the shape and the values, of long ones of a part."""
+        """Of the shape and of every value; a mapped file is read for it, and not kept."""
         array = self.array()
         found = blake2b(f"{array.shape}{array.dtype}".encode(), digest_size=16)
-        flat = array.reshape(-1)
-        found.update((flat[:: -(-flat.size // _HASHED)] if flat.size else flat).tobytes())
+        found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
         return found.digest()
 
 

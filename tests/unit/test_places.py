@@ -10,6 +10,7 @@ import pytest
 from hyena_dist.config.sections.finetune import FinetuneSection
 from hyena_dist.data.errors import DataError
 from hyena_dist.data.labelled import Labelled, read_labelled
+from hyena_dist.data.places import Values
 from hyena_dist.data.tokenizer import IGNORE
 
 BASES = ("ACGTACGTACGT", "GGGGCCCCAATT", "TTTTACACACAC", "ACACGTGTACAC")
@@ -160,6 +161,26 @@ def test_another_value_is_another_run(tmp_path: Path) -> None:
     other[2, 1, 1] += 1
     first, same_again = (read(unlabelled(tmp_path, TRACKS), **BINS).digest() for _ in range(2))
     assert first == same_again != read(unlabelled(tmp_path, other), **BINS).digest()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.float64, np.bool_])
+def test_every_label_counts_in_the_digest(tmp_path: Path, dtype: type) -> None:
+    labels = np.zeros((1 << 17, 2), dtype=dtype)
+    np.save(tmp_path / "labels.npy", labels)
+    first = Values(labels, "").digest()
+    assert Values(tmp_path / "labels.npy", "").digest() == first, "the control"
+    assert Values(np.asfortranarray(labels), "").digest() == first, "the control: however it lies in memory"
+    found = {first, Values(labels.reshape(-1), "").digest()}
+    for place in ((1, 0), (77_777, 1), (-1, -1)):
+        labels[:] = 0
+        labels[place] = 1
+        found.add(Values(labels, "").digest())
+    assert len(found) == 5
+
+
+def test_the_digest_of_few_labels_is_that_of_earlier_versions() -> None:
+    assert Values(np.arange(6, dtype=np.float32).reshape(2, 3), "").digest().hex() == "c7c2e1f17dfc47016ae125a08fe98997"
+    assert len({Values(np.zeros(shape), "").digest() for shape in ((0,), (0, 3), (1,))}) == 3
 
 
 @pytest.mark.parametrize(("array", "keys", "said"), [
