@@ -45,7 +45,7 @@ class Values:
         """Of the shape and of every value; a mapped file is read for it, and not kept."""
         array = self.array()
         found = blake2b(f"{array.shape}{array.dtype}".encode(), digest_size=16)
-        found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         return found.digest()
 
 
