@@ -222,7 +222,8 @@ def test_each_edge_case_has_its_counted_outcome(trained: Trained, bases: str, fa
     assert json.loads(table.facts["notes"]) == {"lower_case": 1, "renamed_contig": 1, "window_cut": 1}
     assert table.facts["assembly"] == "GRCh37"
     first = table.names.index("ll_ref")
-    assert all(bool(row[first]) == (row[outcome] == "scored") for row in table.rows)
+    assert all(bool(row[first]) == (row[outcome] in ("scored", "duplicate")) for row in table.rows)
+    assert table.rows[-1][first:] == table.rows[0][first:], "a duplicate has the scores of its first"
     parquet = read_scores(outs[1])
     assert (parquet.rows, parquet.facts) == (table.rows, table.facts)
     assert gzip.decompress(outs[3].read_bytes()) == outs[2].read_bytes()

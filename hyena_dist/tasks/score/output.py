@@ -65,11 +65,12 @@ def _values(row: Scored, window: int) -> list[Any]:
     judged = row.judged
     found: list[Any] = [judged.row.chrom, judged.row.pos, judged.row.ref, judged.row.alt, judged.outcome,
                         ",".join(judged.notes)]
-    if judged.site is None or row.scores is None:
+    site = judged.repeated if judged.site is None else judged.site
+    if site is None or row.scores is None:
         return [*found, *[None] * (len(OWN) - len(found))]
     scores = [value if math.isfinite(value) else None for value in row.scores.tolist()]
-    length = window_of(judged.site, window)[1]
-    return [*found, *scores, judged.site.alt.size - judged.site.removed, length, int(length < window)]
+    length = window_of(site, window)[1]
+    return [*found, *scores, site.alt.size - site.removed, length, int(length < window)]
 
 
 def _text(value: Any) -> str:
