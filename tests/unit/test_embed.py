@@ -138,6 +138,19 @@ def test_regions_are_read_on_their_strand_and_counted(model: Path, regions: tupl
     assert rel(found[:6], found[6:12]) > 1e-3, "control: the strands differ"
 
 
+def test_a_name_may_hold_blanks_or_be_empty(model: Path, regions: tuple[Path, Path], tmp_path: Path) -> None:
+    """Where tabs stand between the columns. The control: where none do, each blank is between two columns."""
+    reference, bed = regions
+    bed.write_text("s2\t10\t50\tTP53 promoter +\t0\t-\ns2\t10\t50\t\t0\t-\ns2\t10\t50\tb\t0\t\n"
+                   "s2 10 50 TP53 0 -\ns2 10  50\t\n")
+    assert main(["--from", str(model), "--fasta", str(reference), "--bed", str(bed), "--out", f"{tmp_path}/x.npy"]) == 0
+    rows, found = index(tmp_path / "x.npy.tsv"), np.load(tmp_path / "x.npy")
+    assert [(row["name"], row["strand"]) for row in rows] == [("TP53 promoter +", "-"), ("s2:10-50", "-"), ("b", "+"),
+                                                              ("TP53", "-"), ("s2:10-50", "+")]
+    assert np.array_equal(found[0], found[3])
+    assert rel(found[0], found[2]) > 1e-3, "control: the strands differ"
+
+
 @pytest.mark.parametrize("ending", ["npy", "parquet"])
 @pytest.mark.parametrize("count", [0, 2])
 def test_killed_and_resumed_it_is_the_same_file(count: int, ending: str, model: Path, fasta: Path, tmp_path: Path,

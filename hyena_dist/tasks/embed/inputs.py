@@ -82,10 +82,11 @@ class Regions:
         for number, fields in text_rows(self.path):
             where = f"{self.path}: line {number}"
             start, end = span_of(fields, where)
-            strand = fields[5] if len(fields) > 5 else "."
+            name, strand = (fields[place] if len(fields) > place else "" for place in (3, 5))
+            strand = strand or "."
             if strand not in STRANDS:
                 raise DataError(f"{where}: strand {strand!r} in the sixth column must be +, - or .")
-            name = fields[3] if len(fields) > 3 else f"{fields[0]}:{start}-{end}"
+            name = name or f"{fields[0]}:{start}-{end}"
             outcome, ids = self._bases(fields[0], start, end, longest)
             if STRANDS[strand] == "-":
                 ids = COMPLEMENT[ids[::-1]]
