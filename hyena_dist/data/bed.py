@@ -55,12 +55,14 @@ def text_rows(path: Path, kind: str = "a BED file") -> Iterator[tuple[int, list[
             yield number, [field.strip() for field in text.split("\t")] if "\t" in text else text.split()
 
 
-def span_of(fields: list[str], where: str, least: int = 3, columns: str = "contig, start, end") -> Span:
+def span_of(fields: list[str], where: str, least: int = 3, columns: str = "contig, start, end", *,
+            empty: bool = False) -> Span:
     """Start and end of a row.
 
     Args:
         where: file and line, for messages.
         least, columns: as of `Bed`.
+        empty: whether a row may have no base, as BED writes a place between two bases.
 
     Raises:
         DataError: it has fewer columns, one of them is empty, or its numbers are no stretch.
@@ -69,8 +71,10 @@ def span_of(fields: list[str], where: str, least: int = 3, columns: str = "conti
         raise DataError(f"{where}: has {len(fields)} columns; write {columns}, with a tab before each but the first")
     if "" in fields[:least]:
         raise DataError(f"{where}: column {fields.index('') + 1} is empty; write {columns}")
-    if not (all(re.fullmatch("[0-9]{1,18}", field) for field in fields[1:3]) and int(fields[1]) < int(fields[2])):
-        raise DataError(f"{where}: start {fields[1]!r} and end {fields[2]!r} must be whole numbers, start < end")
+    if not (all(re.fullmatch("[0-9]{1,18}", field) for field in fields[1:3])
+            and int(fields[1]) < int(fields[2]) + empty):
+        order = "start <= end" if empty else "start < end"
+        raise DataError(f"{where}: start {fields[1]!r} and end {fields[2]!r} must be whole numbers, {order}")
     return int(fields[1]), int(fields[2])
 
 

@@ -19,6 +19,7 @@ OUTCOMES = {
     "too_long": "longer than what the model was trained on",
     "unknown_contig": "the reference has no such contig",
     "outside": "not wholly on a sequence of the reference",
+    "empty": "a region without a base, whose start is its end",
 }
 STRANDS = {"+": "+", ".": "+", "-": "-"}
 
@@ -81,7 +82,7 @@ class Regions:
         """
         for number, fields in text_rows(self.path):
             where = f"{self.path}: line {number}"
-            start, end = span_of(fields, where)
+            start, end = span_of(fields, where, empty=True)
             name, strand = (fields[place] if len(fields) > place else "" for place in (3, 5))
             strand = strand or "."
             if strand not in STRANDS:
@@ -96,6 +97,8 @@ class Regions:
         known = self.reference.find(contig)
         if known is None:
             return "unknown_contig", _NONE
+        if start == end:
+            return "empty", _NONE
         for stretch in self.reference.stretches[known]:
             if stretch.place.start <= start and end <= stretch.place.end:
                 if end - start > longest:
