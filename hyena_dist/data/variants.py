@@ -50,6 +50,8 @@ _COLUMNS = {
     "alt": ("alt", "alternate", "alternative", "alternate_allele", "alt_allele"),
 }
 """Names of the four columns that a table must have, in lower case."""
+_FIXED = 8
+"""Columns of a VCF without samples."""
 _LINES_BEFORE_NAMES = 20
 """A table may have a title of so many lines before the names of its columns."""
 _BREAKEND = re.compile(r"[\[\]]|^\.[A-Za-z]|[A-Za-z]\.$")
@@ -212,6 +214,19 @@ class Variants:
         except (ArrowException, OSError) as error:
             raise DataError(f"{self.path}: is damaged ({one_line(error)}); copy or download it again") from None
 
+    def is_record(self, line: bytes) -> bool:
+        """Whether other readers of VCF go on behind a line. Of one that is cut short, or has no number for POS, htslib
+        makes the end of the file."""
+        fields = line.split(b"\t")
+        named = self.header[-1].count(b"\t") + 1
+        pos = fields[1] if len(fields) > 1 else b""
+        return ((len(fields) == _FIXED or len(fields) >= max(_FIXED, named)) and b"\0" not in line
+                and re.fullmatch(rb"[0-9]{0,18}", pos) is not None)
+
+    def lines_without_record(self) -> int:
+        """How many lines of a VCF behind its header `is_record` does not hold of."""
+        return sum(not self.is_record(line) for line in lines_of(self.path) if line and not line.startswith(b"#"))
+
     def __iter__(self) -> Iterator[Row]:
         return self._vcf_rows() if self.is_vcf else self._table_rows()
 
@@ -219,9 +234,9 @@ class Variants:
         for number, line in enumerate(lines_of(self.path), 1):
             if line.startswith(b"#") or not line:
                 continue
-            fields = [field.decode("utf-8", "replace") for field in line.split(b"\t", 8)]
-            fields += [""] * (8 - len(fields))
-            chrom, pos, name, ref, alts, _, _, info = fields[:8]
+            fields = [field.decode("utf-8", "replace") for field in line.split(b"\t", _FIXED)]
+            fields += [""] * (_FIXED - len(fields))
+            chrom, pos, name, ref, alts, _, _, info = fields[:_FIXED]
             each = alts.split(",")
             for allele, alt in enumerate(each):
                 yield Row(number, chrom, pos, ref, alt, [name, info], line, allele, len(each))

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pysam
 import pytest
 
 from hyena_dist.cli.score import main
@@ -97,3 +98,55 @@ def test_a_full_disk_of_temporary_files_is_said_in_one_line() -> None:
         seen._table.execute("PRAGMA max_page_count = 8")
         with pytest.raises(DataError, match="do not fit into a temporary file .*TMPDIR"):
             [seen.number(number, 1, b"\x07" * 20) for number in range(10_000)]
+
+
+def records(path: Path) -> list[pysam.VariantRecord]:
+    with pysam.VariantFile(str(path)) as file:
+        return list(file)
+
+
+def test_a_vcf_that_was_scored_before_has_the_new_scores(inputs: Path, tmp_path: Path) -> None:
+    """And what others wrote stays: other keys of INFO, though they begin alike, and lines of the header."""
+    pos = [200, 300, 400]
+    head = HEAD.replace("#CHROM", '##contig=<ID=1>\n##INFO=<ID=HD_X,Number=1,Type=Integer,Description="another\'s">\n'
+                        "##hyena=kept\n#CHROM")
+    rows = [[*snv(at)[:2], ".", *snv(at)[2:], ".", ".", info] for at, info in zip(pos, (".", "HD_X=7", "HD_X=8"),
+                                                                                 strict=True)]
+    (tmp_path / "v.vcf").write_text(head + "".join("\t".join(row) + "\n" for row in rows))
+    assert score(inputs, "vcf", tmp_path / "v.vcf", tmp_path / "first.vcf") == 0
+    assert score(inputs, "vcf", tmp_path / "first.vcf", tmp_path / "second.vcf", window=64) == 0
+    assert score(inputs, "vcf", tmp_path / "v.vcf", tmp_path / "wanted.vcf", window=64) == 0
+    lines = [[line for line in (tmp_path / f"{name}.vcf").read_text().splitlines()
+              if not line.startswith("##hyena_dist.variants")] for name in ("first", "second", "wanted")]
+    assert lines[1] == lines[2]
+    assert lines[0] != lines[1], "the control: another window"
+    assert "##hyena=kept" in lines[1]
+    first, second = (records(tmp_path / f"{name}.vcf") for name in ("first", "second"))
+    assert [record.info.get("HD_X") for record in second] == [None, 7, 8]
+    for old, new in zip(first, second, strict=True):
+        assert (old.info["HD_window"], new.info["HD_window"]) == ((32,), (64,))
+        assert old.info["HD_ll_ref"] != new.info["HD_ll_ref"]
+
+
+@pytest.mark.parametrize("samples", [0, 2])
+def test_an_annotated_vcf_ends_at_no_line_that_is_cut_short(samples: int, inputs: Path, tmp_path: Path) -> None:
+    def line(pos: int, number: str | None = None) -> list[str]:
+        chrom, place, ref, alt = snv(pos)
+        return [chrom, number or place, ".", ref, alt, ".", ".", ".", *(["GT"] + ["0/1"] * samples if samples else [])]
+    head = HEAD.replace("#CHROM", '##contig=<ID=1>\n##FORMAT=<ID=GT,Number=1,Type=String,Description="x">\n#CHROM')
+    head = head.rstrip("\n") + ("\tFORMAT\ta\tb" if samples else "") + "\n"
+    bad = [line(210)[:5], line(220)[:7], line(230, "2e2"), line(240, "-4"), line(250, "9" * 20), ["1"],
+           [*line(260)[:3], "A\0", *line(260)[4:]], *([line(270)[:-1], line(280)[:-2]] if samples else [])]
+    rows = [line(200), *bad, line(300), line(310)[:8], line(320)]
+    (tmp_path / "v.vcf").write_text(head + "".join("\t".join(row) + "\n" for row in rows))
+    for out in ("o.vcf", "o.vcf.gz", "o.tsv"):
+        assert score(inputs, "vcf", tmp_path / "v.vcf", tmp_path / out) == 0
+    for out in ("o.vcf", "o.vcf.gz"):
+        assert [record.pos for record in records(tmp_path / out)] == [200, 300, 310, 320]
+    said = f"##hyena_dist.left_out={len(bad)} lines with fewer columns"
+    assert said in (tmp_path / "o.vcf").read_text()
+    table = read_scores(tmp_path / "o.tsv")
+    assert len(table.rows) == len(rows), "a table has them all"
+    assert "left_out" not in table.facts
+    with pytest.raises((OSError, ValueError)):  # the control
+        records(tmp_path / "v.vcf")

@@ -27,7 +27,7 @@ from hyena_dist.runtime.memory import peak_memory_bytes
 from hyena_dist.tasks.parts import ANOTHER, Parts, names
 from hyena_dist.tasks.score.numerics import CARD, Card, NumericsError, measure
 from hyena_dist.tasks.score.observe import SCORES, score_sites
-from hyena_dist.tasks.score.output import Scored, check_ending, write
+from hyena_dist.tasks.score.output import Scored, check_ending, left_out, write
 from hyena_dist.tasks.score.read import TOKENS
 from hyena_dist.tasks.score.tables import bar, facts_of
 
@@ -174,7 +174,7 @@ def _facts(trained: Trained, request: Request, found: Survey, card: Card) -> dic
             "assembly": reference.assembly or "not said by the reference",
             "filters": "a variant that comes again is scored once, and each of its rows has the scores",
             "counts": {name: count for name, count in found.outcomes.items() if count}, "notes": found.notes,
-            "numerics": card.facts()}
+            **left_out(request.out, request.variants), "numerics": card.facts()}
 
 
 def _read_part(parts: Parts, number: int, count: int) -> np.ndarray | None:
