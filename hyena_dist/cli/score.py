@@ -103,8 +103,8 @@ def _add_variants(command: argparse.ArgumentParser, *, required: bool) -> None:
 def _add_distance(command: argparse.ArgumentParser) -> None:
     command.add_argument("--shards", type=Path, required=True, metavar="DIR", help="of whose windows the loss is")
     command.add_argument("--split", choices=("val", "test"), default="val", help="which split (val)")
-    command.add_argument("--most", type=int, default=256, metavar="N", help="windows at most, and variants, at even "
-                         "distances (256)")
+    command.add_argument("--most", type=int, default=256, metavar="N", help="windows at most, at even distances, and "
+                         "variants at most, drawn evenly from those with scores (256)")
     _add_variants(command, required=False)
     _add_model(command)
     command.add_argument("--out", type=Path, required=True, metavar="FILE", help="a new .tsv or .parquet; a text (.md) "
@@ -253,7 +253,7 @@ def _distance(args: argparse.Namespace) -> int:
     from hyena_dist.data.reference import Region, read_reference
     from hyena_dist.data.variants import Variants
     from hyena_dist.runtime.agree import agree
-    from hyena_dist.tasks.score.distance import Request, as_values, facts_of_file, score_distance
+    from hyena_dist.tasks.score.distance import Request, as_values, prepare, score_distance
     from hyena_dist.tasks.score.distance_report import draw, report
     from hyena_dist.tasks.score.tables import parts_of
 
@@ -273,8 +273,8 @@ def _distance(args: argparse.Namespace) -> int:
     trained, groups, window = _open(args, single_bases=True)
     request = Request(args.shards, args.split, window, args.most, variants, reference)
     parts = agree(lambda: parts_of(args.out), groups)
-    facts = agree(lambda: facts_of_file(trained, request), groups)
-    rows = score_distance(trained, request, facts, parts, groups)
+    facts, sites = agree(lambda: prepare(trained, request), groups)
+    rows = score_distance(trained, request, facts, sites, parts, groups)
     agree(lambda: _write(args.out, parts, [as_values(row) for row in rows], facts,
                          lambda picture: report(rows, facts, picture),
                          lambda path: draw(rows, path, f"{facts['model']}, windows of {window:,}"))

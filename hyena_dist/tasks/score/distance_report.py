@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from hyena_dist.tasks.score.distance import WAYS, Row
+from hyena_dist.data.variants import OUTCOMES
+from hyena_dist.tasks.score.distance import LEAST, LONGER, WAYS, Row
 from hyena_dist.tasks.score.perplexity_report import pyplot
 from hyena_dist.tasks.score.tables import markdown
 
@@ -47,12 +48,23 @@ def report(rows: Sequence[Row], facts: Mapping[str, Any], picture: str) -> str:
     for of, (heading, text) in SAYS.items():
         of_kind = [row for row in rows if row.of == of]
         if of_kind:
-            lines += [f"## {heading}", "", text.format(**vars(of_kind[0])), "",
+            lines += [f"## {heading}", "", text.format(**vars(of_kind[0])), "", *_outcomes(facts, of),
                       markdown([["", "distance", "value", "interval", "change", "interval"],
                                 *([row.way, f"{row.distance:,}", f"{row.value:.4f}", _interval(row.low, row.high),
                                    f"{row.change:+.4f}", _interval(row.change_low, row.change_high)]
                                   for row in of_kind if row.way != "whole")])]
     return "\n".join(lines)
+
+
+def _outcomes(facts: Mapping[str, Any], of: str) -> list[str]:
+    """Of variants, lines that say how many the file has, and why the others have no scores."""
+    if of != "variants":
+        return []
+    counts = facts["counts"]
+    says = OUTCOMES | {LONGER: f"an allele has more than {LEAST} bases, the shortest distance"}
+    return [f"{counts['scored']:,} of the {sum(counts.values()):,} alleles of {facts['variants']} can be scored.", "",
+            *(f"- {count:,} {name}: {says[name]}" for name, count in counts.items() if name != "scored"),
+            *([""] if len(counts) > 1 else [])]
 
 
 def _interval(low: float, high: float) -> str:
