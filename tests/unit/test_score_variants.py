@@ -413,6 +413,32 @@ def test_report_on_a_known_ranking(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "no column nothing" in capsys.readouterr().err
 
 
+def test_labelled_rows_that_are_left_out_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """By their outcome, or by the column in which they have no number; their class is not lost."""
+    names = ["outcome", "llr_mean", "llr_site", "jsd", "embedding_l2", "label", "tissue", "cadd"]
+    scored = [["scored", "-1", "2", "0", "1", "1", "blood", "3"], ["scored", "2", "2", "0", "1", "0", "blood", "1"]]
+    copied = [["duplicate", *row[1:6], "heart", "1"] for row in scored]
+    lost = [["duplicate", "", "", "", "", "0", "liver", "1"], ["ref_mismatch", "", "", "", "", "1", "liver", "1"],
+            ["duplicate", "", "", "", "", "", "liver", "1"],  # without a label, which is no loss
+            ["scored", "1", "", "0", "1", "1", "liver", "1"], ["duplicate", "1", "2", "0", "1", "0", "liver", ""]]
+
+    def report(rows: list[list[str]]) -> tuple[dict[str, Any], str]:
+        (tmp_path / "s.tsv").write_text("".join("\t".join(row) + "\n" for row in [names, *rows]))
+        (tmp_path / "r.json").unlink(missing_ok=True)
+        assert main(["report", str(tmp_path / "s.tsv"), "--label", "label", "--by", "tissue", "--score", "cadd",
+                     "--json", str(tmp_path / "r.json")]) == 0
+        return json.loads((tmp_path / "r.json").read_text()), capsys.readouterr().out
+
+    found, said = report([*scored, *copied, *lost])
+    assert found["left_out"] == {"duplicate": 1, "ref_mismatch": 1, "no number in llr_site": 1, "no number in cadd": 1}
+    assert "4 rows with a label are left out of every number: 1 duplicate, 1 ref_mismatch" in said
+    variants = {worth["group"]: worth["variants"] for worth in found["worth"]}
+    assert variants == {"all": 4, "blood": 2, "heart": 2, "liver": 0}
+    found, said = report(scored)  # the control
+    assert found["left_out"] == {}
+    assert "left out" not in said
+
+
 def test_presets_know_their_sets() -> None:
     single, none = "criteria_provided,_single_submitter", "no_assertion_criteria_provided"
     info = [f"CLNSIG={significance};CLNREVSTAT={review};MC=SO:0001583|missense_variant,SO:1|x"

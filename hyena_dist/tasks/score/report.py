@@ -1,6 +1,7 @@
 """What scores are worth beside labels: AUROC and AUPRC of each, of all variants and by class, and a picture."""
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,24 +127,54 @@ def numbers(table: Table, column: str) -> np.ndarray:
     return np.where(np.isfinite(found), found, np.nan)
 
 
+def _columns(table: Table, others: Sequence[str]) -> dict[str, np.ndarray]:
+    """`numbers` of our scores and of other columns, by name."""
+    return {name: numbers(table, name) for name in (*OURS, *others)}
+
+
+def _compared(labels: Labels, columns: Mapping[str, np.ndarray]) -> np.ndarray:
+    """bool [n], which rows have a label and all of the scores, so that each score is judged on the same rows."""
+    return ~np.isnan(labels.values) & ~np.isnan(np.stack(list(columns.values()))).any(0)
+
+
+def left_out(table: Table, labels: Labels, others: Sequence[str]) -> dict[str, int]:
+    """How many rows have a label and are compared in nothing, by why: the outcome of those without any score of ours,
+    of others the first column in which they have no number."""
+    columns, outcomes = _columns(table, others), _column(table, "outcome")
+    found = Counter[str]()
+    for row in np.flatnonzero(~np.isnan(labels.values) & ~_compared(labels, columns)):
+        lacking = [name for name, values in columns.items() if np.isnan(values[row])]
+        found[outcomes[row] if outcomes[row] != "scored" and set(OURS) <= set(lacking)
+              else f"no number in {lacking[0]}"] += 1
+    return dict(found.most_common())
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    """Counts by cause, for a sentence."""
+    return ", ".join(f"{count:,} {cause}" for cause, count in counts.items())
+
+
 def worths(table: Table, labels: Labels, others: Sequence[str]) -> list[Worth]:
     """Of our scores, and of other columns, over the variants that have a label and all of the scores: the same for
-    each. Of another column the sign is that by which its AUROC is at least 1/2, and is shown.
+    each. Of another column the sign is that by which its AUROC is at least 1/2, and is shown. A class whose labelled
+    rows are all left out has rows of 0 variants.
 
     Raises:
         ConfigError: no such column, or no variant with each of the two labels.
     """
-    columns = {name: numbers(table, name) for name in (*OURS, *others)}
-    known = ~np.isnan(labels.values) & ~np.isnan(np.stack(list(columns.values()))).any(0)
-    positive = labels.values == 1
+    columns = _columns(table, others)
+    known, positive = _compared(labels, columns), labels.values == 1
     if not (known & positive).any() or not (known & ~positive).any():
+        without = counted(left_out(table, labels, others))
         raise ConfigError(f"{int((known & positive).sum())} variants with all scores are positive and "
-                          f"{int((known & ~positive).sum())} negative ({labels.says}): give a label, and scores, by "
+                          f"{int((known & ~positive).sum())} negative ({labels.says}"
+                          + (f"; left out: {without}" if without else "") + "): give a label, and scores, by "
                           "which there are both")
     groups = {"all": known}
     if labels.by is not None:
         of_row = np.array(labels.by, dtype=object)
-        groups |= {name or "(none)": known & (of_row == name) for name in sorted(set(of_row[known]))}
+        named = sorted(set(of_row[~np.isnan(labels.values)]))
+        groups |= {name or "(none)": known & (of_row == name) for name in named}
     found = []
     for name, values in columns.items():
         sign = OURS.get(name) or (1 if auroc(positive[known], values[known]) >= 0.5 else -1)
@@ -180,7 +211,7 @@ def draw(table: Table, labels: Labels, found: Sequence[Worth], path: Path, title
 
     whole = [worth for worth in found if worth.group == "all"]
     columns = {worth.score: worth.sign * numbers(table, worth.score) for worth in whole}
-    known = ~np.isnan(labels.values) & ~np.isnan(np.stack(list(columns.values()))).any(0)
+    known = _compared(labels, columns)
     positive = labels.values[known] == 1
     figure, axes = plt.subplots(figsize=(5, 5), layout="constrained")
     for worth in whole:
