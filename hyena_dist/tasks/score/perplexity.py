@@ -249,6 +249,7 @@ def _losses(trained: Trained, ids: Tensor, targets: Tensor) -> tuple[np.ndarray,
             raise
         raise ConfigError(f"windows of --window {ids.shape[1]} do not fit into the free memory: free some, or give "
                           "shorter ones") from error
+    trained.need_numbers(~losses.isnan().any())
     return losses.double().cpu().numpy(), (targets != IGNORE).double().cpu().numpy(), first
 
 

@@ -125,6 +125,7 @@ def read_windows(trained: Trained, ids: np.ndarray) -> tuple[np.ndarray, np.ndar
         batch = tokens[begin : begin + size].to(device)
         logits, state = trained.model.logits_and_states(batch)
         log_p = torch.log_softmax(logits[:, :-1].float(), -1).gather(-1, batch[:, 1:, None])[..., 0]
+        trained.need_numbers(~log_p.isnan().any())
         of_bases = np.repeat(-log_p.double().cpu().numpy(), stride, axis=1)
         surprise[begin : begin + size, k : k + of_bases.shape[1]] = of_bases  # the first token's bases are not told
         states.append(state.float().mean(0).cpu().numpy())
