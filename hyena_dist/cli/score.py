@@ -214,6 +214,8 @@ def _report(args: argparse.Namespace) -> int:
         seconds = cost["seconds_per_variant"]
         print(f"  {'not measured' if seconds is None else f'{seconds:.4f}'} seconds a variant, at most "
               f"{cost['peak_memory_bytes'] / 1e9:.2f} GB of memory")
+    if labels.unlabelled:
+        print(f"  {sum(labels.unlabelled.values()):,} rows have no label: {counted(labels.unlabelled)}")
     if without:
         print(f"  {sum(without.values()):,} rows with a label are left out of every number: {counted(without)}")
     _print(found)
@@ -221,7 +223,8 @@ def _report(args: argparse.Namespace) -> int:
         draw(table, labels, found, args.picture, f"{args.file.name}: {labels.says}")
     if args.json is not None:
         content = {"file": str(args.file), "label": labels.says, "facts": table.facts, "cost": cost,
-                   "left_out": without, "worth": [_finite(asdict(worth)) for worth in found]}
+                   "unlabelled": labels.unlabelled, "left_out": without,
+                   "worth": [_finite(asdict(worth)) for worth in found]}
         write_whole(args.json, lambda aside: write_durably(aside, json.dumps(content, indent=1) + "\n"),
                     "choose another --json")
     for path in filter(None, (args.picture, args.json)):
