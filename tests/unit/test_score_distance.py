@@ -22,7 +22,7 @@ from hyena_dist.tasks.score.distance import (
     take_away,
     variant_scores,
 )
-from hyena_dist.tasks.score.distance_report import reach
+from hyena_dist.tasks.score.distance_report import conclusion
 from tests.unit.test_score_perplexity import L, model_of, shards  # noqa: F401 - a fixture
 
 RANDOM = np.random.default_rng(0)
@@ -119,8 +119,15 @@ def test_scores_of_variants_are_those_of_the_changed_windows() -> None:
 def test_how_far_it_looks_is_read_from_the_intervals() -> None:
     def row(distance: int, low: float) -> Row:
         return Row("loss", "masked", distance, 9, 1.0, 0.9, 1.1, low + 0.1, low, low + 0.2)
-    assert reach([row(8, 0.5), row(16, 0.1), row(32, -0.1), row(64, -0.1)], "masked") == 32
-    assert reach([row(8, 0.5), row(16, -0.1), row(32, 0.1)], "masked") is None
+    longest = "without what is beyond {} bases, the longest distance here, the loss is surely larger"
+    smaller = "; without what is beyond {} bases it is surely smaller"
+    for lows, said in (((0.5, 0.1, -0.1, -0.1), "beyond 32 bases the loss is not surely larger"),
+                       ((0.5, -0.1, 0.1), longest.format(32)),
+                       ((-0.1, -0.3, -0.4), f"beyond 8 bases the loss is not surely larger{smaller.format('16, 32')}"),
+                       ((-0.3, 0.1), longest.format(16) + smaller.format(8)),
+                       ((float("nan"),) * 3, "one window has no interval, so that nothing can be told: read more with "
+                        "--most")):
+        assert conclusion([row(8 << number, low) for number, low in enumerate(lows)], "masked") == said
     assert as_values(row(8, float("nan")))["change"] is None
 
 
