@@ -179,13 +179,13 @@ def _contexts(window: int) -> list[int]:
 
 
 def _blocks(held_out: HeldOut, bases: int) -> np.ndarray:
-    """int64 [windows], which block each is in: windows of one interval in a row."""
-    found, number, room, before = [], -1, 0, None
+    """int64 [windows], which block each is in: windows in a row, across the ends of intervals, until a block has so
+    many bases. Were every interval a block of its own, an assembly of short contigs would have as many blocks."""
+    found, number, room = [], -1, 0
     for _, pieces in held_out.batches.windows:
-        interval, start, end = pieces[0]
-        if interval != before or room <= 0:
-            number, room, before = number + 1, bases, interval
-        room -= end - start
+        if room <= 0:
+            number, room = number + 1, bases
+        room -= sum(end - start for _, start, end in pieces)
         found.append(number)
     return np.array(found)
 
