@@ -258,7 +258,7 @@ def _distance(args: argparse.Namespace) -> int:
     from hyena_dist.data.reference import Region, read_reference
     from hyena_dist.data.variants import Variants
     from hyena_dist.runtime.agree import agree
-    from hyena_dist.tasks.score.distance import Request, as_values, prepare, score_distance
+    from hyena_dist.tasks.score.distance import Request, prepare, score_distance
     from hyena_dist.tasks.score.distance_report import draw, report
     from hyena_dist.tasks.score.tables import parts_of
 
@@ -280,7 +280,7 @@ def _distance(args: argparse.Namespace) -> int:
     parts = agree(lambda: parts_of(args.out), groups)
     facts, sites = agree(lambda: prepare(trained, request), groups)
     rows = score_distance(trained, request, facts, sites, parts, groups)
-    agree(lambda: _write(args.out, parts, [as_values(row) for row in rows], facts,
+    agree(lambda: _write(args.out, parts, [vars(row) for row in rows], facts,
                          lambda picture: report(rows, facts, picture),
                          lambda path: draw(rows, path, f"{facts['model']}, windows of {window:,}"))
           if groups.world.rank == 0 else None, groups)

@@ -263,7 +263,7 @@ def test_many_blocks_and_short_contigs_take_little_memory(tmp_path: Path) -> Non
 
 def test_scores_and_tables_share_their_header(tmp_path: Path) -> None:
     """A table of perplexities is no file of scores."""
-    write_table(tmp_path / "t.tsv", [{"a": 1.5, "b": None}], {"model": "m", "n": 3})
-    assert (tmp_path / "t.tsv").read_text() == "##hyena_dist.model=m\n##hyena_dist.n=3\na\tb\n1.5\t\n"
+    write_table(tmp_path / "t.tsv", [{"a": 1.5, "b": None}, {"a": float("nan"), "b": float("inf")}], {"m": "x", "n": 3})
+    assert (tmp_path / "t.tsv").read_text() == "##hyena_dist.m=x\n##hyena_dist.n=3\na\tb\n1.5\t\n\t\n"
     with pytest.raises(ConfigError, match="is no .tsv or .parquet of scores"):
         read_scores(tmp_path / "t.tsv")

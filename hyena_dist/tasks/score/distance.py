@@ -317,11 +317,3 @@ def _pearson(sums: np.ndarray) -> np.ndarray:
     count, x, y, xx, yy, xy = sums[:, :6].T
     with np.errstate(invalid="ignore", divide="ignore"):
         return (count * xy - x * y) / np.sqrt((count * xx - x * x) * (count * yy - y * y))
-
-
-def as_values(row: Row) -> dict[str, object]:
-    """By the names of the columns of a file; None where there is no number."""
-    return {key: None if isinstance(value, float) and not np.isfinite(value) else value
-            for key, value in vars(row).items()}
-
-

@@ -73,9 +73,7 @@ class Row:
     def values(self) -> dict[str, Any]:
         """By the names of the columns of a file."""
         found = {key: value for key, value in vars(self).items() if key != "markov"}
-        found |= {f"markov_{order}": value for order, value in enumerate(self.markov)}
-        return {key: None if isinstance(value, float) and not np.isfinite(value) else value
-                for key, value in found.items()}
+        return found | {f"markov_{order}": value for order, value in enumerate(self.markov)}
 
 
 @dataclass(frozen=True)

@@ -290,11 +290,12 @@ def _moves(name: str, outputs: _Outputs, windows: Windows, blocks: Blocks) -> li
     right = np.array(outputs.classes)[plain.argmax(-1)] == np.array(windows.species)
     rows = [_row(name, "accuracy", 0, right.astype(float), blocks)]
     wide = plain.std(0)
+    varies = wide > 0  # of others, as those of one window, no move can be told from its width
     for count in COUNTS:
         moved = outputs.of(_moved(count))
-        off = np.abs(moved - plain) / wide
-        rows += [_row(name, "mean move of an output", count, off.mean(-1), blocks),
-                 _row(name, "outputs that move", count, (off > MOVED).mean(-1), blocks),
+        off, nothing = np.abs(moved - plain)[:, varies] / wide[varies], np.full(len(plain), np.nan)
+        rows += [_row(name, "mean move of an output", count, off.mean(-1) if varies.any() else nothing, blocks),
+                 _row(name, "outputs that move", count, (off > MOVED).mean(-1) if varies.any() else nothing, blocks),
                  _row(name, "classes that change", count, (moved.argmax(-1) != plain.argmax(-1)).astype(float), blocks)]
     return rows
 
