@@ -103,8 +103,8 @@ def _add_variants(command: argparse.ArgumentParser, *, required: bool) -> None:
 def _add_distance(command: argparse.ArgumentParser) -> None:
     command.add_argument("--shards", type=Path, required=True, metavar="DIR", help="of whose windows the loss is")
     command.add_argument("--split", choices=("val", "test"), default="val", help="which split (val)")
-    command.add_argument("--most", type=int, default=256, metavar="N", help="windows at most, and variants, at even "
-                         "distances (256)")
+    command.add_argument("--most", type=int, default=256, metavar="N", help="windows at most, at even distances, and "
+                         "variants at most, drawn evenly from those with scores (256)")
     _add_variants(command, required=False)
     _add_model(command)
     command.add_argument("--out", type=Path, required=True, metavar="FILE", help="a new .tsv or .parquet; a text (.md) "
@@ -188,7 +188,7 @@ def _variants(args: argparse.Namespace) -> int:
 def _report(args: argparse.Namespace) -> int:
     from hyena_dist.runtime.files import write_durably, write_whole
     from hyena_dist.tasks.score.output import read_scores
-    from hyena_dist.tasks.score.report import PRESETS, check_picture, draw, labels_of, worths
+    from hyena_dist.tasks.score.report import PRESETS, check_picture, counted, draw, labels_of, left_out, worths
     from hyena_dist.tasks.score.variants import cost_path
 
     raise_interrupts()
@@ -205,7 +205,7 @@ def _report(args: argparse.Namespace) -> int:
     table = read_scores(args.file)
     labels = (labels_of(table, args.label, args.by) if args.preset is None
               else PRESETS[args.preset](table, args.by, 1 if args.min_stars is None else args.min_stars))
-    found = worths(table, labels, args.score)
+    found, without = worths(table, labels, args.score), left_out(table, labels, args.score)
     cost = json.loads(cost_path(args.file).read_text("utf-8")) if cost_path(args.file).is_file() else {}
     print(f"{args.file}: {labels.says}; {table.facts.get('model', 'unknown model')}, windows of "
           f"{table.facts.get('window', '?')} bases, {table.facts.get('precision', '?')}")
@@ -214,11 +214,16 @@ def _report(args: argparse.Namespace) -> int:
         seconds = cost["seconds_per_variant"]
         print(f"  {'not measured' if seconds is None else f'{seconds:.4f}'} seconds a variant, at most "
               f"{cost['peak_memory_bytes'] / 1e9:.2f} GB of memory")
+    if labels.unlabelled:
+        print(f"  {sum(labels.unlabelled.values()):,} rows have no label: {counted(labels.unlabelled)}")
+    if without:
+        print(f"  {sum(without.values()):,} rows with a label are left out of every number: {counted(without)}")
     _print(found)
     if args.picture is not None:
         draw(table, labels, found, args.picture, f"{args.file.name}: {labels.says}")
     if args.json is not None:
         content = {"file": str(args.file), "label": labels.says, "facts": table.facts, "cost": cost,
+                   "unlabelled": labels.unlabelled, "left_out": without,
                    "worth": [_finite(asdict(worth)) for worth in found]}
         write_whole(args.json, lambda aside: write_durably(aside, json.dumps(content, indent=1) + "\n"),
                     "choose another --json")
@@ -253,7 +258,7 @@ def _distance(args: argparse.Namespace) -> int:
     from hyena_dist.data.reference import Region, read_reference
     from hyena_dist.data.variants import Variants
     from hyena_dist.runtime.agree import agree
-    from hyena_dist.tasks.score.distance import Request, as_values, facts_of_file, score_distance
+    from hyena_dist.tasks.score.distance import Request, prepare, score_distance
     from hyena_dist.tasks.score.distance_report import draw, report
     from hyena_dist.tasks.score.tables import parts_of
 
@@ -273,9 +278,9 @@ def _distance(args: argparse.Namespace) -> int:
     trained, groups, window = _open(args, single_bases=True)
     request = Request(args.shards, args.split, window, args.most, variants, reference)
     parts = agree(lambda: parts_of(args.out), groups)
-    facts = agree(lambda: facts_of_file(trained, request), groups)
-    rows = score_distance(trained, request, facts, parts, groups)
-    agree(lambda: _write(args.out, parts, [as_values(row) for row in rows], facts,
+    facts, sites = agree(lambda: prepare(trained, request), groups)
+    rows = score_distance(trained, request, facts, sites, parts, groups)
+    agree(lambda: _write(args.out, parts, [vars(row) for row in rows], facts,
                          lambda picture: report(rows, facts, picture),
                          lambda path: draw(rows, path, f"{facts['model']}, windows of {window:,}"))
           if groups.world.rank == 0 else None, groups)

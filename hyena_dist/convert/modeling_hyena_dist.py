@@ -19,6 +19,9 @@ from torch.nn import functional as F
 from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput, SequenceClassifierOutput
 
+A, T = 7, 10
+"""Token ids of the bases: A, C, G and T are 7 to 10. Only they are scored."""
+
 
 class HyenaDNAConfig(PretrainedConfig):
     """The keys of config.json; those of the LongSafari/hyenadna-*-hf models, and filter_shift."""
@@ -239,7 +242,7 @@ class HyenaDNAModel(HyenaDNAPreTrainedModel):
 
 
 class HyenaDNAForCausalLM(HyenaDNAPreTrainedModel, GenerationMixin):
-    """Token ids [B, L] -> logits [B, L, V] of the token behind each, and their loss."""
+    """Token ids [B, L] -> logits [B, L, V] of the token behind each, and the mean loss of those that are bases."""
 
     _tied_weights_keys = {"lm_head.weight": "hyena.backbone.embeddings.word_embeddings.weight"}
 
@@ -265,16 +268,19 @@ class HyenaDNAForCausalLM(HyenaDNAPreTrainedModel, GenerationMixin):
                 output_hidden_states: bool | None = None, return_dict: bool | None = None) -> Any:
         """
         Args:
-            labels: [B, L], usually input_ids: each is what the token before it predicts. -100 is not scored, and
-                neither is padding.
+            labels: [B, L], usually input_ids: each is what the token before it predicts. Only A, C, G and T are
+                scored, as in training: not N, [UNK], [SEP], [PAD] or -100. Where nothing is scored the loss is 0.
         """
         found = self.hyena(input_ids, attention_mask, output_hidden_states=output_hidden_states)
         logits = self.lm_head(found.last_hidden_state)
         loss = None
         if labels is not None:
             real = self.real(input_ids, attention_mask)  # padding is no target, and predicts none
-            targets = labels[:, 1:].masked_fill(~(real[:, 1:] & real[:, :-1]), -100)
-            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets.flatten().to(logits.device))
+            targets = labels[:, 1:].to(logits.device)
+            scored = (real[:, 1:] & real[:, :-1]).to(logits.device) & (targets >= A) & (targets <= T)
+            targets = targets.masked_fill(~scored, -100)
+            total = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets.flatten(), reduction="sum")
+            loss = total / scored.sum().clamp(min=1)  # a batch of N alone has no gradient, rather than NaN
         output = CausalLMOutput(loss=loss, logits=logits, hidden_states=found.hidden_states)
         return output if return_dict is not False else output.to_tuple()
 

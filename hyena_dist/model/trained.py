@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hyena_dist.config.errors import ConfigError
 from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.config.sections.parallel import ParallelSection
 from hyena_dist.model.config import hyena_config
@@ -48,6 +49,19 @@ class Trained:
         model = HyenaModel(config, groups.collection())
         model.load_state_dict(self.model.state_dict())
         return replace(self, model=model.to(device).eval(), precision=precision)
+
+    def need_numbers(self, are_numbers: bool | torch.Tensor) -> None:
+        """Refuse a model that predicts nothing: its training has diverged, or it is too large for its precision.
+
+        Args:
+            are_numbers: whether what it computed is.
+
+        Raises:
+            ConfigError: it is not.
+        """
+        if not are_numbers:
+            raise ConfigError(f"{self.path}: its predictions are no numbers (NaN) in {self.precision}: give "
+                              f"{'' if self.precision == 'fp32' else '--precision fp32, or '}another checkpoint")
 
     def digest(self) -> str:
         """Of its weights (`weights_digest`)."""

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -130,6 +131,8 @@ def evaluate(run_dir: str | Path, *, checkpoint: str = "latest", shards: str | N
     if found is None:
         raise ConfigError(f"{' and '.join(pool.where for pool in pools)}: split {split} has no base to score (A, C, G, "
                           "T): build the shards with some")
+    if math.isnan(found.loss):
+        raise ConfigError(f"{path}: its predictions are no numbers (NaN): give another checkpoint")
     for name in held_out.regions_without(found):
         logger.warning("--regions: no scored base of split %s is of class %s", split, name)
     chains = score(fit(trained), pools, split, labels=held_out.kinds * held_out.classes, label=held_out.label,

@@ -10,7 +10,7 @@ import torch
 from pyarrow import parquet
 
 from hyena_dist.cli.embed import main
-from hyena_dist.convert import read_model
+from hyena_dist.convert import read_model, write_model
 from hyena_dist.data.tokenizer import encode
 from hyena_dist.tasks.embed import embeddings, states
 from tests.compare import rel
@@ -101,6 +101,18 @@ def test_the_index_says_how_it_was_made(model: Path, fasta: Path, tmp_path: Path
     assert facts["bin"] == "8"
     assert json.loads(facts["counts"]) == {"embedded": 7}
     assert facts["assembly"] == "not said by the file"
+
+
+def test_states_that_are_no_numbers_are_refused(model: Path, fasta: Path, tmp_path: Path,
+                                                capsys: pytest.CaptureFixture[str]) -> None:
+    section, broken, _ = read_model(model)
+    with torch.no_grad():
+        broken.final_norm.weight.mul_(1e38)
+    write_model(tmp_path / "broken", "safetensors", section, broken)
+    common = ["--from", f"{tmp_path}/broken", "--fasta", str(fasta), "--out"]
+    assert main([*common, f"{tmp_path}/a.npy"]) == 2
+    assert "broken: its predictions are no numbers (NaN) in fp32" in capsys.readouterr().err
+    assert main([*common, f"{tmp_path}/b.npy", "--layer", "1"]) == 0, "the control: before that norm they are numbers"
 
 
 @pytest.fixture

@@ -137,6 +137,10 @@ def test_a_loss_beyond_the_largest_float_is_infinite_perplexity(run_dir: Path, s
         status = main([str(run_dir), "--shards", str(shards), "--must-beat-order", "0"])
         assert re.search(rf"HyenaDNA\W+{said}", capsys.readouterr().out)
         assert status == (loss > 2)
+    monkeypatch.setattr(evaluate, "evaluate_split", lambda *_, kinds, classes, **__: SplitLoss(
+        math.nan, 1, np.zeros((2, kinds, classes))))
+    assert main([str(run_dir), "--shards", str(shards)]) == 2
+    assert "its predictions are no numbers (NaN): give another checkpoint" in capsys.readouterr().err
 
 
 def test_shards_that_are_not_here_name_the_option_that_says_where_they_are(

@@ -1,5 +1,6 @@
 """Sequence from a trained model: the same bases with and without a memory, on any ranks, killed and resumed."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -258,5 +259,8 @@ def test_models_and_files_that_do_not_serve_are_refused(model: Path, tmp_path: P
     with torch.no_grad():
         broken.final_norm.weight.mul_(1e38)
     write_model(tmp_path / "broken", "safetensors", section, broken)
-    assert main(["--from", f"{tmp_path}/broken", "--bases", "9", "--out", f"{tmp_path}/made.fa"]) == 2
-    assert "its predictions are no numbers in fp32" in capsys.readouterr().err
+    for asked, status in ((["--bases", "9"], 2), (["--bases", "1", "--prompt", "ACGT"], 2),
+                          (["--bases", "1"], 0)):  # of the first base of all nothing is predicted
+        assert main(["--from", f"{tmp_path}/broken", *asked, "--out", f"{tmp_path}/made{status}.fa"]) == status
+        assert ("its predictions are no numbers (NaN) in fp32" in capsys.readouterr().err) == (status == 2)
+        shutil.rmtree(tmp_path / f"made{status}.fa.parts", ignore_errors=True)

@@ -13,9 +13,10 @@ import torch
 
 from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.convert import modeling_hyena_dist, read_model, write_model
-from hyena_dist.data.tokenizer import encode
+from hyena_dist.data.tokenizer import IGNORE, encode, split_window
 from hyena_dist.model.config import hyena_config
 from hyena_dist.model.decode import Decoder
+from hyena_dist.model.loss import token_losses
 from hyena_dist.model.model import HyenaModel
 from tests.compare import rel
 from tests.huggingface import MADE, RATE, ROWS, STEPS, TEXTS
@@ -49,6 +50,12 @@ def ours(folder: Path) -> tuple[HyenaModel, HyenaModel]:
     return model, wide.eval()
 
 
+def losses_of_bases(model: HyenaModel, ids: torch.Tensor) -> torch.Tensor:
+    """This package's losses [n] of the scored tokens of windows [B, L]."""
+    inputs, targets = split_window(ids)
+    return token_losses(model(inputs), targets)[targets != IGNORE]
+
+
 def check(folder: Path, version: str) -> None:
     """What transformers found in a directory is what this package finds in it."""
     found = np.load(f"{folder}.npz")
@@ -61,7 +68,7 @@ def check(folder: Path, version: str) -> None:
             logits = model(ids)[0]
             errors.append(rel(found["logits"][row, -len(text):], logits))
             errors.append(rel(found["states"][row, -len(text):], model.hidden_states(ids)[:, 0]))
-            losses.append(torch.nn.functional.cross_entropy(logits[:-1], ids[0, 1:], reduction="none"))
+            losses.append(losses_of_bases(model, ids))
         errors.append(rel(found["loss"], torch.cat(losses).mean()))
         prompts = [torch.from_numpy(encode(text)).long() for text in TEXTS]
         decoder = Decoder(model, prompts, MADE)
@@ -128,6 +135,21 @@ def test_the_file_needs_torch_and_transformers_alone(tmp_path: Path) -> None:
              for name in ([alias.name for alias in node.names] if isinstance(node, ast.Import) else
                           [node.module] if isinstance(node, ast.ImportFrom) else [])}
     assert {name.partition(".")[0] for name in names} == {"math", "typing", "torch", "transformers"}
+
+
+@torch.no_grad()
+def test_the_loss_is_of_bases_alone_as_in_training(tmp_path: Path) -> None:
+    """N, other codes and [SEP] are read, and are no targets."""
+    folder = export(tmp_path / "model")
+    theirs, model = modeling_hyena_dist.HyenaDNAForCausalLM.from_pretrained(folder).eval(), ours(folder)[0]
+    for text in ("ACGTNNNNNNNNACGT", "ACRYKMGT", "NNNA", "ACGT"):
+        ids = torch.cat([torch.from_numpy(encode(text)).long(), torch.tensor([1])])[None]
+        found, wanted = theirs(ids, labels=ids).loss, losses_of_bases(model, ids).mean()
+        every = torch.nn.functional.cross_entropy(theirs(ids).logits[0, :-1], ids[0, 1:])
+        assert rel(found, wanted) < TOLERANCE, text
+        assert rel(every, wanted) > 1e-3, "the control: every token is scored"
+    ids = torch.from_numpy(encode("NNNN")).long()[None]
+    assert theirs(ids, labels=ids).loss == 0, "nothing is scored"
 
 
 def test_half_precision_counts_lags_in_full() -> None:

@@ -16,13 +16,12 @@ from hyena_dist.data.variants import Site
 from hyena_dist.tasks.score.distance import (
     UNKNOWN,
     Row,
-    as_values,
     distances,
     mean_losses,
     take_away,
     variant_scores,
 )
-from hyena_dist.tasks.score.distance_report import reach
+from hyena_dist.tasks.score.distance_report import conclusion
 from tests.unit.test_score_perplexity import L, model_of, shards  # noqa: F401 - a fixture
 
 RANDOM = np.random.default_rng(0)
@@ -119,9 +118,15 @@ def test_scores_of_variants_are_those_of_the_changed_windows() -> None:
 def test_how_far_it_looks_is_read_from_the_intervals() -> None:
     def row(distance: int, low: float) -> Row:
         return Row("loss", "masked", distance, 9, 1.0, 0.9, 1.1, low + 0.1, low, low + 0.2)
-    assert reach([row(8, 0.5), row(16, 0.1), row(32, -0.1), row(64, -0.1)], "masked") == 32
-    assert reach([row(8, 0.5), row(16, -0.1), row(32, 0.1)], "masked") is None
-    assert as_values(row(8, float("nan")))["change"] is None
+    longest = "without what is beyond {} bases, the longest distance here, the loss is surely larger"
+    smaller = "; without what is beyond {} bases it is surely smaller"
+    for lows, said in (((0.5, 0.1, -0.1, -0.1), "beyond 32 bases the loss is not surely larger"),
+                       ((0.5, -0.1, 0.1), longest.format(32)),
+                       ((-0.1, -0.3, -0.4), f"beyond 8 bases the loss is not surely larger{smaller.format('16, 32')}"),
+                       ((-0.3, 0.1), longest.format(16) + smaller.format(8)),
+                       ((float("nan"),) * 3, "one window has no interval, so that nothing can be told: read more with "
+                        "--most")):
+        assert conclusion([row(8 << number, low) for number, low in enumerate(lows)], "masked") == said
 
 
 def test_the_command(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:  # noqa: F811
@@ -129,13 +134,20 @@ def test_the_command(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     write_model(tmp_path / "model", "safetensors", trained.section, trained.model)
     bases = "".join(RANDOM.choice(list("ACGT"), 400))
     (tmp_path / "r.fa").write_text(f">1\n{bases}\n")
-    (tmp_path / "v.tsv").write_text("chrom\tpos\tref\talt\n" + "".join(
-        f"1\t{at + 1}\t{bases[at]}\t{'A' if bases[at] != 'A' else 'C'}\n" for at in range(100, 300, 10)))
+    rows = "".join(f"1\t{at + 1}\t{bases[at]}\t{'A' if bases[at] != 'A' else 'C'}\n" for at in range(100, 300, 10))
+    rows += f"1\t50\t{bases[49:59]}\t{bases[49]}\n1\t60\t{bases[59:68]}\t{bases[59]}\n2\t50\tA\tC\n"
+    (tmp_path / "v.tsv").write_text(f"chrom\tpos\tref\talt\n{rows}")
+    (tmp_path / "wrong.tsv").write_text("chrom\tpos\tref\talt\n" + "".join(  # every place is one base off
+        f"1\t{at}\t{bases[at]}\t{'A' if bases[at] != 'A' else 'C'}\n" for at in range(100, 300)))
     common = ["distance", "--from", str(tmp_path / "model"), "--shards", str(shards), "--most", "6", "--out"]
     extra = ["--table", str(tmp_path / "v.tsv"), "--fasta", str(tmp_path / "r.fa")]
     assert main([*common, str(tmp_path / "d.tsv"), *extra]) == 0, capsys.readouterr().err
     said = capsys.readouterr().out
     assert "## Scores of variants" in said
+    for line in ("21 of the 23 alleles of v.tsv can be scored.", "- 1 over_8_bases: an allele has more than 8 bases",
+                 "- 1 unknown_contig: the reference has no"):
+        assert line in said
+    assert '"scored": 21' in (tmp_path / "d.tsv").read_text().partition("##hyena_dist.counts=")[2].partition("\n")[0]
     assert (tmp_path / "d.png").stat().st_size > 1000
     names, *rows = [line.split("\t") for line in (tmp_path / "d.tsv").read_text().splitlines() if line[:2] != "##"]
     found = [dict(zip(names, row, strict=True)) for row in rows]
@@ -144,7 +156,10 @@ def test_the_command(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     last = [row for row in found if row["of"] == "variants" and row["distance"] == "32"]
     assert all(float(row["value"]) > 0.5 for row in last)
     assert all(row["count"] == "6" for row in last)
+    wrong, few = [str(tmp_path / "wrong.tsv"), *extra[2:]], ["--most", "2", *common[-1:], str(tmp_path / "e.tsv")]
     for bad, message in (([*common, str(tmp_path / "e.tsv"), *extra[:2]], "variants need their reference"),
+                         ([*common, str(tmp_path / "e.tsv"), "--table", *wrong], "it is of another assembly"),
+                         ([*common[:-3], *few, *extra], "give --most 3 or more"),
                          ([*common[:-2], "0", "--out", str(tmp_path / "e.tsv")], "--most 0"),
                          ([*common, str(tmp_path / "e.tsv"), "--window", "16"], "--window 16: give 32 to the 80")):
         assert main(bad) == 2

@@ -1,6 +1,7 @@
 """`score perplexity` against sums that are made base by base, by the definitions."""
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,14 @@ from hyena_dist.data.contigs import Source
 from hyena_dist.data.errors import DataError
 from hyena_dist.data.gff import Gff
 from hyena_dist.data.manifest import Manifest
-from hyena_dist.data.splits import FractionSplits
+from hyena_dist.data.pool import Pool
+from hyena_dist.data.splits import ContigSplits, FractionSplits
 from hyena_dist.data.tokenizer import encode, tokenizer_of
 from hyena_dist.model.config import hyena_config
 from hyena_dist.model.model import HyenaModel
 from hyena_dist.model.trained import Trained
 from hyena_dist.parallel.groups import Groups, init_groups
+from hyena_dist.tasks.held_out import HeldOut
 from hyena_dist.tasks.parts import Parts
 from hyena_dist.tasks.score import perplexity as perplexity_module
 from hyena_dist.tasks.score.intervals import Blocks
@@ -239,9 +242,28 @@ def test_intervals_hold_what_is_true_as_often_as_they_say() -> None:
     assert all(np.isnan(end) for end in Blocks(1).interval(np.ones(1000)))
 
 
+def test_many_blocks_and_short_contigs_take_little_memory(tmp_path: Path) -> None:
+    """A kilobyte a block, where numbers of eight bytes would take eight; and many contigs are in one block."""
+    values = np.random.default_rng(0).standard_normal((2000, 2))
+    tracemalloc.start()
+    found = Blocks(2000).sums(values)
+    assert tracemalloc.get_traced_memory()[1] < 7e6, "the control is what these weights are as float64: 1.6e7"
+    tracemalloc.stop()
+    weights = np.random.default_rng(0).multinomial(2000, np.full(2000, 1 / 2000), 1000)
+    np.testing.assert_allclose(found, weights @ values, atol=1e-9)
+    contigs = {f"c{number}": genome(number, 70)["chr1"] for number in range(30)}
+    build([Source(write_fasta(tmp_path / "s.fa", contigs), "s")], tmp_path / "shards",
+          ContigSplits([f"s.c{number}" for number in range(1, 30)]))
+    held_out = HeldOut([Pool(Manifest.load(tmp_path / "shards"))], split="val", seq_len=L, batch_size=4)
+    for block, last in ((1000, 1), (70, 28)):  # the second is the control
+        found = perplexity_module._blocks(held_out, block)
+        assert found[-1] == last
+        assert set(np.diff(found)) <= {0, 1}
+
+
 def test_scores_and_tables_share_their_header(tmp_path: Path) -> None:
     """A table of perplexities is no file of scores."""
-    write_table(tmp_path / "t.tsv", [{"a": 1.5, "b": None}], {"model": "m", "n": 3})
-    assert (tmp_path / "t.tsv").read_text() == "##hyena_dist.model=m\n##hyena_dist.n=3\na\tb\n1.5\t\n"
+    write_table(tmp_path / "t.tsv", [{"a": 1.5, "b": None}, {"a": float("nan"), "b": float("inf")}], {"m": "x", "n": 3})
+    assert (tmp_path / "t.tsv").read_text() == "##hyena_dist.m=x\n##hyena_dist.n=3\na\tb\n1.5\t\n\t\n"
     with pytest.raises(ConfigError, match="is no .tsv or .parquet of scores"):
         read_scores(tmp_path / "t.tsv")

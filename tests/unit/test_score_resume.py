@@ -29,10 +29,10 @@ def bases(count: int) -> str:
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two models, two sets of shards of two species, variants and their reference, regions."""
     directory = tmp_path_factory.mktemp("inputs")
-    for name, scale in (("model", 1.0), ("other_model", 1.5)):
+    for name, scale in (("model", 1.0), ("other_model", 1.5), ("broken_model", 5e37)):
         trained = model_of()
-        for parameter in trained.model.parameters():
-            parameter.data.mul_(scale)
+        for key, parameter in trained.model.named_parameters():
+            parameter.data.mul_(scale if name != "broken_model" or key == "final_norm.weight" else 1.0)
         write_model(directory / name, "safetensors", trained.section, trained.model)
     for name in ("shards", "other_shards"):
         files = [Source(write_fasta(directory / f"{name}-{species}.fa", {"c": bases(2400).encode()}), species)
@@ -57,10 +57,11 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def arguments(command: str, inputs: Path, **other: str) -> list[str]:
     """Of a call; `other` replaces values of options."""
-    values = {"from": f"{inputs}/model", "shards": f"{inputs}/shards"}
-    values |= {"perplexity": {"block": "200", "regions": f"{inputs}/b.bed"},
-               "distance": {"most": "12", "table": f"{inputs}/v.tsv", "fasta": f"{inputs}/r.fa"},
-               "substitutions": {"most": "10"}}[command]
+    values, shards = {"from": f"{inputs}/model"}, {"shards": f"{inputs}/shards"}
+    variants = {"table": f"{inputs}/v.tsv", "fasta": f"{inputs}/r.fa"}
+    values |= {"perplexity": {**shards, "block": "200", "regions": f"{inputs}/b.bed"},
+               "distance": {**shards, "most": "12", **variants}, "substitutions": {**shards, "most": "10"},
+               "variants": variants}[command]
     return [command, *(text for key, value in (values | other).items() for text in (f"--{key}", value))]
 
 
@@ -199,8 +200,7 @@ def test_interrupted_between_the_file_and_the_end_of_its_parts_it_ends(command: 
                                                                        monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(_: Parts) -> None:
         raise KeyboardInterrupt
-    asked = (arguments(command, inputs) if command != "variants" else
-             ["variants", "--from", f"{inputs}/model", "--table", f"{inputs}/v.tsv", "--fasta", f"{inputs}/r.fa"])
+    asked = arguments(command, inputs)
     out = tmp_path / "p.tsv"
     with monkeypatch.context() as patch:
         patch.setattr(Parts, "remove", interrupted)
@@ -210,3 +210,13 @@ def test_interrupted_between_the_file_and_the_end_of_its_parts_it_ends(command: 
     assert out.read_bytes() == whole
     assert not (tmp_path / "p.tsv.parts").exists()
     assert main([*asked, "--out", str(out)]) == 2, "the control: a file of an earlier call is not written over"
+
+
+def test_a_model_that_predicts_no_numbers_is_refused(inputs: Path, tmp_path: Path,
+                                                     capsys: pytest.CaptureFixture) -> None:
+    """Its weights are finite, and its predictions are NaN. The control is every other test: models that are read."""
+    for command in (*COMMANDS, "variants"):
+        asked = arguments(command, inputs, **{"from": f"{inputs}/broken_model"})
+        assert main([*asked, "--out", f"{tmp_path}/{command}.tsv"]) == 2, command
+        assert "broken_model: its predictions are no numbers (NaN) in fp32: give another" in capsys.readouterr().err
+        assert not (tmp_path / f"{command}.tsv").exists()

@@ -92,6 +92,12 @@ def test_the_command_finds_what_is_planted(tmp_path: Path, capsys: pytest.Captur
     moves = [found["chain of order 5", "mean move of an output", count] for count in (1, 4, 16)]
     assert moves == sorted(moves)
     assert found["model", "outputs that move", 16] > 0.5
+    assert main([*common, str(tmp_path / "one.tsv"), "--most", "1"]) == 0  # of one window no output has a width
+    assert "| model | cannot be told | cannot be told | cannot be told |" in capsys.readouterr().out
+    _, *rows = [line.split("\t") for line in (tmp_path / "one.tsv").read_text().splitlines() if line[:2] != "##"]
+    values = {row[1]: row[names.index("value")] for row in rows if row[0] == "model"}
+    assert values["mean move of an output"] == values["outputs that move"] == ""
+    assert values["accuracy"] in ("0", "1")
     for bad, message in (([*common, str(tmp_path / "t.tsv"), "--bases", "81"], "--bases 81: give 25 to the 80"),
                          ([*common, str(tmp_path / "t.tsv"), "--every", "1"], "--every 1")):
         assert main(bad) == 2

@@ -31,7 +31,7 @@ from hyena_dist.tasks.score import variants as task
 from hyena_dist.tasks.score.numerics import NumericsError
 from hyena_dist.tasks.score.observe import AROUND, SCORES, score_sites
 from hyena_dist.tasks.score.output import Table, read_scores
-from hyena_dist.tasks.score.report import PRESETS, auprc, auroc, labels_of, worths
+from hyena_dist.tasks.score.report import PRESETS, auprc, auroc, labels_of, significance, worths
 from hyena_dist.tasks.score.windows import batches
 from tests.dist.harness import run_distributed
 
@@ -417,6 +417,43 @@ def test_report_on_a_known_ranking(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "no column nothing" in capsys.readouterr().err
 
 
+def test_labelled_rows_that_are_left_out_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """By their outcome, or by the column in which they have no number; their class is not lost."""
+    names = ["outcome", "llr_mean", "llr_site", "jsd", "embedding_l2", "label", "tissue", "cadd"]
+    scored = [["scored", "-1", "2", "0", "1", "1", "blood", "3"], ["scored", "2", "2", "0", "1", "0", "blood", "1"]]
+    copied = [["duplicate", *row[1:6], "heart", "1"] for row in scored]
+    lost = [["duplicate", "", "", "", "", "0", "liver", "1"], ["ref_mismatch", "", "", "", "", "1", "liver", "1"],
+            ["duplicate", "", "", "", "", "", "liver", "1"],  # without a label, which is no loss
+            ["scored", "1", "", "0", "1", "1", "liver", "1"], ["duplicate", "1", "2", "0", "1", "0", "liver", ""]]
+
+    def report(rows: list[list[str]]) -> tuple[dict[str, Any], str]:
+        (tmp_path / "s.tsv").write_text("".join("\t".join(row) + "\n" for row in [names, *rows]))
+        (tmp_path / "r.json").unlink(missing_ok=True)
+        assert main(["report", str(tmp_path / "s.tsv"), "--label", "label", "--by", "tissue", "--score", "cadd",
+                     "--json", str(tmp_path / "r.json")]) == 0
+        return json.loads((tmp_path / "r.json").read_text()), capsys.readouterr().out
+
+    found, said = report([*scored, *copied, *lost])
+    assert found["left_out"] == {"duplicate": 1, "ref_mismatch": 1, "no number in llr_site": 1, "no number in cadd": 1}
+    assert "4 rows with a label are left out of every number: 1 duplicate, 1 ref_mismatch" in said
+    variants = {worth["group"]: worth["variants"] for worth in found["worth"]}
+    assert variants == {"all": 4, "blood": 2, "heart": 2, "liver": 0}
+    found, said = report(scored)  # the control
+    assert found["left_out"] == {}
+    assert "left out" not in said
+
+
+@pytest.mark.parametrize(("value", "label"), [
+    ("Pathogenic|drug_response", 1), ("Benign|other", 0), ("Pathogenic/Likely_pathogenic|risk_factor", 1),
+    ("Pathogenic/Likely_pathogenic/Pathogenic,_low_penetrance", 1), ("Likely_pathogenic,_low_penetrance", 1),
+    ("Likely_pathogenic/Likely_risk_allele", 1), ("Benign/Likely_benign,_association", 0), ("protective|Benign", 0),
+    ("Uncertain_significance/Uncertain_risk_allele", None), ("Uncertain_significance|drug_response", None),
+    ("Conflicting_classifications_of_pathogenicity|other", None), ("Pathogenic/Uncertain_significance", None),
+    ("Pathogenic|Benign", None), ("Established_risk_allele", None), ("drug_response", None), ("", None)])
+def test_terms_of_clinvar(value: str, label: float | None) -> None:
+    assert significance(value) == label
+
+
 def test_presets_know_their_sets() -> None:
     single, none = "criteria_provided,_single_submitter", "no_assertion_criteria_provided"
     info = [f"CLNSIG={significance};CLNREVSTAT={review};MC=SO:0001583|missense_variant,SO:1|x"
@@ -427,11 +464,16 @@ def test_presets_know_their_sets() -> None:
     labels = PRESETS["clinvar"](table, None, 1)
     np.testing.assert_equal(labels.values, [1, 0, np.nan, np.nan, 1])
     assert labels.by == ["missense_variant"] * 5
+    assert labels.unlabelled == {"reviewed with fewer stars than 1": 1, "CLNSIG Uncertain_significance": 1}
     np.testing.assert_equal(PRESETS["clinvar"](table, None, 0).values, [1, 0, 1, np.nan, 1])
     np.testing.assert_equal(PRESETS["clinvar"](table, None, 2).values, [np.nan] * 4 + [1])
     rows = [["scored", "True", "LOF"], ["scored", "False", "FUNC"], ["scored", "", "INT"]]
     table = Table({}, ["outcome", "label", "func.class"], rows)
     np.testing.assert_equal(PRESETS["traitgym"](table, None, 1).values, [1, 0, np.nan])
+    assert labels_of(table, "label", None).unlabelled == {"label ''": 1}
+    many = Table({}, ["outcome", "y"], [["scored", str(value)] for value in [*range(100), 7, 7]])
+    assert labels_of(many, "y", None).unlabelled == {"y '7'": 3, **{f"y '{each}'": 1 for each in (2, 3, 4, 5, 6, 8, 9)},
+                                                     "of other values": 90}
     np.testing.assert_equal(PRESETS["brca1"](table, None, 1).values, [1, 0, 0])
 
 

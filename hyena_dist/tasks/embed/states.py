@@ -33,6 +33,9 @@ def embed(trained: Trained, sequences: Sequence[np.ndarray], bin: int | None, la
         sequences: uint8 [L] token ids, at least one of each.
         bin: bases; None: as many as the sequence has.
         layer: after so many layers, before any norm; None: what the head reads.
+
+    Raises:
+        ConfigError: a state is no finite number.
     """
     device = next(trained.model.parameters()).device
     order = sorted(range(len(sequences)), key=lambda place: -sequences[place].size)  # so that little is padded
@@ -73,4 +76,6 @@ def _means(trained: Trained, states: Tensor, first: int, bases: int, bin: int | 
         sums = all_reduce(sums, axis)
     counts = torch.full((rows, 1), size, device=own.device, dtype=sums.dtype)
     counts[-1] = bases - (rows - 1) * size
-    return (sums / counts).float().cpu().numpy()
+    means = (sums / counts).float()
+    trained.need_numbers(means.isfinite().all())
+    return means.cpu().numpy()

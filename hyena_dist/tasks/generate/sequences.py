@@ -228,9 +228,8 @@ def _stretch(trained: Trained, texts: list[np.ndarray], uniform: np.ndarray, req
         raise ConfigError(f"--batch {request.batch}: so many sequences do not fit into the free memory: free some, or "
                           "give fewer") from error
     found = torch.stack(likelihoods, 1)
-    if not found[:, 1:].isfinite().all():
-        raise ConfigError(f"{trained.path}: its predictions are no numbers in {trained.precision}: give --precision "
-                          "fp32, or another checkpoint")
+    told = found if len(texts[0]) else found[:, 1:]  # of the first base of all nothing is predicted
+    trained.need_numbers(told.isfinite().all())
     return {"ids": torch.stack(ids, 1).cpu().numpy().astype(np.uint8), "log_likelihood": found.cpu().numpy(),
             "before": torch.cat(before).cpu().numpy()}
 

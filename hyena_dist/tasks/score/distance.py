@@ -9,7 +9,7 @@ Some windows or variants, read in one way, are a part in OUT.parts: what is kill
 are the same whatever the number of ranks that share the parts.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from hyena_dist.data.reference import Reference
 from hyena_dist.data.shuffle import shuffled
 from hyena_dist.data.stream import ValidationBatches
 from hyena_dist.data.tokenizer import BYTE_TO_ID, A, T
-from hyena_dist.data.variants import Site, Variants, judge
+from hyena_dist.data.variants import Judged, Site, Variants, judge
 from hyena_dist.model.trained import Trained
 from hyena_dist.parallel.groups import Groups
 from hyena_dist.runtime.agree import agree
@@ -33,6 +33,7 @@ from hyena_dist.tasks.score.observe import SCORES, score_sites
 from hyena_dist.tasks.score.pieces import piece, read_pieces
 from hyena_dist.tasks.score.read import TOKENS, read
 from hyena_dist.tasks.score.tables import digest_of, facts_of, facts_of_shards
+from hyena_dist.tasks.score.variants import Survey, survey
 from hyena_dist.tasks.score.windows import ALLELES, STRANDS
 
 UNKNOWN = BYTE_TO_ID[ord("N")]
@@ -40,7 +41,9 @@ WAYS = ("cropped", "shuffled", "masked")
 TARGETS = 64
 """Bases at the end of a window that the loss is of, at most: a quarter of the window where that is less."""
 LEAST = 8
-"""The shortest distance."""
+"""The shortest distance, and the longest allele of a variant: whoever keeps so many bases keeps all of it."""
+LONGER = f"over_{LEAST}_bases"
+"""The outcome of variants with a longer allele, beside those of `data.variants`."""
 PART = 2**20
 """Tokens of a part at most, or one window: what a kill can cost."""
 
@@ -113,11 +116,16 @@ class _Piece(NamedTuple):
     end: int
 
 
-def facts_of_file(trained: Trained, request: Request) -> dict[str, Any]:
-    """Everything that decides what is found, for the header.
+def prepare(trained: Trained, request: Request) -> tuple[dict[str, Any], list[Site]]:
+    """Look at what there is before anything is read by the model.
+
+    Returns:
+        Everything that decides what is found, for the header, with what became of each row of the variants; and the
+        variants that are read, none where none are asked for.
 
     Raises:
-        UserError: unreadable shards or variants; a window that the model does not take.
+        UserError: unreadable shards or variants, or of another assembly; too few variants; a window that the model
+            does not take.
     """
     if not 4 * LEAST <= request.window <= trained.seq_len:
         raise ConfigError(f"--window {request.window}: give {4 * LEAST} to the {trained.seq_len} bases that "
@@ -125,33 +133,35 @@ def facts_of_file(trained: Trained, request: Request) -> dict[str, Any]:
     facts = {**facts_of(trained), "tokens_of_a_batch": TOKENS[next(trained.model.parameters()).device.type],
              "tokens_of_a_part": PART, "window": request.window, **facts_of_shards(request.shards),
              "split": request.split, "most": request.most, "variants": ""}
-    if request.variants is not None and request.reference is not None:
-        path = request.variants.path
-        facts |= {"variants": path.name, "variants_sha256": digest_of(path, "--vcf or --table"),
-                  "reference_sha256": request.reference.digest}
-    return facts
+    if request.variants is None or request.reference is None:
+        return facts, []
+    variants, reference = request.variants, request.reference
+    found = survey_of(variants, reference, request.window, request.most)
+    return facts | {"variants": variants.path.name, "variants_sha256": digest_of(variants.path, "--vcf or --table"),
+                    "reference_sha256": reference.digest,
+                    "assembly": reference.assembly or "not said by the reference",
+                    "counts": {name: count for name, count in found.outcomes.items() if count},
+                    "notes": found.notes}, found.sample
 
 
-def score_distance(trained: Trained, request: Request, facts: Mapping[str, Any], parts: Parts,
+def score_distance(trained: Trained, request: Request, facts: Mapping[str, Any], sites: Sequence[Site], parts: Parts,
                    groups: Groups) -> list[Row]:
     """Take away by every way and distance. Collective.
 
     Args:
-        facts: by `facts_of_file`.
+        facts: by `prepare`,
+        sites: and these, too.
         parts: what an earlier call has left is gone on with.
 
     Returns:
         On the first rank the rows, on others none.
 
     Raises:
-        UserError: unreadable shards or variants, none of which is whole; parts of another call.
+        UserError: unreadable shards, or without a whole window; parts of another call.
     """
     windows, targets = agree(lambda: held_out_windows(request), groups), min(TARGETS, request.window // 4)
     pieces = _pieces("loss", distances(request.window - targets), len(windows), request.window)
-    sites: list[Site] = []
-    if request.variants is not None and request.reference is not None:
-        variants, reference = request.variants, request.reference
-        sites = agree(lambda: variant_sites(variants, reference, request.window, request.most), groups)
+    if sites:
         pieces += _pieces("variants", distances(request.window // 2), len(sites), ALLELES * STRANDS * request.window)
 
     def values_of(number: int) -> dict[str, np.ndarray]:
@@ -221,19 +231,27 @@ def held_out_windows(request: Request) -> np.ndarray:
     return np.stack(found)
 
 
-def variant_sites(variants: Variants, reference: Reference, window: int, most: int) -> list[Site]:
-    """Variants with scores, at most so many, at even distances over the file.
+def survey_of(variants: Variants, reference: Reference, window: int, most: int) -> Survey:
+    """What became of each row, and a sample of at most so many variants with scores and alleles of at most LEAST bases.
 
     Raises:
-        ConfigError: there is none.
+        UserError: unreadable variants, or of another assembly, or fewer than three that can be compared.
     """
-    found = [judged.site for judged in judge(variants, reference, window)
-             if judged.site is not None and max(judged.site.removed, judged.site.alt.size) <= LEAST]
-    if len(found) < 3:
-        raise ConfigError(f"{variants.path}: {len(found)} variants of at most {LEAST} bases lie on this reference, too "
-                          "few to compare their order: give more, or the reference that they were made with")
-    count = min(most, len(found))
-    return [found[number * len(found) // count] for number in range(count)]
+    found = survey(_without_long(judge(variants, reference, window)), str(variants.path), most)
+    if len(found.sample) < 3:
+        raise ConfigError(f"{variants.path}: {found.scored} variants of at most {LEAST} bases can be scored"
+                          f"{'' if found.scored < 3 else f', and --most {most} of them are read'}, too few to compare "
+                          f"their order: give {'more variants' if found.scored < 3 else '--most 3 or more'}")
+    return found
+
+
+def _without_long(rows: Iterable[Judged]) -> Iterator[Judged]:
+    """The same rows, where variants with a longer allele than the shortest distance are not scored."""
+    for judged in rows:
+        site = judged.site
+        if site is not None and max(site.removed, site.alt.size) > LEAST:
+            judged = Judged(judged.row, LONGER, None, ())
+        yield judged
 
 
 @torch.no_grad()
@@ -299,11 +317,3 @@ def _pearson(sums: np.ndarray) -> np.ndarray:
     count, x, y, xx, yy, xy = sums[:, :6].T
     with np.errstate(invalid="ignore", divide="ignore"):
         return (count * xy - x * y) / np.sqrt((count * xx - x * x) * (count * yy - y * y))
-
-
-def as_values(row: Row) -> dict[str, object]:
-    """By the names of the columns of a file; None where there is no number."""
-    return {key: None if isinstance(value, float) and not np.isfinite(value) else value
-            for key, value in vars(row).items()}
-
-

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from hyena_dist.tasks.score.distance import WAYS, Row
+from hyena_dist.data.variants import OUTCOMES
+from hyena_dist.tasks.score.distance import LEAST, LONGER, WAYS, Row
 from hyena_dist.tasks.score.perplexity_report import pyplot
 from hyena_dist.tasks.score.tables import markdown
 
@@ -16,16 +17,19 @@ SAYS = {"loss": ("Loss", "Nats a base of the last bases of {count:,} held-out wi
                      "windows, and how far it is from it in the mean.")}
 
 
-def reach(rows: Sequence[Row], way: str) -> int | None:
-    """The shortest distance from which on no loss is surely larger than that of whole windows; None: at every distance
-    it is. An interval that begins above 0 is sure."""
-    of_way = sorted((row for row in rows if (row.of, row.way) == ("loss", way)), key=lambda row: -row.distance)
-    found = None
-    for row in of_way:
-        if row.change_low > 0:
-            break
-        found = row.distance
-    return found
+def conclusion(rows: Sequence[Row], way: str) -> str:
+    """What the intervals of a way's losses say. A loss is surely larger than that of whole windows where its interval
+    begins above 0, and surely smaller where it ends below. The distance that is named is the shortest from which on no
+    loss is surely larger."""
+    of_way = sorted((row for row in rows if (row.of, row.way) == ("loss", way)), key=lambda row: row.distance)
+    if any(np.isnan(row.change_low) for row in of_way):
+        return "one window has no interval, so that nothing can be told: read more with --most"
+    larger = [row.distance for row in of_way if row.change_low > 0]
+    smaller = [f"{row.distance:,}" for row in of_way if row.change_high < 0]
+    rest = [row.distance for row in of_way if not larger or row.distance > larger[-1]]
+    said = (f"beyond {rest[0]:,} bases the loss is not surely larger" if rest else
+            f"without what is beyond {larger[-1]:,} bases, the longest distance here, the loss is surely larger")
+    return said + (f"; without what is beyond {', '.join(smaller)} bases it is surely smaller" if smaller else "")
 
 
 def report(rows: Sequence[Row], facts: Mapping[str, Any], picture: str) -> str:
@@ -39,15 +43,12 @@ def report(rows: Sequence[Row], facts: Mapping[str, Any], picture: str) -> str:
              f"{facts['precision']}. "
              "What lies further away than a distance is cropped, shuffled (its pairs of neighbours are kept) or masked "
              "(N). Intervals hold 95 of 100 resamples.", ""]
-    for way in WAYS:
-        found = reach(rows, way)
-        lines.append(f"- {way}: " + ("what is further away than the longest distance here, too, lowers the loss"
-                                     if found is None else f"beyond {found:,} bases the loss is not surely changed"))
+    lines += [f"- {way}: {conclusion(rows, way)}" for way in WAYS]
     lines += ["", f"![distance]({picture})", ""] if picture else [""]
     for of, (heading, text) in SAYS.items():
         of_kind = [row for row in rows if row.of == of]
         if of_kind:
-            lines += [f"## {heading}", "", text.format(**vars(of_kind[0])), "",
+            lines += [f"## {heading}", "", text.format(**vars(of_kind[0])), "", *_outcomes(facts, of),
                       markdown([["", "distance", "value", "interval", "change", "interval"],
                                 *([row.way, f"{row.distance:,}", f"{row.value:.4f}", _interval(row.low, row.high),
                                    f"{row.change:+.4f}", _interval(row.change_low, row.change_high)]
@@ -55,8 +56,19 @@ def report(rows: Sequence[Row], facts: Mapping[str, Any], picture: str) -> str:
     return "\n".join(lines)
 
 
+def _outcomes(facts: Mapping[str, Any], of: str) -> list[str]:
+    """Of variants, lines that say how many the file has, and why the others have no scores."""
+    if of != "variants":
+        return []
+    counts = facts["counts"]
+    says = OUTCOMES | {LONGER: f"an allele has more than {LEAST} bases, the shortest distance"}
+    return [f"{counts['scored']:,} of the {sum(counts.values()):,} alleles of {facts['variants']} can be scored.", "",
+            *(f"- {count:,} {name}: {says[name]}" for name, count in counts.items() if name != "scored"),
+            *([""] if len(counts) > 1 else [])]
+
+
 def _interval(low: float, high: float) -> str:
-    return f"{low:.4f} to {high:.4f}" if np.isfinite(low) else "one window"
+    return f"{low:.4f} to {high:.4f}" if np.isfinite(low) else "cannot be told"
 
 
 def draw(rows: Sequence[Row], path: Path, title: str) -> None:

@@ -6,6 +6,8 @@ import numpy as np
 
 RESAMPLES = 1000
 LEVEL = 0.95
+_AT_ONCE = 2**17
+"""Weights of blocks that are drawn, and multiplied, together."""
 
 
 class Interval(NamedTuple):
@@ -16,16 +18,23 @@ class Interval(NamedTuple):
 
 
 class Blocks:
-    """Resamples of n blocks, the same for everything that is asked of them, so that what is compared is paired."""
+    """Resamples of n blocks, the same for everything that is asked of them, so that what is compared is paired. They
+    take a kilobyte a block."""
 
     def __init__(self, count: int, seed: int = 0) -> None:
         self.count = count
-        draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), RESAMPLES)
-        self._weights = draws.astype(np.float64)  # [RESAMPLES, n]
+        random, even = np.random.default_rng(seed), np.full(count, 1 / count)
+        self._step = max(1, _AT_ONCE // count)  # resamples
+        # How often a block is in a resample, [RESAMPLES, n]: once in the mean, and a byte holds 255 times, which never
+        # happens.
+        self._weights = np.concatenate([
+            random.multinomial(count, even, min(self._step, RESAMPLES - first)).astype(np.uint8)
+            for first in range(0, RESAMPLES, self._step)])
 
     def sums(self, of_blocks: np.ndarray) -> np.ndarray:
         """float64 [n, m] -> [RESAMPLES, m], the sums over each resample."""
-        return self._weights @ of_blocks
+        return np.concatenate([self._weights[first : first + self._step].astype(np.float64) @ of_blocks
+                               for first in range(0, RESAMPLES, self._step)])
 
     def interval(self, values: np.ndarray) -> Interval:
         """Of a number that each resample has, [RESAMPLES]."""

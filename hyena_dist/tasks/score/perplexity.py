@@ -73,9 +73,7 @@ class Row:
     def values(self) -> dict[str, Any]:
         """By the names of the columns of a file."""
         found = {key: value for key, value in vars(self).items() if key != "markov"}
-        found |= {f"markov_{order}": value for order, value in enumerate(self.markov)}
-        return {key: None if isinstance(value, float) and not np.isfinite(value) else value
-                for key, value in found.items()}
+        return found | {f"markov_{order}": value for order, value in enumerate(self.markov)}
 
 
 @dataclass(frozen=True)
@@ -179,13 +177,13 @@ def _contexts(window: int) -> list[int]:
 
 
 def _blocks(held_out: HeldOut, bases: int) -> np.ndarray:
-    """int64 [windows], which block each is in: windows of one interval in a row."""
-    found, number, room, before = [], -1, 0, None
+    """int64 [windows], which block each is in: windows in a row, across the ends of intervals, until a block has so
+    many bases. Were every interval a block of its own, an assembly of short contigs would have as many blocks."""
+    found, number, room = [], -1, 0
     for _, pieces in held_out.batches.windows:
-        interval, start, end = pieces[0]
-        if interval != before or room <= 0:
-            number, room, before = number + 1, bases, interval
-        room -= end - start
+        if room <= 0:
+            number, room = number + 1, bases
+        room -= sum(end - start for _, start, end in pieces)
         found.append(number)
     return np.array(found)
 
@@ -249,6 +247,7 @@ def _losses(trained: Trained, ids: Tensor, targets: Tensor) -> tuple[np.ndarray,
             raise
         raise ConfigError(f"windows of --window {ids.shape[1]} do not fit into the free memory: free some, or give "
                           "shorter ones") from error
+    trained.need_numbers(~losses.isnan().any())
     return losses.double().cpu().numpy(), (targets != IGNORE).double().cpu().numpy(), first
 
 

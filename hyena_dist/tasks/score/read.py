@@ -59,6 +59,9 @@ def read(trained: Trained, ids: Tensor) -> Reading:
 
     Args:
         ids: int64 [B, L], PAD behind the end of a shorter sequence.
+
+    Raises:
+        ConfigError: a prediction of a base is NaN.
     """
     model = trained.model
     axis, multiple = model.context, model.token_multiple
@@ -72,6 +75,7 @@ def read(trained: Trained, ids: Tensor) -> Reading:
     log_p = torch.log_softmax(logits.float(), -1)
     targets = torch.nn.functional.pad(behind, (0, count - behind.shape[1]), value=PAD)
     picked = log_p.gather(-1, targets[..., None])[..., 0].masked_fill_(~is_base(targets), 0).double()
+    trained.need_numbers(~picked.isnan().any())
     return Reading(log_p, states, picked, first, axis)
 
 

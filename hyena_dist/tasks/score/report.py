@@ -1,7 +1,9 @@
 """What scores are worth beside labels: AUROC and AUPRC of each, of all variants and by class, and a picture."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,8 @@ OURS = {"llr_mean": -1, "llr_site": -1, "jsd": 1, "embedding_l2": 1}
 """Scores of ours that a report shows, and by which sign they are high where the label is true: an allele that the model
 finds unlikely is taken for harmful."""
 
-
+MOST_REASONS = 8
+"""Reasons why rows have no label that are told apart, for a column may have thousands of values."""
 PICTURES = (".png", ".pdf")
 
 
@@ -28,6 +31,8 @@ class Labels:
     """The class of each row."""
     says: str
     """What 1 and 0 are."""
+    unlabelled: dict[str, int]
+    """How many rows have no label, by why."""
 
 
 @dataclass(frozen=True)
@@ -69,27 +74,53 @@ def _column(table: Table, *names: str) -> list[str]:
     return [row[place] if place < len(row) else "" for row in table.rows]
 
 
+def _labels(found: Iterable[float | str], by: list[str] | None, says: str) -> Labels:
+    """
+    Args:
+        found: of each row its label, 1 or 0, or why it has none.
+    """
+    of_rows = list(found)
+    reasons = Counter(each for each in of_rows if isinstance(each, str))
+    shown = dict(reasons.most_common(MOST_REASONS))
+    if rest := reasons.total() - sum(shown.values()):
+        shown["of other values"] = rest
+    return Labels(np.array([np.nan if isinstance(each, str) else each for each in of_rows]), by, says, shown)
+
+
 def labels_of(table: Table, column: str, by: str | None) -> Labels:
     """By a column of 1 and 0, or true and false."""
-    values = [value.strip().lower() for value in _column(table, column)]
-    found = np.array([1.0 if value in TRUE else 0.0 if value in FALSE else np.nan for value in values])
-    return Labels(found, None if by is None else _column(table, by), f"{column}: 1 against 0")
+    values = [value.strip() for value in _column(table, column)]
+    return _labels((1.0 if value.lower() in TRUE else 0.0 if value.lower() in FALSE else f"{column} {value!r}"
+                    for value in values), None if by is None else _column(table, by), f"{column}: 1 against 0")
 
 
 def brca1(table: Table, by: str | None, _stars: int) -> Labels:
     """Findlay et al. 2018: loss of function against the functional and the intermediate."""
-    values = np.array([{"LOF": 1.0, "FUNC": 0.0, "INT": 0.0}.get(value.strip().upper(), np.nan)
-                       for value in _column(table, "func_class", "func.class")])
+    labels = {"LOF": 1.0, "FUNC": 0.0, "INT": 0.0}
     known = by or next((name for name in ("consequence",) if name in table.names), None)
-    return Labels(values, None if known is None else _column(table, known), "LOF against FUNC and INT")
+    return _labels((labels.get(value.strip().upper(), f"class {value!r}")
+                    for value in _column(table, "func_class", "func.class")),
+                   None if known is None else _column(table, known), "LOF against FUNC and INT")
 
 
 _STARS = {"practice_guideline": 4, "reviewed_by_expert_panel": 3,
           "criteria_provided,_multiple_submitters,_no_conflicts": 2,
           "criteria_provided,_multiple_submitters": 2, "criteria_provided,_single_submitter": 1,
           "criteria_provided,_conflicting_classifications": 1, "criteria_provided,_conflicting_interpretations": 1}
-_SIGNIFICANCE = {"pathogenic": 1.0, "likely_pathogenic": 1.0, "pathogenic/likely_pathogenic": 1.0,
-                 "benign": 0.0, "likely_benign": 0.0, "benign/likely_benign": 0.0}
+_PATHOGENIC, _BENIGN = frozenset({"pathogenic", "likely_pathogenic"}), frozenset({"benign", "likely_benign"})
+_UNDECIDED = ("uncertain", "conflicting")
+"""Terms that begin so leave a variant without a label, whatever stands beside them."""
+
+
+def significance(value: str) -> float | None:
+    """Of ClinVar's CLNSIG, as Pathogenic/Likely_pathogenic|drug_response: 1 where a term is pathogenic and none is
+    benign, 0 where a term is benign and none is pathogenic, None otherwise. Terms stand between / and |, in older files
+    between commas, too; those that say nothing of either, as drug_response, other or low_penetrance, do not count."""
+    terms = {term.strip("_ ").lower() for term in re.split(r"[/|,]", value)}
+    pathogenic, benign = not terms.isdisjoint(_PATHOGENIC), not terms.isdisjoint(_BENIGN)
+    if pathogenic == benign or any(term.startswith(_UNDECIDED) for term in terms):
+        return None
+    return float(pathogenic)
 
 
 def clinvar(table: Table, by: str | None, stars: int) -> Labels:
@@ -97,18 +128,21 @@ def clinvar(table: Table, by: str | None, stars: int) -> Labels:
     rows = [dict(entry.partition("=")[::2] for entry in info.split(";")) for info in _column(table, "info")]
     if not any("CLNSIG" in row for row in rows):
         raise ConfigError("no row has CLNSIG in its info: score ClinVar's own VCF with --vcf")
-    values = np.array([_SIGNIFICANCE.get(row.get("CLNSIG", "").lower(), np.nan)
-                       if _STARS.get(row.get("CLNREVSTAT", ""), 0) >= stars else np.nan for row in rows])
+
+    def label(row: Mapping[str, str]) -> float | str:
+        found = significance(row.get("CLNSIG", ""))
+        if found is None:
+            return f"CLNSIG {row['CLNSIG']}" if "CLNSIG" in row else "without CLNSIG"
+        return found if _STARS.get(row.get("CLNREVSTAT", ""), 0) >= stars else f"reviewed with fewer stars than {stars}"
     classes = (_column(table, by) if by else
                [row.get("MC", "").partition(",")[0].partition("|")[2] or "no consequence given" for row in rows])
-    return Labels(values, classes, f"pathogenic against benign, {stars} stars or more")
+    return _labels(map(label, rows), classes, f"pathogenic against benign, {stars} stars or more")
 
 
 def traitgym(table: Table, by: str | None, _stars: int) -> Labels:
     """Causal variants against matched ones."""
     known = by or next((name for name in ("consequence", "tissue") if name in table.names), None)
-    found = labels_of(table, "label", known)
-    return Labels(found.values, found.by, "causal against matched controls")
+    return replace(labels_of(table, "label", known), says="causal against matched controls")
 
 
 PRESETS: dict[str, Callable[[Table, str | None, int], Labels]] = {
@@ -126,24 +160,54 @@ def numbers(table: Table, column: str) -> np.ndarray:
     return np.where(np.isfinite(found), found, np.nan)
 
 
+def _columns(table: Table, others: Sequence[str]) -> dict[str, np.ndarray]:
+    """`numbers` of our scores and of other columns, by name."""
+    return {name: numbers(table, name) for name in (*OURS, *others)}
+
+
+def _compared(labels: Labels, columns: Mapping[str, np.ndarray]) -> np.ndarray:
+    """bool [n], which rows have a label and all of the scores, so that each score is judged on the same rows."""
+    return ~np.isnan(labels.values) & ~np.isnan(np.stack(list(columns.values()))).any(0)
+
+
+def left_out(table: Table, labels: Labels, others: Sequence[str]) -> dict[str, int]:
+    """How many rows have a label and are compared in nothing, by why: the outcome of those without any score of ours,
+    of others the first column in which they have no number."""
+    columns, outcomes = _columns(table, others), _column(table, "outcome")
+    found = Counter[str]()
+    for row in np.flatnonzero(~np.isnan(labels.values) & ~_compared(labels, columns)):
+        lacking = [name for name, values in columns.items() if np.isnan(values[row])]
+        found[outcomes[row] if outcomes[row] != "scored" and set(OURS) <= set(lacking)
+              else f"no number in {lacking[0]}"] += 1
+    return dict(found.most_common())
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    """Counts by cause, for a sentence."""
+    return ", ".join(f"{count:,} {cause}" for cause, count in counts.items())
+
+
 def worths(table: Table, labels: Labels, others: Sequence[str]) -> list[Worth]:
     """Of our scores, and of other columns, over the variants that have a label and all of the scores: the same for
-    each. Of another column the sign is that by which its AUROC is at least 1/2, and is shown.
+    each. Of another column the sign is that by which its AUROC is at least 1/2, and is shown. A class whose labelled
+    rows are all left out has rows of 0 variants.
 
     Raises:
         ConfigError: no such column, or no variant with each of the two labels.
     """
-    columns = {name: numbers(table, name) for name in (*OURS, *others)}
-    known = ~np.isnan(labels.values) & ~np.isnan(np.stack(list(columns.values()))).any(0)
-    positive = labels.values == 1
+    columns = _columns(table, others)
+    known, positive = _compared(labels, columns), labels.values == 1
     if not (known & positive).any() or not (known & ~positive).any():
+        without = counted(left_out(table, labels, others))
         raise ConfigError(f"{int((known & positive).sum())} variants with all scores are positive and "
-                          f"{int((known & ~positive).sum())} negative ({labels.says}): give a label, and scores, by "
+                          f"{int((known & ~positive).sum())} negative ({labels.says}"
+                          + (f"; left out: {without}" if without else "") + "): give a label, and scores, by "
                           "which there are both")
     groups = {"all": known}
     if labels.by is not None:
         of_row = np.array(labels.by, dtype=object)
-        groups |= {name or "(none)": known & (of_row == name) for name in sorted(set(of_row[known]))}
+        named = sorted(set(of_row[~np.isnan(labels.values)]))
+        groups |= {name or "(none)": known & (of_row == name) for name in named}
     found = []
     for name, values in columns.items():
         sign = OURS.get(name) or (1 if auroc(positive[known], values[known]) >= 0.5 else -1)
@@ -180,7 +244,7 @@ def draw(table: Table, labels: Labels, found: Sequence[Worth], path: Path, title
 
     whole = [worth for worth in found if worth.group == "all"]
     columns = {worth.score: worth.sign * numbers(table, worth.score) for worth in whole}
-    known = ~np.isnan(labels.values) & ~np.isnan(np.stack(list(columns.values()))).any(0)
+    known = _compared(labels, columns)
     positive = labels.values[known] == 1
     figure, axes = plt.subplots(figsize=(5, 5), layout="constrained")
     for worth in whole:

@@ -125,6 +125,7 @@ def read_windows(trained: Trained, ids: np.ndarray) -> tuple[np.ndarray, np.ndar
         batch = tokens[begin : begin + size].to(device)
         logits, state = trained.model.logits_and_states(batch)
         log_p = torch.log_softmax(logits[:, :-1].float(), -1).gather(-1, batch[:, 1:, None])[..., 0]
+        trained.need_numbers(~log_p.isnan().any())
         of_bases = np.repeat(-log_p.double().cpu().numpy(), stride, axis=1)
         surprise[begin : begin + size, k : k + of_bases.shape[1]] = of_bases  # the first token's bases are not told
         states.append(state.float().mean(0).cpu().numpy())
@@ -289,11 +290,12 @@ def _moves(name: str, outputs: _Outputs, windows: Windows, blocks: Blocks) -> li
     right = np.array(outputs.classes)[plain.argmax(-1)] == np.array(windows.species)
     rows = [_row(name, "accuracy", 0, right.astype(float), blocks)]
     wide = plain.std(0)
+    varies = wide > 0  # of others, as those of one window, no move can be told from its width
     for count in COUNTS:
         moved = outputs.of(_moved(count))
-        off = np.abs(moved - plain) / wide
-        rows += [_row(name, "mean move of an output", count, off.mean(-1), blocks),
-                 _row(name, "outputs that move", count, (off > MOVED).mean(-1), blocks),
+        off, nothing = np.abs(moved - plain)[:, varies] / wide[varies], np.full(len(plain), np.nan)
+        rows += [_row(name, "mean move of an output", count, off.mean(-1) if varies.any() else nothing, blocks),
+                 _row(name, "outputs that move", count, (off > MOVED).mean(-1) if varies.any() else nothing, blocks),
                  _row(name, "classes that change", count, (moved.argmax(-1) != plain.argmax(-1)).astype(float), blocks)]
     return rows
 

@@ -14,7 +14,8 @@ SITES = "AUROC of the site"
 SAYS = {
     SITES: "How often a changed base is more surprising than an unchanged one of the same window; 0.5 is chance.",
     "accuracy": "How often the classifier, which learnt the species of training windows, is right on unchanged ones.",
-    "mean move of an output": "In units of the standard deviation of that output over all windows.",
+    "mean move of an output": "In units of the standard deviation of that output over all windows; one window has "
+                              "none.",
     "outputs that move": f"The share that move by more than {MOVED} of that standard deviation.",
     "classes that change": "The share of windows that are taken for another species than before."}
 
@@ -42,6 +43,8 @@ def report(rows: Sequence[Row], facts: Mapping[str, Any], picture: str) -> str:
 
 
 def _cell(row: Row) -> str:
+    if np.isnan(row.value):
+        return "cannot be told"
     return f"{row.value:.4f}" + (f" ({row.low:.4f} to {row.high:.4f})" if np.isfinite(row.low) else "")
 
 

@@ -1,6 +1,7 @@
 """Small tables of results, as TSV, parquet and Markdown, and the bar that shows how far a reader is."""
 
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -87,12 +88,14 @@ def marked(facts: Mapping[str, Any]) -> dict[str, str]:
 
 
 def write_table(out: Path, rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> None:
-    """Write rows of the same columns with a header; what is None is empty.
+    """Write rows of the same columns with a header; what is None, NaN or infinite is empty.
 
     Raises:
         OSError: it cannot be written.
     """
     names, header = list(rows[0]), marked(facts)
+    rows = [{name: None if isinstance(value, float) and not math.isfinite(value) else value
+             for name, value in row.items()} for row in rows]
     if out.suffix == ".parquet":
         import pyarrow as pa
         from pyarrow import parquet

@@ -67,7 +67,7 @@ class Survey:
     digest: str
     """sha256 of the rows."""
     sample: list[Site]
-    """Variants of the numerics card, drawn evenly from those with scores."""
+    """Some of the variants with scores, each as likely to be drawn."""
 
     @property
     def scored(self) -> int:
@@ -86,11 +86,12 @@ class Result:
     """Variants that this rank scored in this call."""
 
 
-def survey(variants: Iterable[Judged], where: str) -> Survey:
-    """Count the outcomes, and refuse variants of another assembly.
+def survey(variants: Iterable[Judged], where: str, most: int = CARD) -> Survey:
+    """Count the outcomes, draw a sample, and refuse variants of another assembly.
 
     Args:
         where: the file, for messages.
+        most: variants of the sample, by default as many as the numerics card has.
 
     Raises:
         ConfigError: of the first hundred variants that lie on the reference too few have its bases, or none lies there.
@@ -110,15 +111,15 @@ def survey(variants: Iterable[Judged], where: str) -> Survey:
                 _check_assembly(placed, fits, where)
         if judged.site is not None:
             number = outcomes["scored"]
-            place = number - 1 if number <= CARD else int(random.integers(number))
-            if place < CARD:
+            place = number - 1 if number <= most else int(random.integers(number))
+            if place < most:
                 sample[place : place + 1] = [judged.site]
     if placed >= _FIRST // 5:
         _check_assembly(placed, fits, where)
     if not outcomes["scored"]:
         found = ", ".join(f"{count:,} {name}" for name, count in outcomes.items() if count)
         raise ConfigError(f"{where}: no variant can be scored on this reference ({found or 'no rows'}): give the "
-                          "reference that it was made with")
+                          "reference that it was made with, or other variants")
     return Survey(dict(outcomes), dict(sorted(notes.items())), digest.hexdigest(), sample)
 
 
