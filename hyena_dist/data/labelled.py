@@ -6,6 +6,7 @@ import math
 import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,10 @@ class Labelled:
 
     def digest(self) -> str:
         """sha256 of every sequence, label and split."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         found = hashlib.sha256()
         for name, examples in self.splits.items():
             for example in examples:
