@@ -3,6 +3,7 @@ ranks, and judges the weights of the best validation."""
 
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.config.sections.optim import OptimSection
 from hyena_dist.config.sections.parallel import ParallelSection
 from hyena_dist.config.sections.train import TrainSection
+from hyena_dist.convert.start import read_start, without_other_head
 from hyena_dist.data.labelled import Labelled, read_labelled
 from hyena_dist.model.model import build_model
 from hyena_dist.parallel.groups import Groups, init_groups
@@ -247,3 +249,31 @@ def test_an_unfinished_run_goes_on_only_as_it_was(runs: Any) -> None:
     """The control: as it was, it goes on bit for bit."""
     for engine in (2, "fsdp"):
         assert "finetune.lr_decay was 1.0 and is now 0.5" in runs[1][f"unfinished {engine}"]
+
+
+@pytest.mark.parametrize(("tune", "classes", "said"), [
+    ({}, ["at", "gc"], ""), ({}, ["gc", "at"], "the classes of it: ['at', 'gc'], now: ['gc', 'at']"),
+    ({"pooling": "mean"}, ["at", "gc"], "finetune.pooling of it: max, now: mean"),
+    ({"task": "multilabel"}, ["at", "gc"], "finetune.task of it: classification, now: multilabel"),
+    ({"task": "binned"}, [], "finetune.task of it: classification, now: binned"),
+    ({"shots": 1}, ["at", "gc"], "there is no head to learn now"),
+])
+def test_a_head_is_taken_over_only_for_the_same_answers(runs: Any, caplog: pytest.LogCaptureFixture, tune: Any,
+                                                        classes: list[str], said: str) -> None:
+    _, weights, checkpoint = read_start(runs[0] / "alone-max/seed-0")
+    caplog.clear()
+    kept = without_other_head(weights, checkpoint, FinetuneSection(**{"pooling": "max", **tune}), classes)
+    config = config_of(runs[0], "again", 1, pooling="max")
+    model = Finetuning(config, Groups.single(), torch.device("cpu"), labelled=labelled_of(config), weights=kept).module
+    assert torch.equal(model.head.weight, weights["answers.head.weight"]) == (not said), "the control takes it"
+    assert said in caplog.text
+    assert torch.equal(model.backbone.final_norm.bias, weights["final_norm.bias"])
+
+
+def test_classes_that_are_not_known_are_others(runs: Any, tmp_path: Path) -> None:
+    """A checkpoint alone does not say in which order its classes were."""
+    _, weights, checkpoint = read_start(runs[0] / "alone-max/seed-0")
+    alone = tmp_path / checkpoint.name
+    shutil.copytree(checkpoint, alone)
+    kept = without_other_head(weights, alone, FinetuneSection(pooling="max"), ["at", "gc"])
+    assert "answers.head.weight" in weights.keys() - kept.keys()
