@@ -250,7 +250,7 @@ def _without_long(rows: Iterable[Judged]) -> Iterator[Judged]:
     for judged in rows:
         site = judged.site
         if site is not None and max(site.removed, site.alt.size) > LEAST:
-            judged = Judged(judged.row, LONGER, None, ())
+            judged = judged._replace(outcome=LONGER, site=None, notes=())
         yield judged
 
 
