@@ -3,6 +3,7 @@ and on broken ones, which are refused in one line that names the file."""
 
 import gzip
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from hyena_dist.data.tables import Example, reverse_complement
 from hyena_dist.tasks.suites import SUITES
 from hyena_dist.tasks.suites.description import MissingFiles
 from hyena_dist.tasks.suites.prepare import look, prepare
+from hyena_dist.tasks.suites.table import left_out, write_table
 
 Files = dict[str, str | bytes]
 
@@ -148,6 +150,19 @@ def hugging_face(folder: Path, names: dict[str, int]) -> Path:
 
 OLD, OTHER = "-a09b74b3ef9c3b56", "-0123456789abcdef"
 """What Hugging Face used to put behind the numbers of a part."""
+
+
+def test_a_file_whose_name_is_no_text(tmp_path: Path) -> None:
+    """It is read as any other, and named in messages and tables."""
+    data, suite = write(tmp_path / os.fsdecode(b"da\xffta"), TEXTS), SUITES["caduceus-gb"]
+    (data / WORM / "train/human/0.txt").rename(data / WORM / "train/human" / os.fsdecode(b"\xff.txt"))
+    task = suite.task(WORM)
+    prepare(suite, task, data, tmp_path / "out")
+    rows = (tmp_path / "out/table/train.csv").read_text("utf-8")
+    assert "ACGTacgt,human,human/\\udcff\n" in rows
+    assert "CCNN,human,human/10\n" in rows, "the control"
+    write_table(tmp_path, suite, str(data), {}, [left_out(suite, task, "refused", f"{data}: lacks 'worm'")])
+    assert "da\\udcffta: lacks 'worm'" in (tmp_path / "table.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize("parts", [1, 2])
