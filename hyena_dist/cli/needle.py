@@ -8,11 +8,12 @@ examples: hyena-dist needle needle-8k --length 8192
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 
 from hyena_dist.config.errors import UserError, one_line
+from hyena_dist.config.plain import open_regular
 from hyena_dist.tasks.needle_size import NeedleSize
 
 
@@ -45,13 +46,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         if args.report is not None:
-            lines = args.report.read_text("utf-8").splitlines()
-            for part, (right, count) in sorted(accuracy_by_slice(lines).items()):
-                print(f"slice {part}: {right} of {count} right, {right / count:.1%}")
-            return 0
+            return _report(args.report, accuracy_by_slice)
         needle = Needle(**{field.name: getattr(args, field.name) for field in fields(NeedleSize)})
         write_needle(args.dest, needle, train=args.train, valid=args.valid, test=args.test)
-    except (UserError, ValueError, IndexError, OSError) as error:
+    except (UserError, ValueError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
+    return 0
+
+
+def _report(path: Path, by_slice: Callable[[Sequence[str]], dict[int, tuple[int, int]]]) -> int:
+    try:
+        with open_regular(path) as file:
+            found = by_slice(file.read().decode("utf-8").splitlines())
+    except (UserError, UnicodeDecodeError) as error:
+        raise UserError(f"--report {path}: {one_line(error)}") from None
+    for part, (right, count) in sorted(found.items()):
+        print(f"slice {part}: {right} of {count} right, {right / count:.1%}")
     return 0

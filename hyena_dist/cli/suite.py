@@ -74,7 +74,7 @@ def _run(args: argparse.Namespace) -> int:
     # Imported here: some of it takes seconds, --help should not.
     from hyena_dist.runtime.run_lock import RunLock
     from hyena_dist.tasks.suites import SUITES
-    from hyena_dist.tasks.suites.runner import Runner, Stopped
+    from hyena_dist.tasks.suites.runner import SUITE, Runner, Stopped
     from hyena_dist.tasks.suites.settings import changes_of
 
     if args.name not in SUITES:
@@ -92,9 +92,11 @@ def _run(args: argparse.Namespace) -> int:
     runner = Runner(suite, args.model, Path(args.data), Path(args.out or f"runs/{suite.name}"), args.config,
                     changes_of(args.overrides), shlex.split(args.launch), args.most, stop=lambda: PROCESS.reason)
     _check(runner, tasks)
+    if not args.dry_run or (runner.out / SUITE).exists():
+        runner.content = _content(runner)
     if args.dry_run:
+        runner.check_same()
         return _dry_run(runner, tasks, asked=bool(args.tasks))
-    runner.content = _content(runner)
     try:
         runner.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -167,7 +167,8 @@ class Places:
             return self._classes_of(label, values)
         assert values is not None
         where = values.where
-        array = np.array(values.array(), dtype=np.float32)
+        with np.errstate(over="ignore"):  # what is too large is refused as what is infinite
+            array = np.array(values.array(), dtype=np.float32)
         bad = np.isinf(array) | (array < 0) if self.section.loss == "poisson" else np.isinf(array)
         if bad.any():
             place = [int(axis[0]) for axis in bad.nonzero()]

@@ -7,12 +7,14 @@ and may lie anywhere; neither motif occurs by chance. The head of a model that r
 """
 
 import csv
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from hyena_dist.config.whole import new_directory
+from hyena_dist.data.errors import DataError
 from hyena_dist.tasks.needle_size import NeedleSize
 
 LETTERS = np.frombuffer(b"ACGT", np.uint8)
@@ -91,11 +93,26 @@ def write_needle(dest: Path, needle: Needle, *, train: int, valid: int, test: in
 
 
 def accuracy_by_slice(predictions: Sequence[str]) -> dict[int, tuple[int, int]]:
-    """Of the lines of a predictions.tsv of such a table: right ones and all of each slice."""
+    """Of the lines of a predictions.tsv of such a table: right ones and all of each slice.
+
+    Raises:
+        DataError: they are those of something else, or of no sequence.
+    """
     found: dict[int, tuple[int, int]] = {}
-    for line in predictions[1:]:
-        name, label, said, *_ = line.split("\t")
-        part = int(name.split("-")[1])
-        right, count = found.get(part, (0, 0))
-        found[part] = right + (label == said), count + 1
+    for number, line in enumerate(predictions, 1):
+        fields = line.split("\t")
+        if number == 1:
+            if fields[:3] != ["name", "label", "predicted"]:
+                raise DataError("line 1: does not begin with the columns name, label and predicted: give the "
+                                "predictions.tsv of a fine-tuned classifier")
+            continue
+        match = re.fullmatch("slice-([0-9]{1,9})-at-[0-9]+", fields[0])
+        if match is None or len(fields) < 3:
+            raise DataError(f"line {number}: the name {fields[0][:40]!r} says no slice: give the predictions.tsv of a "
+                            "model that was fine-tuned on a needle table")
+        right, count = found.get(part := int(match[1]), (0, 0))
+        found[part] = right + (fields[1] == fields[2]), count + 1
+    if not found:
+        raise DataError("has no line of a sequence: give the predictions.tsv of a model that was fine-tuned on a "
+                        "needle table")
     return found

@@ -22,9 +22,9 @@ from hyena_dist.train.place_tallies import ClassTally, bin_tally, pair_tally
 
 LENGTHS, REACHES, SHORT = (2, 3, 4), (4, 8, 16), 16
 """The k of k-mers and, for bins of fewer bases than SHORT, how many bases to either side, that are tried."""
-SAMPLED, CHUNK = 20_000, 4096
-"""Training places that a regression learns from, drawn from sequences that are evenly spread, and about as many of
-valid that it is chosen by; places that are answered at once."""
+SAMPLED, SEQUENCES, CHUNK = 20_000, 1000, 4096
+"""Training places that a regression learns from, drawn from at most so many sequences that are evenly spread, and about
+as many places of valid that it is chosen by; places that are answered at once."""
 CHOOSES = {"per_base": "mcc", "binned": "pearson", "pairs": "pearson"}
 
 _CODES = np.full(256, 4, dtype=np.int64)
@@ -177,13 +177,10 @@ def place_baselines(labelled: Labelled, *, both_strands: bool, seed: int) -> dic
     from sklearn.exceptions import ConvergenceWarning
 
     count = len(labelled.splits["train"])
-    numbers = range(0, count, -(-count // 1000))
-    trivial, rng = Trivial(labelled), np.random.default_rng(seed)
-    drawn: list[tuple[int, np.ndarray]] = []  # a sequence with its counts is large, and is not kept
-    for number in numbers:
-        one = Sequence(labelled, "train", number, both_strands)
-        trivial.add(one, one.known)
-        drawn.append((number, rng.permutation(one.known)[: -(-SAMPLED // len(numbers))]))
+    step, rng = -(-count // SEQUENCES), np.random.default_rng(seed)
+    trivial, drawn = _drawn(labelled, range(0, count, step), both_strands, rng)
+    if not any(len(places) for _, places in drawn):  # those that have labels lie between
+        trivial, drawn = _drawn(labelled, range(count), both_strands, rng)
     in_bins = labelled.task == "pairs" or labelled.places.bin_size >= SHORT  # type: ignore[union-attr]
     enough = -(-SAMPLED // len(Sequence(labelled, "valid", 0, both_strands).labels))
     best: tuple[float, Regression, dict[str, Any]] | None = None
@@ -203,6 +200,18 @@ def place_baselines(labelled: Labelled, *, both_strands: bool, seed: int) -> dic
     return {name: {**chosen, "scores": {split: _scores(labelled, split, model, trivial, both_strands)
                                         for split in splits}}
             for name, model, chosen in (("kmers", best[1], best[2]), ("mean", trivial, {}))}
+
+
+def _drawn(labelled: Labelled, numbers: range, both_strands: bool, rng: np.random.Generator
+           ) -> tuple[Trivial, list[tuple[int, np.ndarray]]]:
+    """What these training sequences say without a look at their bases, and of each some places that have a label. A
+    sequence with its counts is large, and is not kept."""
+    trivial, drawn = Trivial(labelled), []
+    for number in numbers:
+        one = Sequence(labelled, "train", number, both_strands)
+        trivial.add(one, one.known)
+        drawn.append((number, rng.permutation(one.known)[: -(-SAMPLED // len(numbers))]))
+    return trivial, drawn
 
 
 def _learnt(labelled: Labelled, drawn: list[tuple[int, np.ndarray]], trivial: Trivial, k: int, both_strands: bool

@@ -96,3 +96,19 @@ def test_the_report_counts_by_slice(tmp_path: Path, capsys: pytest.CaptureFixtur
     (tmp_path / "predictions.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     assert main(["--report", str(tmp_path / "predictions.tsv")]) == 0
     assert capsys.readouterr().out == "slice 0: 1 of 1 right, 100.0%\nslice 2: 1 of 2 right, 50.0%\n"
+
+
+@pytest.mark.parametrize(("content", "said"), [
+    ("", "has no line of a sequence"), ("name\tlabel\tpredicted\t0\t1\n", "has no line of a sequence"),
+    ("name\tplaces\tloss\tpearson\nslice-0-at-5\t3\t1\t1\n", "line 1: does not begin with the columns name, label"),
+    ("slice-0-at-5\t0\t0\n", "line 1: does not begin with"),
+    ("name\tlabel\tpredicted\nslice-0-at-5\t0\t0\nchr1:5-9\t0\t0\n", "line 3: the name 'chr1:5-9' says no slice"),
+    ("name\tlabel\tpredicted\nslice-x-at-5\t0\t0\n", "line 2: the name 'slice-x-at-5' says no slice"),
+    ("name\tlabel\tpredicted\nslice-0-at-5\t0\n", "line 2: the name"), ("\xff", "codec can't decode")])
+def test_a_report_on_something_else_is_one_line(tmp_path: Path, content: str, said: str,
+                                                capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "other.tsv").write_text(content, encoding="latin-1")
+    assert main(["--report", str(tmp_path / "other.tsv")]) == 2
+    [error] = capsys.readouterr().err.splitlines()
+    assert error.startswith(f"error: --report {tmp_path}/other.tsv: ")
+    assert said in error

@@ -116,3 +116,14 @@ def test_bins_shorter_than_a_word_have_none(tmp_path: Path) -> None:
     assert one.seen(one.known, 3).sum() == 0
     assert one.seen(one.known, 2).sum() == 7, "the control: two of each pair, and one that AC and AC have in common"
     assert place_baselines(labelled, both_strands=False, seed=0)["mean"]["scores"]["valid"]["mean_squared_error"] > 0
+
+
+def test_labels_that_a_sample_of_the_sequences_has_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every second sequence, as where the two strands of each are given and one has tracks."""
+    directory = table(tmp_path / "table", "binned")
+    array = np.load(directory / "train.npy")
+    array[::2] = np.nan
+    np.save(directory / "train.npy", array)
+    monkeypatch.setattr("hyena_dist.tasks.place_baselines.SEQUENCES", 15)
+    scores = found(directory, "binned")["kmers"]["scores"]["test"]
+    assert scores["pearson"] > 0.9

@@ -216,7 +216,8 @@ def test_texts_that_do_not_fit_are_refused(tmp_path: Path, labels: list[str], ke
 
 
 def test_values_that_cannot_be_are_refused_when_they_are_read(tmp_path: Path) -> None:
-    for value, keys, said in ((np.inf, BINS, "is inf"), (-1, dict(BINS, loss="poisson"), "0 or more")):
+    for value, keys, said in ((np.inf, BINS, "is inf"), (1e39, BINS, "is inf"),
+                              (-1, dict(BINS, loss="poisson"), "0 or more")):
         array = TRACKS.copy()
         array[1, 2, 0] = value
         with pytest.raises(DataError, match=rf"rows.npy: row 2: the label at \[2, 0\] .*{said}|{said}"):

@@ -101,6 +101,8 @@ def test_another_model_or_configuration_under_the_same_name_is_refused(tmp_path:
     own.unlink()
     own.symlink_to(other)
     assert "has results of other weights than those that --from" in _refused(capsys, argv)
+    assert "has results of other weights" in _refused(capsys, [*argv, "--dry-run"])
+    assert json.loads(noted.read_text("utf-8")) == whole, "what is refused is not noted"
     own.unlink()
     own.symlink_to(model)
     config.write_text(text.replace("embed_dropout: 0.1", "embed_dropout: 0.2"), encoding="utf-8")

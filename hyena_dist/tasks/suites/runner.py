@@ -66,8 +66,8 @@ class Runner:
     `configuration`, its values by key."""
     stop: Callable[[], str | None] = lambda: None
 
-    def check_same(self) -> None:
-        """Note what this directory is of; an earlier start must have been of the same, but for the tasks.
+    def check_same(self) -> dict[str, Any]:
+        """What is to be noted of this directory. An earlier start must have been of the same, but for the tasks.
 
         Raises:
             ConfigError: it was of something else.
@@ -86,9 +86,7 @@ class Runner:
             self._check_content(before)
         # What an earlier version has not noted is added.
         configuration = {**self.content.get("configuration", {}), **before.get("configuration", {})}
-        content = {**asked, **self.content, "configuration": configuration}
-        if content != before:
-            write_whole(path, lambda aside: aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8"))
+        return {**asked, **self.content, "configuration": configuration}
 
     def _check_content(self, before: Mapping[str, Any]) -> None:
         """Raises ConfigError: the model or the configuration is another one than that of an earlier start."""
@@ -114,7 +112,8 @@ class Runner:
             Stopped: the run under way was told to stop, and has saved.
             UserError: files that were asked for are missing.
         """
-        self.check_same()
+        content = json.dumps(self.check_same(), indent=1) + "\n"
+        write_whole(self.out / SUITE, lambda aside: aside.write_text(content, encoding="utf-8"))
         rows: list[Row] = []
         for task in tasks:
             try:

@@ -78,14 +78,18 @@ def write_table(out: Path, suite: Suite, model: str, changes: Mapping[str, str],
         OSError: it cannot be written.
     """
     text = markdown(suite, model, changes, rows)
-    write_whole(out / MARKDOWN, lambda aside: aside.write_text(text, encoding="utf-8"))
-    lines = _csv(suite, model, changes, rows)
-    write_whole(out / CSV, lambda aside: aside.write_text(lines, encoding="utf-8"))
+    _write(out / MARKDOWN, text)
+    _write(out / CSV, _csv(suite, model, changes, rows))
     if any(row.state == "done" for row in rows):
         try:
             _draw(out / PICTURE, suite, rows)
         except ImportError:
             logger.warning("no %s: matplotlib is missing; install it with pip install 'hyena-dist[plots]'", PICTURE)
+
+
+def _write(path: Path, text: str) -> None:
+    """In UTF-8, also where a message names a file whose name is no text."""
+    write_whole(path, lambda aside: aside.write_text(text, encoding="utf-8", errors="backslashreplace"))
 
 
 def _columns(rows: Sequence[Row]) -> tuple[list[str], list[str]]:

@@ -40,7 +40,9 @@ class Writer:
         table = self._tables.get(example.split)
         path = self._directory / FILES[example.split]
         if table is None:
-            table = self._tables[example.split] = path.open("w", encoding="utf-8", newline="")
+            # A sequence may be called as its file is, whose name need not be text.
+            table = path.open("w", encoding="utf-8", errors="backslashreplace", newline="")
+            self._tables[example.split] = table
             table.write("sequence,label,name\n")
         csv.writer(table, lineterminator="\n").writerow((bases.decode("ascii"), example.label, example.name))
         if example.values is not None:
