@@ -5,7 +5,7 @@ import hashlib
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 
 from hyena_dist.config.sections.finetune import PLACES, FinetuneSection, words_of
 from hyena_dist.data.errors import DataError
-from hyena_dist.data.partition import draw
+from hyena_dist.data.partition import contradicting, copy_key, draw, move_chromosomes, overlapping, repeated
 from hyena_dist.data.places import Places, classes_in, places_of
 from hyena_dist.data.scale import Scale, scale_of
 from hyena_dist.data.tables import NO_LABEL, Columns, Example, read_table, reverse_complement
@@ -111,6 +111,7 @@ def reader_of(section: FinetuneSection, *, most: int) -> Callable[[int], Labelle
         _of_vectors(given, notes)
     notes += _crop(given, section, most) + _foreign(given)
     places = _checked_places(given, section) if section.task in PLACES else None
+    notes += _contradicting(given, section)
     if not given["valid"]:  # the last seed's is held, as it is asked for several times
         return lru_cache(1)(lambda seed: _parted(_drawn(given, section, seed), section, notes, places))
     whole = _parted(given, section, notes, places)
@@ -125,7 +126,7 @@ def _parted(given: dict[str, list[Example]], section: FinetuneSection, notes: Se
             sizes = ", ".join(f"{len(examples):,} of {split}" for split, examples in given.items())
             raise DataError(f"finetune.table has no sequences {wanted} ({sizes}): give more, or finetune.valid")
     splits = {name: examples for name, examples in given.items() if examples}
-    notes = [*notes, *_repeated(splits)]
+    notes = [*notes, *repeated(splits, both_strands=section.rc != "none"), *overlapping(splits)]
     if places is not None:
         return _with_places(splits, section, notes, places)
     classes = [] if section.task == "regression" else _classes(splits, section.task, notes)
@@ -236,15 +237,15 @@ def _given(read: dict[str, list[Example]], section: FinetuneSection) -> dict[str
     """The splits that the tables or their chromosomes say; those that they do not say are empty."""
     splits = {name: read.get(name, []) for name in NAMES}
     splits["train"] = splits["train"] + read.get("", [])
-    for name, key in (("test", "test_chromosomes"), ("valid", "valid_chromosomes")):
-        if (listed := getattr(section, key)) is not None:
-            _move_chromosomes(splits, name, key, words_of(listed))
+    for name, listed in (("test", section.test_chromosomes), ("valid", section.valid_chromosomes)):
+        if listed is not None:
+            move_chromosomes(splits, name, words_of(listed))
     return splits
 
 
 def _drawn(given: dict[str, list[Example]], section: FinetuneSection, seed: int) -> dict[str, list[Example]]:
     """With a part of the training sequences for validation."""
-    train, valid = draw(given["train"], section.valid_fraction, seed, same=lambda example: example.key,
+    train, valid = draw(given["train"], section.valid_fraction, seed, same=copy_key(both_strands=section.rc != "none"),
                         classes=partial(_classes_of, task=section.task))
     return {**given, "train": train, "valid": valid}
 
@@ -258,16 +259,18 @@ def _classes_of(example: Example, task: str) -> Collection[str]:
     return classes_in([(example.label, example.values, example.where)])[0] if task == "per_base" else ()
 
 
-def _move_chromosomes(splits: dict[str, list[Example]], name: str, key: str, listed: list[str]) -> None:
-    if splits[name]:
-        raise DataError(f"finetune.{key}: the tables say already which sequences are of {name}: leave it out")
-    known = {example.chromosome for example in splits["train"]}
-    for chromosome in listed:
-        if chromosome not in known:
-            raise DataError(f"finetune.{key}: no training sequence is of {chromosome!r}: there are "
-                            f"{', '.join(sorted(filter(None, known)))[:200] or 'no intervals'}")
-    splits[name] = [example for example in splits["train"] if example.chromosome in listed]
-    splits["train"] = [example for example in splits["train"] if example.chromosome not in listed]
+def _contradicting(given: dict[str, list[Example]], section: FinetuneSection) -> list[str]:
+    """A note on sequences with different labels."""
+    def label(example: Example) -> Hashable:
+        if example.values is not None:
+            return example.values.digest()
+        if section.task == "multilabel":
+            return frozenset(_several(example.label))
+        return number_of(example.label) if section.task == "regression" else example.label
+
+    # Labels of places are turned with the strand: there copies are of one strand alone.
+    same = copy_key(both_strands=section.rc != "none" and section.task not in PLACES)
+    return contradicting([example for examples in given.values() for example in examples], same, label)
 
 
 def _crop(splits: dict[str, list[Example]], section: FinetuneSection, most: int) -> list[str]:
@@ -288,13 +291,6 @@ def _crop(splits: dict[str, list[Example]], section: FinetuneSection, most: int)
         splits[name] = examples
     return [f"{cropped:,} sequences were longer than {most:,} bases, and their {section.longer} part was kept"] * bool(
         cropped)
-
-
-def _repeated(splits: dict[str, list[Example]]) -> list[str]:
-    sets = {name: {example.key for example in examples} for name, examples in splits.items()}
-    pairs = [("train", "test"), ("valid", "test"), ("train", "valid")]
-    return [f"{count:,} different sequences are in {one} and in {other}: what is found there is too good"
-            for one, other in pairs if one in sets and other in sets and (count := len(sets[one] & sets[other]))]
 
 
 def _foreign(splits: dict[str, list[Example]]) -> list[str]:

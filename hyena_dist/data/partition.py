@@ -2,11 +2,39 @@
 apart."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from hyena_dist.data.tables import Example
+from hyena_dist.data.bed import Span, merged, overlap
+from hyena_dist.data.errors import DataError
+from hyena_dist.data.tables import Cut, Example
+
+_PAIRS = (("train", "test"), ("valid", "test"), ("train", "valid"))
+"""Splits that should be apart."""
+
+
+def copy_key(*, both_strands: bool) -> Callable[[Example], bytes]:
+    """What copies of a sequence have in common. To a model that reads both strands the reverse complement is one."""
+    return lambda example: example.key_of_either_strand if both_strands else example.key
+
+
+def move_chromosomes(splits: dict[str, list[Example]], name: str, listed: Collection[str]) -> None:
+    """Take the intervals of these chromosomes out of training, for another split.
+
+    Raises:
+        DataError: that has sequences already, or there are none on a chromosome.
+    """
+    if splits[name]:
+        raise DataError(f"finetune.{name}_chromosomes: the tables say already which sequences are of {name}: leave it "
+                        "out")
+    known = {example.chromosome for example in splits["train"]}
+    for chromosome in listed:
+        if chromosome not in known:
+            raise DataError(f"finetune.{name}_chromosomes: no training sequence is of {chromosome!r}: there are "
+                            f"{', '.join(sorted(filter(None, known)))[:200] or 'no intervals'}")
+    splits[name] = [example for example in splits["train"] if example.chromosome in listed]
+    splits["train"] = [example for example in splits["train"] if example.chromosome not in listed]
 
 
 def draw(examples: Sequence[Example], fraction: float, seed: int, *, same: Callable[[Example], bytes],
@@ -38,3 +66,57 @@ def draw(examples: Sequence[Example], fraction: float, seed: int, *, same: Calla
         drawn.update(members[group])
     return ([example for number, example in enumerate(examples) if number not in drawn],
             [example for number, example in enumerate(examples) if number in drawn])
+
+
+def repeated(splits: Mapping[str, Sequence[Example]], *, both_strands: bool) -> list[str]:
+    """A note for each two splits that share sequences."""
+    same = copy_key(both_strands=both_strands)
+    sets = {name: {same(example) for example in examples} for name, examples in splits.items()}
+    how = ", on this strand or the other" * both_strands
+    return [f"{count:,} different sequences are in {one} and in {other}{how}: what is found there is too good"
+            for one, other in _PAIRS if one in sets and other in sets and (count := len(sets[one] & sets[other]))]
+
+
+def overlapping(splits: Mapping[str, Sequence[Example]]) -> list[str]:
+    """A note for each two splits of which intervals overlap, on either strand."""
+    spans, notes = {name: spans_of(examples) for name, examples in splits.items()}, []
+    for one, other in _PAIRS:
+        found = [bool(overlap(*place, spans.get(one, {}).get(contig, [])))
+                 for contig, place in _places(splits.get(other, ()))]
+        if count := sum(found):
+            notes.append(f"{count:,} of the {len(found):,} intervals of {other} overlap intervals of {one}: what is "
+                         "found there may be too good; hold out whole chromosomes")
+    return notes
+
+
+def spans_of(examples: Iterable[Example]) -> dict[str, list[Span]]:
+    """The merged stretches of each contig that intervals cover."""
+    found: dict[str, list[Span]] = {}
+    for contig, place in _places(examples):
+        found.setdefault(contig, []).append(place)
+    return {contig: merged(spans) for contig, spans in found.items()}
+
+
+def _places(examples: Iterable[Example]) -> list[tuple[str, Span]]:
+    """Contig and place of each interval."""
+    return [(example.chromosome, (example.held.start, example.held.end)) for example in examples
+            if isinstance(example.held, Cut)]
+
+
+def contradicting(examples: Sequence[Example], same: Callable[[Example], bytes],
+                  label: Callable[[Example], Hashable]) -> list[str]:
+    """A note on sequences that come several times, with different labels.
+
+    Args:
+        same: a key that copies share.
+        label: what is equal of labels that say the same.
+    """
+    keys = [same(example) for example in examples]
+    count = Counter(keys)
+    labels: dict[bytes, set[Hashable]] = {}
+    for key, example in zip(keys, examples, strict=True):
+        if count[key] > 1:
+            labels.setdefault(key, set()).add(label(example))
+    odd = sum(len(found) > 1 for found in labels.values())
+    return [f"{odd:,} different sequences come more than once, with different labels: no answer is right for all of "
+            "these"] * bool(odd)
