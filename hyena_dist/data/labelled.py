@@ -14,7 +14,16 @@ import numpy as np
 
 from hyena_dist.config.sections.finetune import PLACES, FinetuneSection, words_of
 from hyena_dist.data.errors import DataError
-from hyena_dist.data.partition import contradicting, copy_key, draw, move_chromosomes, overlapping, repeated
+from hyena_dist.data.partition import (
+    contradicting,
+    copy_key,
+    draw,
+    homologous,
+    move_chromosomes,
+    overlapping,
+    repeated,
+    without_alike,
+)
 from hyena_dist.data.places import Places, classes_in, places_of
 from hyena_dist.data.scale import Scale, scale_of
 from hyena_dist.data.tables import NO_LABEL, Columns, Example, read_table, reverse_complement
@@ -104,7 +113,7 @@ def reader_of(section: FinetuneSection, *, most: int) -> Callable[[int], Labelle
     differ only where a part for validation is drawn.
 
     Raises:
-        DataError: as of `read_labelled`; the reader, too.
+        DataError: a file cannot be used; the reader raises what `read_labelled` does of splits and labels.
     """
     given, notes = _given(_read(section), section), list[str]()
     if section.task == "multilabel":
@@ -112,10 +121,18 @@ def reader_of(section: FinetuneSection, *, most: int) -> Callable[[int], Labelle
     notes += _crop(given, section, most) + _foreign(given)
     places = _checked_places(given, section) if section.task in PLACES else None
     notes += _contradicting(given, section)
-    if not given["valid"]:  # the last seed's is held, as it is asked for several times
-        return lru_cache(1)(lambda seed: _parted(_drawn(given, section, seed), section, notes, places))
-    whole = _parted(given, section, notes, places)
-    return lambda _: whole
+    drawn, file = not given["valid"], None if section.homology is None else Path(section.homology)
+    regions = [] if file is None else homologous(file, [example for found in given.values() for example in found])
+
+    @lru_cache(1)  # it is asked for several times
+    def of_part(seed: int) -> Labelled:
+        splits = _drawn(given, section, seed) if drawn else given
+        if file is None:
+            return _parted(splits, section, notes, places)
+        train, note = without_alike(splits, file, regions)
+        return _parted({**splits, "train": train}, section, [*notes, note], places)
+
+    return lambda seed: of_part(seed if drawn else 0)
 
 
 def _parted(given: dict[str, list[Example]], section: FinetuneSection, notes: Sequence[str],

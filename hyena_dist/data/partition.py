@@ -3,11 +3,13 @@ apart."""
 
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from hyena_dist.data.bed import Span, merged, overlap
 from hyena_dist.data.errors import DataError
+from hyena_dist.data.homology import Region, alike, read_regions
 from hyena_dist.data.tables import Cut, Example
 
 _PAIRS = (("train", "test"), ("valid", "test"), ("train", "valid"))
@@ -66,6 +68,49 @@ def draw(examples: Sequence[Example], fraction: float, seed: int, *, same: Calla
         drawn.update(members[group])
     return ([example for number, example in enumerate(examples) if number not in drawn],
             [example for number, example in enumerate(examples) if number in drawn])
+
+
+def homologous(path: Path, examples: Iterable[Example]) -> list[Region]:
+    """The regions of a file of homologies that are on the contigs of intervals.
+
+    Raises:
+        DataError: it cannot be read, is of other contigs, or a region reaches past the end of its contig.
+    """
+    lengths = {example.chromosome: len(example.held.contig) for example in examples if isinstance(example.held, Cut)}
+    regions = read_regions(path)
+    found = [region for region in regions if region.contig in lengths]
+    if not found:
+        raise DataError(f"{path}: line {regions[0].line}: contig {regions[0].contig!r}, as all others in it, has no "
+                        f"interval in finetune.table, which has {', '.join(sorted(lengths))[:200]}: check the names "
+                        "(chr1 or 1?)")
+    for region in found:
+        if region.end > lengths[region.contig]:
+            raise DataError(f"{path}: line {region.line}: region {region.contig}:{region.start}-{region.end} reaches "
+                            f"past the {lengths[region.contig]:,} bases of its contig in finetune.genome; is this of "
+                            "another assembly?")
+    return found
+
+
+def without_alike(splits: Mapping[str, list[Example]], path: Path,
+                  regions: Sequence[Region]) -> tuple[list[Example], str]:
+    """The training intervals that are outside of every region alike to validation or test, and a note on the others.
+
+    Args:
+        path: where the regions are from, for messages.
+        regions: as `homologous` gives them.
+
+    Raises:
+        DataError: none is left.
+    """
+    train = splits["train"]
+    apart, families = alike(regions, spans_of([*splits["valid"], *splits["test"]]))
+    kept = [example for example, (contig, place) in zip(train, _places(train), strict=True)
+            if not overlap(*place, apart.get(contig, []))]
+    if train and not kept:
+        raise DataError(f"{path}: all {len(train):,} training intervals are alike to validation or test: hold out "
+                        "fewer, or whole families")
+    return kept, (f"{path}: {len(train) - len(kept):,} of {len(train):,} training intervals do not train, as they are "
+                  f"alike to validation or test ({families:,} families)")
 
 
 def repeated(splits: Mapping[str, Sequence[Example]], *, both_strands: bool) -> list[str]:

@@ -36,6 +36,7 @@ def test_a_dry_run_says_what_is_in_a_table(tmp_path: Path, capsys: pytest.Captur
     ("finetune.shots=2", "training has 2 of '0': lower it"), ("finetune.shots=-1", "shots must be 0 or greater"),
     ("finetune.baselines=kmer", "finetune.baselines must be one of kmers, cnn, scratch"),
     ("finetune.lr_decay=0", "lr_decay must be greater than 0, at most 1"),
+    ("finetune.homology=alike.bed", "a table without finetune.genome has no intervals: give both, or leave it out"),
     ("finetune.trained=probe", "needs a pretrained model"), ("finetune.trained=lora", "needs a pretrained model"),
 ])
 def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], argument: str, said: str) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from hyena_dist.config.sections.finetune import FinetuneSection
+from hyena_dist.data.errors import DataError
 from hyena_dist.data.labelled import Labelled, read_labelled
 from hyena_dist.data.tables import Cut, Example, reverse_complement
 from tests.unit.test_tables import read, write
@@ -115,3 +116,51 @@ def test_one_sequence_with_several_labels_is_counted(tmp_path: Path, task: str, 
     found = read(path, task=task, rc=rc, bin_size=6)
     assert [note for note in found.notes if "different labels" in note] == [
         "1 different sequences come more than once, with different labels: no answer is right for all of these"] * odd
+
+
+BED = "chr1\t0\t20\tA\nchr1\t590\t600\tA\nchr1\t50\t60\tB\nchr1\t320\t330\tB\nchr1\t65\t66\tC\nchr1\t539\t541\tC\n"
+"""Of family A a test interval is, of C a validation interval, of B training intervals alone."""
+BLAST = "".join(f"{query}\t{subject}\t99.0\t20\t0\t0\t{first}\t{last}\t{start}\t{end}\t1e-9\t40\n" for
+                query, subject, first, last, start, end in (
+                    ("chr1", "chr1", 1, 20, 600, 591), ("chr1:40-70", "chr1", 26, 26, 540, 541)))
+PAIRS = "chr1:0-20\tchr1:590-600\t50\nchr1:65-66\tchr1:539-541\t50\n"
+"""The same as A and C."""
+TEST = [(580, 600, "+", "test"), (200, 220, "-", "test")]
+
+
+@pytest.mark.parametrize("text", [BED, BLAST, PAIRS])
+def test_what_is_alike_to_held_out_intervals_does_not_train(tmp_path: Path, text: str) -> None:
+    keys = intervals(tmp_path / "t.tsv", [*TRAIN, (400, 440, "+", "train"), *VALID, *TEST])
+    path = write(tmp_path / "alike", text)
+    found, without = of(keys, homology=str(path)), of(keys)
+    assert [e.name for e in found.splits["train"]] == ["chr1:300-340(-)", "chr1:400-440"]
+    assert [e.name for e in without.splits["train"]][:2] == ["chr1:0-40", "chr1:30-70"], "the control"
+    assert f"{path}: 2 of 4 training intervals do not train, as they are alike to validation or test (2 families)" \
+        in found.notes
+    assert {name: found.splits[name] for name in ("valid", "test")} == {
+        name: without.splits[name] for name in ("valid", "test")}
+
+
+def test_what_is_alike_to_the_part_that_a_seed_draws_does_not_train(tmp_path: Path) -> None:
+    """Each training interval has a relative; where one is drawn, the other does not train."""
+    rows = [(20 * n, 20 * n + 20, "+", "train") for n in range(28)]
+    text = "".join(f"chr1\t{start}\t{end}\t{start // 40}\n" for start, end, *_ in rows)
+    keys = {**intervals(tmp_path / "t.tsv", rows), "homology": str(write(tmp_path / "alike.bed", text))}
+    for seed in range(3):
+        found = read_labelled(FinetuneSection(**keys, valid_fraction=0.2), seed=seed, most=100)
+        families = [{e.held.start // 40 for e in found.splits[name] if isinstance(e.held, Cut)}
+                    for name in ("train", "valid")]
+        assert not families[0] & families[1]
+        assert len(found.splits["train"]) + len(found.splits["valid"]) < 28, "the control"
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("1\t0\t20\tA\n", "alike: line 1: contig '1', as all others in it, has no interval in finetune.table.*chr1 or 1"),
+    ("chr2\t0\t5\tA\nchr1\t590\t601\tA\n", "alike: line 2: region chr1:590-601 reaches past the 600 bases"),
+    ("chr1\t0\t600\tA\n", "alike: all 4 training intervals are alike to validation or test"),
+    ("chr1\t0\n", "alike: line 1: is no row of"), ("", "alike: "),
+])
+def test_homologies_that_cannot_be_used_are_refused(tmp_path: Path, text: str, said: str) -> None:
+    keys = intervals(tmp_path / "t.tsv", [*TRAIN, (400, 440, "+", "train"), *VALID, *TEST])
+    with pytest.raises(DataError, match=said):
+        of(keys, homology=str(write(tmp_path / "alike", text)))
