@@ -9,7 +9,7 @@ examples: python launchers/finetune.py --config finetune/gue finetune.from=runs/
 import argparse
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -45,8 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return exit_status(parse_args(argv), _run)
 
 
-def _resolved(args: argparse.Namespace) -> tuple[Config, "Labelled", Mapping[str, Any] | None]:
-    """The configuration with all that model and table decide, the sequences of the first seed, and the weights.
+def _resolved(args: argparse.Namespace) -> tuple[Config, "Callable[[int], Labelled]", Mapping[str, Any] | None]:
+    """The configuration with all that model and table decide, the reader of each seed's sequences, and the weights.
+    The sequences of every seed are looked at, so that none is refused after others have been trained on.
 
     Raises:
         UserError: one of them cannot be used.
@@ -56,7 +57,7 @@ def _resolved(args: argparse.Namespace) -> tuple[Config, "Labelled", Mapping[str
     except ImportError:
         raise UserError("scikit-learn, which measures how good the answers are, is not installed: install it with "
                         "pip install 'hyena-dist[tasks]'") from None
-    from hyena_dist.data.labelled import read_labelled
+    from hyena_dist.data.labelled import reader_of
     from hyena_dist.data.tokenizer import tokenizer_of
 
     config = load_config(find(args.config), args.overrides, base=NOT_READ)
@@ -69,7 +70,8 @@ def _resolved(args: argparse.Namespace) -> tuple[Config, "Labelled", Mapping[str
         dropouts = {key: getattr(config.model, key) for key in ("embed_dropout", "resid_dropout")}
         config = replace(config, model=replace(section, **dropouts))
     tokenizer = tokenizer_of(config.model)
-    labelled = read_labelled(config.finetune, seed=config.train.seed, most=tokenizer.bases(config.model.max_seq_len))
+    read = reader_of(config.finetune, most=tokenizer.bases(config.model.max_seq_len))
+    labelled = read(config.train.seed)
     if weights is not None:
         weights = without_other_head(weights, path, config.finetune, labelled.classes)
     shortest, longest = (choose(example.length for examples in labelled.splits.values() for example in examples)
@@ -81,15 +83,31 @@ def _resolved(args: argparse.Namespace) -> tuple[Config, "Labelled", Mapping[str
         raise UserError(f"finetune.task={labelled.task} has labels for places, and the tokens of this model are "
                         f"{tokenizer.k}-mers (model.kmer): take a model of single bases")
     config = replace(config, data=replace(config.data, seq_len=tokenizer.tokens(longest)))
-    if config.finetune.by_tokens:
-        from hyena_dist.train.prompting import check_prompting, row_tokens
-
-        check_prompting(config, labelled)
-        config = replace(config, data=replace(config.data, seq_len=row_tokens(config.finetune, labelled)))
+    config = _of_all_seeds(config, read)
     if (epochs := config.finetune.epochs) is not None:
         steps = max(1, round(epochs * len(labelled.splits["train"]) / config.train.global_batch_size))
         config = replace(config, train=replace(config.train, steps=steps))
-    return config, labelled, weights
+    return config, read, weights
+
+
+def _of_all_seeds(config: Config, read: "Callable[[int], Labelled]") -> Config:
+    """With the tokens of the longest row that comes in any run.
+
+    Raises:
+        UserError: the sequences of a seed, in their splits, cannot be learnt.
+    """
+    first, longest = config.train.seed, config.data.seq_len
+    for seed in range(first, first + config.finetune.seeds):
+        try:
+            labelled = read(seed)
+            if config.finetune.by_tokens:
+                from hyena_dist.train.prompting import check_prompting, row_tokens
+
+                check_prompting(config, labelled)
+                longest = max(longest, row_tokens(config.finetune, labelled))
+        except UserError as error:
+            raise error if seed == first else UserError(f"seed {seed}: {error}") from None
+    return replace(config, data=replace(config.data, seq_len=longest))
 
 
 def contents(config: Config, labelled: "Labelled") -> list[str]:
@@ -116,7 +134,8 @@ def _run(args: argparse.Namespace) -> int:
     launchers = launcher_processes()
     environment = rank_environment(os.environ)
     try:
-        config, labelled, weights = _resolved(args)
+        config, read, weights = _resolved(args)
+        labelled = read(config.train.seed)
         check(config, world_size=(dry_run_ranks() or 1) if args.dry_run else int(environment["WORLD_SIZE"]))
         check_raw_section(config.engine.deepspeed)
     except UserError as error:
@@ -135,8 +154,6 @@ def _run(args: argparse.Namespace) -> int:
         logger.warning("%s", line)
     import torch.distributed as dist
 
-    from hyena_dist.data.labelled import read_labelled
-    from hyena_dist.data.tokenizer import tokenizer_of
     from hyena_dist.parallel.groups import Axis, init_groups
     from hyena_dist.runtime.launch import init_distributed
     from hyena_dist.runtime.startup import check_same_start
@@ -145,8 +162,6 @@ def _run(args: argparse.Namespace) -> int:
     device = init_distributed(dump_dir=Path(config.train.run_dir) / "logs")
     check_same_start(config, Axis.of(dist.group.WORLD))
     groups = init_groups(tensor=config.parallel.tensor, context=config.parallel.context)
-    most = tokenizer_of(config.model).bases(config.model.max_seq_len)
-    reason = finetune(config, groups, device, weights=weights, launchers=launchers,
-                      read=lambda seed: read_labelled(config.finetune, seed=seed, most=most))
+    reason = finetune(config, groups, device, read=read, weights=weights, launchers=launchers)
     dist.destroy_process_group()
     return 0 if reason is None else EXIT_REQUEUE

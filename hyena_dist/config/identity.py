@@ -52,7 +52,7 @@ CHANGEABLE = frozenset({
 """A resume may change them; it says so, with the old and the new value."""
 
 PLACES = frozenset({"train.run_dir", "train.resume", "data.shards", "data.cache", "data.cache_gb",
-                    *(f"finetune.{key}" for key in ("from_", "table", "valid", "test", "genome"))})
+                    *(f"finetune.{key}" for key in ("from_", "table", "valid", "test", "genome", "homology"))})
 """Where things lie, which no checkpoint keeps. Shards and labelled sequences are compared by their content, not by
 their path."""
 

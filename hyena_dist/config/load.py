@@ -39,7 +39,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), *, env: Mapping
     if train.origin is not None:
         resume = WEIGHTS * train.weights_only + _expanded("train.resume", train.origin, env)
     tuning: dict[str, Any] = {field: _expanded(f"finetune.{field.rstrip('_')}", value, env)
-                              for field in ("from_", "table", "valid", "test", "genome")
+                              for field in ("from_", "table", "valid", "test", "genome", "homology")
                               if (value := getattr(tune, field))}
     try:
         return replace(config, data=replace(data, shards=_expanded("data.shards", data.shards, env),

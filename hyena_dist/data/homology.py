@@ -12,7 +12,7 @@ held-out sequence trains, unless the table has that hit, too.
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -85,6 +85,23 @@ def read_regions(path: Path) -> list[Region]:
     return regions
 
 
+def alike(regions: Iterable[Region], held_out: Mapping[str, list[Span]]) -> tuple[dict[str, list[Span]], int]:
+    """The stretches of each contig, merged, whose family has a held-out base, and how many families have.
+
+    Args:
+        held_out: merged stretches of each contig.
+    """
+    families: dict[str, list[Region]] = {}
+    for region in regions:
+        families.setdefault(region.family, []).append(region)
+    told = [family for family in families.values()
+            if any(overlap(row.start, row.end, held_out.get(row.contig, [])) for row in family)]
+    found: dict[str, list[Span]] = {}
+    for row in (row for family in told for row in family):
+        found.setdefault(row.contig, []).append((row.start, row.end))
+    return {contig: merged(spans) for contig, spans in found.items()}, len(told)
+
+
 class Apart(Splits):
     """What other splits choose, but no base trains in a region of which the family has a held-out base.
 
@@ -102,17 +119,8 @@ class Apart(Splits):
         self._left_out: dict[str, int] = {}
         chosen = {contig: splits.stretches(contig, bases) for contig, bases in lengths.items()}
         held = {contig: merged(row[:2] for row in rows if row.split != "train") for contig, rows in chosen.items()}
-        families: dict[str, list[Region]] = {}
-        for region in read_regions(path):
-            if self._inside(region, lengths, cut):
-                families.setdefault(region.family, []).append(region)
-        told = [family for family in families.values()
-                if any(overlap(row.start, row.end, held[row.contig]) for row in family)]
-        self._families = len(told)
-        apart: dict[str, list[Span]] = {}
-        for row in (row for family in told for row in family):
-            apart.setdefault(row.contig, []).append((row.start, row.end))
-        self._apart = {contig: merged(spans) for contig, spans in apart.items()}
+        inside = (region for region in read_regions(path) if self._inside(region, lengths, cut))
+        self._apart, self._families = alike(inside, held)
 
     def _inside(self, region: Region, lengths: dict[str, int], cut: bool) -> bool:
         bases = lengths.get(region.contig)

@@ -5,14 +5,25 @@ import hashlib
 import math
 import re
 from collections import Counter
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 
 from hyena_dist.config.sections.finetune import PLACES, FinetuneSection, words_of
 from hyena_dist.data.errors import DataError
+from hyena_dist.data.partition import (
+    contradicting,
+    copy_key,
+    draw,
+    homologous,
+    move_chromosomes,
+    overlapping,
+    repeated,
+    without_alike,
+)
 from hyena_dist.data.places import Places, classes_in, places_of
 from hyena_dist.data.scale import Scale, scale_of
 from hyena_dist.data.tables import NO_LABEL, Columns, Example, read_table, reverse_complement
@@ -94,26 +105,66 @@ def read_labelled(section: FinetuneSection, *, seed: int, most: int) -> Labelled
     Raises:
         DataError: a file cannot be used, a split has no sequence, or a label does not fit the task.
     """
-    splits = _split(_read(section), section, seed)
-    notes = _crop(splits, section, most)
-    notes += _repeated(splits) + _foreign(splits)
-    if section.task in PLACES:
-        return _with_places(splits, section, notes)
+    return reader_of(section, most=most)(seed)
+
+
+def reader_of(section: FinetuneSection, *, most: int) -> Callable[[int], Labelled]:
+    """Reads the files once, and gives the sequences in the splits of each seed, as `read_labelled` does. The seeds
+    differ only where a part for validation is drawn.
+
+    Raises:
+        DataError: a file cannot be used; the reader raises what `read_labelled` does of splits and labels.
+    """
+    given, notes = _given(_read(section), section), list[str]()
     if section.task == "multilabel":
-        _of_vectors(splits, notes)
+        _of_vectors(given, notes)
+    notes += _crop(given, section, most) + _foreign(given)
+    places = _checked_places(given, section) if section.task in PLACES else None
+    notes += _contradicting(given, section)
+    drawn, file = not given["valid"], None if section.homology is None else Path(section.homology)
+    regions = [] if file is None else homologous(file, [example for found in given.values() for example in found])
+
+    @lru_cache(1)  # it is asked for several times
+    def of_part(seed: int) -> Labelled:
+        splits = _drawn(given, section, seed) if drawn else given
+        if file is None:
+            return _parted(splits, section, notes, places)
+        train, note = without_alike(splits, file, regions)
+        return _parted({**splits, "train": train}, section, [*notes, note], places)
+
+    return lambda seed: of_part(seed if drawn else 0)
+
+
+def _parted(given: dict[str, list[Example]], section: FinetuneSection, notes: Sequence[str],
+            places: Places | None) -> Labelled:
+    """The sequences of all splits, each checked."""
+    for name, wanted in (("train", "to train on"), ("valid", "to validate by")):
+        if not given[name]:
+            sizes = ", ".join(f"{len(examples):,} of {split}" for split, examples in given.items())
+            raise DataError(f"finetune.table has no sequences {wanted} ({sizes}): give more, or finetune.valid")
+    splits = {name: examples for name, examples in given.items() if examples}
+    notes = [*notes, *repeated(splits, both_strands=section.rc != "none"), *overlapping(splits)]
+    if places is not None:
+        return _with_places(splits, section, notes, places)
     classes = [] if section.task == "regression" else _classes(splits, section.task, notes)
     if section.task == "regression":
         _check_numbers(splits)
     return Labelled(splits, classes, section.task, notes)
 
 
-def _with_places(splits: dict[str, list[Example]], section: FinetuneSection, notes: list[str]) -> Labelled:
-    """Sequences whose places have labels, each checked."""
-    first = splits["train"][0].values
+def _checked_places(given: dict[str, list[Example]], section: FinetuneSection) -> Places:
+    """What the labels of places are; that every sequence has them is checked."""
+    first = given["train"][0].values if given["train"] else None
     places = places_of(section, None if first is None else first.array().shape)
-    for examples in splits.values():
+    for examples in given.values():
         for example in examples:
             places.check(example.length, example.label, example.values, example.where)
+    return places
+
+
+def _with_places(splits: dict[str, list[Example]], section: FinetuneSection, notes: list[str],
+                 places: Places) -> Labelled:
+    """Sequences whose places have labels."""
     if section.task != "per_base":
         return _with_scale(Labelled(splits, [], section.task, notes, places))
     counts, unknown = classes_in((e.label, e.values, e.where) for e in splits["train"])
@@ -199,47 +250,44 @@ def _in_directory(directory: Path) -> dict[str, Path]:
     return found
 
 
-def _split(read: dict[str, list[Example]], section: FinetuneSection, seed: int) -> dict[str, list[Example]]:
+def _given(read: dict[str, list[Example]], section: FinetuneSection) -> dict[str, list[Example]]:
+    """The splits that the tables or their chromosomes say; those that they do not say are empty."""
     splits = {name: read.get(name, []) for name in NAMES}
     splits["train"] = splits["train"] + read.get("", [])
-    for name, key in (("test", "test_chromosomes"), ("valid", "valid_chromosomes")):
-        if (listed := getattr(section, key)) is not None:
-            _move_chromosomes(splits, name, key, words_of(listed))
-    if not splits["valid"]:
-        _draw_valid(splits, section.valid_fraction, seed)
-    if not splits["train"]:
-        raise DataError(f"finetune.table has no sequences to train on: {len(splits['valid']):,} are for validation and "
-                        f"{len(splits['test']):,} for the test: give more, or finetune.valid")
-    return {name: examples for name, examples in splits.items() if examples or name != "test"}
+    for name, listed in (("test", section.test_chromosomes), ("valid", section.valid_chromosomes)):
+        if listed is not None:
+            move_chromosomes(splits, name, words_of(listed))
+    return splits
 
 
-def _move_chromosomes(splits: dict[str, list[Example]], name: str, key: str, listed: list[str]) -> None:
-    if splits[name]:
-        raise DataError(f"finetune.{key}: the tables say already which sequences are of {name}: leave it out")
-    known = {example.chromosome for example in splits["train"]}
-    for chromosome in listed:
-        if chromosome not in known:
-            raise DataError(f"finetune.{key}: no training sequence is of {chromosome!r}: there are "
-                            f"{', '.join(sorted(filter(None, known)))[:200] or 'no intervals'}")
-    splits[name] = [example for example in splits["train"] if example.chromosome in listed]
-    splits["train"] = [example for example in splits["train"] if example.chromosome not in listed]
+def _drawn(given: dict[str, list[Example]], section: FinetuneSection, seed: int) -> dict[str, list[Example]]:
+    """With a part of the training sequences for validation."""
+    train, valid = draw(given["train"], section.valid_fraction, seed, same=copy_key(both_strands=section.rc != "none"),
+                        classes=partial(_classes_of, task=section.task))
+    return {**given, "train": train, "valid": valid}
 
 
-def _draw_valid(splits: dict[str, list[Example]], fraction: float, seed: int) -> None:
-    """A random part of the training sequences; copies of one sequence stay together, so that none is on both sides."""
-    groups: dict[bytes, list[int]] = {}
-    for number, example in enumerate(splits["train"]):
-        groups.setdefault(example.key, []).append(number)
-    wanted = max(1, round(fraction * len(splits["train"])))
-    order = np.random.default_rng([seed, 0x7661]).permutation(len(groups))
-    members = list(groups.values())
-    drawn: set[int] = set()
-    for group in order:
-        if len(drawn) >= wanted:
-            break
-        drawn.update(members[group])
-    splits["valid"] = [example for number, example in enumerate(splits["train"]) if number in drawn]
-    splits["train"] = [example for number, example in enumerate(splits["train"]) if number not in drawn]
+def _classes_of(example: Example, task: str) -> Collection[str]:
+    """The classes that a sequence, or its bases, have; none where labels are numbers."""
+    if task == "classification":
+        return (example.label,)
+    if task == "multilabel":
+        return _several(example.label)
+    return classes_in([(example.label, example.values, example.where)])[0] if task == "per_base" else ()
+
+
+def _contradicting(given: dict[str, list[Example]], section: FinetuneSection) -> list[str]:
+    """A note on sequences with different labels."""
+    def label(example: Example) -> Hashable:
+        if example.values is not None:
+            return example.values.digest()
+        if section.task == "multilabel":
+            return frozenset(_several(example.label))
+        return number_of(example.label) if section.task == "regression" else example.label
+
+    # Labels of places are turned with the strand: there copies are of one strand alone.
+    same = copy_key(both_strands=section.rc != "none" and section.task not in PLACES)
+    return contradicting([example for examples in given.values() for example in examples], same, label)
 
 
 def _crop(splits: dict[str, list[Example]], section: FinetuneSection, most: int) -> list[str]:
@@ -260,13 +308,6 @@ def _crop(splits: dict[str, list[Example]], section: FinetuneSection, most: int)
         splits[name] = examples
     return [f"{cropped:,} sequences were longer than {most:,} bases, and their {section.longer} part was kept"] * bool(
         cropped)
-
-
-def _repeated(splits: dict[str, list[Example]]) -> list[str]:
-    sets = {name: {example.key for example in examples} for name, examples in splits.items()}
-    pairs = [("train", "test"), ("valid", "test"), ("train", "valid")]
-    return [f"{count:,} different sequences are in {one} and in {other}: what is found there is too good"
-            for one, other in pairs if one in sets and other in sets and (count := len(sets[one] & sets[other]))]
 
 
 def _foreign(splits: dict[str, list[Example]]) -> list[str]:

@@ -51,6 +51,11 @@ class Cut:
         bases = self.contig[self.start : self.end]
         return reverse_complement(bases) if self.reverse else bases
 
+    def part(self, first: int, bases: int) -> "Cut":
+        """So many of its bases, from one on."""
+        start = self.end - first - bases if self.reverse else self.start + first
+        return replace(self, start=start, end=start + bases)
+
 
 @dataclass(frozen=True)
 class Example:
@@ -85,11 +90,17 @@ class Example:
     @cached_property
     def key(self) -> bytes:
         """The same of two sequences that differ in the case of letters only, and of no others."""
-        return blake2b(self.bases.upper(), digest_size=16).digest()
+        return _key(self.bases)
+
+    @cached_property
+    def key_of_either_strand(self) -> bytes:
+        """The same of a sequence and its reverse complement, too."""
+        return min(self.key, _key(reverse_complement(self.bases)))
 
     def part(self, first: int, bases: int) -> "Example":
         """The same with so many of its bases, from one on."""
-        return replace(self, held=self.bases[first : first + bases])
+        held = self.held[first : first + bases] if isinstance(self.held, bytes) else self.held.part(first, bases)
+        return replace(self, held=held)
 
 
 @dataclass(frozen=True)
@@ -103,6 +114,10 @@ class Columns:
     places: str = ""
     """The task whose labels belong to places of the sequence: texts of a letter for each base, numbers, or .npy files;
     "": they belong to whole sequences."""
+
+
+def _key(bases: bytes) -> bytes:
+    return blake2b(bases.upper(), digest_size=16).digest()
 
 
 def reverse_complement(bases: bytes) -> bytes:

@@ -15,6 +15,7 @@ from hyena_dist.config.errors import UserError
 from hyena_dist.config.schema import Config
 from hyena_dist.config.sections.finetune import FinetuneSection
 from hyena_dist.data.labelled import Labelled, encoded
+from hyena_dist.data.partition import copy_key
 from hyena_dist.data.tokenizer import PAD, TOKENS, A, C, G, N, T
 from hyena_dist.model.label_tokens import LabelTokenModel
 from hyena_dist.train.answers import Drawn
@@ -91,10 +92,11 @@ class Prompting(Finetuning):
         shots = self._section.shots or 0
         rng = np.random.default_rng([self._config.train.seed, 0x73686F74, drawn.number, drawn.epoch + 1,
                                      ("train", "valid", "test").index(split)])
-        key = self._labelled.splits[split][drawn.number].key
+        same = copy_key(both_strands=self._section.rc != "none")
+        key = same(self._labelled.splits[split][drawn.number])
         train, found = self._labelled.splits["train"], []
         for numbers, token in zip(self._of_class, self._class_tokens, strict=True):
-            others = [number for number in rng.permutation(numbers)[: shots + _COPIES] if train[number].key != key]
+            others = [number for number in rng.permutation(numbers)[: shots + _COPIES] if same(train[number]) != key]
             found += [(int(number), token) for number in others[:shots]]
         return [found[place] for place in rng.permutation(len(found))]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -19,6 +20,7 @@ from hyena_dist.config.errors import UserError
 from hyena_dist.config.schema import Config
 from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.config.sections.parallel import ParallelSection
+from hyena_dist.data.tables import reverse_complement
 from hyena_dist.data.tokenizer import NUCLEOTIDES, PAD, TOKENS
 from hyena_dist.model.label_tokens import LabelTokenModel
 from hyena_dist.model.model import HyenaModel, build_model
@@ -178,8 +180,9 @@ def test_context_ranks_and_engines_learn_alike(runs: Path) -> None:
         assert other[:6] == pytest.approx(one[:6], rel=2e-5)
 
 
-def prompting(directory: Path, **tune: Any) -> Prompting:
+def prompting(directory: Path, rc: str = "average", **tune: Any) -> Prompting:
     config = few(directory, "x", 1, **tune)
+    config = replace(config, finetune=replace(config.finetune, rc=rc))
     return Prompting(config, Groups.single(), torch.device("cpu"), labelled=labelled_of(config),
                      weights=dict(pretrained(directory).named_parameters()))
 
@@ -206,6 +209,24 @@ def test_what_is_shown_before_a_sequence(runs: Path) -> None:
     prompt = prompting(runs, trained="prompt", prompt_tokens=5)._tokens("test", Drawn(0, True)).tolist()
     other = NUCLEOTIDES.encode(labelled.splits["test"][0].bases.translate(bytes.maketrans(b"ACGT", b"TGCA"))[::-1])
     assert prompt == [PAD] * 5 + other.tolist() + [SEP]
+
+
+def test_a_sequence_is_not_shown_as_its_other_strand(tmp_path: Path) -> None:
+    bases = ["".join(row) for row in np.random.default_rng(0).choice(list("ACGT"), (8, 12))]
+    lines = [f"{text},{label}" for n, one in enumerate(bases) for label in ("at", "gc")[n % 2 :][:1]
+             for text in (one, reverse_complement(one.encode()).decode())]
+    (tmp_path / "table").mkdir()
+    for name in ("train", "dev"):
+        (tmp_path / f"table/{name}.csv").write_text("\n".join(["sequence,label", *lines]) + "\n", encoding="utf-8")
+
+    def shown(task: Prompting) -> bool:
+        """Whether any sequence is shown its other strand."""
+        train = task._labelled.splits["train"]
+        return any(train[number].bases == reverse_complement(train[asked].bases) for asked in range(len(train))
+                   for epoch in range(4) for number, _ in task._shots("train", Drawn(asked, False, epoch)))
+
+    assert not shown(prompting(tmp_path, shots=4))
+    assert shown(prompting(tmp_path, "none", shots=4)), "the control: where one strand is read, the other is no copy"
 
 
 def test_class_tokens() -> None:

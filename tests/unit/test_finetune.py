@@ -36,6 +36,7 @@ def test_a_dry_run_says_what_is_in_a_table(tmp_path: Path, capsys: pytest.Captur
     ("finetune.shots=2", "training has 2 of '0': lower it"), ("finetune.shots=-1", "shots must be 0 or greater"),
     ("finetune.baselines=kmer", "finetune.baselines must be one of kmers, cnn, scratch"),
     ("finetune.lr_decay=0", "lr_decay must be greater than 0, at most 1"),
+    ("finetune.homology=alike.bed", "a table without finetune.genome has no intervals: give both, or leave it out"),
     ("finetune.trained=probe", "needs a pretrained model"), ("finetune.trained=lora", "needs a pretrained model"),
 ])
 def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], argument: str, said: str) -> None:
@@ -44,3 +45,28 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert said in error
+
+
+def _uneven(directory: Path) -> str:
+    """Two classes, one of a third of the sequences, and one sequence that is longer than the others."""
+    bases = [f"{'ACGT'[n % 4]}{'ACGT'[n // 4 % 4]}{'ACGT'[n // 16]}ACGT" for n in range(40)]
+    lines = [f"{text}{'ACGT' * 20 * (n == 7)},{int(n % 3 == 0)}" for n, text in enumerate(bases)]
+    (directory / "t.csv").write_text("\n".join(["sequence,label", *lines]) + "\n", encoding="utf-8")
+    return f"finetune.table={directory / 't.csv'}"
+
+
+def test_a_dry_run_reads_the_splits_of_all_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Which sequences are shown as examples depends on the part that each seed draws for validation."""
+    argv = [*RUN, _uneven(tmp_path), "finetune.valid_fraction=0.4", "finetune.epochs=400"]
+    lengths = []
+    for seed in (0, 3):
+        assert main([*argv, "finetune.shots=1", f"train.seed={seed}", "finetune.seeds=1"]) == 0
+        lengths.append(int(capsys.readouterr().err.partition(" at most ")[2].partition(" tokens")[0]))
+    assert main([*argv, "finetune.shots=1", "finetune.seeds=4"]) == 0
+    assert f"at most {max(lengths)} tokens" in capsys.readouterr().err
+    assert min(lengths) < max(lengths), "the control"
+    argv += ["finetune.shots=8", "model.max_seq_len=2048"]
+    assert main([*argv, "finetune.seeds=3"]) == 0, "the control: the first seeds have enough"
+    assert main([*argv, "finetune.seeds=4"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: seed 3: finetune.shots=8 asks for 8 examples")

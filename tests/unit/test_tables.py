@@ -10,7 +10,8 @@ import pytest
 
 from hyena_dist.config.sections.finetune import FinetuneSection
 from hyena_dist.data.errors import DataError
-from hyena_dist.data.labelled import Labelled, read_labelled
+from hyena_dist.data.labelled import Labelled, read_labelled, reader_of
+from hyena_dist.data.partition import draw
 from hyena_dist.data.tables import Columns, read_table, reverse_complement
 
 GUE = "sequence,label\nACGTAC,0\nTTGACA,1\nGGGCCC,0\nTATAAT,1\n"
@@ -158,6 +159,28 @@ def test_a_random_part_is_drawn_by_seed_and_copies_stay_together(tmp_path: Path)
     assert one.digest() == same.digest() != other.digest()
     assert len(one.splits["valid"]) == 8
     assert one.notes == [], "no sequence is on both sides"
+
+
+@pytest.mark.parametrize(("task", "label"), [
+    ("classification", "{}"), ("multilabel", "x;{}"), ("per_base", "{0}{0}{0}{0}{0}{0}{0}{0}")])
+def test_a_random_part_leaves_every_class_to_train_on(tmp_path: Path, task: str, label: str) -> None:
+    """Two copies of the rarest sequence are on one side, and that is where classes are learnt."""
+    lines = [f"{line.partition(',')[0]},{label.format('ab'[n % 2])}\n" for n, line in enumerate(rows(30).splitlines())]
+    rare = [f"{bases},{label.format('c')}\n" for bases in ("ACACACGT", "ACACACGT", "GTGTGTTT")]
+    table = write(tmp_path / "t.csv", "sequence,label\n" + "".join(lines + rare))
+    read_seed = reader_of(FinetuneSection(table=str(table), task=task, valid_fraction=0.4), most=100)
+    found = [read_seed(seed) for seed in range(12)]
+    assert all("c" in one.classes for one in found)
+    assert any("c" in example.label for one in found for example in one.splits["valid"])
+    examples = [example for split in found[0].splits.values() for example in split]
+    bare = [draw(examples, 0.4, seed, same=lambda e: e.key, classes=lambda _: ())[0] for seed in range(12)]
+    assert any(not any("c" in example.label for example in train) for train in bare), "the control"
+
+
+def test_too_few_sequences_to_draw_a_part_from(tmp_path: Path) -> None:
+    table = write(tmp_path / "t.csv", "sequence,label\nACGT,0.5\nACGT,0.7\n")
+    with pytest.raises(DataError, match=r"no sequences to validate by \(2 of train, 0 of valid, 0 of test\)"):
+        read(table, task="regression")
 
 
 def test_a_split_column_and_chromosomes(tmp_path: Path) -> None:

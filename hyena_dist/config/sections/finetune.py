@@ -48,6 +48,9 @@ class FinetuneSection:
     """Chromosomes of intervals to choose the weights by, separated by commas, in place of a random part."""
     test_chromosomes: str | None = None
     """Chromosomes of intervals to judge by, separated by commas."""
+    homology: str | None = None
+    """Of intervals: a file of homologous regions, as `shards/build.py --homology` takes it (a BED whose rows of one
+    name are alike, BLAST hits, or pairs of regions). What is alike to validation or test does not train."""
     task: str = "classification"
     """Of a whole sequence: classification, one of n classes; multilabel, any of n; regression, a number. per_base: a
     class for each base. binned: numbers for each bin, one for each track. pairs: a number for each pair of bins, as in
@@ -119,6 +122,9 @@ class FinetuneSection:
         if self.valid_fraction == 0:
             raise ValueError("finetune.valid_fraction must be greater than 0: weights are chosen by what is not "
                              "trained on")
+        if self.homology is not None and self.genome is None:
+            raise ValueError("finetune.homology has regions of a genome, and a table without finetune.genome has no "
+                             "intervals: give both, or leave it out and say by finetune.split_column what is apart")
         if not 1 <= self.seeds <= 1000:
             raise ValueError(f"finetune.seeds must be from 1 to 1000, got {self.seeds}")
         if self.epochs is not None and not 0 < self.epochs <= 100_000:
