@@ -41,6 +41,8 @@ that the sequence's end has cut."""
 
 _FIXED = 8
 """Columns of a VCF without samples."""
+_LOOK = 64
+"""Bases before an insertion or deletion that are looked at together."""
 _BREAKEND = re.compile(r"[\[\]]|^\.[A-Za-z]|[A-Za-z]\.$")
 _LETTERS = frozenset(ALLOWED.decode())
 
@@ -204,7 +206,7 @@ def _judge(row: Row, reference: Reference, window: int) -> tuple[str, Site | Non
         return "ref_mismatch", None, ()
     if np.array_equal(ref, alt):
         return "no_alternative", None, ()
-    site = _trimmed(stretch, at, ref, alt)
+    site = _normal(stretch, at, ref, alt, reference.ids)
     if outcome := _without_window(site, window):
         return outcome, None, ()
     start, length = window_of(site, window)
@@ -225,8 +227,9 @@ def _without_sequence(row: Row) -> str:
     return "" if row.alt and _LETTERS.issuperset(row.alt) else "malformed"
 
 
-def _trimmed(stretch: Stretch, at: int, ref: np.ndarray, alt: np.ndarray) -> Site:
-    """The variant without what its alleles share: first at their ends, then at their starts."""
+def _normal(stretch: Stretch, at: int, ref: np.ndarray, alt: np.ndarray, ids: np.ndarray) -> Site:
+    """The variant without what its alleles share, first at their ends, then at their starts. In a repeat the same
+    insertion or deletion can be written at several places: it is put at the first of them."""
     shorter = min(ref.size, alt.size)
     same = ref[ref.size - shorter :] == alt[alt.size - shorter :]
     behind = int(np.argmin(same[::-1])) if not same.all() else shorter
@@ -234,7 +237,24 @@ def _trimmed(stretch: Stretch, at: int, ref: np.ndarray, alt: np.ndarray) -> Sit
     shorter = min(ref.size, alt.size)
     same = ref[:shorter] == alt[:shorter]
     before = int(np.argmin(same)) if not same.all() else shorter
-    return Site(stretch.begin, stretch.end, at + before, ref.size - before, alt[before:])
+    at, ref, alt = at + before, ref[before:], alt[before:]
+    if ref.size == 0 or alt.size == 0:
+        moved = _moves(ids[stretch.begin : at], ref if ref.size else alt)
+        at, alt = at - moved, np.roll(alt, moved)
+    return Site(stretch.begin, stretch.end, at, ref.size, alt)
+
+
+def _moves(before: np.ndarray, bases: np.ndarray) -> int:
+    """By how many places bases that are inserted or deleted can be moved to the left: as long as what stands before
+    them is the same bases over and over again."""
+    moved = 0
+    while moved < before.size:
+        place = moved + np.arange(min(_LOOK, before.size - moved))
+        same = before[-1 - place] == bases[-1 - place % bases.size]
+        if not same.all():
+            return moved + int(np.argmin(same))
+        moved += place.size
+    return moved
 
 
 def window_of(site: Site, window: int) -> tuple[int, int]:

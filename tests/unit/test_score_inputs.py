@@ -15,7 +15,8 @@ from hyena_dist.convert import write_model
 from hyena_dist.data.errors import DataError
 from hyena_dist.data.reference import read_reference
 from hyena_dist.data.seen import Seen
-from hyena_dist.data.variants import Judged, Variants, judge
+from hyena_dist.data.tokenizer import decode
+from hyena_dist.data.variants import Judged, Row, Variants, judge
 from hyena_dist.tasks.score import variants as task
 from hyena_dist.tasks.score.observe import SCORES
 from hyena_dist.tasks.score.output import Table, read_scores
@@ -266,3 +267,29 @@ def test_a_window_that_holds_no_variant_is_refused(inputs: Path, tmp_path: Path,
         assert f"--window {window}: is too short for a variant and a base on each side" in capsys.readouterr().err
     assert score(inputs, "table", tmp_path / "t.tsv", tmp_path / "o.tsv", 4) == 0
     assert column(read_scores(tmp_path / "o.tsv"), "outcome") == ["scored"] * 3
+
+
+def test_one_change_written_at_any_place_of_a_repeat_is_one_variant(tmp_path: Path) -> None:
+    """Insertions and deletions of one base, of a unit, and of a rotated unit, in runs longer than is looked at at once;
+    the control: the same bases where they make another sequence."""
+    text = BASES[:100] + "C" + "A" * 150 + "G" + BASES[300:350] + "T" + "ACG" * 40 + "T" + BASES[400:500]
+    (tmp_path / "r.fa").write_text(f">1\n{text}\n")
+    random, wanted = np.random.default_rng(8), dict[str, set[int | None]]()
+    rows, first, second = [], 101, text.index("T" + "ACG" * 10) + 1
+    for begin, unit, length in ((first, "A", 150), (second, "ACG", 120)):
+        for at in random.integers(begin, begin + length - len(unit), 25).tolist():
+            inserted = text[at : at + len(unit)]
+            rows += [["1", str(at), text[at - 1], text[at - 1] + inserted],
+                     ["1", str(at), text[at - 1] + inserted, text[at - 1]],
+                     ["1", str(at), text[at - 1], text[at - 1] + "T"]]
+    found = list(judge([Row(1, *row, []) for row in rows], read_reference(tmp_path / "r.fa"), 64))
+    changed = [text[: int(pos) - 1] + alt + text[int(pos) - 1 + len(ref) :] for _, pos, ref, alt in rows]
+    for judged, sequence in zip(found, changed, strict=True):
+        wanted.setdefault(sequence, set()).add(judged.number)
+        site = judged.repeated or judged.site
+        assert site is not None
+        assert text[: site.at] + decode(site.alt) + text[site.at + site.removed :] == sequence
+        assert judged.number is not None
+    assert all(len(numbers) == 1 for numbers in wanted.values()), "one sequence is one variant"
+    assert len(set.union(*wanted.values())) == len(wanted), "and two sequences are two"
+    assert {site.at for site in (judged.site for judged in found) if site is not None} >= {first, second}
