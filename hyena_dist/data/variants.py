@@ -3,25 +3,21 @@
 Nothing is left out or repaired silently: each alternative allele of the file has one outcome of `OUTCOMES`.
 """
 
-import csv
-import io
 import re
-import zlib
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
-from zipfile import BadZipFile
+from typing import NamedTuple
 
 import numpy as np
 
-from hyena_dist.config.errors import one_line
-from hyena_dist.data.blocks import lines_of, refuse_other_kinds, start_of
+from hyena_dist.config.kinds import UTF8_MARK
+from hyena_dist.data.blocks import lines_of, start_of
 from hyena_dist.data.contigs import ALLOWED
 from hyena_dist.data.errors import DataError
 from hyena_dist.data.reference import Reference, Stretch
 from hyena_dist.data.seen import Seen
 from hyena_dist.data.tokenizer import BYTE_TO_ID, A, T
+from hyena_dist.data.variant_tables import VariantTable
 
 OUTCOMES = {
     "scored": "the variant has scores",
@@ -43,17 +39,10 @@ NOTES = ("lower_case", "renamed_contig", "window_cut")
 """What is said of a row that has scores: alleles in lower case; a chromosome whose name has, or lacks, chr; a window
 that the sequence's end has cut."""
 
-_COLUMNS = {
-    "chrom": ("chrom", "#chrom", "chr", "chromosome", "contig", "seqname"),
-    "pos": ("pos", "position", "position (hg19)", "pos_hg19_1based", "position (hg38)", "start_1based"),
-    "ref": ("ref", "reference", "reference_allele", "ref_allele"),
-    "alt": ("alt", "alternate", "alternative", "alternate_allele", "alt_allele"),
-}
-"""Names of the four columns that a table must have, in lower case."""
 _FIXED = 8
 """Columns of a VCF without samples."""
-_LINES_BEFORE_NAMES = 20
-"""A table may have a title of so many lines before the names of its columns."""
+_LOOK = 64
+"""Bases before an insertion or deletion that are looked at together."""
 _BREAKEND = re.compile(r"[\[\]]|^\.[A-Za-z]|[A-Za-z]\.$")
 _LETTERS = frozenset(ALLOWED.decode())
 
@@ -114,105 +103,35 @@ class Variants:
     def __init__(self, path: Path, *, is_vcf: bool) -> None:
         self.path, self.is_vcf = path, is_vcf
         start, packed = start_of(path, empty_is="the file is empty; give variants")
-        self._is_parquet = not is_vcf and start.startswith(b"PAR1")
-        if is_vcf and not start.startswith(b"##fileformat=VCF"):
+        says_vcf = start.removeprefix(UTF8_MARK).startswith(b"##fileformat=VCF")
+        if is_vcf and not says_vcf:
             raise DataError(f"{path}: is no VCF, which begins with ##fileformat=VCF; give a table with --table, and of "
                             "a BCF make a VCF with `bcftools view`")
-        if not is_vcf and start.startswith(b"##fileformat=VCF"):
+        if not is_vcf and says_vcf:
             raise DataError(f"{path}: is a VCF: give it with --vcf")
-        self._is_sheet = not is_vcf and start.startswith(b"PK")
-        if not is_vcf and not self._is_parquet and not self._is_sheet:
-            refuse_other_kinds(path, start, packed=packed, text="variants.tsv")
         self.header: list[bytes] = []
         """Lines of a VCF before its records."""
-        self.names = self._names()
-
-    def _names(self) -> list[str]:
-        """Names of the columns that are carried over beside the four."""
-        if self.is_vcf:
-            for line in lines_of(self.path):
-                if not line.startswith(b"#"):
-                    break
-                self.header.append(line)
-            if not self.header or not self.header[-1].startswith(b"#CHROM"):
-                raise DataError(f"{self.path}: has no line #CHROM before its records; it is cut short or damaged")
-            return ["id", "info"]
-        names, _ = self._columns()
-        return [name for number, name in enumerate(names) if number not in self._places]
-
-    def _columns(self) -> tuple[list[str], int]:
-        """Names of all columns, and the line that has them; notes where the four are."""
-        if self._is_parquet:
-            names, number = list(self._parquet().schema_arrow.names), 0
-            found = [names]
+        self.table = None if is_vcf else VariantTable(path, start, packed=packed)
+        """Of a file that is no VCF."""
+        self.names = ["id", "info"]
+        """Of the columns that are carried over beside the four."""
+        if self.table is None:
+            self._read_header()
         else:
-            found, number = [], 0
-            rows = self._sheet_rows() if self._is_sheet else self._first_lines()
-            for line, values in islice(rows, _LINES_BEFORE_NAMES):
-                found.append(values)
-                number = line
-                if self._find(values) is not None:
-                    break
-            names = found[-1] if found else []
-        places = self._find(names)
-        if places is None:
-            raise DataError(f"{self.path}: its columns are {', '.join(found[0] if found else [])[:200]!r}; name those "
-                            f"of a variant {', '.join(_COLUMNS)} (tab or comma between them)")
-        self._places = places
-        return names, number
+            self.names = [self.table.names[number] for number in self.table.others]
 
-    def _first_lines(self) -> Iterator[tuple[int, list[str]]]:
-        """Of text, without comments; from each it is seen anew what stands between the columns."""
+    def _read_header(self) -> None:
+        for _, line in self._lines():
+            if not line.startswith(b"#"):
+                break
+            self.header.append(line)
+        if not self.header or not self.header[-1].startswith(b"#CHROM"):
+            raise DataError(f"{self.path}: has no line #CHROM before its records; it is cut short or damaged")
+
+    def _lines(self) -> Iterator[tuple[int, bytes]]:
+        """The lines of a VCF and their numbers, without the mark that some editors put before the first."""
         for number, line in enumerate(lines_of(self.path), 1):
-            if not line.startswith(b"##"):
-                text = line.decode("utf-8", "replace").removeprefix("\ufeff")
-                self._comma = "\t" not in text
-                yield number, self._split(text)
-
-    def _sheet_rows(self) -> Iterator[tuple[int, list[str]]]:
-        """Number and values of each row of the first sheet of a spreadsheet."""
-        try:
-            from openpyxl import load_workbook
-            from openpyxl.utils.exceptions import InvalidFileException
-        except ImportError:
-            raise DataError(f"{self.path}: is a spreadsheet, which is read with openpyxl; install it with pip install "
-                            "'hyena-dist[tables]', or save its sheet as text (.csv or .tsv)") from None
-        damaged = (InvalidFileException, BadZipFile, zlib.error, KeyError, ValueError, SyntaxError, EOFError, OSError,
-                   TypeError, AttributeError, IndexError)
-        try:
-            with self.path.open("rb") as file:
-                sheet = load_workbook(file, read_only=True, data_only=True).worksheets[0]
-                for number, row in enumerate(sheet.iter_rows(values_only=True), 1):
-                    yield number, [_cell(value) for value in row]
-        except damaged as error:
-            raise DataError(f"{self.path}: is no spreadsheet, or damaged ({one_line(error)}); save its sheet as text "
-                            "(.csv or .tsv)") from error
-
-    @staticmethod
-    def _find(names: list[str]) -> list[int] | None:
-        """Where the four columns are."""
-        lower = [name.strip().lower() for name in names]
-        found = [next((lower.index(name) for name in known if name in lower), None) for known in _COLUMNS.values()]
-        return None if None in found else [place for place in found if place is not None]
-
-    def _split(self, text: str) -> list[str]:
-        if not self._comma:
-            return text.split("\t")
-        try:
-            return [" ".join(value.split()) for value in next(csv.reader(io.StringIO(text)), [])]
-        except csv.Error:
-            return []
-
-    def _parquet(self) -> Any:
-        try:
-            from pyarrow import ArrowException, parquet
-        except ImportError:
-            raise DataError(f"{self.path}: is parquet, which is read with pyarrow; install it with pip install "
-                            "'hyena-dist[tables]'") from None
-        try:
-            return parquet.ParquetFile(self.path)
-        except (ArrowException, OSError) as error:
-            raise DataError(f"{self.path}: is damaged ({one_line(error)}); copy or download it again") from None
+            yield number, line.removeprefix(UTF8_MARK) if number == 1 else line
 
     def is_record(self, line: bytes) -> bool:
         """Whether other readers of VCF go on behind a line. Of one that is cut short, or has no number for POS, htslib
@@ -225,13 +144,13 @@ class Variants:
 
     def lines_without_record(self) -> int:
         """How many lines of a VCF behind its header `is_record` does not hold of."""
-        return sum(not self.is_record(line) for line in lines_of(self.path) if line and not line.startswith(b"#"))
+        return sum(not self.is_record(line) for _, line in self._lines() if line and not line.startswith(b"#"))
 
     def __iter__(self) -> Iterator[Row]:
-        return self._vcf_rows() if self.is_vcf else self._table_rows()
+        return self._vcf_rows() if self.table is None else self._table_rows(self.table)
 
     def _vcf_rows(self) -> Iterator[Row]:
-        for number, line in enumerate(lines_of(self.path), 1):
+        for number, line in self._lines():
             if line.startswith(b"#") or not line:
                 continue
             fields = [field.decode("utf-8", "replace") for field in line.split(b"\t", _FIXED)]
@@ -241,39 +160,10 @@ class Variants:
             for allele, alt in enumerate(each):
                 yield Row(number, chrom, pos, ref, alt, [name, info], line, allele, len(each))
 
-    def _table_rows(self) -> Iterator[Row]:
-        names, first = self._columns()
-        others = [number for number in range(len(names)) if number not in self._places]
-        rows = (self._parquet_values() if self._is_parquet else self._sheet_values(first) if self._is_sheet
-                else self._text_values(first))
-        for number, values in rows:
-            values = [*values, *[""] * (len(names) - len(values))]
-            chrom, pos, ref, alt = (values[place].strip() for place in self._places)
-            yield Row(number, chrom, pos, ref, alt, [values[place] for place in others])
-
-    def _text_values(self, first: int) -> Iterator[tuple[int, list[str]]]:
-        for number, line in enumerate(lines_of(self.path), 1):
-            if number > first and line.strip():
-                yield number, self._split(line.decode("utf-8", "replace"))
-
-    def _sheet_values(self, first: int) -> Iterator[tuple[int, list[str]]]:
-        for number, values in self._sheet_rows():
-            if number > first and any(values):
-                yield number, values
-
-    def _parquet_values(self) -> Iterator[tuple[int, list[str]]]:
-        number = 0
-        for batch in self._parquet().iter_batches(batch_size=4096):
-            for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                number += 1
-                yield number, ["" if value is None else " ".join(str(value).split()) for value in values]
-
-
-def _cell(value: object) -> str:
-    """A value of a spreadsheet, in which whole numbers may be written as others."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return "" if value is None else " ".join(str(value).split())
+    def _table_rows(self, table: VariantTable) -> Iterator[Row]:
+        for number, values in table.rows():
+            chrom, pos, ref, alt = (values[place] for place in table.places)
+            yield Row(number, chrom, pos, ref, alt, [values[place] for place in table.others])
 
 
 def judge(rows: Iterable[Row], reference: Reference, window: int) -> Iterator[Judged]:
@@ -316,7 +206,7 @@ def _judge(row: Row, reference: Reference, window: int) -> tuple[str, Site | Non
         return "ref_mismatch", None, ()
     if np.array_equal(ref, alt):
         return "no_alternative", None, ()
-    site = _trimmed(stretch, at, ref, alt)
+    site = _normal(stretch, at, ref, alt, reference.ids)
     if outcome := _without_window(site, window):
         return outcome, None, ()
     start, length = window_of(site, window)
@@ -337,8 +227,9 @@ def _without_sequence(row: Row) -> str:
     return "" if row.alt and _LETTERS.issuperset(row.alt) else "malformed"
 
 
-def _trimmed(stretch: Stretch, at: int, ref: np.ndarray, alt: np.ndarray) -> Site:
-    """The variant without what its alleles share: first at their ends, then at their starts."""
+def _normal(stretch: Stretch, at: int, ref: np.ndarray, alt: np.ndarray, ids: np.ndarray) -> Site:
+    """The variant without what its alleles share, first at their ends, then at their starts. In a repeat the same
+    insertion or deletion can be written at several places: it is put at the first of them."""
     shorter = min(ref.size, alt.size)
     same = ref[ref.size - shorter :] == alt[alt.size - shorter :]
     behind = int(np.argmin(same[::-1])) if not same.all() else shorter
@@ -346,7 +237,24 @@ def _trimmed(stretch: Stretch, at: int, ref: np.ndarray, alt: np.ndarray) -> Sit
     shorter = min(ref.size, alt.size)
     same = ref[:shorter] == alt[:shorter]
     before = int(np.argmin(same)) if not same.all() else shorter
-    return Site(stretch.begin, stretch.end, at + before, ref.size - before, alt[before:])
+    at, ref, alt = at + before, ref[before:], alt[before:]
+    if ref.size == 0 or alt.size == 0:
+        moved = _moves(ids[stretch.begin : at], ref if ref.size else alt)
+        at, alt = at - moved, np.roll(alt, moved)
+    return Site(stretch.begin, stretch.end, at, ref.size, alt)
+
+
+def _moves(before: np.ndarray, bases: np.ndarray) -> int:
+    """By how many places bases that are inserted or deleted can be moved to the left: as long as what stands before
+    them is the same bases over and over again."""
+    moved = 0
+    while moved < before.size:
+        place = moved + np.arange(min(_LOOK, before.size - moved))
+        same = before[-1 - place] == bases[-1 - place % bases.size]
+        if not same.all():
+            return moved + int(np.argmin(same))
+        moved += place.size
+    return moved
 
 
 def window_of(site: Site, window: int) -> tuple[int, int]:

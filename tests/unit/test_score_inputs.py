@@ -2,17 +2,21 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pysam
 import pytest
+from pyarrow import parquet
 
 from hyena_dist.cli.score import main
 from hyena_dist.convert import write_model
 from hyena_dist.data.errors import DataError
 from hyena_dist.data.reference import read_reference
 from hyena_dist.data.seen import Seen
-from hyena_dist.data.variants import Judged, Variants, judge
+from hyena_dist.data.tokenizer import decode
+from hyena_dist.data.variants import Judged, Row, Variants, judge
 from hyena_dist.tasks.score import variants as task
 from hyena_dist.tasks.score.observe import SCORES
 from hyena_dist.tasks.score.output import Table, read_scores
@@ -150,3 +154,142 @@ def test_an_annotated_vcf_ends_at_no_line_that_is_cut_short(samples: int, inputs
     assert "left_out" not in table.facts
     with pytest.raises((OSError, ValueError)):  # the control
         records(tmp_path / "v.vcf")
+
+
+def text_of(rows: list[list[str]], between: str = "\t", quote: str = "") -> str:
+    return "".join(between.join(f"{quote}{value}{quote}" for value in row) + "\n" for row in rows)
+
+
+NAMES, LABELS = ["chrom", "pos", "ref", "alt", "label"], ["1", "0", "1"]
+THREE = [[*snv(pos), label] for pos, label in zip((200, 300, 1000), LABELS, strict=True)]
+WRITTEN = {
+    "tab": text_of([NAMES, *THREE]),
+    "a mark before it, as Excel's": "\ufeff" + text_of([NAMES, *THREE], ","),
+    "a mark and a title": "\ufeff" + text_of([["Table 1"], ["#CHROM", *NAMES[1:]], *THREE], ","),
+    "semicolons": text_of([NAMES, *THREE], ";"),
+    "quotes between tabs, as R's": text_of([NAMES, *THREE], quote='"'),
+    "names of rows, as R's": text_of([NAMES, *([str(number), *row] for number, row in enumerate(THREE))], quote='"'),
+    "blanks, as R's": text_of([NAMES, *THREE], " ", '"'),
+    "places as pandas and R write them": text_of([NAMES, *([row[0], pos, *row[2:]] for row, pos in zip(
+        THREE, ("200.0", "3e+02", "1e+03"), strict=True))]),
+    "a quote that is a letter": text_of([[*NAMES, "note"], *([*row, note] for row, note in zip(
+        THREE, ('5" end', '"open', 'shut"'), strict=True))]),
+}
+
+
+@pytest.mark.parametrize("text", WRITTEN.values(), ids=WRITTEN)
+def test_tables_are_read_as_programs_write_them(text: str, inputs: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text(text, encoding="utf-8")
+    found = judged_of(inputs, tmp_path / "t.txt")
+    assert [judged.outcome for judged in found] == ["scored"] * 3
+    label = Variants(tmp_path / "t.txt", is_vcf=False).names.index("label")
+    assert [judged.row.others[label] for judged in found] == LABELS
+    assert [judged.row.pos for judged in found] == ["200", "300", "1000"]
+
+
+def test_quotes_in_disorder_are_counted(inputs: Path, tmp_path: Path) -> None:
+    """The control: an open quote would take in the columns behind it."""
+    rows = [THREE[0], [*THREE[1][:4], '"1,x'], ["1", '"300', *THREE[1][2:]], THREE[2]]
+    (tmp_path / "t.csv").write_text(text_of([[*NAMES, "more"], *rows], ","))
+    assert [judged.outcome for judged in judged_of(inputs, tmp_path / "t.csv")] == ["scored", "malformed", "malformed",
+                                                                                  "scored"]
+
+
+def test_a_vcf_may_have_a_mark_before_it(inputs: Path, tmp_path: Path) -> None:
+    chrom, pos, ref, alt = snv(200)
+    (tmp_path / "v.vcf").write_text(f"\ufeff{HEAD}{chrom}\t{pos}\t.\t{ref}\t{alt}\t.\t.\t.\n", encoding="utf-8")
+    assert score(inputs, "vcf", tmp_path / "v.vcf", tmp_path / "o.vcf") == 0
+    assert (tmp_path / "o.vcf").read_bytes().startswith(b"##fileformat")
+
+
+def table_of(path: Path, **columns: Any) -> Path:
+    found = {name: [row[place] for row in THREE] for place, name in enumerate(NAMES)}
+    parquet.write_table(pa.table({**found, **columns}), path)
+    return path
+
+
+def test_parquet_with_a_missing_place_is_read(inputs: Path, tmp_path: Path) -> None:
+    """As pandas writes it: the places are no whole numbers by their kind."""
+    path = table_of(tmp_path / "t.parquet", pos=[200.0, float("nan"), 1000.0], label=[1.0, 0.5, None])
+    found = judged_of(inputs, path)
+    assert [judged.outcome for judged in found] == ["scored", "malformed", "scored"]
+    assert [judged.row.others for judged in found] == [["1.0"], ["0.5"], [""]]
+
+
+def test_damaged_parquet_is_said_in_one_line(inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Wherever a byte is lost: each file ends in one line with its name, or its rows are read."""
+    path = table_of(tmp_path / "t.parquet", number=[1.5, 2.5, 3.5])
+    content, said = path.read_bytes(), list[str]()
+    for place in range(4, len(content), 37):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :])
+        try:
+            judged_of(inputs, path)
+        except DataError as error:
+            said.append(str(error))
+    assert len(said) > 5
+    assert all(text.startswith(str(path)) and "\n" not in text for text in said)
+    path.write_bytes(content[:40] + bytes(60) + content[100:])  # its end, by which it is opened, is whole
+    assert score(inputs, "table", path, tmp_path / "o.tsv") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "t.parquet: is damaged" in error
+
+
+@pytest.mark.parametrize("out", ["o.tsv", "o.parquet", "o.vcf"])
+def test_a_file_without_a_row_makes_one_without_a_row(out: str, inputs: Path, tmp_path: Path) -> None:
+    (tmp_path / "v.vcf").write_text(HEAD)
+    (tmp_path / "t.tsv").write_text(text_of([NAMES]))
+    option, name = ("vcf", "v.vcf") if out == "o.vcf" else ("table", "t.tsv")
+    assert score(inputs, option, tmp_path / name, tmp_path / out) == 0
+    if out == "o.vcf":
+        assert records(tmp_path / out) == []
+    else:
+        table = read_scores(tmp_path / out)
+        assert (table.rows, table.names[-1]) == ([], "label")
+
+
+@pytest.mark.parametrize(("row", "remedy"), [
+    (["1", "x", "A", "C"], "(1 malformed): write places as whole numbers"),
+    (["9", "5", "A", "C"], "(1 unknown_contig): give the reference that it was made with, or chromosomes by its names"),
+    (["1", "50", BASES[49], "<DEL>"], "(1 symbolic): give variants of which both alleles are written in bases"),
+    (["1", "50", BASES[49], "ACGT" * 9], "(1 too_long): give a longer --window")])
+def test_what_is_to_be_done_depends_on_what_is_the_matter(row: list[str], remedy: str, inputs: Path, tmp_path: Path,
+                                                          capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "t.tsv").write_text(text_of([NAMES[:4], row]))
+    assert score(inputs, "table", tmp_path / "t.tsv", tmp_path / "o.tsv") == 2
+    assert remedy in capsys.readouterr().err
+
+
+def test_a_window_that_holds_no_variant_is_refused(inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "t.tsv").write_text(WRITTEN["tab"])
+    for window in (1, 3):
+        assert score(inputs, "table", tmp_path / "t.tsv", tmp_path / "o.tsv", window) == 2
+        assert f"--window {window}: is too short for a variant and a base on each side" in capsys.readouterr().err
+    assert score(inputs, "table", tmp_path / "t.tsv", tmp_path / "o.tsv", 4) == 0
+    assert column(read_scores(tmp_path / "o.tsv"), "outcome") == ["scored"] * 3
+
+
+def test_one_change_written_at_any_place_of_a_repeat_is_one_variant(tmp_path: Path) -> None:
+    """Insertions and deletions of one base, of a unit, and of a rotated unit, in runs longer than is looked at at once;
+    the control: the same bases where they make another sequence."""
+    text = BASES[:100] + "C" + "A" * 150 + "G" + BASES[300:350] + "T" + "ACG" * 40 + "T" + BASES[400:500]
+    (tmp_path / "r.fa").write_text(f">1\n{text}\n")
+    random, wanted = np.random.default_rng(8), dict[str, set[int | None]]()
+    rows, first, second = [], 101, text.index("T" + "ACG" * 10) + 1
+    for begin, unit, length in ((first, "A", 150), (second, "ACG", 120)):
+        for at in random.integers(begin, begin + length - len(unit), 25).tolist():
+            inserted = text[at : at + len(unit)]
+            rows += [["1", str(at), text[at - 1], text[at - 1] + inserted],
+                     ["1", str(at), text[at - 1] + inserted, text[at - 1]],
+                     ["1", str(at), text[at - 1], text[at - 1] + "T"]]
+    found = list(judge([Row(1, *row, []) for row in rows], read_reference(tmp_path / "r.fa"), 64))
+    changed = [text[: int(pos) - 1] + alt + text[int(pos) - 1 + len(ref) :] for _, pos, ref, alt in rows]
+    for judged, sequence in zip(found, changed, strict=True):
+        wanted.setdefault(sequence, set()).add(judged.number)
+        site = judged.repeated or judged.site
+        assert site is not None
+        assert text[: site.at] + decode(site.alt) + text[site.at + site.removed :] == sequence
+        assert judged.number is not None
+    assert all(len(numbers) == 1 for numbers in wanted.values()), "one sequence is one variant"
+    assert len(set.union(*wanted.values())) == len(wanted), "and two sequences are two"
+    assert {site.at for site in (judged.site for judged in found) if site is not None} >= {first, second}

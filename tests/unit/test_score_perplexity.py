@@ -210,6 +210,7 @@ def test_the_command_writes_a_table_a_text_and_a_picture(shards: Path, tmp_path:
     assert json.loads(table.schema.metadata[b"hyena_dist.block"]) == 500
     for bad, message in (([*arguments, str(tmp_path / "p.tsv")], "exists"), ([*arguments, "p.txt"], "ends in .tsv"),
                          ([*arguments[:-1], "--window", "81", "--out", str(tmp_path / "q.tsv")], "was trained on"),
+                         ([*arguments[:-1], "--window", "1", "--out", str(tmp_path / "q.tsv")], "--window 1: no token"),
                          ([*arguments[:-2], "0", "--out", str(tmp_path / "q.tsv")], "--block 0")):
         assert main(bad) == 2
         assert message in capsys.readouterr().err

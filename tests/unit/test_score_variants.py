@@ -103,6 +103,8 @@ def by_hand(trained: Trained, bases: str, row: str) -> dict[str, float]:
         ref, alt = ref[:-1], alt[:-1]
     while ref and alt and ref[0] == alt[0]:
         ref, alt, at = ref[1:], alt[1:], at + 1
+    while not (ref and alt) and bases[at - 1] == (ref or alt)[-1]:  # the same change, a base further left
+        ref, alt, at = bases[at - 1] + ref[:-1] if ref else "", bases[at - 1] + alt[:-1] if alt else "", at - 1
     changed = bases[:at] + alt + bases[at + len(ref):]
     start, end = max(at - WINDOW // 2, 0), min(at + WINDOW // 2, len(bases), len(changed))
     found: dict[str, list[Any]] = {name: [] for name in SCORES}

@@ -113,7 +113,10 @@ def facts_of_file(trained: Trained, request: Request) -> dict[str, Any]:
     Raises:
         UserError: unreadable shards or regions, a window that the model does not take.
     """
-    if not 2 <= request.window <= trained.seq_len:
+    if request.window < 2:
+        raise ConfigError(f"--window {request.window}: no token of it stands behind another, by which it is predicted: "
+                          f"give 2 to {trained.seq_len}")
+    if request.window > trained.seq_len:
         raise ConfigError(f"--window {request.window}: {trained.path} was trained on sequences of {trained.seq_len} "
                           f"tokens, and says nothing sensible of longer ones: give 2 to {trained.seq_len}")
     return {**facts_of(trained), "windows_of_a_batch": _batch_size(trained, request), "window": request.window,

@@ -37,12 +37,27 @@ _PARTS = 64
 """So many parts are made of fewer variants, that many ranks have as much to do each,"""
 _LEAST = 64
 """of at least so many variants."""
+_SHORTEST = 4
+"""Bases of a window. A variant is in its middle, and an allele has less than half of it."""
 _HELD = 128
 """Parts that are held while the file is written."""
 _FIRST = 100
 """Variants by which a wrong assembly is known,"""
 _FIT = 0.9
 """of which so many fit the right one; of another about a third does."""
+_ALLELES = "give variants of which both alleles are written in bases"
+_REFERENCE = "give the reference that it was made with"
+_REMEDIES = {
+    "malformed": "write places as whole numbers from 1 on and alleles in letters of bases, and name other columns "
+                 "otherwise",
+    "unknown_contig": f"{_REFERENCE}, or chromosomes by its names",
+    "unknown_base": "give variants whose alleles have A, C, G and T alone",
+    "no_alternative": _ALLELES, "star": _ALLELES, "symbolic": _ALLELES, "breakend": _ALLELES,
+    "contig_end": "give a reference with more of the sequence around them",
+    "too_long": "give a longer --window, or shorter variants",
+    "ref_mismatch": _REFERENCE, "outside": _REFERENCE,
+}
+"""What to do where no variant has scores, by what is the matter with the most of them."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +109,8 @@ def survey(variants: Iterable[Judged], where: str, most: int = CARD) -> Survey:
         most: variants of the sample, by default as many as the numerics card has.
 
     Raises:
-        ConfigError: of the first hundred variants that lie on the reference too few have its bases, or none lies there.
+        ConfigError: of the first hundred variants that lie on the reference too few have its bases, or there are rows
+            and none can be scored.
     """
     outcomes, notes = Counter(dict.fromkeys(OUTCOMES, 0)), Counter[str]()
     digest, random, sample = sha256(), np.random.default_rng(0), list[Site]()
@@ -116,10 +132,10 @@ def survey(variants: Iterable[Judged], where: str, most: int = CARD) -> Survey:
                 sample[place : place + 1] = [judged.site]
     if placed >= _FIRST // 5:
         _check_assembly(placed, fits, where)
-    if not outcomes["scored"]:
+    if outcomes.total() and not outcomes["scored"]:
         found = ", ".join(f"{count:,} {name}" for name, count in outcomes.items() if count)
-        raise ConfigError(f"{where}: no variant can be scored on this reference ({found or 'no rows'}): give the "
-                          "reference that it was made with, or other variants")
+        commonest = max(outcomes, key=outcomes.__getitem__)
+        raise ConfigError(f"{where}: no variant can be scored on this reference ({found}): {_REMEDIES[commonest]}")
     return Survey(dict(outcomes), dict(sorted(notes.items())), digest.hexdigest(), sample)
 
 
@@ -157,9 +173,12 @@ def _judged(request: Request) -> Iterator[Judged]:
 
 
 def _prepare(trained: Trained, request: Request) -> Survey:
-    if not 2 <= request.window <= trained.seq_len:
+    if request.window > trained.seq_len:
         raise ConfigError(f"--window {request.window}: {trained.path} was trained on sequences of {trained.seq_len} "
-                          f"bases, and says nothing sensible of longer ones: give 2 to {trained.seq_len}")
+                          f"bases, and says nothing sensible of longer ones: give {_SHORTEST} to {trained.seq_len}")
+    if request.window < _SHORTEST:
+        raise ConfigError(f"--window {request.window}: is too short for a variant and a base on each side of it: give "
+                          f"{_SHORTEST} to {trained.seq_len}")
     check_ending(request.out, request.variants)
     Parts(request.out).check_outputs({"--out": request.out})
     return survey(_judged(request), str(request.variants.path))
