@@ -116,7 +116,7 @@ def survey(variants: Iterable[Judged], where: str, most: int = CARD) -> Survey:
     if not outcomes["scored"]:
         found = ", ".join(f"{count:,} {name}" for name, count in outcomes.items() if count)
         raise ConfigError(f"{where}: no variant can be scored on this reference ({found or 'no rows'}): give the "
-                          "reference that it was made with, or other variants")
+                          "reference that it was made with")
     return Survey(dict(outcomes), dict(sorted(notes.items())), digest.hexdigest(), sample)
 
 
