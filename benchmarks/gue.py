@@ -117,8 +117,8 @@ def markdown(plan: Plan, found: dict[str, dict[str, dict[str, Any]]], kinds: Seq
              f"{', '.join(genome.partition('=')[0] for genome in plan.genomes)}, and then given at most "
              f"{plan.most:,} training sequences of each task of GUE whose training file was there, "
              f"for 3 epochs in batches of 8, answers averaged over both strands, with {_seeds(found)} "
-             f"seeds{' (' * bool(keys)}{keys}{')' * bool(keys)}. All columns but the last of the models' are of the "
-             "5-mers. MCC on the test "
+             f"seeds{' (' * bool(keys)}{keys}{')' * bool(keys)}. Where a column does not say single bases, its model "
+             "reads 5-mers. MCC on the test "
              "file (covid: macro F1), mean ± standard deviation; weights, k and regularisations are "
              "chosen by the dev file alone, and the test file is read once for each seed. The CNN and the model from "
              "nothing had as many steps.", "", "![MCC of every task](gue.png)", "",

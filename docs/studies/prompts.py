@@ -31,15 +31,17 @@ def main() -> None:
         sys.stdout.write(f"| {' | '.join(cells)} |\n")
     matplotlib.use("Agg")
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), sharey=True, layout="constrained")
+    tasks = sorted({task for _, task in found})
     for axis, (kind, (label, title)) in zip(axes, NAMES.items(), strict=True):
-        for (of_kind, task), points in sorted(found.items()):
-            if of_kind == kind:
-                x, y, error = zip(*sorted(points), strict=True)
-                axis.errorbar(x, y, error, marker="o", label=task, capsize=3)
+        for task in tasks:
+            x, y, error = zip(*sorted(found.get((kind, task), [(float("nan"),) * 3])), strict=True)
+            axis.errorbar(x, y, error, marker="o", label=task, capsize=3, color=f"C{tasks.index(task)}")
+            axis.axhline(1 / int(task.split()[-2]), color="grey", linestyle=":", linewidth=0.8)  # chance
         axis.set(xlabel=label, title=title)
         axis.grid(alpha=0.3)
-    axes[0].set(ylabel="test accuracy", xscale="log", ylim=(0, 1))
-    axes[1].legend()
+    axes[0].set(ylabel="test accuracy (chance dotted)", xscale="log", ylim=(0, 1))
+    axes[1].set_xticks(range(5))
+    axes[0].legend(loc="upper right", fontsize="small")
     figure.savefig(Path(__file__).with_name("prompts.png"), dpi=110)
 
 

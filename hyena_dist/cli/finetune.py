@@ -62,7 +62,7 @@ def _resolved(args: argparse.Namespace) -> tuple[Config, "Labelled", Mapping[str
     config = load_config(find(args.config), args.overrides, base=NOT_READ)
     weights = None
     if config.finetune.from_ is not None:
-        from hyena_dist.convert.start import read_start
+        from hyena_dist.convert.start import read_start, without_other_head
 
         section, weights, path = read_start(config.finetune.from_)
         logger.info("starting from %s", path)
@@ -70,6 +70,8 @@ def _resolved(args: argparse.Namespace) -> tuple[Config, "Labelled", Mapping[str
         config = replace(config, model=replace(section, **dropouts))
     tokenizer = tokenizer_of(config.model)
     labelled = read_labelled(config.finetune, seed=config.train.seed, most=tokenizer.bases(config.model.max_seq_len))
+    if weights is not None:
+        weights = without_other_head(weights, path, config.finetune, labelled.classes)
     shortest, longest = (choose(example.length for examples in labelled.splits.values() for example in examples)
                          for choose in (min, max))
     if not tokenizer.tokens(shortest):

@@ -20,8 +20,9 @@ import shlex
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hyena_dist.cli.status import exit_status
 from hyena_dist.config.errors import ConfigError, one_line
@@ -93,6 +94,7 @@ def _run(args: argparse.Namespace) -> int:
     _check(runner, tasks)
     if args.dry_run:
         return _dry_run(runner, tasks, asked=bool(args.tasks))
+    runner.content = _content(runner)
     try:
         runner.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -132,6 +134,31 @@ def _check(runner: "Runner", tasks: "list[Task]") -> None:
     for task in kinds.values():
         load_config(find(runner.config), [f"finetune.from={runner.model}", *arguments_of(
             runner.suite, task, point, runner.changes, None)], base=NOT_READ)
+
+
+def _content(runner: "Runner") -> dict[str, Any]:
+    """What the model and the configuration hold (`Runner.content`). Of the protocol it has the keys of the first task
+    that can be run.
+
+    Raises:
+        UserError: there is no model.
+    """
+    from hyena_dist.cli.finetune import NOT_READ
+    from hyena_dist.config.identity import identity
+    from hyena_dist.config.load import load_config
+    from hyena_dist.config.presets import find
+    from hyena_dist.convert.start import read_start
+    from hyena_dist.model.trained import tensors_digest
+    from hyena_dist.tasks.suites.settings import arguments_of, points_of
+
+    section, weights, _ = read_start(runner.model)
+    task = next(task for task in runner.suite.tasks if not task.lacks)
+    point = points_of(runner.suite, runner.changes)[0]
+    config = load_config(find(runner.config), [f"finetune.from={runner.model}", *arguments_of(
+        runner.suite, task, point, runner.changes, None)], base=NOT_READ)
+    dropouts = {key: getattr(config.model, key) for key in ("embed_dropout", "resid_dropout")}
+    return {"weights": tensors_digest(weights),
+            "configuration": identity(replace(config, model=replace(section, **dropouts)))}
 
 
 def _dry_run(runner: "Runner", tasks: "list[Task]", *, asked: bool) -> int:

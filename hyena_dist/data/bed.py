@@ -36,7 +36,8 @@ def is_of_a_browser(fields: list[str]) -> bool:
 
 
 def text_rows(path: Path, kind: str = "a BED file") -> Iterator[tuple[int, list[str]]]:
-    """Number and fields of each line of a table but comments, empty lines and those for a genome browser.
+    """Number and fields of each line of a table but comments, empty lines and those for a genome browser. Tabs stand
+    between the fields of a line that has any, so that a field may hold blanks or nothing; else blanks do.
 
     Raises:
         DataError: it cannot be read, is not text of UTF-8, or has a line that no table has.
@@ -46,28 +47,34 @@ def text_rows(path: Path, kind: str = "a BED file") -> Iterator[tuple[int, list[
         refuse_other_kinds(path, start, packed=packed, text="converted.bed")
     for number, line in enumerate(lines_of(path, most=_LINE), 1):
         try:
-            fields = line.decode("utf-8").split()
+            text = line.decode("utf-8").strip()
         except UnicodeDecodeError as error:
             raise DataError(f"{path}: cannot be read: line {number}: {error}; give {kind} as plain text of "
                             f"UTF-8") from None
-        if fields and not line.startswith(b"#") and not is_of_a_browser(fields):
-            yield number, fields
+        if text and not text.startswith("#") and not is_of_a_browser(text.split()):
+            yield number, [field.strip() for field in text.split("\t")] if "\t" in text else text.split()
 
 
-def span_of(fields: list[str], where: str, least: int = 3, columns: str = "contig, start, end") -> Span:
+def span_of(fields: list[str], where: str, least: int = 3, columns: str = "contig, start, end", *,
+            empty: bool = False) -> Span:
     """Start and end of a row.
 
     Args:
         where: file and line, for messages.
         least, columns: as of `Bed`.
+        empty: whether a row may have no base, as BED writes a place between two bases.
 
     Raises:
-        DataError: it has fewer columns, or numbers that are no stretch.
+        DataError: it has fewer columns, one of them is empty, or its numbers are no stretch.
     """
     if len(fields) < least:
-        raise DataError(f"{where}: has {len(fields)} columns; write {columns}")
-    if not (all(re.fullmatch("[0-9]{1,18}", field) for field in fields[1:3]) and int(fields[1]) < int(fields[2])):
-        raise DataError(f"{where}: start {fields[1]!r} and end {fields[2]!r} must be whole numbers, start < end")
+        raise DataError(f"{where}: has {len(fields)} columns; write {columns}, with a tab before each but the first")
+    if "" in fields[:least]:
+        raise DataError(f"{where}: column {fields.index('') + 1} is empty; write {columns}")
+    if not (all(re.fullmatch("[0-9]{1,18}", field) for field in fields[1:3])
+            and int(fields[1]) < int(fields[2]) + empty):
+        order = "start <= end" if empty else "start < end"
+        raise DataError(f"{where}: start {fields[1]!r} and end {fields[2]!r} must be whole numbers, {order}")
     return int(fields[1]), int(fields[2])
 
 

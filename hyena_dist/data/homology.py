@@ -70,7 +70,7 @@ def read_regions(path: Path) -> list[Region]:
         try:
             if form == "BED":
                 start, end = int(fields[1]), int(fields[2])
-                if not 0 <= start < end or len(fields) < 4:
+                if not 0 <= start < end or not any(fields[3:4]):
                     raise ValueError
                 regions.append(Region(fields[0], start, end, fields[3], number))
                 continue

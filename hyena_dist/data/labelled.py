@@ -6,6 +6,7 @@ import math
 import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from hyena_dist.config.sections.finetune import PLACES, FinetuneSection, words_of
 from hyena_dist.data.errors import DataError
 from hyena_dist.data.places import Places, classes_in, places_of
+from hyena_dist.data.scale import Scale, scale_of
 from hyena_dist.data.tables import NO_LABEL, Columns, Example, read_table, reverse_complement
 from hyena_dist.data.tokenizer import Tokenizer
 
@@ -35,6 +37,8 @@ class Labelled:
     """What is odd in them, a line each."""
     places: Places | None = None
     """What the labels are, where they belong to places of the sequences."""
+    scale: Scale | None = None
+    """Of the training labels, where they are numbers of places."""
 
     @property
     def outputs(self) -> int:
@@ -66,6 +70,11 @@ class Labelled:
 
     def digest(self) -> str:
         """sha256 of every sequence, label and split."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        """Reads every label that is in a file, which takes its time where there are many."""
         found = hashlib.sha256()
         for name, examples in self.splits.items():
             for example in examples:
@@ -106,7 +115,7 @@ def _with_places(splits: dict[str, list[Example]], section: FinetuneSection, not
         for example in examples:
             places.check(example.length, example.label, example.values, example.where)
     if section.task != "per_base":
-        return Labelled(splits, [], section.task, notes, places)
+        return _with_scale(Labelled(splits, [], section.task, notes, places))
     counts, unknown = classes_in((e.label, e.values, e.where) for e in splits["train"])
     classes = sorted(counts, key=_order)
     if unknown:
@@ -115,12 +124,32 @@ def _with_places(splits: dict[str, list[Example]], section: FinetuneSection, not
         raise DataError(f"finetune.table has training sequences with bases of {len(classes)} class "
                         f"({', '.join(classes)}): a classifier needs two")
     for name, examples in splits.items():
+        known = False
         for example in examples:
             seen, _ = classes_in([(example.label, example.values, example.where)])
+            known |= bool(seen)
             if odd := sorted(set(seen) - set(classes), key=_order):
                 raise DataError(f"{example.where}: the label {odd[0]!r} of {name} is of no training sequence's "
                                 f"base: the classes are {', '.join(classes)[:200]}")
+        if not known:
+            raise DataError(_NOTHING_KNOWN.format(name))
     return Labelled(splits, classes, section.task, notes, replace(places, classes=tuple(classes)))
+
+
+_NOTHING_KNOWN = "finetune.table has sequences of {0} and no label of {0} that is known: nothing could be judged by it"
+
+
+def _with_scale(labelled: Labelled) -> Labelled:
+    """With the scale of its numbers.
+
+    Raises:
+        DataError: no label of a split is known, or a value cannot be used.
+    """
+    scale, notes = scale_of(partial(labelled.at_places, "train"), len(labelled.splits["train"]), labelled.outputs)
+    for name, examples in labelled.splits.items():
+        if all(np.isnan(labelled.at_places(name, number)).all() for number in range(len(examples))):
+            raise DataError(_NOTHING_KNOWN.format(name))
+    return replace(labelled, scale=scale, notes=[*labelled.notes, *notes])
 
 
 def encoded(example: Example, tokenizer: Tokenizer, *, reverse: bool = False) -> np.ndarray:
@@ -133,7 +162,8 @@ def _read(section: FinetuneSection) -> dict[str, list[Example]]:
     if not section.table:
         raise DataError("finetune.table is missing: give the file of labelled sequences, or a directory with train, "
                         "dev and test")
-    columns = Columns(section.sequence_column, section.label_column, section.split_column, section.task in PLACES)
+    columns = Columns(section.sequence_column, section.label_column, section.split_column,
+                      section.task if section.task in PLACES else "")
     genome = None if section.genome is None else Path(section.genome)
     table = Path(section.table)
     files = _in_directory(table) if table.is_dir() else {"": table}

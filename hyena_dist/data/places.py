@@ -5,11 +5,13 @@ of its rows, which is mapped and not read before it is asked for.
 What is not known is a dot or -1 among classes, and NaN among numbers; it is never scored.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -20,8 +22,6 @@ from hyena_dist.data.tokenizer import IGNORE
 
 UNKNOWN = "."
 """The letter of a base whose class is not known."""
-_HASHED = 2**16
-"""Numbers of a row that its digest is made of; of longer rows every so many."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,10 @@ class Values:
         return open_array(self.source, self.where) if isinstance(self.source, Path) else self.source
 
     def digest(self) -> bytes:
-        """Of the shape and the values, of long ones of a part."""
+        """Of the shape and of every value; a mapped file is read for it, and not kept."""
         array = self.array()
         found = blake2b(f"{array.shape}{array.dtype}".encode(), digest_size=16)
-        flat = array.reshape(-1)
-        found.update((flat[:: -(-flat.size // _HASHED)] if flat.size else flat).tobytes())
+        found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         return found.digest()
 
 
@@ -59,7 +58,7 @@ def open_array(path: Path, where: str = "") -> np.ndarray:
     prefix = f"{where}: " if where else ""
     try:
         array = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, OverflowError, MemoryError, BadZipFile) as error:
         raise DataError(f"{prefix}{path}: cannot be read as an array ({one_line(error)}); save it by numpy.save as "
                         "numbers") from None
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
@@ -73,8 +72,12 @@ def beside(table: Path) -> Path:
     return table.with_name(name.rpartition(".")[0] + ".npy")
 
 
-def written(text: str, table: Path, where: str) -> Values | None:
+def written(text: str, table: Path, where: str, *, per_base: bool = False) -> Values | None:
     """The labels that a cell of a table names or lists; None: it is a text of classes.
+
+    Args:
+        per_base: whether they are classes of bases: then what has no blank, comma or semicolon in it is such a text, of
+            digits too, and whole numbers are read as such.
 
     Raises:
         DataError: it names a file that cannot be used.
@@ -83,8 +86,13 @@ def written(text: str, table: Path, where: str) -> Values | None:
         values = Values(table.parent / text, where)
         values.array()
         return values
+    words = text.replace(",", " ").replace(";", " ").split()
+    if per_base and words == [text]:
+        return None
+    if per_base and all(re.fullmatch("[+-]?[0-9]{1,18}", word) for word in words):
+        return Values(np.array([int(word) for word in words], dtype=np.int64), where)
     try:
-        return Values(np.array([float(word) for word in text.replace(",", " ").replace(";", " ").split()]), where)
+        return Values(np.array([float(word) for word in words]), where)
     except ValueError:
         return None
 
@@ -129,7 +137,8 @@ class Places:
                             "(finetune.task, bin_size, bins_cut and diagonals): correct one of them")
         if self.section.task == "per_base" and array.dtype.kind == "f":
             raise DataError(f"{where}: the labels of finetune.task=per_base are numbers of classes, and the array is "
-                            f"of {array.dtype}: save whole numbers, or set finetune.task=binned and bin_size=1")
+                            f"of {array.dtype}: save whole numbers, -1 where none is known, or set "
+                            "finetune.task=binned and bin_size=1")
 
     def _shapes(self, bases: int, where: str) -> list[tuple[int, ...]]:
         if self.section.task == "per_base":
@@ -155,7 +164,7 @@ class Places:
             DataError: a value is infinite, no class, or less than 0 where counts are wanted.
         """
         if self.section.task == "per_base":
-            return self._classes_of(label, values, where)
+            return self._classes_of(label, values)
         assert values is not None
         where = values.where
         array = np.array(values.array(), dtype=np.float32)
@@ -177,22 +186,40 @@ class Places:
         found[pairs[0] + cut, pairs[1] + cut] = array if array.ndim == 1 else array[pairs]
         return found
 
-    def _classes_of(self, label: str, values: Values | None, where: str) -> np.ndarray:
+    def _classes_of(self, label: str, values: Values | None) -> np.ndarray:
         if values is None:
             table = np.full(256, IGNORE, dtype=np.int64)
             for number, name in enumerate(self.classes):
                 if len(name) == 1:
                     table[ord(name)] = number
             return table[np.frombuffer(label.encode("latin-1"), dtype=np.uint8)]
-        where = values.where
-        array, known = values.array().astype(np.int64), np.array([int(name) for name in self.classes])
+        array = _numbers_of_classes(values)
+        # Names that are numbers come first among the classes, in order. What is not known is found before them all.
+        known = np.array([-1, *(int(name) for name in self.classes if name.isdigit())])
         found = np.searchsorted(known, array).clip(max=len(known) - 1)
-        outside = (known[found] != array) & (array != -1)
-        if outside.any():
+        if (outside := known[found] != array).any():
             place = int(outside.argmax())
-            raise DataError(f"{where}: the class {array[place]} of base {place + 1:,} is of no training sequence's "
-                            "base, and not -1")
-        return np.where(array == -1, IGNORE, found)
+            raise DataError(f"{values.where}: the class {array[place]} of base {place + 1:,} is of no training "
+                            "sequence's base, and not -1")
+        return np.where(array == -1, IGNORE, found - 1)
+
+
+def _numbers_of_classes(values: Values) -> np.ndarray:
+    """int64 [L], the classes of bases, -1 where none is known.
+
+    Raises:
+        DataError: another number is less than 0, or is what -1 becomes in an array without a sign.
+    """
+    array = values.array()
+    if array.size and array.dtype.kind in "iu":
+        least, most = int(array.argmin()), int(array.argmax())
+        minus = array.dtype.kind == "u" and bool(array[most] == np.iinfo(array.dtype).max)
+        if minus or array[least] < -1 or array[most] > np.iinfo(np.int64).max:
+            place = least if array[least] < -1 else most
+            raise DataError(f"{values.where}: base {place + 1:,} has the number {array[place]}, which is no class"
+                            f"{f' but what -1 becomes in an array of {array.dtype}' * minus}: write classes as numbers "
+                            "from 0 on, and -1 where none is known, in an array with a sign as int16")
+    return array.astype(np.int64)
 
 
 def places_of(section: FinetuneSection, first: tuple[int, ...] | None) -> Places:
@@ -205,7 +232,7 @@ def classes_in(rows: Iterable[tuple[str, Values | None, str]]) -> tuple[Counter[
     """How often each class is among the labels (text, values, where) of bases, and how many bases have none.
 
     Raises:
-        DataError: a letter is of no class, as a blank.
+        DataError: a letter is of no class, as a blank, or a number is none.
     """
     found: Counter[str] = Counter()
     for label, values, where in rows:
@@ -217,7 +244,7 @@ def classes_in(rows: Iterable[tuple[str, Values | None, str]]) -> tuple[Counter[
                                 f"letter for each base, {UNKNOWN!r} where its class is not known")
             found.update(label)
         else:
-            numbers, counts = np.unique(values.array(), return_counts=True)
+            numbers, counts = np.unique(_numbers_of_classes(values), return_counts=True)
             found.update({UNKNOWN if number == -1 else str(number): int(count)
-                          for number, count in zip(numbers.astype(np.int64).tolist(), counts, strict=True)})
+                          for number, count in zip(numbers.tolist(), counts, strict=True)})
     return found, found.pop(UNKNOWN, 0)

@@ -98,7 +98,8 @@ class Reference:
 
 
 def read_reference(path: Path, region: Region | None = None) -> Reference:
-    """Read a reference; all of it is held, a byte for each base.
+    """Read a reference; all of it is held, a byte for each base and an eighth more. While it is read its longest
+    sequence is there a few times besides.
 
     Args:
         region: where the only sequence of the file lies, in place of what its header says.
@@ -107,23 +108,22 @@ def read_reference(path: Path, region: Region | None = None) -> Reference:
         DataError: the file cannot be read, a place does not have as many bases as the sequence, or a region was given
             for several sequences.
     """
-    pieces: list[np.ndarray] = []
+    held = bytearray()  # it grows in place: pieces that are joined at the end are there twice
     stretches: dict[str, list[Stretch]] = {}
-    assemblies, digest, begin = set(), sha256(), 0
+    assemblies, digest = set(), sha256()
     for contig in read_contigs([Source(path)]):
-        if region is not None and pieces:
+        if region is not None and held:
             raise DataError(f"{path}: has several sequences, and --region says where one lies: leave --region out, or "
                             "give a file of one sequence")
         place = _place_of(contig, path, region)
         ids = BYTE_TO_ID[as_dna(contig.bases)]
-        stretches.setdefault(place.contig, []).append(Stretch(place, begin, begin + ids.size))
+        stretches.setdefault(place.contig, []).append(Stretch(place, len(held), len(held) + ids.size))
         assemblies.add(place.assembly)
         digest.update(f"{place.contig}:{place.start}-{place.end}\n".encode())
         digest.update(ids)
-        pieces.append(ids)
-        begin += ids.size
-    return Reference(np.concatenate(pieces), stretches, ",".join(sorted(filter(None, assemblies))), digest.hexdigest(),
-                     _other_names(list(stretches)))
+        held.extend(memoryview(ids))
+    return Reference(np.frombuffer(held, np.uint8), stretches, ",".join(sorted(filter(None, assemblies))),
+                     digest.hexdigest(), _other_names(list(stretches)))
 
 
 def _place_of(contig: Contig, path: Path, region: Region | None) -> Place:
@@ -138,11 +138,20 @@ def _place_of(contig: Contig, path: Path, region: Region | None) -> Place:
                             "forward strand, on which variants are written")
         region, assembly, said = Region.of(match), match.groupdict().get("assembly") or "", "its header"
     start = region.start(bases)
+    if start is None and _is_whole(contig, region, assembly):
+        start = 0
     if start is None:
         raise DataError(f"{path}: the sequence {contig.name!r} has {bases:,} bases, and {said} says {region.contig}:"
-                        f"{region.first}-{region.last}, which are {region.last - region.first + 1:,}: give the place "
-                        "of the whole sequence with --region")
+                        f"{region.first}-{region.last}, which are {region.last - region.first + 1:,}: give a file of "
+                        "this sequence alone, and the place of all of it with --region")
     return Place(region.contig, start, start + bases, assembly)
+
+
+def _is_whole(contig: Contig, region: Region, assembly: str) -> bool:
+    """Whether a sequence is all of a chromosome of which its header, one of Ensembl's, names only a part. So it is of
+    the human Y: both of its ends are also on X, the file has N there, and the header has the place of the rest."""
+    same_name = contig.name.removeprefix("chr") == region.contig.removeprefix("chr")
+    return bool(assembly) and same_name and 0 < region.first <= region.last <= contig.bases.size
 
 
 def _other_names(contigs: Sequence[str]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from hyena_dist.data.errors import DataError
 from hyena_dist.data.gff import Gff, is_annotation
 
 OUTSIDE = "outside the BED"
-"""The class of bases that are in no row. It has spaces, so no row has it."""
+"""The class of bases that are in no row. No row may have it."""
 MOST_CLASSES = 60
 """Each is a bit of an int64."""
 
@@ -31,6 +31,9 @@ class Regions:
         rows = Gff(path) if is_annotation(path) else Bed(path, cut=True, least=4, columns="contig, start, end, class")
         rows.check_contigs(contigs)
         names = list(dict.fromkeys(row.name for found in rows.rows.values() for row in found))
+        if OUTSIDE in names:
+            raise DataError(f"{path}: its fourth column has {OUTSIDE!r}, which is the class of the bases in no row: "
+                            "remove these rows, or give them another class")
         if len(names) > MOST_CLASSES:
             raise DataError(f"{path}: its fourth column has {len(names):,} different names, and at most {MOST_CLASSES} "
                             f"can be told apart: write the class of a row there (promoter, exon), not its own name")

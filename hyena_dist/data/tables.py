@@ -100,8 +100,9 @@ class Columns:
     label: str = "label"
     split: str | None = None
     """None: that called split, where there is one."""
-    places: bool = False
-    """Whether labels belong to places of the sequence: texts of a letter for each base, numbers, or .npy files."""
+    places: str = ""
+    """The task whose labels belong to places of the sequence: texts of a letter for each base, numbers, or .npy files;
+    "": they belong to whole sequences."""
 
 
 def reverse_complement(bases: bytes) -> bytes:
@@ -172,7 +173,7 @@ def _labelled(example: Example, columns: Columns, table: Path) -> Example:
         raise DataError(f"{example.where}: has no label in column {columns.label!r}; write one, or remove the row")
     if not columns.places:
         return example
-    return replace(example, values=written(example.label, table, example.where))
+    return replace(example, values=written(example.label, table, example.where, per_base=columns.places == "per_base"))
 
 
 def _split(word: str, where: str) -> str:

@@ -7,7 +7,6 @@ import csv
 import io
 import re
 import zlib
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -21,11 +20,12 @@ from hyena_dist.data.blocks import lines_of, refuse_other_kinds, start_of
 from hyena_dist.data.contigs import ALLOWED
 from hyena_dist.data.errors import DataError
 from hyena_dist.data.reference import Reference, Stretch
+from hyena_dist.data.seen import Seen
 from hyena_dist.data.tokenizer import BYTE_TO_ID, A, T
 
 OUTCOMES = {
     "scored": "the variant has scores",
-    "duplicate": "one of the last 10,000 variants before it is the same, and has its scores",
+    "duplicate": "a row before it is of the same variant; it has the scores of that one",
     "ref_mismatch": "REF is not what the reference has there",
     "unknown_base": "an allele, or the reference there, has a letter that is none of A, C, G and T",
     "no_alternative": "there is no alternative allele ('.'), or it is REF again",
@@ -50,9 +50,10 @@ _COLUMNS = {
     "alt": ("alt", "alternate", "alternative", "alternate_allele", "alt_allele"),
 }
 """Names of the four columns that a table must have, in lower case."""
+_FIXED = 8
+"""Columns of a VCF without samples."""
 _LINES_BEFORE_NAMES = 20
 """A table may have a title of so many lines before the names of its columns."""
-_REMEMBERED = 10_000
 _BREAKEND = re.compile(r"[\[\]]|^\.[A-Za-z]|[A-Za-z]\.$")
 _LETTERS = frozenset(ALLOWED.decode())
 
@@ -95,8 +96,12 @@ class Judged(NamedTuple):
     row: Row
     outcome: str
     site: Site | None
-    """Of a row with scores alone."""
+    """Of the first row of a variant with scores alone."""
     notes: tuple[str, ...]
+    number: int | None
+    """Of the variant whose scores the row has, from 0, in the order of their first rows."""
+    repeated: Site | None
+    """Of a duplicate."""
 
 
 class Variants:
@@ -209,6 +214,19 @@ class Variants:
         except (ArrowException, OSError) as error:
             raise DataError(f"{self.path}: is damaged ({one_line(error)}); copy or download it again") from None
 
+    def is_record(self, line: bytes) -> bool:
+        """Whether other readers of VCF go on behind a line. Of one that is cut short, or has no number for POS, htslib
+        makes the end of the file."""
+        fields = line.split(b"\t")
+        named = self.header[-1].count(b"\t") + 1
+        pos = fields[1] if len(fields) > 1 else b""
+        return ((len(fields) == _FIXED or len(fields) >= max(_FIXED, named)) and b"\0" not in line
+                and re.fullmatch(rb"[0-9]{0,18}", pos) is not None)
+
+    def lines_without_record(self) -> int:
+        """How many lines of a VCF behind its header `is_record` does not hold of."""
+        return sum(not self.is_record(line) for line in lines_of(self.path) if line and not line.startswith(b"#"))
+
     def __iter__(self) -> Iterator[Row]:
         return self._vcf_rows() if self.is_vcf else self._table_rows()
 
@@ -216,9 +234,9 @@ class Variants:
         for number, line in enumerate(lines_of(self.path), 1):
             if line.startswith(b"#") or not line:
                 continue
-            fields = [field.decode("utf-8", "replace") for field in line.split(b"\t", 8)]
-            fields += [""] * (8 - len(fields))
-            chrom, pos, name, ref, alts, _, _, info = fields[:8]
+            fields = [field.decode("utf-8", "replace") for field in line.split(b"\t", _FIXED)]
+            fields += [""] * (_FIXED - len(fields))
+            chrom, pos, name, ref, alts, _, _, info = fields[:_FIXED]
             each = alts.split(",")
             for allele, alt in enumerate(each):
                 yield Row(number, chrom, pos, ref, alt, [name, info], line, allele, len(each))
@@ -264,17 +282,15 @@ def judge(rows: Iterable[Row], reference: Reference, window: int) -> Iterator[Ju
     Args:
         window: bases of a window; half of it is what an allele may have.
     """
-    seen: OrderedDict[tuple, None] = OrderedDict()
-    for row in rows:
-        outcome, site, notes = _judge(row, reference, window)
-        if site is not None:
-            key = site.at, site.removed, site.alt.tobytes()
-            if key in seen:
-                outcome, site = "duplicate", None
-            seen[key] = None
-            if len(seen) > _REMEMBERED:
-                seen.popitem(last=False)
-        yield Judged(row, outcome, site, notes if site is not None else ())
+    with Seen() as seen:
+        for row in rows:
+            outcome, site, notes = _judge(row, reference, window)
+            if site is None:
+                yield Judged(row, outcome, None, (), None, None)
+                continue
+            number, is_first = seen.number(site.at, site.removed, site.alt.tobytes())
+            yield (Judged(row, outcome, site, notes, number, None) if is_first else
+                   Judged(row, "duplicate", None, notes, number, site))
 
 
 def _judge(row: Row, reference: Reference, window: int) -> tuple[str, Site | None, tuple[str, ...]]:

@@ -1,10 +1,12 @@
 """A trained language model, as what only reads it takes it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from hyena_dist.config.errors import ConfigError
 from hyena_dist.config.sections.model import ModelSection
@@ -68,8 +70,13 @@ class Trained:
 
 def weights_digest(model: HyenaModel) -> str:
     """sha256 of the weights with their names, in float32: the same whatever file they come from."""
+    return tensors_digest(dict(model.named_parameters()))
+
+
+def tensors_digest(weights: Mapping[str, Tensor]) -> str:
+    """As `weights_digest`, of weights by their names."""
     found = sha256()
-    for name, weight in sorted(model.named_parameters()):
+    for name, weight in sorted(weights.items()):
         found.update(f"{name} {list(weight.shape)}\n".encode())
         found.update(weight.detach().float().cpu().contiguous().numpy().tobytes())
     return found.hexdigest()

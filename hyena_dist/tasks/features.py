@@ -22,6 +22,7 @@ from hyena_dist.parallel.groups import Groups
 from hyena_dist.parallel.tokens import part_of_window
 from hyena_dist.runtime.agree import agree, broadcast
 from hyena_dist.runtime.files import write_whole
+from hyena_dist.tasks.made_of import add_weights
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +40,7 @@ def distinct(labelled: Labelled) -> list[Example]:
 def digest_of(config: Config, weights: Mapping[str, Tensor], sequences: Sequence[Example], *, both: bool) -> str:
     """sha256 of all that features depend on: the model and its weights, how it computes and pools, the sequences."""
     found = sha256(json.dumps([asdict(config.model), config.finetune.pooling, config.train.precision, both]).encode())
-    for name, weight in sorted(weights.items()):
-        found.update(f"\n{name} {list(weight.shape)} ".encode())
-        found.update(weight.detach().float().cpu().contiguous().numpy().tobytes())
+    add_weights(found, weights)
     for example in sequences:
         found.update(example.key)
     return found.hexdigest()

@@ -5,7 +5,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,25 @@ from rich.console import Console
 from torch import Tensor
 
 from hyena_dist.checkpoint.directory import find_best
-from hyena_dist.config.errors import ConfigError, TrainingError
-from hyena_dist.config.identity import FIXED, identity
-from hyena_dist.config.plain import read_object
+from hyena_dist.config.errors import TrainingError
 from hyena_dist.config.schema import Config
-from hyena_dist.config.sections.finetune import FinetuneSection, words_of
+from hyena_dist.config.sections.finetune import words_of
 from hyena_dist.data.labelled import Labelled
 from hyena_dist.parallel.groups import Groups
 from hyena_dist.runtime.agree import agree, broadcast
 from hyena_dist.runtime.files import write_whole
 from hyena_dist.tasks.baselines import kmer_baseline
 from hyena_dist.tasks.comparison import in_words, markdown, on_screen, summary
+from hyena_dist.tasks.made_of import (
+    RESULT,
+    check_kmers,
+    check_made_of,
+    keep_made_of,
+    made_of,
+    of_kmers,
+    read_found,
+    weights_digest,
+)
 from hyena_dist.tasks.place_baselines import place_baselines
 from hyena_dist.tasks.probe import probe
 from hyena_dist.train.answers import Judgement
@@ -39,7 +47,7 @@ from hyena_dist.train.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
-RESULT, TABLE, PREDICTIONS, KMERS = "result.json", "result.md", "predictions.tsv", "kmers.json"
+TABLE, PREDICTIONS, KMERS = "result.md", "predictions.tsv", "kmers.json"
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,11 @@ class Place:
     weights: Mapping[str, Tensor] | None
     """Of the whole pretrained backbone by name; None: fresh ones."""
     launchers: Sequence[psutil.Process] | None
+
+    @cached_property
+    def start(self) -> str | None:
+        """Digest of the weights."""
+        return None if self.weights is None else weights_digest(self.weights)
 
 
 class Stopped(Exception):
@@ -85,7 +98,7 @@ def finetune(config: Config, groups: Groups, device: torch.device, *, read: Call
         for seed in range(config.train.seed, config.train.seed + config.finetune.seeds):
             run, labelled = of_seed(config, seed), read(seed)
             if config.finetune.trained == "probe":
-                found = _remembered(run, labelled, groups, partial(_probed, run, labelled, place))
+                found = _remembered(run, labelled, place, partial(_probed, run, labelled, place))
             else:
                 learns = Prompting if config.finetune.by_tokens else Finetuning
                 found = _trained(run, labelled, place, partial(learns, labelled=labelled, weights=weights))
@@ -110,11 +123,12 @@ def _trained(run: Config, labelled: Labelled, place: Place, objective: Callable[
     """
     def compute() -> dict[str, Any]:
         with open_trainer(run, place.groups, place.device, launchers=place.launchers, objective=objective) as trainer:
+            _keep(run, labelled, place)  # before there is a checkpoint, and after all that could refuse the run
             if reason := trainer.fit():
                 raise Stopped(reason)
             return _judge(trainer, run, labelled)
 
-    return _remembered(run, labelled, place.groups, compute)
+    return _remembered(run, labelled, place, compute)
 
 
 def _probed(run: Config, labelled: Labelled, place: Place) -> dict[str, Any]:
@@ -124,40 +138,41 @@ def _probed(run: Config, labelled: Labelled, place: Place) -> dict[str, Any]:
     return {**_result_of(run, labelled, found, place.groups), "checkpoint": None, "steps": 0, "probe": chosen}
 
 
-def _remembered(run: Config, labelled: Labelled, groups: Groups, compute: Callable[[], dict[str, Any]]
+def _remembered(run: Config, labelled: Labelled, place: Place, compute: Callable[[], dict[str, Any]]
                 ) -> dict[str, Any]:
-    """What an earlier start has found of the same sequences, or what is computed now and is then written. Collective.
+    """What an earlier start has found, or what is computed now and is then written. Collective.
 
     Raises:
-        UserError: the earlier start had other settings.
+        UserError: the earlier start, whether it came to its end or not, was of something else.
     """
-    path = Path(run.train.run_dir, RESULT)
-    found = broadcast(agree(partial(_result, path, labelled, run), groups), groups)
+    run_dir, groups = Path(run.train.run_dir), place.groups
+
+    def known() -> dict[str, Any] | None:
+        if groups.world.rank:
+            return None
+        check_made_of(run_dir, _made(run, labelled, place))
+        return read_found(run_dir / RESULT) if (run_dir / RESULT).is_file() else None
+
+    found = broadcast(agree(known, groups), groups)
     if found is None:
-        found = {**compute(), "settings": settings(run)}
-        agree(partial(_write_json, path, found, groups), groups)
+        found = compute()
+        agree(partial(_write_json, run_dir / RESULT, found, groups), groups)
+    _keep(run, labelled, place)
     return found
 
 
-def settings(config: Config) -> dict[str, Any]:
-    """The keys that decide what is learnt."""
-    return {key: value for key, value in identity(config).items() if key in FIXED and key.startswith("finetune.")}
+def _made(run: Config, labelled: Labelled, place: Place) -> dict[str, Any]:
+    """What a run is made of."""
+    return made_of(run, labelled.digest(), None if run.finetune.from_ is None else place.start)
 
 
-def _result(path: Path, labelled: Labelled, config: Config) -> dict[str, Any] | None:
-    """What an earlier start has found of the same sequences; None: nothing."""
-    if not path.is_file():
-        return None
-    found = read_object(path)
-    if found.get("sequences") != labelled.digest():
-        return None
-    plain = {f"finetune.{key}": value for key, value in vars(FinetuneSection()).items()}
-    now, then = settings(config), found.get("settings", {})
-    for key, value in now.items():
-        if (before := then.get(key, plain[key])) != value:
-            raise ConfigError(f"{path} was found with {key.replace('from_', 'from')}={before}, and now it is {value}: "
-                              "start in another train.run_dir")
-    return found
+def _keep(run: Config, labelled: Labelled, place: Place) -> None:
+    """Write beside a run what it is made of. Collective."""
+    def keep() -> None:
+        if place.groups.world.rank == 0:
+            keep_made_of(Path(run.train.run_dir), _made(run, labelled, place))
+
+    agree(keep, place.groups)
 
 
 def _beside(run: Config, labelled: Labelled, place: Place) -> dict[str, Any]:
@@ -167,7 +182,7 @@ def _beside(run: Config, labelled: Labelled, place: Place) -> dict[str, Any]:
     if labelled.places is not None:  # one answer for a sequence says nothing of its places
         asked = [name for name in asked if name != "cnn"]
     if "kmers" in asked:
-        found |= _kmers(run, labelled, place.groups)
+        found |= _kmers(run, labelled, place)
     others: dict[str, Callable[..., Finetuning]] = {
         "cnn": partial(Convolutional, labelled=labelled, weights=None),
         "scratch": partial(Finetuning, labelled=labelled, weights=None)}
@@ -181,20 +196,24 @@ def _beside(run: Config, labelled: Labelled, place: Place) -> dict[str, Any]:
     return found
 
 
-def _kmers(run: Config, labelled: Labelled, groups: Groups) -> dict[str, dict[str, Any]]:
+def _kmers(run: Config, labelled: Labelled, place: Place) -> dict[str, dict[str, Any]]:
     """The regression on k-mers, and of places what is said without them; the first rank alone computes both."""
-    path, first, both = Path(run.train.run_dir, KMERS), groups.world.rank == 0, run.finetune.rc != "none"
+    path, groups, both = Path(run.train.run_dir, KMERS), place.groups, run.finetune.rc != "none"
+    first, made = groups.world.rank == 0, of_kmers(_made(run, labelled, place))
 
     def found() -> dict[str, Any] | None:
-        there = read_object(path) if first and path.is_file() else {}
-        return there if there.get("sequences") == labelled.digest() else None
+        if not first or not path.is_file():
+            return None
+        there = read_found(path)
+        check_kmers(path, there, made)
+        return there
 
     def computed() -> dict[str, Any]:
         if not first:
             return {}
         beside = (kmer_baseline(labelled, both_strands=both) if labelled.places is None else
                   place_baselines(labelled, both_strands=both, seed=run.train.seed))
-        return {**beside, "sequences": labelled.digest()}
+        return {**beside, "made_of": made}
 
     known = broadcast(agree(found, groups), groups)
     if known is None:
@@ -226,8 +245,8 @@ def _result_of(config: Config, labelled: Labelled, found: Sequence[Judgement], g
                 for one in found}
     return {"seed": config.train.seed, "task": tune.task, "classes": labelled.classes, "from": tune.from_,
             "trained": tune.trained, "pooling": tune.pooling, "rc": tune.rc, "judged_on": last.split,
-            "sequences": labelled.digest(), "train_sequences": len(labelled.splits["train"]), "notes": labelled.notes,
-            "scores": of_split}
+            "sequences": labelled.digest(), "train_sequences": len(labelled.splits["train"]),
+            "notes": [*labelled.notes, *last.notes()], "scores": of_split}
 
 
 def _write_json(path: Path, content: Mapping[str, Any], groups: Groups) -> None:

@@ -94,7 +94,7 @@ class Trivial:
         assert labelled.places is not None
         longest = max(example.length for examples in labelled.splits.values() for example in examples)
         groups = longest // labelled.places.bin_size if labelled.task == "pairs" else 1
-        self._classes, self._outputs = labelled.task == "per_base", labelled.outputs
+        self._classes, self._outputs, self._scale = labelled.task == "per_base", labelled.outputs, labelled.scale
         self._sums, self._counts = (np.zeros((groups, labelled.outputs)) for _ in range(2))
 
     def add(self, one: Sequence, known: np.ndarray) -> None:
@@ -108,9 +108,10 @@ class Trivial:
 
     @property
     def mean(self) -> np.ndarray:
-        """[outputs], of all labels."""
-        found: np.ndarray = self._sums.sum(0) / self._counts.sum(0).clip(min=1)
-        return found
+        """[outputs], of all labels; of a track that the sequences do not know, what other training sequences say."""
+        counts = self._counts.sum(0)
+        found: np.ndarray = self._sums.sum(0) / counts.clip(min=1)
+        return found if self._scale is None else np.where(counts > 0, found, self._scale.mean)
 
     def answers(self, one: Sequence, places: np.ndarray) -> np.ndarray:
         """[n, outputs]."""

@@ -42,6 +42,9 @@ class Judgement(Protocol):
     def scores(self) -> dict[str, float | None]:
         """Every metric; None where it has no value."""
 
+    def notes(self) -> list[str]:
+        """What its metrics leave out, a line each."""
+
     def lines(self) -> list[str]:
         """A table of tab-separated values, a line for each sequence."""
 

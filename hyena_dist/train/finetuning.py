@@ -258,15 +258,18 @@ def _fill(backbone: nn.Module, weights: Mapping[str, Tensor], groups: Groups) ->
 
 
 def _fill_head(model: HeadedModel, weights: Mapping[str, Tensor]) -> None:
-    """Give a head the weights of one that was fine-tuned before, where that is of the same kind and size."""
-    names = [name for name, _ in model.named_parameters() if name.startswith("head.")]
-    found = {name: weights[f"answers.{name}"] for name in names if f"answers.{name}" in weights}
-    own = dict(model.named_parameters())
-    if found.keys() == set(names) and all(own[name].shape == value.shape for name, value in found.items()):
-        with torch.no_grad():
-            for name, value in found.items():
-                own[name].copy_(value)
-        logger.info("the head goes on from that of the model it starts from")
+    """Give a head the weights of the one that is started from. They are only there where it answers the same; one that
+    has another size, as for another number of tracks, is left out, and that is said."""
+    own = {name: parameter for name, parameter in model.named_parameters() if name.startswith("head.")}
+    found = {name: weights[f"answers.{name}"] for name in own if f"answers.{name}" in weights}
+    if not found:
+        return
+    if found.keys() != own.keys() or any(own[name].shape != value.shape for name, value in found.items()):
+        logger.warning("the head of the model that is started from has another size, and is left out")
+        return
+    with torch.no_grad():
+        for name, value in found.items():
+            own[name].copy_(value)
 
 
 def adapt(backbone: HyenaModel, section: FinetuneSection, *, seed: int) -> None:

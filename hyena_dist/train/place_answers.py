@@ -25,9 +25,6 @@ from hyena_dist.parallel.groups import Axis
 from hyena_dist.train.answers import Answers, Drawn, Tally, WholeAnswers, summed
 from hyena_dist.train.place_tallies import ClassTally, NumberTally, bin_tally, pair_tally
 
-_SAMPLED = 1000
-"""Training sequences, evenly spread, that the scale of numbers is measured on."""
-
 
 class PlaceAnswers:
     """What the three have in common."""
@@ -121,26 +118,23 @@ class _Numbers(PlaceAnswers):
 
     def __init__(self, labelled: Labelled, section: FinetuneSection, model: BinMeans) -> None:
         super().__init__(labelled, section, model)
-        count = len(labelled.splits["train"])
-        rows = range(0, count, -(-count // _SAMPLED))
-        values = [torch.from_numpy(labelled.at_places("train", row)).double().flatten(0, self.sides - 1).reshape(
-            -1, labelled.outputs) for row in rows]
-        known = torch.cat([value[~value.isnan().all(1)] for value in values])
-        self._mean = known.nanmean(0)
-        deviation = (known - self._mean).square().nanmean(0).sqrt()
-        self._deviation = torch.where(deviation > 0, deviation, 1.0)
+        assert labelled.scale is not None
+        self._mean, self._deviation = (torch.tensor(part, dtype=torch.float64) for part in labelled.scale)
 
     def _scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
         return self._mean.to(like), self._deviation.to(like)
 
     def losses(self, answers: Tensor, targets: Tensor) -> Tensor:
-        known = self.known(targets)
-        values, targets = self.in_units(answers), torch.where(known, targets, 1).to(answers.dtype)
+        known, (mean, deviation) = self.known(targets), self._scale(answers)
+        # What is unknown is replaced before the loss and not only in it: 0 times the gradient of a loss that is not
+        # finite would be NaN.
+        targets = torch.where(known, targets.to(answers.dtype), mean)
+        values = self.in_units(torch.where(known, answers, 0))
         if self._section.loss == "poisson":
             # The deviance, which is 0 at best: of the logarithm of a rate that goes to 0 only where counts are 0.
             found = values - targets + torch.xlogy(targets, targets) - targets * values.log()
         else:
-            found = ((values - targets) / self._scale(answers)[1]).square()
+            found = ((values - targets) / deviation).square()
         return torch.where(known, found, 0)
 
     def in_units(self, answers: Tensor) -> Tensor:

@@ -50,6 +50,10 @@ class _Tally:
     def judgement(self) -> Judgement:
         return self  # type: ignore[return-value]
 
+    def notes(self) -> list[str]:
+        """As of `Judgement`."""
+        return []
+
     def lines(self) -> list[str]:
         found = [f"name\tplaces\tloss\t{self.metric}"]
         for example, (count, loss, value) in zip(self.labelled.splits[self.split], self.rows.tolist(), strict=True):
@@ -130,10 +134,16 @@ class NumberTally(_Tally):
 
     @property
     def collapsed(self) -> bool:
-        count, x, _, xx, *_ = self.sums.sum(0)
-        return bool(xx * count - x * x <= 1e-12 * xx.clamp(min=1e-300) * count)
+        """Whether every track has one answer for all of its places, or all pairs have one."""
+        n, x, _, xx, *_ = self._of_all.unbind(-1) if self._strata else self.sums.unbind(-1)
+        return not bool(_varies(n, x, xx).any())
+
+    @property
+    def _of_all(self) -> Tensor:
+        return self.sums.sum(0, keepdim=True)
 
     def scores(self) -> dict[str, float | None]:
+        """Correlations are means over groups whose labels differ; of one whose answers do not it is 0, and counts."""
         n, _, _, xx, yy, xy = self.sums.sum(0)
         squared = _number((xx + yy - 2 * xy) / n)
         found, weight = _pearson(self.sums), self.sums[:, 0]
@@ -141,8 +151,15 @@ class NumberTally(_Tally):
         if not self._strata:
             return {"pearson": _number(found[there].mean()), "mean_squared_error": squared}
         stratum = (found * weight)[there].sum() / weight[there].sum()
-        return {"pearson": _number(_pearson(self.sums.sum(0)[None])[0]), "stratum_pearson": _number(stratum),
+        return {"pearson": _number(_pearson(self._of_all)[0]), "stratum_pearson": _number(stratum),
                 "mean_squared_error": squared}
+
+    def notes(self) -> list[str]:
+        known = self.sums[:, 0] > 0
+        same = int((_pearson(self.sums).isnan() & (known | (not self._strata))).sum())
+        what, count = ("distances", int(known.sum())) if self._strata else ("tracks", len(known))
+        return [f"{same:,} of {count:,} {what} have labels in {self.split} that are all the same, or none: no "
+                "correlation of theirs is in a mean"] * bool(same)
 
 
 def bin_tally(labelled: Labelled, split: str, task: InUnits, center: Tensor) -> NumberTally:
@@ -165,11 +182,16 @@ def pair_tally(labelled: Labelled, split: str, task: InUnits, center: Tensor) ->
 
 
 def _pearson(sums: Tensor) -> Tensor:
-    """[G, 6] moments -> [G]; NaN where labels or answers are all the same."""
+    """[G, 6] moments -> [G]; 0 where only the answers are all the same, NaN where the labels are or there is none."""
     n, x, y, xx, yy, xy = sums.unbind(-1)
-    across, down = n * xx - x * x, n * yy - y * y
-    found = (n * xy - x * y) / (across * down).sqrt()
-    return torch.where((across > 1e-12 * n * xx) & (down > 1e-12 * n * yy), found, math.nan)
+    found = (n * xy - x * y) / ((n * xx - x * x) * (n * yy - y * y)).sqrt()
+    return torch.where(_varies(n, y, yy), torch.where(_varies(n, x, xx), found, 0), math.nan)
+
+
+def _varies(n: Tensor, total: Tensor, squares: Tensor) -> Tensor:
+    """[G], whether not all numbers of a group are the same, by how many there are, their sum and that of their
+    squares."""
+    return n * squares - total * total > 1e-12 * n * squares
 
 
 def _number(value: Tensor) -> float | None:

@@ -37,6 +37,10 @@ class Predictions:
             return bool((said.all(0) | ~said.any(0)).all())
         return bool(np.ptp(self.answers) == 0)
 
+    def notes(self) -> list[str]:
+        """What the metrics leave out, a line each: a class without a sequence is said of the labels already."""
+        return []
+
     def lines(self) -> list[str]:
         """A table of tab-separated values: each sequence, its label, what is said of it, and the numbers."""
         classes = self.labelled.classes
@@ -108,8 +112,10 @@ def _of_numbers(answers: np.ndarray, targets: np.ndarray) -> Mapping[str, float 
 
     values = answers[:, 0]
     squared = float(np.square(values - targets).mean())
-    if len(values) < 2 or not np.ptp(values) or not np.ptp(targets):
+    if not np.ptp(targets):
         return {"pearson": None, "spearman": None, "mean_squared_error": squared}
+    if not np.ptp(values):  # a model that says one number of everything has found nothing, which counts in a mean
+        return {"pearson": 0.0, "spearman": 0.0, "mean_squared_error": squared}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", stats.ConstantInputWarning)
         return {"pearson": stats.pearsonr(values, targets)[0], "spearman": stats.spearmanr(values, targets)[0],

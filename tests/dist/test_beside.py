@@ -214,7 +214,7 @@ def test_what_is_damaged_or_of_other_weights_is_computed_again(runs: Any) -> Non
     found = runs[1]
     assert found["damaged"]["files"] == 1
     assert found["other weights"]["files"] == 3
-    assert "was found with finetune.trained=probe, and now it is head: start in another" in found["said"]
+    assert 'finetune.trained was "probe" and is now "head"' in found["said"]
 
 
 def _labelled(directory: Path, task: str, labels: list[str]) -> Any:

@@ -3,6 +3,7 @@ ranks, and judges the weights of the best validation."""
 
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.config.sections.optim import OptimSection
 from hyena_dist.config.sections.parallel import ParallelSection
 from hyena_dist.config.sections.train import TrainSection
+from hyena_dist.convert.start import read_start, without_other_head
 from hyena_dist.data.labelled import Labelled, read_labelled
 from hyena_dist.model.model import build_model
 from hyena_dist.parallel.groups import Groups, init_groups
@@ -80,12 +82,44 @@ def run(config: Config, stop_at: int = 0, groups: Groups | None = None, weights:
         Finetuning.next_step = steps  # type: ignore[method-assign]
 
 
+def refused(config: Config, weights: Any = None) -> str:
+    with pytest.raises(UserError) as caught:
+        run(config, weights=weights)
+    return str(caught.value)
+
+
+def _asked_again(directory: Path, weights: dict[str, torch.Tensor]) -> dict[str, str]:
+    """What is said of a finished run that is asked for with other settings, by what has changed."""
+    config = config_of(directory, "frozen", 1, from_="somewhere", trained="head")
+    train, tune = config.train, config.finetune
+    other = {**weights, "final_norm.bias": weights["final_norm.bias"] + 1}
+    found = {"weights": refused(config, other), "nothing": refused(replace(config, finetune=replace(
+        tune, from_=None, trained="all")))}
+    for name, changed in (
+            ("lr", replace(config, optim=replace(config.optim, lr=1e-3))),
+            ("model", replace(config, model=replace(config.model, num_layers=2))),
+            ("decay", replace(config, finetune=replace(tune, lr_decay=0.5))),
+            ("steps", replace(config, train=replace(train, steps=STEPS + 1))),
+            ("batch", replace(config, train=replace(train, global_batch_size=16))),
+            ("several seeds", replace(config, finetune=replace(tune, seeds=2), train=replace(train, steps=STEPS + 1)))):
+        found[name] = refused(changed, weights)
+    (directory / "frozen/seed-0/made_of.json").unlink()  # as a version that wrote none has left it
+    found["before records"] = refused(replace(config, optim=replace(config.optim, lr=1e-3)), weights)
+    moved = replace(config, finetune=replace(tune, from_="elsewhere"))
+    found["before records, elsewhere"] = refused(moved, weights)
+    assert run(config, weights=weights) is None
+    assert run(moved, weights=weights) is None, "now it is known what they were, wherever they lie"
+    found["completed"] = refused(config, other)
+    return found
+
+
 def _two_ranks(directory: Path) -> dict[str, Any]:
     found = {}
     for engine in (2, "fsdp"):
         assert run(config_of(directory, f"whole-{engine}", engine)) is None
         assert run(config_of(directory, f"cut-{engine}", engine), STOP) is not None
         found[f"stopped {engine}"] = (directory / f"cut-{engine}" / "result.json").exists()
+        found[f"unfinished {engine}"] = refused(config_of(directory, f"cut-{engine}", engine, lr_decay=0.5))
         assert run(config_of(directory, f"cut-{engine}", engine)) is None
     for pooling in ("max", "last"):
         assert run(config_of(directory, f"context-{pooling}", 1, context=2, pooling=pooling)) is None
@@ -93,23 +127,25 @@ def _two_ranks(directory: Path) -> dict[str, Any]:
 
 
 def _one_rank(directory: Path) -> dict[str, str]:
-    groups, found = init_groups(), {}
+    found: dict[str, str] = {}
+    init_groups()
     for pooling in ("max", "last"):
         run(config_of(directory, f"alone-{pooling}", 1, pooling=pooling))
     config = config_of(directory, "frozen", 1, from_="somewhere", trained="head")
     pretrained = build_model(replace(config, train=replace(config.train, seed=9)), Groups.single())
-    run(config, weights=dict(pretrained.named_parameters()))
+    weights = {name: weight.detach() for name, weight in pretrained.named_parameters()}
+    run(config, weights=weights)
+    found |= _asked_again(directory, weights)
     patient = config_of(directory, "patient", 1, seeds=2)
     run(replace(patient, train=replace(patient.train, patience=1, eval_every=1, steps=50)))
     other = table(directory / "other")
     (other / "train.csv").write_text((other / "train.csv").read_text("utf-8").replace("GG", "GA", 1), encoding="utf-8")
     changed = config_of(directory, "cut-2", 2)
     (directory / "cut-2" / "seed-0" / "result.json").unlink()
-    changed = replace(changed, finetune=replace(changed.finetune, table=str(other)),
-                      train=replace(changed.train, steps=STEPS + 1))
-    with pytest.raises(UserError) as caught:
-        run(changed, groups=groups)
-    found["changed"] = str(caught.value)
+    changed = replace(changed, finetune=replace(changed.finetune, table=str(other)))
+    found["table"] = refused(changed)
+    (directory / "cut-2" / "seed-0" / "made_of.json").unlink()
+    found["changed"] = refused(changed)
     return found
 
 
@@ -190,3 +226,54 @@ def test_patience_ends_a_run_and_the_best_weights_are_judged(runs: Any) -> None:
 
 def test_other_sequences_are_not_gone_on_with(runs: Any) -> None:
     assert "does not hold the sequences, labels and splits that the run has learnt so far" in runs[2]["changed"]
+
+
+@pytest.mark.parametrize(("what", "said"), [
+    ("weights", "finetune.from was somewhere with content "), ("nothing", "and is now null; "),
+    ("lr", "optim.lr was 0.02 and is now 0.001: "), ("model", "model.num_layers was 1 and is now 2: "),
+    ("decay", "finetune.lr_decay was 1.0 and is now 0.5: "),
+    ("steps", "train.steps (which finetune.epochs sets) was 12 and is now 13: "),
+    ("batch", "train.global_batch_size was 8 and is now 16: "), ("several seeds", "was 12 and is now 13: "),
+    ("before records", "optim.lr was 0.02 and is now 0.001: "),
+    ("before records, elsewhere", "finetune.from was somewhere and is now elsewhere with content "),
+    ("completed", "finetune.from was elsewhere with content "), ("table", "finetune.table was "),
+])
+def test_what_was_found_of_something_else_is_not_handed_back(runs: Any, what: str, said: str) -> None:
+    """The control: asked for as it was made, it is handed back, which `_asked_again` sees."""
+    assert said in runs[2][what]
+    assert "set them as they were, choose another train.run_dir, or remove it" in runs[2][what]
+    assert "\n" not in runs[2][what]
+
+
+def test_an_unfinished_run_goes_on_only_as_it_was(runs: Any) -> None:
+    """The control: as it was, it goes on bit for bit."""
+    for engine in (2, "fsdp"):
+        assert "finetune.lr_decay was 1.0 and is now 0.5" in runs[1][f"unfinished {engine}"]
+
+
+@pytest.mark.parametrize(("tune", "classes", "said"), [
+    ({}, ["at", "gc"], ""), ({}, ["gc", "at"], "the classes of it: ['at', 'gc'], now: ['gc', 'at']"),
+    ({"pooling": "mean"}, ["at", "gc"], "finetune.pooling of it: max, now: mean"),
+    ({"task": "multilabel"}, ["at", "gc"], "finetune.task of it: classification, now: multilabel"),
+    ({"task": "binned"}, [], "finetune.task of it: classification, now: binned"),
+    ({"shots": 1}, ["at", "gc"], "there is no head to learn now"),
+])
+def test_a_head_is_taken_over_only_for_the_same_answers(runs: Any, caplog: pytest.LogCaptureFixture, tune: Any,
+                                                        classes: list[str], said: str) -> None:
+    _, weights, checkpoint = read_start(runs[0] / "alone-max/seed-0")
+    caplog.clear()
+    kept = without_other_head(weights, checkpoint, FinetuneSection(**{"pooling": "max", **tune}), classes)
+    config = config_of(runs[0], "again", 1, pooling="max")
+    model = Finetuning(config, Groups.single(), torch.device("cpu"), labelled=labelled_of(config), weights=kept).module
+    assert torch.equal(model.head.weight, weights["answers.head.weight"]) == (not said), "the control takes it"
+    assert said in caplog.text
+    assert torch.equal(model.backbone.final_norm.bias, weights["final_norm.bias"])
+
+
+def test_classes_that_are_not_known_are_others(runs: Any, tmp_path: Path) -> None:
+    """A checkpoint alone does not say in which order its classes were."""
+    _, weights, checkpoint = read_start(runs[0] / "alone-max/seed-0")
+    alone = tmp_path / checkpoint.name
+    shutil.copytree(checkpoint, alone)
+    kept = without_other_head(weights, alone, FinetuneSection(pooling="max"), ["at", "gc"])
+    assert "answers.head.weight" in weights.keys() - kept.keys()

@@ -124,6 +124,7 @@ def regions(tmp_path: Path, sequences: dict[str, str]) -> tuple[Path, Path]:
     bed = tmp_path / "regions.bed"
     bed.write_text("#contig\tstart\tend\nchr17\t1010\t1050\tforward\t0\t+\n17\t1010\t1050\treverse\t0\t-\n"
                    "s2\t0\t200\ns2\t0\t201\tlong\n17\t990\t1050\tbefore\n17\t1100\t1129\tbehind\nX\t1\t2\tother\n"
+                   "s2\t10\t10\tnothing\t0\t-\n"
                    "s2\t269\t270\tlast\t0\t.\n")
     return reference, bed
 
@@ -136,11 +137,11 @@ def test_regions_are_read_on_their_strand_and_counted(model: Path, regions: tupl
                  f"{tmp_path}/x.npy"]) == 0
     found, rows = np.load(tmp_path / "x.npy"), index(tmp_path / "x.npy.tsv")
     assert [row["outcome"] for row in rows] == ["embedded", "embedded", "embedded", "too_long", "outside", "outside",
-                                                "unknown_contig", "embedded"]
+                                                "unknown_contig", "empty", "embedded"]
     assert [row["name"] for row in rows][2] == "s2:0-200"
     assert "##hyena_dist.assembly=GRCh37\n" in (tmp_path / "x.npy.tsv").read_text()
     said = capsys.readouterr().out
-    assert "4 of 8 sequences" in said
+    assert "4 of 9 sequences" in said
     assert "2 outside: not wholly on a sequence of the reference" in said
     part = sequences["s5"][10:50]
     texts = [part, part[::-1].translate(str.maketrans("ACGT", "TGCA")), sequences["s2"], sequences["s0"][-1]]
@@ -148,6 +149,19 @@ def test_regions_are_read_on_their_strand_and_counted(model: Path, regions: tupl
         first = int(row["first_row"])
         assert rel(found[first : first + int(row["rows"])], wanted(model, bases, 7, None)) < TOLERANCE, row
     assert rel(found[:6], found[6:12]) > 1e-3, "control: the strands differ"
+
+
+def test_a_name_may_hold_blanks_or_be_empty(model: Path, regions: tuple[Path, Path], tmp_path: Path) -> None:
+    """Where tabs stand between the columns. The control: where none do, each blank is between two columns."""
+    reference, bed = regions
+    bed.write_text("s2\t10\t50\tTP53 promoter +\t0\t-\ns2\t10\t50\t\t0\t-\ns2\t10\t50\tb\t0\t\n"
+                   "s2 10 50 TP53 0 -\ns2 10  50\t\n")
+    assert main(["--from", str(model), "--fasta", str(reference), "--bed", str(bed), "--out", f"{tmp_path}/x.npy"]) == 0
+    rows, found = index(tmp_path / "x.npy.tsv"), np.load(tmp_path / "x.npy")
+    assert [(row["name"], row["strand"]) for row in rows] == [("TP53 promoter +", "-"), ("s2:10-50", "-"), ("b", "+"),
+                                                              ("TP53", "-"), ("s2:10-50", "+")]
+    assert np.array_equal(found[0], found[3])
+    assert rel(found[0], found[2]) > 1e-3, "control: the strands differ"
 
 
 @pytest.mark.parametrize("ending", ["npy", "parquet"])

@@ -10,6 +10,7 @@ import pytest
 from hyena_dist.config.sections.finetune import FinetuneSection
 from hyena_dist.data.errors import DataError
 from hyena_dist.data.labelled import Labelled, read_labelled
+from hyena_dist.data.places import Values
 from hyena_dist.data.tokenizer import IGNORE
 
 BASES = ("ACGTACGTACGT", "GGGGCCCCAATT", "TTTTACACACAC", "ACACGTGTACAC")
@@ -86,6 +87,56 @@ def test_classes_of_bases_are_letters_or_numbers(tmp_path: Path) -> None:
     assert arrays(found)[BASES[2].encode()].tolist() == [0] * 3 + [1] * 8 + [IGNORE]
 
 
+DIGITS = ("011022010...", "000000000000", "111111111111", "210210210210")
+
+
+def test_classes_of_bases_are_digits_or_numbers(tmp_path: Path) -> None:
+    """Without blanks they are letters, one for each base, and else numbers: both say the same."""
+    letters = read(csv(tmp_path, list(DIGITS)), task="per_base")
+    rows = [separator.join(row).replace(".", "-1") for row, separator in zip(DIGITS, " ;, ", strict=True)]
+    numbers = read(csv(tmp_path, [f'"{row}"' for row in rows], "numbers.csv"), task="per_base")
+    assert letters.classes == numbers.classes == ["0", "1", "2"]
+    assert same(arrays(letters), arrays(numbers))
+    assert arrays(numbers)[BASES[0].encode()].tolist() == [0, 1, 1, 0, 2, 2, 0, 1, 0, *[IGNORE] * 3]
+
+
+@pytest.mark.parametrize("text", ["1e0000000001", "0_1_0_1_0_11", "nan.nan.nann"])
+def test_letters_that_look_like_one_number_are_letters(tmp_path: Path, text: str) -> None:
+    found = read(csv(tmp_path, [text] * 4), task="per_base")
+    assert found.classes == sorted(set(text) - {"."})
+    with pytest.raises(DataError, match="is no list of numbers" if "n" in text else r"an array of \[1\]"):
+        read(csv(tmp_path, [text] * 4), **BINS)  # the control: of bins they are numbers, or none
+
+
+def test_classes_of_bases_are_numbered_by_value(tmp_path: Path) -> None:
+    numbers = np.tile(np.array([0, 2, 10, 100, 3, -1], dtype=np.int16), (4, 2))
+    found = read(unlabelled(tmp_path, numbers), task="per_base")
+    assert found.classes == ["0", "2", "3", "10", "100"]
+    assert arrays(found)[BASES[0].encode()].tolist() == [0, 1, 3, 4, 2, IGNORE] * 2
+
+
+@pytest.mark.parametrize(("number", "dtype", "said"), [
+    (-100, np.int64, "-100, which is no class: write"), (-2, np.int8, "-2, which is no class: write"),
+    (255, np.uint8, "255, which is no class but what -1 becomes in an array of uint8: write"),
+    (2**64 - 1, np.uint64, "18446744073709551615, which is no class but what -1 becomes in an array of uint64: write"),
+    (2**63, np.uint64, "9223372036854775808, which is no class: write")])
+def test_numbers_that_are_no_classes_are_refused(tmp_path: Path, number: int, dtype: type, said: str) -> None:
+    numbers = np.tile(np.array([0, 1, 2], dtype=dtype), (4, 4))
+    numbers[:, 4] = number
+    with pytest.raises(DataError, match=rf"rows.npy: row \d: base 5 has the number {said}"):
+        read(unlabelled(tmp_path, numbers), task="per_base")
+    np.save(tmp_path / "test.npy", numbers)
+    (tmp_path / "test.csv").write_bytes((tmp_path / "rows.csv").read_bytes())
+    with pytest.raises(DataError, match=rf"test.npy: row 1: base 5 has the number {said}"):
+        read(unlabelled(tmp_path, numbers[:, [0, 1, 2] * 4]), task="per_base", test=str(tmp_path / "test.csv"))
+
+
+@pytest.mark.parametrize(("number", "dtype"), [(255, np.int16), (254, np.uint8), (1, np.bool_)])
+def test_numbers_that_are_classes(tmp_path: Path, number: int, dtype: type) -> None:
+    numbers = np.tile(np.array([0, number], dtype=dtype), (4, 6))
+    assert read(unlabelled(tmp_path, numbers), task="per_base").classes == ["0", str(number)]
+
+
 def test_pairs_are_a_map_or_its_upper_triangle(tmp_path: Path) -> None:
     maps = np.random.default_rng(0).random((4, 3, 3)).astype(np.float32)
     keys = dict(task="pairs", bin_size=4, diagonals=1)
@@ -110,6 +161,26 @@ def test_another_value_is_another_run(tmp_path: Path) -> None:
     other[2, 1, 1] += 1
     first, same_again = (read(unlabelled(tmp_path, TRACKS), **BINS).digest() for _ in range(2))
     assert first == same_again != read(unlabelled(tmp_path, other), **BINS).digest()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.float64, np.bool_])
+def test_every_label_counts_in_the_digest(tmp_path: Path, dtype: type) -> None:
+    labels = np.zeros((1 << 17, 2), dtype=dtype)
+    np.save(tmp_path / "labels.npy", labels)
+    first = Values(labels, "").digest()
+    assert Values(tmp_path / "labels.npy", "").digest() == first, "the control"
+    assert Values(np.asfortranarray(labels), "").digest() == first, "the control: however it lies in memory"
+    found = {first, Values(labels.reshape(-1), "").digest()}
+    for place in ((1, 0), (77_777, 1), (-1, -1)):
+        labels[:] = 0
+        labels[place] = 1
+        found.add(Values(labels, "").digest())
+    assert len(found) == 5
+
+
+def test_the_digest_of_few_labels_is_that_of_earlier_versions() -> None:
+    assert Values(np.arange(6, dtype=np.float32).reshape(2, 3), "").digest().hex() == "c7c2e1f17dfc47016ae125a08fe98997"
+    assert len({Values(np.zeros(shape), "").digest() for shape in ((0,), (0, 3), (1,))}) == 3
 
 
 @pytest.mark.parametrize(("array", "keys", "said"), [
@@ -155,7 +226,9 @@ def test_values_that_cannot_be_are_refused_when_they_are_read(tmp_path: Path) ->
 def test_a_damaged_array_is_refused(tmp_path: Path) -> None:
     path = unlabelled(tmp_path, TRACKS)
     whole = (tmp_path / "rows.npy").read_bytes()
-    for damaged in (whole[:-8], whole[:20], b"", b"not an array" * 9):
+    huge = whole.replace(b"(4, 3, 2), }".ljust(24), b"(10000000000000000000,)}")
+    assert len(huge) == len(whole)
+    for damaged in (whole[:-8], whole[:20], b"", b"not an array" * 9, b"PK\x03\x04 no zip", huge):
         (tmp_path / "rows.npy").write_bytes(damaged)
         with pytest.raises(DataError, match=r"rows.npy: cannot be read as an array"):
             read(path, **BINS)

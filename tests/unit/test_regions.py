@@ -9,7 +9,10 @@ import pytest
 
 from hyena_dist.cli.build import main as build_command
 from hyena_dist.data.bed import merged, overlap, without
+from hyena_dist.data.errors import DataError
 from hyena_dist.data.manifest import Manifest
+from hyena_dist.data.regions import OUTSIDE as OUTSIDE_CLASS
+from hyena_dist.data.regions import Regions
 from tests.genomes import genome, write_fasta
 
 SLICE = Path(__file__).parents[2] / "shards/sample/human_chr2.fa.gz"
@@ -155,3 +158,23 @@ def test_bad_regions_end_in_one_line(tmp_path, capsys, text, message):
         assert error.startswith(f"error: {path}: ")
         assert error.count("\n") == 1
         assert message in error
+
+
+def test_classes_of_several_words_are_told_apart(tmp_path):
+    path = tmp_path / "a.bed"
+    path.write_text("track\tname=x\nc\t0\t10\tprotein coding\nc\t5\t20\tprotein binding\nc 30 40 protein coding\n")
+    found = Regions(path, {"c": 100})
+    labels = found.labels("c", 0, 40)
+    assert [found.classes[labels[place]] for place in (0, 7, 15, 25, 35)] == [
+        ("protein coding",), ("protein coding", "protein binding"), ("protein binding",), (OUTSIDE_CLASS,),
+        ("protein",)]
+
+
+@pytest.mark.parametrize(("row", "message"), [
+    (f"c\t0\t10\t{OUTSIDE_CLASS}", "'outside the BED', which is the class of the bases in no row"),
+    ("c\t0\t10\t\t0\t+", "line 2: column 4 is empty; write contig, start, end, class"),
+    ("\tc\t0\t10", "line 2: has 3 columns"), ("c\t\t0\t10\tx", "line 2: column 2 is empty")])
+def test_a_class_that_is_none_is_refused(tmp_path, row, message):
+    (tmp_path / "a.bed").write_text(f"c\t0\t10\texon\n{row}\n")
+    with pytest.raises(DataError, match=re.escape(message)):
+        Regions(tmp_path / "a.bed", {"c": 100})

@@ -2,6 +2,7 @@
 and on broken ones, which are refused in one line that names the file."""
 
 import gzip
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from hyena_dist.config.errors import UserError
+from hyena_dist.data.errors import DataError
 from hyena_dist.data.tables import Example, reverse_complement
 from hyena_dist.tasks.suites import SUITES
 from hyena_dist.tasks.suites.description import MissingFiles
+from hyena_dist.tasks.suites.prepare import look, prepare
 
 Files = dict[str, str | bytes]
 
@@ -131,28 +134,48 @@ def test_the_order_is_of_the_names_not_of_the_directory(tmp_path: Path) -> None:
     assert [example.name for example in found] == ["human/0", "human/10", "worm/1", "human/2", "worm/3"]
 
 
-@pytest.mark.parametrize("parts", [1, 2])
-def test_parquet_of_hugging_face(tmp_path: Path, parts: int) -> None:
+def hugging_face(folder: Path, names: dict[str, int]) -> Path:
+    """A file of each name, whose rows of H2AFZ have this label."""
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
-    folder = tmp_path / f"{NT}_revised" / "data"
-    folder.mkdir(parents=True)
-    for part in range(parts):
-        parquet.write_table(pyarrow.table({"sequence": ["ACGT", "CCCC"], "name": ["a", "b"], "label": [part, 1],
-                                           "task": ["H2AFZ", "H3K9ac"]}),
-                            folder / f"train-{part:05d}-of-{parts:05d}.parquet")
-    parquet.write_table(pyarrow.table({"sequence": ["GGGG"], "name": ["c"], "label": [0], "task": ["H2AFZ"]}),
-                        folder / "test-00000-of-00001.parquet")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, label in names.items():
+        parquet.write_table(pyarrow.table({"sequence": ["ACGT", "CCCC"], "name": ["a", "b"], "label": [label, 1],
+                                           "task": ["H2AFZ", "H3K9ac"]}), folder / f"{name}.parquet")
+    return folder
+
+
+OLD, OTHER = "-a09b74b3ef9c3b56", "-0123456789abcdef"
+"""What Hugging Face used to put behind the numbers of a part."""
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("behind", ["", OLD])
+def test_parquet_of_hugging_face(tmp_path: Path, parts: int, behind: str) -> None:
+    names = {f"train-{part:05d}-of-{parts:05d}{behind}": part for part in range(parts)}
+    folder = hugging_face(tmp_path / f"{NT}_revised" / "data", {**names, "test-00000-of-00001": 0})
     found, _ = read("caduceus-nt", "revised/H2AFZ", tmp_path)
     assert [(e.split, e.bases, e.label) for e in found] == [
-        *(("train", b"ACGT", str(part)) for part in range(parts)), ("test", b"GGGG", "0")]
+        *(("train", b"ACGT", str(part)) for part in range(parts)), ("test", b"ACGT", "0")]
     with pytest.raises(UserError, match="no row has 'H4K20me1' in its column `task`"):
         read("caduceus-nt", "revised/H4K20me1", tmp_path)
     if parts == 2:
-        (folder / "train-00000-of-00002.parquet").unlink()
+        (folder / f"train-00000-of-00002{behind}.parquet").unlink()
         with pytest.raises(UserError, match="train has 1 of 2 parts"):
             read("caduceus-nt", "revised/H2AFZ", tmp_path)
+
+
+@pytest.mark.parametrize("names", [
+    (f"train-00000-of-00001{OLD}", f"train-00000-of-00001{OTHER}"), ("train-00000-of-00001", "train-00000-of-00002"),
+    (f"train-00000-of-00001{OLD}", "train-00000-of-00001")])
+def test_parts_of_two_downloads_are_not_mixed(tmp_path: Path, names: tuple[str, ...]) -> None:
+    folder = hugging_face(tmp_path / f"{NT}_revised" / "data", dict.fromkeys((*names, "test-00000-of-00001"), 1))
+    with pytest.raises(UserError, match="are parts of train from several downloads"):
+        read("caduceus-nt", "revised/H2AFZ", tmp_path)
+    (folder / f"{names[1]}.parquet").unlink()
+    hugging_face(folder, {"train-1-of-2": 0, "train-00000-of-00001 (1)": 0, "train-00000-of-00001-x": 0})
+    assert len(read("caduceus-nt", "revised/H2AFZ", tmp_path)[0]) == 2, "the control: other files are none of it"
 
 
 def test_the_two_collections_are_kept_apart(tmp_path: Path) -> None:
@@ -272,6 +295,8 @@ BROKEN: dict[str, list[tuple[Change, str]]] = {
         (swap("chr1,1,5", "chr1,one,5", "train/human"), "start is 'one', no whole number"),
         (swap("5,+", "5,*", "train/human"), "strand '\\*' must be"),
         (swap("strand", "direction", "train/human"), "column 'strand' is not in the header"),
+        (lambda files: {name.replace("train/human.csv.gz", "train/human"): content for name, content in files.items()},
+         "train/human.csv: the intervals of this class are not there"),
         (cut_short("test/human"), "cut short"),
     ],
     "gb mirror": [
@@ -308,6 +333,7 @@ BROKEN: dict[str, list[tuple[Change, str]]] = {
         (swap("[0, 1, 1]", "[0, 2, 1]", "chromatin"), "is no list of 0 and 1"),
         (swap("[0, 1, 1]", "__import__('os')", "chromatin"), "is no list of 0 and 1"),
         (swap("[0, 1, 1]", "[]", "chromatin"), "is no list of 0 and 1"),
+        (swap("[0, 1, 1]", "{[0]: 1}", "chromatin"), "is no list of 0 and 1"),
         (swap("HISTONES", "MARKS", "chromatin"), "'HISTONES' is not in the header"),
     ],
     "etgp": [
@@ -315,6 +341,7 @@ BROKEN: dict[str, list[tuple[Change, str]]] = {
         (drop("pairs"), "calls EPI_file is not there"), (drop("hg19.fa"), "calls genome_fa is not there"),
         (swap("seq_len_cutoff 60 int\n", "", "config"), "has no seq_len_cutoff"),
         (swap("cutoff 60", "cutoff long", "config"), "seq_len_cutoff is 'long'"),
+        (swap("cutoff 60", "cutoff " + "6" * 5000, "config"), "seq_len_cutoff is '6666"),
         (swap("positive", "yes", "pairs"), "target 'yes' must be"), (swap("train", "fit", "pairs"),
         "subset 'fit' must be"),
         (swap("\t40\t", "\t-\t", "pairs"), "gene_start is '-'"), (swap("subset", "part", "pairs"),
@@ -333,6 +360,55 @@ def test_broken_files_are_one_line(tmp_path: Path, kind: str, number: int) -> No
         read(suite, task, write(tmp_path, change(files)))
     assert "\n" not in str(caught.value)
     assert str(tmp_path) in str(caught.value)
+
+
+def test_a_split_that_the_protocol_needs_is_not_drawn_from_another(tmp_path: Path) -> None:
+    """A file may be there and give nothing of its split."""
+    for kind, (change, said) in {
+        "gue": (put("GUE/mouse/0/dev.csv", "sequence,label\n"), "mouse/0 give no sequences of valid, .*its authors"),
+        "etgp": (swap("\tvalid", "\ttrain", "pairs"), "enhancer_target_gene give no sequences of valid"),
+        "nt": (put(f"{NT}/H3/test.csv", "sequence,label\n"), "original/H3 give no sequences of test"),
+    }.items():
+        suite, task, files, _ = KINDS[kind]
+        files = drop("H3/test.fna")(files) if kind == "nt" else files
+        found = SUITES[suite].task(task)
+        with pytest.raises(DataError, match=f"the files of {said}"):
+            look(SUITES[suite], found, write(tmp_path / f"{kind}-less", change(files)))
+        if kind != "nt":
+            assert look(SUITES[suite], found, write(tmp_path / kind, files)).sizes["valid"], "the control"
+    far = swap("chr1\t5\t11\tchr1", "chr1\t5\t11\tchr2", "pairs")(ETGP)  # left out: the data are whole
+    with pytest.raises(DataError, match="no sequences of valid, .* 2 pairs are left out, as the suite's loader does"):
+        look(SUITES["dnalongbench"], SUITES["dnalongbench"].task("enhancer_target_gene"), write(tmp_path / "far", far))
+
+
+def test_a_table_of_an_earlier_version_without_a_split_is_refused(tmp_path: Path) -> None:
+    suite, task, out = SUITES["gue-dnabert2"], SUITES["gue-dnabert2"].task("mouse/0"), tmp_path / "out"
+    data = write(tmp_path / "data", GUE)
+    prepare(suite, task, data, out)
+    assert prepare(suite, task, data, out).sizes["valid"] == 1, "the control"
+    source = json.loads((out / "table/source.json").read_text("utf-8"))
+    del source["sizes"]["valid"]
+    (out / "table/source.json").write_text(json.dumps(source), encoding="utf-8")
+    with pytest.raises(DataError, match="the files of mouse/0 give no sequences of valid"):
+        prepare(suite, task, data, out)
+
+
+@pytest.mark.parametrize(("length", "lost"), [(8192, "test and of train and of valid"), (3000, "valid"), (100, "")])
+def test_windows_that_lose_a_split_are_refused(tmp_path: Path, length: int, lost: str) -> None:
+    """Validation would else be a random part of train, as where the table has none."""
+    suite = SUITES["lrb"].of_length(length)
+    rows = "".join(f"chr1,{place},{place + 200},{n},{split}\n" for split, place in (
+        ("train", 2400), ("validation", 1000), ("test", 2401)) for n in (0, 1))
+    files = LRB | {"regulatory_elements/promoter_dataset.csv": "CHROM,START,STOP,label,split\n" + rows}
+    task = suite.task("regulatory_element_promoter")
+    if lost:
+        with pytest.raises(DataError, match=f"every window of {length:,} bases of {lost} reaches past its contig.*"
+                                            "take a shorter --length"):
+            look(suite, task, write(tmp_path, files))
+    else:
+        assert look(suite, task, write(tmp_path, files)).sizes == {"train": 2, "valid": 2, "test": 2}
+        files = swap("validation", "train")(swap("validation", "train")(files))
+        assert look(suite, task, write(tmp_path, files)).sizes == {"train": 4, "test": 2}, "there is none to lose"
 
 
 def test_every_suite_and_task_is_as_the_table_needs_it() -> None:

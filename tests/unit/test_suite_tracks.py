@@ -201,6 +201,7 @@ FAULTS: dict[str, tuple[str, bytes | None]] = {
     "fewer": ("tfrecords/train-1.tfr", None), "gap": (PART, None),
     "sizes": ("statistics.json", b'{"num_targets": 3, "target_length": 7, "pool_width": 128}'),
     "split": ("sequences.bed", b"chr2\t1000\t1256\tfold0\n"),
+    "digit": ("sequences.bed", "chr2\t1000\t125\u00b2\ttrain\n".encode()),
 }
 
 
@@ -213,6 +214,7 @@ FAULTS: dict[str, tuple[str, bytes | None]] = {
     ("no target", "its target is no array"), ("more", "sequences.bed: has fewer rows of train than there are records"),
     ("fewer", "there are fewer records of train than rows"), ("gap", "train-0.tfr: the records of train are not there"),
     ("sizes", "statistics.json: says target_length 7"), ("split", "sequences.bed: line 1: must be contig"),
+    ("digit", "sequences.bed: line 1: must be contig"),
 ])
 def test_broken_tracks_are_one_line(tmp_path: Path, name: str, said: str) -> None:
     suite, _ = SUITES["dnalongbench"], activity(tmp_path)
@@ -235,6 +237,8 @@ def test_broken_tracks_are_one_line(tmp_path: Path, name: str, said: str) -> Non
     ("cage_prediction/sequences_coordinates.csv", "train,0", "train,77", "array target-train-77.npy is in none"),
     ("cage_prediction/sequences_coordinates.csv", "npy_idx", "idx", "'npy_idx' is not in the header"),
     ("cage_prediction/targets_subset/targets-train-0-9.npz", None, "PK", "targets-train-0-9.npz: is damaged"),
+    ("cage_prediction/targets_subset/targets-train-0-9 (1)-x.npz", None, "", "is not called targets-SPLIT-FIRST-LAST"),
+    ("cage_prediction/targets_subset/targets-train-0-\u00b2.npz", None, "", "is not called targets-SPLIT-FIRST-LAST"),
 ])
 def test_broken_numbers_are_one_line(tmp_path: Path, file: str, old: str | None, new: str, said: str) -> None:
     suite, data = SUITES["lrb"].of_length(512), lrb(tmp_path / "lrb")
@@ -244,6 +248,24 @@ def test_broken_numbers_are_one_line(tmp_path: Path, file: str, old: str | None,
     with pytest.raises(UserError, match=said) as caught:
         look(suite, task, data)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["an array", "a packed array that is damaged", "no array"])
+def test_files_that_are_no_npz_are_one_line(tmp_path: Path, kind: str) -> None:
+    suite, data = SUITES["lrb"].of_length(512), lrb(tmp_path / "lrb")
+    path = data / "cage_prediction/targets_subset/targets-train-0-9.npz"
+    if kind == "an array":
+        with path.open("wb") as file:
+            np.save(file, np.zeros(3))
+    elif kind == "no array":
+        path.write_bytes(b"")
+    else:
+        np.savez_compressed(path, **{"target-train-0.npy": np.random.default_rng(0).random((1, 896, 2))})
+        content = bytearray(path.read_bytes())
+        content[200:260] = b"\xff" * 60
+        path.write_bytes(content)
+    with pytest.raises(UserError, match="targets-train-0-9.npz: is damaged"):
+        look(suite, suite.task("cage_prediction"), data)
 
 
 def test_a_length_of_no_whole_bins_is_refused(tmp_path: Path) -> None:

@@ -97,8 +97,8 @@ class FinetuneSection:
     epochs: float | None = None
     """How often every training sequence is seen; sets train.steps. null: train.steps counts."""
     seeds: int = 1
-    """How many runs, from train.seed upwards: they differ in the head's first values, the order and the random part
-    for validation."""
+    """How many runs, from train.seed upwards: they differ in the order, the random part for validation, and the first
+    values of a head that starts afresh."""
 
     def __post_init__(self) -> None:
         one_of("finetune", "task", self.task, TASKS)

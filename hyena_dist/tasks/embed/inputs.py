@@ -19,6 +19,7 @@ OUTCOMES = {
     "too_long": "longer than what the model was trained on",
     "unknown_contig": "the reference has no such contig",
     "outside": "not wholly on a sequence of the reference",
+    "empty": "a region without a base, whose start is its end",
 }
 STRANDS = {"+": "+", ".": "+", "-": "-"}
 
@@ -81,11 +82,12 @@ class Regions:
         """
         for number, fields in text_rows(self.path):
             where = f"{self.path}: line {number}"
-            start, end = span_of(fields, where)
-            strand = fields[5] if len(fields) > 5 else "."
+            start, end = span_of(fields, where, empty=True)
+            name, strand = (fields[place] if len(fields) > place else "" for place in (3, 5))
+            strand = strand or "."
             if strand not in STRANDS:
                 raise DataError(f"{where}: strand {strand!r} in the sixth column must be +, - or .")
-            name = fields[3] if len(fields) > 3 else f"{fields[0]}:{start}-{end}"
+            name = name or f"{fields[0]}:{start}-{end}"
             outcome, ids = self._bases(fields[0], start, end, longest)
             if STRANDS[strand] == "-":
                 ids = COMPLEMENT[ids[::-1]]
@@ -95,6 +97,8 @@ class Regions:
         known = self.reference.find(contig)
         if known is None:
             return "unknown_contig", _NONE
+        if start == end:
+            return "empty", _NONE
         for stretch in self.reference.stretches[known]:
             if stretch.place.start <= start and end <= stretch.place.end:
                 if end - start > longest:

@@ -2,6 +2,7 @@
 
 import gzip
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.util import find_spec
 from itertools import groupby, islice
@@ -44,6 +45,13 @@ def check_ending(path: Path, variants: Variants) -> None:
                           "'hyena-dist[tables]', or name a .vcf")
 
 
+def left_out(out: Path, variants: Variants) -> dict[str, str]:
+    """For the header of a VCF: which lines of the file of variants are not in it."""
+    count = variants.lines_without_record() if out.name.endswith((".vcf", ".vcf.gz")) else 0
+    said = f"{count} lines with fewer columns than the header, or without a number for POS"
+    return {"left_out": said} if count else {}
+
+
 def write(path: Path, name: str, rows: Iterable[Scored], variants: Variants, facts: Mapping[str, Any],
           window: int) -> None:
     """Write a file of scores.
@@ -65,11 +73,12 @@ def _values(row: Scored, window: int) -> list[Any]:
     judged = row.judged
     found: list[Any] = [judged.row.chrom, judged.row.pos, judged.row.ref, judged.row.alt, judged.outcome,
                         ",".join(judged.notes)]
-    if judged.site is None or row.scores is None:
+    site = judged.repeated if judged.site is None else judged.site
+    if site is None or row.scores is None:
         return [*found, *[None] * (len(OWN) - len(found))]
     scores = [value if math.isfinite(value) else None for value in row.scores.tolist()]
-    length = window_of(judged.site, window)[1]
-    return [*found, *scores, judged.site.alt.size - judged.site.removed, length, int(length < window)]
+    length = window_of(site, window)[1]
+    return [*found, *scores, site.alt.size - site.removed, length, int(length < window)]
 
 
 def _text(value: Any) -> str:
@@ -118,8 +127,26 @@ def _parquet(path: Path, rows: Iterable[Scored], variants: Variants, facts: Mapp
                                          zip(schema.names, columns, strict=True)], schema=schema))
 
 
+_KEYS = frozenset(f"HD_{name}".encode() for name in OWN[4:])
+"""Of INFO in a VCF."""
+_INFO = re.compile(rb"##INFO=<ID=([^,>]+)")
+
+
+def _is_of_scores(line: bytes) -> bool:
+    """Whether a line of a VCF's header is one that we write: the file may have scores of an earlier call."""
+    match = _INFO.match(line)
+    return line.startswith(f"##{MARK}".encode()) or (match is not None and match[1] in _KEYS)
+
+
+def _without_scores(info: bytes) -> bytes:
+    """INFO without scores of an earlier call, of which other readers would take the first."""
+    if info == b".":
+        return b""
+    return b";".join(entry for entry in info.split(b";") if entry.partition(b"=")[0] not in _KEYS)
+
+
 def _vcf_lines(rows: Iterable[Scored], variants: Variants, facts: Mapping[str, str], window: int) -> Iterator[bytes]:
-    yield from (line + b"\n" for line in variants.header[:-1])
+    yield from (line + b"\n" for line in variants.header[:-1] if not _is_of_scores(line))
     for number, name in enumerate(OWN[4:], 4):
         kind = "String" if number < 6 else "Integer" if name in OWN[-3:] else "Float"
         yield f'##INFO=<ID=HD_{name},Number=A,Type={kind},Description="{SCORES.get(name, name)}">\n'.encode()
@@ -127,13 +154,15 @@ def _vcf_lines(rows: Iterable[Scored], variants: Variants, facts: Mapping[str, s
     yield variants.header[-1] + b"\n"
     for _, of_line in groupby(rows, key=lambda row: row.judged.row.line):
         group = list(of_line)
+        raw = group[0].judged.row.raw
+        if not variants.is_record(raw):
+            continue
         alleles = [_values(row, window)[4:] for row in group]
         columns = zip(OWN[4:], zip(*alleles, strict=True), strict=True)
         info = ";".join(f"HD_{name}=" + ",".join(_text(value).replace(",", "&") or "." for value in values)
                         for name, values in columns)
-        fields = group[0].judged.row.raw.split(b"\t")
-        if len(fields) >= 8:
-            fields[7] = (b"" if fields[7] in (b".", b"") else fields[7] + b";") + info.encode()
+        fields = raw.split(b"\t")
+        fields[7] = b";".join(filter(None, (_without_scores(fields[7]), info.encode())))
         yield b"\t".join(fields) + b"\n"
 
 

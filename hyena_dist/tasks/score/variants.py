@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from hyena_dist.runtime.memory import peak_memory_bytes
 from hyena_dist.tasks.parts import ANOTHER, Parts, names
 from hyena_dist.tasks.score.numerics import CARD, Card, NumericsError, measure
 from hyena_dist.tasks.score.observe import SCORES, score_sites
-from hyena_dist.tasks.score.output import Scored, check_ending, write
+from hyena_dist.tasks.score.output import Scored, check_ending, left_out, write
 from hyena_dist.tasks.score.read import TOKENS
 from hyena_dist.tasks.score.tables import bar, facts_of
 
@@ -36,6 +37,8 @@ _PARTS = 64
 """So many parts are made of fewer variants, that many ranks have as much to do each,"""
 _LEAST = 64
 """of at least so many variants."""
+_HELD = 128
+"""Parts that are held while the file is written."""
 _FIRST = 100
 """Variants by which a wrong assembly is known,"""
 _FIT = 0.9
@@ -170,9 +173,9 @@ def _facts(trained: Trained, request: Request, found: Survey, card: Card) -> dic
             "strands": "mean of both", "variants": request.variants.path.name, "variants_sha256": found.digest,
             "reference": request.reference_name, "reference_sha256": reference.digest,
             "assembly": reference.assembly or "not said by the reference",
-            "filters": "of an exact copy of one of the 10,000 variants before it the first alone is scored",
+            "filters": "a variant that comes again is scored once, and each of its rows has the scores",
             "counts": {name: count for name, count in found.outcomes.items() if count}, "notes": found.notes,
-            "numerics": card.facts()}
+            **left_out(request.out, request.variants), "numerics": card.facts()}
 
 
 def _read_part(parts: Parts, number: int, count: int) -> np.ndarray | None:
@@ -250,21 +253,17 @@ def cost_path(out: Path) -> Path:
 
 
 def _rows(request: Request, parts: Parts, found: Survey) -> Iterator[Scored]:
-    scores, seen = _all_scores(request, parts, found), 0
+    """Each row with the scores of its variant, which may be in a part that many rows before it have had."""
+    firsts = np.cumsum([0, *(len(chunk) for chunk in _chunks(request, found))])
+    scores_of = lru_cache(_HELD)(lambda part: parts.need(names([part]))["scores"])
     for judged in _judged(request):
-        if judged.site is None:
+        if judged.number is None:
             yield Scored(judged, None)
             continue
-        values = next(scores, None)
-        if values is None or seen == found.scored:
+        if not judged.number < firsts[-1] == found.scored:
             raise ConfigError(f"{request.variants.path}: has changed while it was scored: start again")
-        seen += 1
-        yield Scored(judged, values)
-
-
-def _all_scores(request: Request, parts: Parts, found: Survey) -> Iterator[np.ndarray]:
-    for number, _ in enumerate(_chunks(request, found)):
-        yield from parts.need(names([number]))["scores"]
+        part = int(np.searchsorted(firsts, judged.number, side="right")) - 1
+        yield Scored(judged, scores_of(part)[judged.number - firsts[part]])
 
 
 __all__ = ["NumericsError", "Request", "Result", "Survey", "score_variants", "survey"]

@@ -34,7 +34,7 @@ def _parts(folder: Path, split: str, where: str) -> list[Path]:
         MissingFiles: there is none, or one is missing between others.
     """
     found = {int(match[1]): path for path in folder.glob(f"{split}-*.tfr")
-             if (match := re.fullmatch(rf"{split}-(\d+)\.tfr", path.name))}
+             if (match := re.fullmatch(rf"{split}-(0|[1-9][0-9]{{0,9}})[.]tfr", path.name))}
     missing = next(number for number in range(len(found) + 1) if number not in found)
     if missing < max(found, default=0) or not found:
         raise MissingFiles(f"{folder / f'{split}-{missing}.tfr'}: the records of {split} are not there", where)
@@ -133,7 +133,8 @@ def _rows(bed: Path) -> list[Interval]:
     found = []
     for line, fields in text_rows(bed):
         where = f"{bed}: line {line}"
-        if len(fields) < 4 or fields[3] not in SPLITS or not (fields[1].isdigit() and fields[2].isdigit()):
+        if len(fields) < 4 or fields[3] not in SPLITS or not all(
+                re.fullmatch("[0-9]{1,18}", number) for number in fields[1:3]):
             raise DataError(f"{where}: must be contig, start, end, and train, valid or test: copy or download the file "
                             "again")
         middle = (int(fields[1]) + int(fields[2])) // 2

@@ -40,6 +40,8 @@ class Task:
     """Bases of a sequence that the protocol keeps, from its beginning; None: all."""
     window: int | None = None
     """Bases that are cut out around each place, where the suite leaves that to its user; None: it does not."""
+    splits: tuple[str, ...] = ("train", "test")
+    """That its files must have; where valid is none of them and they have none, it is a random part of train."""
     lacks: str = ""
     """What this project cannot do yet and the task needs; the task is then listed and left out. "": it can be run."""
 

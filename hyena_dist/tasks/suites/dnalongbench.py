@@ -5,6 +5,7 @@ Enhancer and target gene are a table of pairs with a column `subset`, a genome, 
 reaches from the region that is tested to the start of the gene, and other enhancers in between are masked.
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def _keys(path: Path) -> dict[str, str]:
     for name in (*_FILES, *_NUMBERS):
         if name not in found:
             raise DataError(f"{path}: has no {name}: copy or download it again")
-        if name in _NUMBERS and not (found[name].isascii() and found[name].isdigit()):
+        if name in _NUMBERS and not re.fullmatch("[0-9]{1,18}", found[name]):
             raise DataError(f"{path}: {name} is {found[name]!r}, no whole number: copy or download it again")
     return found
 
@@ -124,12 +125,12 @@ DNALONGBENCH = Suite(
             "it, so that published numbers may be selected on test; sequences have their true lengths, no N behind",
     where=WHERE,
     tasks=(
-        Task(name=_ETGP, metric="auroc"),
+        Task(name=_ETGP, metric="auroc", splits=basenji.SPLITS),
         *(Task(name=name, metric="auroc", lacks=_PAIR) for name in _EQTL),
-        *(Task(name=f"contact_map/{cells}", metric="pearson", keys={
+        *(Task(name=f"contact_map/{cells}", metric="pearson", splits=basenji.SPLITS, keys={
             "finetune.task": "pairs", "finetune.bin_size": 2048, "finetune.bins_cut": basenji.CONTACT_CUT,
             "finetune.diagonals": 2}) for cells in basenji.CELLS),
-        *(Task(name=f"regulatory_activity/{organism}", metric="pearson", keys={
+        *(Task(name=f"regulatory_activity/{organism}", metric="pearson", splits=basenji.SPLITS, keys={
             "finetune.task": "binned", "finetune.bin_size": 128, "finetune.loss": "poisson",
             "finetune.bins_cut": (basenji.ACTIVITY_WINDOW // 128 - basenji.ACTIVITY_BINS) // 2})
           for organism in ("human", "mouse")),

@@ -126,8 +126,11 @@ def _intervals(task: Task, place: Path, genomes: list[Path]) -> Iterator[Example
             if entry is None:
                 raise DataError(f"{place / 'metadata.yaml'}: does not name the class {label!r}: copy it again")
             genome = next(path for path in genomes if path.name == str(entry["url"]).rpartition("/")[2])
-            [path] = with_ending(place / split / label, (".csv", ".csv.gz"))
-            of_genome[genome] += [_interval(values, where, label, split) for where, values in
+            tables = with_ending(place / split / label, (".csv", ".csv.gz"))
+            if not tables:
+                raise DataError(f"{place / split / label}.csv: the intervals of this class are not there, only "
+                                "something else of its name: copy or download them again")
+            of_genome[genome] += [_interval(values, where, label, split) for path in tables for where, values in
                                   table_rows(path, _INTERVALS)]
     for genome, intervals in of_genome.items():
         for interval, bases in cut(intervals, genome, outside="refuse", spellings=_spellings):

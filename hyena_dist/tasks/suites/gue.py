@@ -47,7 +47,7 @@ def read(task: Task, paths: list[Path], notes: list[str]) -> Iterator[Example]:
 
 
 def _task(name: str, epochs: int, metric: str = "mcc", **keys: object) -> Task:
-    return Task(name=name, metric=metric, keys={"finetune.epochs": epochs, **keys})
+    return Task(name=name, metric=metric, splits=tuple(_FILES.values()), keys={"finetune.epochs": epochs, **keys})
 
 
 GUE = Suite(

@@ -3,7 +3,10 @@ any length is cut around each. Its loader drops windows that reach past a contig
 places: how many there were is said."""
 
 import ast
+import re
 import zipfile
+import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
@@ -57,9 +60,9 @@ def read(task: Task, paths: list[Path], notes: list[str]) -> Iterator[Example]:
     intervals = find(task, table) if find else _places(task, table)
     values = _rows_of_numbers(more[0], table, len(intervals)) if task.name == "bulk_rna_expression" else None
     arrays = _Arrays(more[0], task) if task.name == "cage_prediction" else None
-    given = 0
+    given: Counter[str] = Counter()
     for interval, bases in cut(intervals, genome, outside="drop"):
-        given += 1
+        given[interval.split] += 1
         example = Example(interval.name, reverse_complement(bases) if interval.reverse else bases, interval.label,
                           interval.where, interval.split, interval.contig)
         if values is not None:
@@ -67,8 +70,11 @@ def read(task: Task, paths: list[Path], notes: list[str]) -> Iterator[Example]:
         elif arrays is not None:
             example = replace(example, label="", values=Values(arrays.of(interval), interval.where))
         yield example
-    if given < len(intervals):
-        notes.append(f"{len(intervals) - given:,} of {len(intervals):,} windows reach past their contig and are left "
+    if lost := sorted({interval.split for interval in intervals} - given.keys()):
+        raise DataError(f"{table}: every window of {task.window:,} bases of {' and of '.join(lost)} reaches past its "
+                        "contig, and would be left out, as the suite's loader does: take a shorter --length")
+    if left_out := len(intervals) - given.total():
+        notes.append(f"{left_out:,} of {len(intervals):,} windows reach past their contig and are left "
                      "out, as the suite's loader does: results of other lengths are of other places")
 
 
@@ -122,9 +128,12 @@ class _Arrays:
         assert task.window is not None
         self._bins = task.window // 128
         self._ranges = []
-        for path in folder.glob("targets-*.npz"):
-            _, split, first, last = path.stem.split("-")
-            self._ranges.append((split, int(first), int(last), path))
+        for path in sorted(folder.glob("targets-*.npz")):
+            match = re.fullmatch(r"targets-([a-z]+)-([0-9]{1,18})-([0-9]{1,18})[.]npz", path.name)
+            if match is None:
+                raise DataError(f"{path}: is not called targets-SPLIT-FIRST-LAST.npz as the others are: remove it, or "
+                                "give it its name again")
+            self._ranges.append((match[1], int(match[2]), int(match[3]), path))
         if not self._ranges:
             raise DataError(f"{folder}: holds no targets-SPLIT-FIRST-LAST.npz: {WHERE}")
         self._open = lru_cache(maxsize=8)(self._load)
@@ -153,7 +162,7 @@ class _Arrays:
         try:
             with np.load(path) as held:
                 return {name if name.endswith(".npy") else f"{name}.npy": held[name] for name in held.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(f"{path}: is damaged ({one_line(error)}): copy or download it again") from None
 
 
@@ -194,7 +203,7 @@ def _vector(text: str, where: str) -> str:
     """The classes of a list as [0, 1, 1], by their numbers; "-": none."""
     try:
         values = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         values = None
     if not isinstance(values, list) or not values or any(value not in (0, 1) for value in values):
         raise DataError(f"{where}: {text[:40]!r} is no list of 0 and 1: copy or download the file again")

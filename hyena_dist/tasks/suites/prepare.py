@@ -4,13 +4,13 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hyena_dist.config.digests import file_sha256, json_sha256
-from hyena_dist.config.errors import ConfigError
+from hyena_dist.config.errors import ConfigError, one_line
 from hyena_dist.config.plain import read_object
 from hyena_dist.data.errors import DataError
 from hyena_dist.runtime.files import writing
@@ -55,11 +55,13 @@ def prepare(suite: Suite, task: Task, data: Path, directory: Path, most: int | N
     paths = suite.files(task, data)
     table, made_of = directory / TABLE, {"files": _fingerprint(paths), "window": task.window, "most": most}
     if table.is_dir():
-        said = read_object(table / SOURCE)
+        said = noted(table / SOURCE, f"remove {directory} to run {task.name} anew")
         if any(said.get(key) != value for key, value in made_of.items()):
             raise ConfigError(f"{table}: was made of other files than those of {task.name} under {data}, or with "
                               f"another --length or --most: give another --out, or remove {directory} to run it anew")
-        return _prepared(said)
+        found = _prepared(said)
+        _check_splits(suite, task, paths, found.sizes, found.notes)
+        return found
     aside = directory / f"{TABLE}.tmp"
     with writing(aside):
         shutil.rmtree(aside, ignore_errors=True)
@@ -73,6 +75,18 @@ def prepare(suite: Suite, task: Task, data: Path, directory: Path, most: int | N
         (aside / SOURCE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         os.replace(aside, table)
     return found
+
+
+def noted(path: Path, remedy: str) -> dict[str, Any]:
+    """What an earlier start has written down.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        return read_object(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read ({one_line(error)}): {remedy}") from None
 
 
 def _prepared(said: Mapping[str, Any]) -> Prepared:
@@ -92,14 +106,21 @@ def _read(suite: Suite, task: Task, paths: list[Path], writer: Writer | None = N
             classes[example.label] += 1
         if writer is not None:
             writer.write(example, bases)
-    for split in ("train", "test"):
-        if not sizes[split]:
-            raise DataError(f"{paths[0]}: {task.name} has no sequences of {split}: {suite.where}")
+    _check_splits(suite, task, paths, sizes, notes)
     if cropped:
         notes.append(f"{cropped:,} of {sum(sizes.values()):,} sequences were longer than {task.crop} bases, and their "
                      "beginning was kept, as the protocol says")
     of_split = {split: sizes[split] for split in FILES if sizes[split]}
     return Prepared(of_split, longest, tuple(sorted(classes)[:10]), tuple(notes))
+
+
+def _check_splits(suite: Suite, task: Task, paths: list[Path], sizes: Mapping[str, int], notes: Sequence[str]) -> None:
+    """Raises DataError: there are no sequences of a split that the protocol needs. Of what was left out of the files
+    the notes tell."""
+    for split in task.splits:
+        if not sizes.get(split):
+            raise DataError(f"{paths[0].parent}: the files of {task.name} give no sequences of {split}, without which "
+                            f"it is not the protocol of {suite.name}: {'; '.join(notes) or suite.where}")
 
 
 def _fingerprint(paths: list[Path]) -> list[list[str]]:

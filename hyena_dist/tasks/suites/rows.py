@@ -1,5 +1,6 @@
 """Labelled sequences from rows of a suite's tables, and from intervals of a genome."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,22 +18,27 @@ FASTAS = (".fna", ".fna.gz", ".fa", ".fa.gz", ".fasta", ".fasta.gz")
 
 def with_ending(stem: Path, endings: Sequence[str] = (*FASTAS, *TABLES)) -> list[Path]:
     """The file of this name with one of these endings, or the numbered parts of it that Hugging Face writes, as
-    train-00000-of-00002.parquet, all of them.
+    train-00000-of-00002.parquet or train-00000-of-00001-a09b74b3ef9c3b56.parquet, all of them in order.
 
     Raises:
         DataError: there are several, or a part is missing.
     """
     found = [path for ending in endings if (path := stem.with_name(stem.name + ending)).is_file()]
-    parts = sorted(stem.parent.glob(f"{stem.name}-[0-9][0-9][0-9][0-9][0-9]-of-*.parquet"))
-    if len(found) + bool(parts) > 1:
-        names = ", ".join(path.name for path in (*found, *parts[:1]))
+    pattern = re.compile(rf"{re.escape(stem.name)}-([0-9]{{5}})-of-([0-9]{{5}})(-[0-9a-f]+)?[.]parquet")
+    matches = sorted((match[1], match[2], path) for path in (stem.parent.iterdir() if stem.parent.is_dir() else ())
+                     if (match := pattern.fullmatch(path.name)))
+    if len(found) + bool(matches) > 1:
+        names = ", ".join(path.name for path in (*found, *(path for _, _, path in matches[:1])))
         raise DataError(f"{stem.parent}: {names} are all of {stem.name}: remove all but one")
-    if parts:
-        count = parts[0].stem.rpartition("-")[2]
-        if [path.stem.split("-")[-3] for path in parts] != [f"{part:05d}" for part in range(int(count))]:
-            raise DataError(f"{stem.parent}: {stem.name} has {len(parts)} of {int(count)} parts: copy or download the "
-                            "others")
-    return found or parts
+    numbers, counts = [int(number) for number, _, _ in matches], sorted({count for _, count, _ in matches})
+    if len(counts) > 1 or len(set(numbers)) < len(numbers):
+        names = ", ".join(path.name for _, _, path in matches)
+        raise DataError(f"{stem.parent}: {names[:300]} are parts of {stem.name} from several downloads: keep those of "
+                        "one")
+    if counts and numbers != list(range(int(counts[0]))):
+        raise DataError(f"{stem.parent}: {stem.name} has {len(matches)} of {int(counts[0])} parts: copy or download "
+                        "the others")
+    return found or [path for _, _, path in matches]
 
 
 def table_rows(path: Path, wanted: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:

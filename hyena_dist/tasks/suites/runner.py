@@ -14,13 +14,12 @@ from typing import Any
 
 import hyena_dist
 from hyena_dist.config.errors import ConfigError, UserError, one_line
-from hyena_dist.config.plain import read_object
 from hyena_dist.data.errors import DataError
 from hyena_dist.runtime.files import write_whole
 from hyena_dist.runtime.requeue import in_use
 from hyena_dist.runtime.signals import EXIT_REQUEUE
 from hyena_dist.tasks.suites.description import MissingFiles, Suite, Task
-from hyena_dist.tasks.suites.prepare import TABLE, prepare
+from hyena_dist.tasks.suites.prepare import TABLE, noted, prepare
 from hyena_dist.tasks.suites.settings import Point, arguments_of, points_of
 from hyena_dist.tasks.suites.table import Row, left_out, row_of, write_table
 from hyena_dist.tasks.sweep.results import last_error
@@ -62,6 +61,9 @@ class Runner:
     launch: Sequence[str] = ()
     most: int | None = None
     """Training sequences of a task that are used; None: all."""
+    content: Mapping[str, Any] = field(default_factory=dict)
+    """What `model` and `config` hold, since both may change and keep their names: `weights`, a digest, and
+    `configuration`, its values by key."""
     stop: Callable[[], str | None] = lambda: None
 
     def check_same(self) -> None:
@@ -74,15 +76,32 @@ class Runner:
         asked = {"suite": self.suite.name, "from": self.model, "data": str(self.data.resolve()), "config": self.config,
                  "changes": dict(self.changes), "most": self.most,
                  "length": windows[0] if windows else None}
-        path = self.out / SUITE
-        if not path.exists():
-            write_whole(path, lambda aside: aside.write_text(json.dumps(asked, indent=1) + "\n", encoding="utf-8"))
-            return
-        before = read_object(path)
-        for key, value in asked.items():
-            if before.get(key) != value:
-                raise ConfigError(f"--out {self.out}: has results of {key} {before.get(key)!r}, and the command says "
-                                  f"{value!r}: give another --out, or say the same to go on")
+        path, before = self.out / SUITE, {}
+        if path.exists():
+            before = noted(path, f"give another --out, or remove {self.out} to run everything anew")
+            for key, value in asked.items():
+                if before.get(key) != value:
+                    raise ConfigError(f"--out {self.out}: has results of {key} {before.get(key)!r}, and the command "
+                                      f"says {value!r}: give another --out, or say the same to go on")
+            self._check_content(before)
+        # What an earlier version has not noted is added.
+        configuration = {**self.content.get("configuration", {}), **before.get("configuration", {})}
+        content = {**asked, **self.content, "configuration": configuration}
+        if content != before:
+            write_whole(path, lambda aside: aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8"))
+
+    def _check_content(self, before: Mapping[str, Any]) -> None:
+        """Raises ConfigError: the model or the configuration is another one than that of an earlier start."""
+        now = self.content.get("configuration", {})
+        then = before.get("configuration", {})
+        if before.get("weights", self.content.get("weights")) != self.content.get("weights"):
+            raise ConfigError(f"--out {self.out}: has results of other weights than those that --from {self.model} "
+                              "holds now: give another --out, or the weights as they were to go on")
+        for key in sorted(now.keys() & then.keys()):  # an earlier version may have had other keys
+            if now[key] != then[key]:
+                raise ConfigError(f"--out {self.out}: has results of {key} {then[key]!r}, and --config {self.config} "
+                                  f"or the protocol now says {now[key]!r}: give another --out, or set it as it was to "
+                                  "go on")
 
     def run(self, tasks: Sequence[Task], *, asked: bool) -> list[Row]:
         """Run what is not finished; the table is written after each task.
@@ -191,10 +210,5 @@ class Runner:
 
 def _result(run_dir: Path) -> dict[str, Any] | None:
     """What a run that has ended has found; None: it has not ended."""
-    try:
-        return read_object(run_dir / RESULT)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{run_dir / RESULT}: cannot be read ({one_line(error)}): remove it, and the run is judged "
-                          "anew") from None
+    path = run_dir / RESULT
+    return noted(path, "remove it, and the run is judged anew") if path.exists() else None
