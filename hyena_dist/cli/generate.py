@@ -60,6 +60,9 @@ def _run(args: argparse.Namespace) -> int:
     result = generate(trained, request, groups)
     if groups.world.rank == 0:
         print(f"{args.out}: {result.sequences:,} sequences, {args.bases:,} new bases each, seed {args.seed}")
+        if unread := sum(prompt.unread for prompt in prompts):
+            print(f"  note: {unread:,} letters of the prompts are none of A, C, G, T and N: the model reads each as "
+                  "[UNK], which says nothing of the base")
         if args.likelihoods is not None:
             print(f"{args.likelihoods}: log-likelihood of every base")
         if result.made_now:

@@ -65,10 +65,17 @@ def choose(labelled: Labelled, of_split: Mapping[str, np.ndarray], *, average: b
     Args:
         of_split: float [n, S, D], features of the strands of each sequence.
         average: answers are means over the strands; else they are of the first.
+
+    Raises:
+        ConfigError: a feature is no finite number, from which nothing could be learnt.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.preprocessing import StandardScaler
 
+    for name, values in of_split.items():
+        if not np.isfinite(values).all():
+            raise ConfigError(f"finetune.from: its states of the sequences of {name} are no numbers (NaN): give "
+                              "another checkpoint, or train.precision=fp32")
     train, strands = of_split["train"], of_split["train"].shape[1]
     scaler = StandardScaler().fit(train.reshape(-1, train.shape[2]).astype(np.float64))
     rows = scaler.transform(train.transpose(1, 0, 2).reshape(-1, train.shape[2]))

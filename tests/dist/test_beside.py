@@ -249,6 +249,16 @@ def test_probes_of_every_task_learn_what_is_in_the_features(tmp_path: Path, task
         assert value == max(one[chosen["chosen_by"]] for one in chosen["tried"])
 
 
+def test_features_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    """The control is the test before this one, whose features are numbers."""
+    labelled = _labelled(tmp_path, "classification", ["a", "b"] * 20)
+    of_split = {name: np.ones((len(labelled.targets(name)), 1, 3)) for name in labelled.splits}
+    for bad in (np.nan, np.inf):
+        of_split["valid"][-1, 0, 1] = bad
+        with pytest.raises(UserError, match="of valid are no numbers .* give another checkpoint"):
+            choose(labelled, of_split, average=True, seed=0)
+
+
 def test_the_cnn_reads_a_row_by_itself_and_has_the_published_size() -> None:
     model = ConvolutionalModel(vocabulary=12, padding=PAD, length=251, outputs=1, seed=0)
     weights = {name: weight.numel() for name, weight in model.named_parameters()}

@@ -214,6 +214,16 @@ def test_bases_are_drawn_as_often_as_they_are_likely(sampling: Sampling) -> None
     assert draw(logits, last, sampling) == 7 + np.flatnonzero(left)[-1]
 
 
+def test_letters_of_a_prompt_that_are_no_bases_are_told(model: Path, tmp_path: Path,
+                                                        capsys: pytest.CaptureFixture[str]) -> None:
+    for number, (prompt, count) in enumerate((("ACRyKMT", 4), ("ACGUT", 1), ("ACGNNacgt", 0), ("ACGUNN", 0))):
+        out = tmp_path / f"{number}.fa"
+        assert main(["--from", str(model), "--prompt", prompt, "--bases", "5", "--out", str(out)]) == 0
+        said = capsys.readouterr().out
+        assert (f"note: {count} letters of the prompts are none of A, C, G, T and N" in said) == (count > 0)
+        assert ("note:" in said) == (count > 0)  # the controls are known bases and N, of DNA and of RNA
+
+
 REFUSED = {"too long": (["--bases", "201"], "--bases 201: are more than the 200 that"),
            "too long behind a prompt": (["--bases", "199", "--prompt", "AC"], "they are more than the 200 that"),
            "no base": (["--bases", "0"], "--bases 0: give a number of at least 1"),

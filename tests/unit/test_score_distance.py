@@ -144,7 +144,7 @@ def test_the_command(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert main([*common, str(tmp_path / "d.tsv"), *extra]) == 0, capsys.readouterr().err
     said = capsys.readouterr().out
     assert "## Scores of variants" in said
-    for line in ("21 of the 23 alleles of v.tsv can be scored.", "- 1 over_8_bases: an allele has more than 8 bases",
+    for line in ("21 of the 23 alleles of v.tsv can be scored.", "- 1 too_long: an allele has more than 8 bases",
                  "- 1 unknown_contig: the reference has no"):
         assert line in said
     assert '"scored": 21' in (tmp_path / "d.tsv").read_text().partition("##hyena_dist.counts=")[2].partition("\n")[0]

@@ -22,7 +22,7 @@ from hyena_dist.config.errors import ConfigError, is_out_of_memory
 from hyena_dist.config.versions import library_version, own_version
 from hyena_dist.data.contigs import Source, as_dna, sequence
 from hyena_dist.data.sources import read_contigs
-from hyena_dist.data.tokenizer import BYTE_TO_ID, A, T, decode
+from hyena_dist.data.tokenizer import BYTE_TO_ID, UNK, A, T, decode
 from hyena_dist.model.decode import Decoder
 from hyena_dist.model.trained import Trained
 from hyena_dist.parallel.groups import Groups
@@ -51,6 +51,12 @@ class Prompt(NamedTuple):
     def ids(self) -> np.ndarray:
         """Token ids, uint8."""
         return BYTE_TO_ID[np.frombuffer(self.text.encode(), np.uint8)]
+
+    @property
+    def unread(self) -> int:
+        """How many of its letters are none of A, C, G, T and N, as R, which is A or G, or U beside T: the model reads
+        each as [UNK]."""
+        return int((self.ids == UNK).sum())
 
 
 @dataclass(frozen=True)

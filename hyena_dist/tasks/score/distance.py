@@ -42,8 +42,6 @@ TARGETS = 64
 """Bases at the end of a window that the loss is of, at most: a quarter of the window where that is less."""
 LEAST = 8
 """The shortest distance, and the longest allele of a variant: whoever keeps so many bases keeps all of it."""
-LONGER = f"over_{LEAST}_bases"
-"""The outcome of variants with a longer allele, beside those of `data.variants`."""
 PART = 2**20
 """Tokens of a part at most, or one window: what a kill can cost."""
 
@@ -246,11 +244,11 @@ def survey_of(variants: Variants, reference: Reference, window: int, most: int) 
 
 
 def _without_long(rows: Iterable[Judged]) -> Iterator[Judged]:
-    """The same rows, where variants with a longer allele than the shortest distance are not scored."""
+    """The same rows, where variants with a longer allele than the shortest distance are too long."""
     for judged in rows:
         site = judged.site
         if site is not None and max(site.removed, site.alt.size) > LEAST:
-            judged = judged._replace(outcome=LONGER, site=None, notes=())
+            judged = judged._replace(outcome="too_long", site=None, notes=())
         yield judged
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from hyena_dist.data.variants import OUTCOMES
-from hyena_dist.tasks.score.distance import LEAST, LONGER, WAYS, Row
+from hyena_dist.tasks.score.distance import LEAST, WAYS, Row
 from hyena_dist.tasks.score.perplexity_report import pyplot
 from hyena_dist.tasks.score.tables import markdown
 
@@ -61,7 +61,7 @@ def _outcomes(facts: Mapping[str, Any], of: str) -> list[str]:
     if of != "variants":
         return []
     counts = facts["counts"]
-    says = OUTCOMES | {LONGER: f"an allele has more than {LEAST} bases, the shortest distance"}
+    says = OUTCOMES | {"too_long": f"an allele has more than {LEAST} bases, the shortest distance"}
     return [f"{counts['scored']:,} of the {sum(counts.values()):,} alleles of {facts['variants']} can be scored.", "",
             *(f"- {count:,} {name}: {says[name]}" for name, count in counts.items() if name != "scored"),
             *([""] if len(counts) > 1 else [])]

@@ -19,7 +19,9 @@ SAYS = {
     "context": "Each target of the second half of the windows (of their longest power of two) is predicted again from "
                "fewer tokens before it. The bases are the same in every row.",
     "position": "How many tokens of the window stand before and up to the one that predicts. The bases of the rows "
-                "differ.",
+                "differ. The model does not see what is before its window; the Markov chains read up to 7 bases before "
+                "every target all the same, so that in rows of fewer tokens they are told more, and the gain is no "
+                "comparison there.",
     "region": "A base in rows of several classes counts in each."}
 
 
