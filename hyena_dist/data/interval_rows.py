@@ -59,8 +59,8 @@ def intervals_in(path: Path, rows: Iterable[tuple[int, list[str]]], label: str,
                 continue
             places = _as_bed(fields, label, where)
         if len(fields) <= max(places.values()):
-            raise DataError(f"{where}: has {len(fields)} columns; write {', '.join(sorted(places, key=places.__getitem__))}, "
-                            "separated by tabs")
+            columns = ", ".join(sorted(places, key=places.__getitem__))
+            raise DataError(f"{where}: has {len(fields)} columns; write {columns}, separated by tabs")
         said = {name: fields[place] for name, place in places.items()}
         start, end = span_of([said["contig"], said["start"], said["end"]], where)
         strand = said.get("strand", "+")
