@@ -2,9 +2,6 @@
 ids of true lengths."""
 
 import hashlib
-import math
-import re
-from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
@@ -14,6 +11,7 @@ import numpy as np
 
 from hyena_dist.config.sections.finetune import PLACES, FinetuneSection, words_of
 from hyena_dist.data.errors import DataError
+from hyena_dist.data.labels import check_numbers, in_order, name_vectors, names_of_classes, number_of, several
 from hyena_dist.data.partition import (
     contradicting,
     copy_key,
@@ -26,7 +24,7 @@ from hyena_dist.data.partition import (
 )
 from hyena_dist.data.places import Places, classes_in, places_of
 from hyena_dist.data.scale import Scale, scale_of
-from hyena_dist.data.tables import NO_LABEL, Columns, Example, read_table, reverse_complement
+from hyena_dist.data.tables import Columns, Example, read_table, reverse_complement
 from hyena_dist.data.tokenizer import Tokenizer
 
 NAMES = ("train", "valid", "test")
@@ -76,7 +74,7 @@ class Labelled:
             return np.array([float(example.label) for example in examples])
         found = np.zeros((len(examples), len(self.classes)))
         for row, example in enumerate(examples):
-            found[row, [place[name] for name in _several(example.label)]] = 1
+            found[row, [place[name] for name in several(example.label)]] = 1
         return found
 
     def digest(self) -> str:
@@ -117,7 +115,7 @@ def reader_of(section: FinetuneSection, *, most: int) -> Callable[[int], Labelle
     """
     given, notes = _given(_read(section), section), list[str]()
     if section.task == "multilabel":
-        _of_vectors(given, notes)
+        name_vectors(given, notes)
     notes += _crop(given, section, most) + _foreign(given)
     places = _checked_places(given, section) if section.task in PLACES else None
     notes += _contradicting(given, section)
@@ -146,9 +144,9 @@ def _parted(given: dict[str, list[Example]], section: FinetuneSection, notes: Se
     notes = [*notes, *repeated(splits, both_strands=section.rc != "none"), *overlapping(splits)]
     if places is not None:
         return _with_places(splits, section, notes, places)
-    classes = [] if section.task == "regression" else _classes(splits, section.task, notes)
+    classes = [] if section.task == "regression" else names_of_classes(splits, section.task, notes)
     if section.task == "regression":
-        _check_numbers(splits)
+        check_numbers(splits)
     return Labelled(splits, classes, section.task, notes)
 
 
@@ -168,7 +166,7 @@ def _with_places(splits: dict[str, list[Example]], section: FinetuneSection, not
     if section.task != "per_base":
         return _with_scale(Labelled(splits, [], section.task, notes, places))
     counts, unknown = classes_in((e.label, e.values, e.where) for e in splits["train"])
-    classes = sorted(counts, key=_order)
+    classes = sorted(counts, key=in_order)
     if unknown:
         notes.append(f"{unknown:,} of the training sequences' bases have no label, and are not scored")
     if len(classes) < 2:
@@ -179,7 +177,7 @@ def _with_places(splits: dict[str, list[Example]], section: FinetuneSection, not
         for example in examples:
             seen, _ = classes_in([(example.label, example.values, example.where)])
             known |= bool(seen)
-            if odd := sorted(set(seen) - set(classes), key=_order):
+            if odd := sorted(set(seen) - set(classes), key=in_order):
                 raise DataError(f"{example.where}: the label {odd[0]!r} of {name} is of no training sequence's "
                                 f"base: the classes are {', '.join(classes)[:200]}")
         if not known:
@@ -272,7 +270,7 @@ def _classes_of(example: Example, task: str) -> Collection[str]:
     if task == "classification":
         return (example.label,)
     if task == "multilabel":
-        return _several(example.label)
+        return several(example.label)
     return classes_in([(example.label, example.values, example.where)])[0] if task == "per_base" else ()
 
 
@@ -282,7 +280,7 @@ def _contradicting(given: dict[str, list[Example]], section: FinetuneSection) ->
         if example.values is not None:
             return example.values.digest()
         if section.task == "multilabel":
-            return frozenset(_several(example.label))
+            return frozenset(several(example.label))
         return number_of(example.label) if section.task == "regression" else example.label
 
     # Labels of places are turned with the strand: there copies are of one strand alone.
@@ -318,80 +316,3 @@ def _foreign(splits: dict[str, list[Example]]) -> list[str]:
             bases, letters, sequences = bases + example.length, letters + odd, sequences + bool(odd)
     return [f"{letters:,} of {bases:,} bases, in {sequences:,} sequences, are no A, C, G or T: the model sees N or "
             "[UNK] there"] * bool(letters)
-
-
-def _classes(splits: dict[str, list[Example]], task: str, notes: list[str]) -> list[str]:
-    """The names of the training labels, sorted: as numbers where all are."""
-    seen = {name: Counter(label for example in examples for label in (
-        _several(example.label) if task == "multilabel" else [example.label])) for name, examples in splits.items()}
-    classes = sorted(seen["train"], key=_order)
-    if len(classes) < (2 if task == "classification" else 1):
-        raise DataError(f"finetune.table has training sequences of {len(classes)} class ({', '.join(classes)}): a "
-                        "classifier needs two")
-    if task == "classification" and len(classes) > max(10, len(splits["train"]) / 2):
-        raise DataError(f"finetune.table has {len(classes)} different labels on {len(splits['train'])} training "
-                        "sequences: set finetune.task=regression where they are numbers, or name another "
-                        "finetune.label_column")
-    notes += _alike(classes)
-    for name, counts in seen.items():
-        if unknown := sorted(set(counts) - set(classes), key=_order):
-            example = next(e for e in splits[name] if unknown[0] in (
-                _several(e.label) if task == "multilabel" else [e.label]))
-            raise DataError(f"{example.where}: the label {unknown[0]!r} of {name} is of no training sequence: the "
-                            f"classes are {', '.join(classes)[:200]}")
-        notes += [f"class {label!r} has no sequence in {name}" for label in classes if label not in counts]
-    return classes
-
-
-def _alike(classes: list[str]) -> list[str]:
-    """Labels that are one number written twice, as 1 and 1.0."""
-    numbers: dict[float, list[str]] = {}
-    for name in classes:
-        if (number := number_of(name)) is not None:
-            numbers.setdefault(number, []).append(name)
-    return [f"labels {' and '.join(map(repr, names))} are the same number, and classes of their own: write it one way"
-            for names in numbers.values() if len(names) > 1]
-
-
-def _of_vectors(splits: dict[str, list[Example]], notes: list[str]) -> None:
-    """Several labels of each row may be a vector of 0 and 1, one for each class; then they are named by their places.
-    Such vectors are known by their one length and by a value that comes twice in a row."""
-    rows = [_several(example.label) for examples in splits.values() for example in examples]
-    twice = [len(set(row)) < len(row) for row in rows]
-    if not any(twice):
-        if commas := sum(";" not in row.label and "," in row.label for examples in splits.values() for row in examples):
-            notes.append(f"{commas:,} rows have one label with a comma in it: several labels are separated by ';'")
-        return
-    if len({len(row) for row in rows}) > 1 or any(number_of(word) not in (0, 1) for row in rows for word in row):
-        example = [example for examples in splits.values() for example in examples][twice.index(True)]
-        raise DataError(f"{example.where}: a label comes twice in {example.label[:80]!r}: name each once, separated by "
-                        "';', or write a 0 or 1 for every class in every row")
-    for name, examples in splits.items():
-        splits[name] = [replace(example, label=";".join(
-            str(place) for place, word in enumerate(_several(example.label)) if number_of(word)) or NO_LABEL)
-            for example in examples]
-    notes.append(f"labels are vectors of {len(rows[0])} numbers, 0 or 1: class n is the n-th, counted from 0")
-
-
-def number_of(text: str) -> float | None:
-    """The finite number that a text is, as people write it; None: it is none."""
-    if not re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", text) or math.isinf(found := float(text)):
-        return None
-    return found
-
-
-def _several(label: str) -> list[str]:
-    """The labels of a row; a dash stands for none."""
-    return [] if label == NO_LABEL else [word.strip() for word in label.split(";") if word.strip()]
-
-
-def _order(label: str) -> tuple[float, str]:
-    return (int(label) if label.isascii() and label.isdigit() else math.inf, label)
-
-
-def _check_numbers(splits: dict[str, list[Example]]) -> None:
-    for examples in splits.values():
-        for example in examples:
-            if number_of(example.label) is None:
-                raise DataError(f"{example.where}: the label {example.label!r} is no number: correct it, or set "
-                                "finetune.task=classification")

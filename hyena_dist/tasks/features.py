@@ -18,11 +18,11 @@ from hyena_dist.data.labelled import Labelled, encoded
 from hyena_dist.data.tables import Example
 from hyena_dist.data.tokenizer import PAD, tokenizer_of
 from hyena_dist.model.pooled import PooledModel
+from hyena_dist.model.trained import tensors_digest
 from hyena_dist.parallel.groups import Groups
 from hyena_dist.parallel.tokens import part_of_window
 from hyena_dist.runtime.agree import agree, broadcast
 from hyena_dist.runtime.files import write_whole
-from hyena_dist.tasks.made_of import add_weights
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def distinct(labelled: Labelled) -> list[Example]:
 def digest_of(config: Config, weights: Mapping[str, Tensor], sequences: Sequence[Example], *, both: bool) -> str:
     """sha256 of all that features depend on: the model and its weights, how it computes and pools, the sequences."""
     found = sha256(json.dumps([asdict(config.model), config.finetune.pooling, config.train.precision, both]).encode())
-    add_weights(found, weights)
+    found.update(tensors_digest(weights).encode())
     for example in sequences:
         found.update(example.key)
     return found.hexdigest()

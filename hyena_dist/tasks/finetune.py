@@ -19,6 +19,7 @@ from hyena_dist.config.errors import TrainingError
 from hyena_dist.config.schema import Config
 from hyena_dist.config.sections.finetune import words_of
 from hyena_dist.data.labelled import Labelled
+from hyena_dist.model.trained import tensors_digest
 from hyena_dist.parallel.groups import Groups
 from hyena_dist.runtime.agree import agree, broadcast
 from hyena_dist.runtime.files import write_whole
@@ -32,7 +33,6 @@ from hyena_dist.tasks.made_of import (
     made_of,
     of_kmers,
     read_found,
-    weights_digest,
 )
 from hyena_dist.tasks.place_baselines import place_baselines
 from hyena_dist.tasks.probe import probe
@@ -63,7 +63,7 @@ class Place:
     @cached_property
     def start(self) -> str | None:
         """Digest of the weights."""
-        return None if self.weights is None else weights_digest(self.weights)
+        return None if self.weights is None else tensors_digest(self.weights)
 
 
 class Stopped(Exception):

@@ -8,11 +8,8 @@ On what a run is computed (precision, micro-batches, ranks, engine) is not compa
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from torch import Tensor
+from typing import Any
 
 from hyena_dist.config.errors import ConfigError, one_line
 from hyena_dist.config.identity import FIXED, identity
@@ -23,9 +20,6 @@ from hyena_dist.config.sections.finetune import FinetuneSection
 from hyena_dist.config.sections.model import BEFORE_THE_KEY
 from hyena_dist.config.sections.optim import OptimSection
 from hyena_dist.runtime.files import write_whole
-
-if TYPE_CHECKING:
-    from hashlib import _Hash as Hash
 
 RECORD, RESULT = "made_of.json", "result.json"
 START, TABLE = "finetune.from", "finetune.table"
@@ -40,20 +34,6 @@ _YOUNGER = {**{f"finetune.{key}": value for key, value in asdict(FinetuneSection
             **{f"optim.{key}": value for key, value in json.loads(json.dumps(asdict(OptimSection()))).items()},
             **{f"model.{key}": value for key, value in BEFORE_THE_KEY.items()}}
 """What a key meant before there was one: a record may be older than it."""
-
-
-def weights_digest(weights: Mapping[str, Tensor]) -> str:
-    """sha256 of weights by their names."""
-    found = sha256()
-    add_weights(found, weights)
-    return found.hexdigest()
-
-
-def add_weights(digest: "Hash", weights: Mapping[str, Tensor]) -> None:
-    """Feed names, shapes and values to a digest, whatever their order."""
-    for name, weight in sorted(weights.items()):
-        digest.update(f"\n{name} {list(weight.shape)} ".encode())
-        digest.update(weight.detach().float().cpu().contiguous().numpy().tobytes())
 
 
 def made_of(config: Config, sequences: str | None, start: str | None) -> dict[str, Any]:
