@@ -1,5 +1,6 @@
 """Files of variants as people have them: variants in several rows, tables of any program, annotated and damaged."""
 
+import datetime
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from pyarrow import parquet
 
 from hyena_dist.cli.score import main
 from hyena_dist.convert import write_model
+from hyena_dist.data import variant_tables
 from hyena_dist.data.errors import DataError
 from hyena_dist.data.reference import read_reference
 from hyena_dist.data.seen import Seen
@@ -19,7 +21,7 @@ from hyena_dist.data.tokenizer import decode
 from hyena_dist.data.variants import Judged, Row, Variants, judge
 from hyena_dist.tasks.score import variants as task
 from hyena_dist.tasks.score.observe import SCORES
-from hyena_dist.tasks.score.output import Table, read_scores
+from hyena_dist.tasks.score.output import OWN, Table, read_scores
 from hyena_dist.tasks.score.report import labels_of, worths
 from tests.unit.test_score_perplexity import model_of
 
@@ -235,12 +237,13 @@ def test_damaged_parquet_is_said_in_one_line(inputs: Path, tmp_path: Path, capsy
     assert "t.parquet: is damaged" in error
 
 
-@pytest.mark.parametrize("out", ["o.tsv", "o.parquet", "o.vcf"])
-def test_a_file_without_a_row_makes_one_without_a_row(out: str, inputs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "out"), [("t.tsv", "o.tsv"), ("t.tsv", "o.parquet"), ("t.parquet", "o.parquet"),
+                                           ("v.vcf", "o.vcf")])
+def test_a_file_without_a_row_makes_one_without_a_row(name: str, out: str, inputs: Path, tmp_path: Path) -> None:
     (tmp_path / "v.vcf").write_text(HEAD)
     (tmp_path / "t.tsv").write_text(text_of([NAMES]))
-    option, name = ("vcf", "v.vcf") if out == "o.vcf" else ("table", "t.tsv")
-    assert score(inputs, option, tmp_path / name, tmp_path / out) == 0
+    parquet.write_table(parquet.read_table(table_of(tmp_path / "t.parquet")).slice(0, 0), tmp_path / "t.parquet")
+    assert score(inputs, "vcf" if out == "o.vcf" else "table", tmp_path / name, tmp_path / out) == 0
     if out == "o.vcf":
         assert records(tmp_path / out) == []
     else:
@@ -293,3 +296,32 @@ def test_one_change_written_at_any_place_of_a_repeat_is_one_variant(tmp_path: Pa
     assert all(len(numbers) == 1 for numbers in wanted.values()), "one sequence is one variant"
     assert len(set.union(*wanted.values())) == len(wanted), "and two sequences are two"
     assert {site.at for site in (judged.site for judged in found) if site is not None} >= {first, second}
+
+
+def test_parquet_keeps_the_kinds_of_its_columns(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it is read in several pieces, and of a column that is called as one of ours."""
+    monkeypatch.setattr(variant_tables, "_ROWS", 2)
+    days = [datetime.date(2020, 1, day) for day in (1, 2, 3)]
+    path = table_of(tmp_path / "t.parquet", pos=[200, 300, 1000], label=[1, None, 0], outcome=[True, False, None],
+                    lists=[[1.5], [], None], day=days, **{"func.class": pa.array(["a", "b", "a"]).dictionary_encode()})
+    assert score(inputs, "table", path, tmp_path / "o.parquet") == 0
+    before, found = parquet.read_table(path), parquet.read_table(tmp_path / "o.parquet")
+    assert found["pos"].to_pylist() == [200, 300, 1000]
+    for name in ("label", "outcome", "lists", "day", "func.class"):
+        same = "given_outcome" if name == "outcome" else name
+        assert found.schema.field(same).type == before.schema.field(name).type
+        assert found[same].to_pylist() == before[name].to_pylist(), name
+    assert score(inputs, "table", path, tmp_path / "o.tsv") == 0
+    tsv, again = read_scores(tmp_path / "o.tsv"), read_scores(tmp_path / "o.parquet")
+    assert [row[: len(OWN)] for row in tsv.rows] == [row[: len(OWN)] for row in again.rows]
+
+
+def test_places_that_are_no_numbers_stay_as_they_are(inputs: Path, tmp_path: Path) -> None:
+    """The control: where all are numbers they are so in the file, too."""
+    for name, rows in (("numbers", THREE), ("text", [*THREE, ["1", "x", "A", "C", "0"]])):
+        (tmp_path / f"{name}.tsv").write_text(text_of([NAMES, *rows]))
+        assert score(inputs, "table", tmp_path / f"{name}.tsv", tmp_path / f"{name}.parquet") == 0
+    found = [parquet.read_table(tmp_path / f"{name}.parquet") for name in ("numbers", "text")]
+    assert found[0]["pos"].to_pylist() == [200, 300, 1000]
+    assert found[1]["pos"].to_pylist() == ["200", "300", "1000", "x"]
+    assert found[0]["label"].to_pylist() == LABELS

@@ -102,31 +102,61 @@ def _tsv(path: Path, rows: Iterable[Scored], variants: Variants, facts: Mapping[
         others = _others(variants)
         file.write("\t".join([*OWN, *others]) + "\n")
         for row in rows:
-            values = [*map(_text, _values(row, window)), *_carried(row, others)]
+            values = [*map(_text, _values(row, window)), *_carried(row, len(others))]
             file.write("\t".join(" ".join(value.split()) for value in values) + "\n")
 
 
-def _carried(row: Scored, others: list[str]) -> list[str]:
-    values = row.judged.row.others[: len(others)]
-    return [*values, *[""] * (len(others) - len(values))]
+def _carried(row: Scored, count: int) -> list[str]:
+    values = row.judged.row.others[:count]
+    return [*values, *[""] * (count - len(values))]
 
 
 def _parquet(path: Path, rows: Iterable[Scored], variants: Variants, facts: Mapping[str, str], window: int) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
-    others = _others(variants)
-    types = {name: pa.string() for name in (*OWN[:6], *others)}
+    types = {name: pa.string() for name in OWN[:6]}
     types |= {name: pa.float64() for name in SCORES} | {name: pa.int64() for name in OWN[-3:]}
-    schema = pa.schema([(name, types[name]) for name in (*OWN, *others)], metadata=dict(facts))
-    remaining = iter(rows)
+    if all(_PLACE.fullmatch(row.pos) for row in variants):
+        types["pos"] = pa.int64()
+    carried = _carried_fields(variants)
+    schema = pa.schema([*(pa.field(name, types[name]) for name in OWN), *carried], metadata=dict(facts))
     with parquet.ParquetWriter(path, schema) as writer:
-        while some := list(islice(remaining, _ROWS)):
-            columns = zip(*([*_values(row, window), *_carried(row, others)] for row in some), strict=True)
-            writer.write_table(pa.table([pa.array(column, types[name]) for name, column in
-                                         zip(schema.names, columns, strict=True)], schema=schema))
+        for some, others in _with_carried(iter(rows), variants, len(carried)):
+            columns = [list(column) for column in zip(*(_values(row, window) for row in some), strict=True)]
+            if types["pos"] == pa.int64():
+                columns[1] = [int(pos) for pos in columns[1]]
+            own = [pa.array(column, types[name]) for name, column in zip(OWN, columns, strict=True)]
+            writer.write_table(pa.table([*own, *others], schema=schema))
 
 
+def _carried_fields(variants: Variants) -> list[Any]:
+    """Name and type of each column of parquet that is carried over: of parquet its own type, else text."""
+    import pyarrow as pa
+
+    names, table = _others(variants), variants.table
+    if table is None or not table.is_parquet:
+        return [pa.field(name, pa.string()) for name in names]
+    schema = table.parquet_schema()
+    return [pa.field(name, schema.field(number).type) for name, number in zip(names, table.others, strict=True)]
+
+
+def _with_carried(rows: Iterator[Scored], variants: Variants, carried: int) -> Iterator[tuple[list[Scored], list[Any]]]:
+    """Rows that are written together, and their columns that are carried over, as arrays: those of parquet are read
+    anew, for a row has their text alone."""
+    import pyarrow as pa
+
+    table = variants.table
+    if table is not None and table.is_parquet:
+        for batch in filter(len, table.batches()):
+            yield list(islice(rows, batch.num_rows)), [batch.column(number) for number in table.others]
+        return
+    while some := list(islice(rows, _ROWS)):
+        values = zip(*(_carried(row, carried) for row in some), strict=True)
+        yield some, [pa.array(column, pa.string()) for column in values]
+
+
+_PLACE = re.compile("[0-9]{1,18}")
 _KEYS = frozenset(f"HD_{name}".encode() for name in OWN[4:])
 """Of INFO in a VCF."""
 _INFO = re.compile(rb"##INFO=<ID=([^,>]+)")
