@@ -188,7 +188,7 @@ def _variants(args: argparse.Namespace) -> int:
 def _report(args: argparse.Namespace) -> int:
     from hyena_dist.runtime.files import write_durably, write_whole
     from hyena_dist.tasks.score.output import read_scores
-    from hyena_dist.tasks.score.report import PRESETS, check_picture, counted, draw, labels_of, left_out, worths
+    from hyena_dist.tasks.score.report import PRESETS, check_picture, draw, labels_of, left_out, remarks, worths
     from hyena_dist.tasks.score.variants import cost_path
 
     raise_interrupts()
@@ -205,7 +205,7 @@ def _report(args: argparse.Namespace) -> int:
     table = read_scores(args.file)
     labels = (labels_of(table, args.label, args.by) if args.preset is None
               else PRESETS[args.preset](table, args.by, 1 if args.min_stars is None else args.min_stars))
-    found, without = worths(table, labels, args.score), left_out(table, labels, args.score)
+    found = worths(table, labels, args.score)
     cost = json.loads(cost_path(args.file).read_text("utf-8")) if cost_path(args.file).is_file() else {}
     print(f"{args.file}: {labels.says}; {table.facts.get('model', 'unknown model')}, windows of "
           f"{table.facts.get('window', '?')} bases, {table.facts.get('precision', '?')}")
@@ -214,16 +214,14 @@ def _report(args: argparse.Namespace) -> int:
         seconds = cost["seconds_per_variant"]
         print(f"  {'not measured' if seconds is None else f'{seconds:.4f}'} seconds a variant, at most "
               f"{cost['peak_memory_bytes'] / 1e9:.2f} GB of memory")
-    if labels.unlabelled:
-        print(f"  {sum(labels.unlabelled.values()):,} rows have no label: {counted(labels.unlabelled)}")
-    if without:
-        print(f"  {sum(without.values()):,} rows with a label are left out of every number: {counted(without)}")
+    for remark in remarks(table, labels, args.score):
+        print(f"  {remark}")
     _print(found)
     if args.picture is not None:
         draw(table, labels, found, args.picture, f"{args.file.name}: {labels.says}")
     if args.json is not None:
         content = {"file": str(args.file), "label": labels.says, "facts": table.facts, "cost": cost,
-                   "unlabelled": labels.unlabelled, "left_out": without,
+                   "unlabelled": labels.unlabelled, "left_out": left_out(table, labels, args.score),
                    "worth": [_finite(asdict(worth)) for worth in found]}
         write_whole(args.json, lambda aside: write_durably(aside, json.dumps(content, indent=1) + "\n"),
                     "choose another --json")

@@ -438,11 +438,13 @@ def test_labelled_rows_that_are_left_out_are_counted(tmp_path: Path, capsys: pyt
     found, said = report([*scored, *copied, *lost])
     assert found["left_out"] == {"duplicate": 1, "ref_mismatch": 1, "no number in llr_site": 1, "no number in cadd": 1}
     assert "4 rows with a label are left out of every number: 1 duplicate, 1 ref_mismatch" in said
+    assert "2 of the rows below are of variants that have a row before them" in said
     variants = {worth["group"]: worth["variants"] for worth in found["worth"]}
     assert variants == {"all": 4, "blood": 2, "heart": 2, "liver": 0}
     found, said = report(scored)  # the control
     assert found["left_out"] == {}
     assert "left out" not in said
+    assert "count again" not in said
 
 
 @pytest.mark.parametrize(("value", "label"), [

@@ -182,9 +182,22 @@ def left_out(table: Table, labels: Labels, others: Sequence[str]) -> dict[str, i
     return dict(found.most_common())
 
 
-def counted(counts: Mapping[str, int]) -> str:
+def _counted(counts: Mapping[str, int]) -> str:
     """Counts by cause, for a sentence."""
     return ", ".join(f"{count:,} {cause}" for cause, count in counts.items())
+
+
+def remarks(table: Table, labels: Labels, others: Sequence[str]) -> list[str]:
+    """What is to be known of the rows that are compared, and of those that are not."""
+    found, without = [], left_out(table, labels, others)
+    if labels.unlabelled:
+        found.append(f"{sum(labels.unlabelled.values()):,} rows have no label: {_counted(labels.unlabelled)}")
+    if without:
+        found.append(f"{sum(without.values()):,} rows with a label are left out of every number: {_counted(without)}")
+    compared = _compared(labels, _columns(table, others))
+    if again := int((compared & (np.array(_column(table, "outcome")) == "duplicate")).sum()):
+        found.append(f"{again:,} of the rows below are of variants that have a row before them, and count again")
+    return found
 
 
 def worths(table: Table, labels: Labels, others: Sequence[str]) -> list[Worth]:
@@ -198,7 +211,7 @@ def worths(table: Table, labels: Labels, others: Sequence[str]) -> list[Worth]:
     columns = _columns(table, others)
     known, positive = _compared(labels, columns), labels.values == 1
     if not (known & positive).any() or not (known & ~positive).any():
-        without = counted(left_out(table, labels, others))
+        without = _counted(left_out(table, labels, others))
         raise ConfigError(f"{int((known & positive).sum())} variants with all scores are positive and "
                           f"{int((known & ~positive).sum())} negative ({labels.says}"
                           + (f"; left out: {without}" if without else "") + "): give a label, and scores, by "
