@@ -41,7 +41,7 @@ def main() -> None:
         axis.grid(alpha=0.3)
     axes[0].set(ylabel="test accuracy (chance dotted)", xscale="log", ylim=(0, 1))
     axes[1].set_xticks(range(5))
-    axes[0].legend(loc="upper right", fontsize="small")
+    axes[1].legend(loc="lower right", fontsize="small")
     figure.savefig(Path(__file__).with_name("prompts.png"), dpi=110)
 
 
