@@ -179,7 +179,7 @@ def _variants(args: argparse.Namespace) -> int:
             if count and name != "scored":
                 print(f"  {count:,} {name}: {OUTCOMES[name]}")
         for name, count in result.survey.notes.items():
-            print(f"  note: {count:,} scored ones: {name.replace('_', ' ')}")
+            print(f"  note: {count:,} with scores: {name.replace('_', ' ')}")
         if result.scored_now:
             print(f"  {result.seconds / result.scored_now:.4f} seconds a variant")
     return 0
