@@ -47,7 +47,8 @@ class Labelled:
     places: Places | None = None
     """What the labels are, where they belong to places of the sequences."""
     scale: Scale | None = None
-    """Of the training labels, where they are numbers of places."""
+    """Of the training labels, where they are numbers of places, or where a model has learnt numbers by it and those
+    labels are not at hand."""
 
     @property
     def outputs(self) -> int:
@@ -116,7 +117,9 @@ def reader_of(section: FinetuneSection, *, most: int) -> Callable[[int], Labelle
     given, notes = _given(_read(section), section), list[str]()
     if section.task == "multilabel":
         name_vectors(given, notes)
-    notes += _crop(given, section, most) + _foreign(given)
+    notes += crop(given, section.longer, most, otherwise="set finetune.longer to left, center or right to keep that "
+                  "part, or take a model of a longer context")
+    notes += foreign(given)
     places = _checked_places(given, section) if section.task in PLACES else None
     notes += _contradicting(given, section)
     drawn, file = not given["valid"], None if section.homology is None else Path(section.homology)
@@ -288,27 +291,36 @@ def _contradicting(given: dict[str, list[Example]], section: FinetuneSection) ->
     return contradicting([example for examples in given.values() for example in examples], same, label)
 
 
-def _crop(splits: dict[str, list[Example]], section: FinetuneSection, most: int) -> list[str]:
-    """Refuse or cut what is longer than the model."""
+def crop(splits: dict[str, list[Example]], longer: str, most: int, *, otherwise: str) -> list[str]:
+    """Refuse or cut, in place, what is longer than the model, and note how many were cut.
+
+    Args:
+        longer: as `finetune.longer`.
+        most: bases that the model takes.
+        otherwise: what to do about a sequence that is refused.
+
+    Raises:
+        DataError: a sequence is longer, and `longer` is refuse.
+    """
     cropped = 0
     for name, examples in splits.items():
         for number, example in enumerate(examples):
             over = example.length - most
             if over <= 0:
                 continue
-            if section.longer == "refuse":
-                raise DataError(f"{example.where}: has {example.length:,} bases, and the model takes {most:,}: set "
-                                "finetune.longer to left, center or right to keep that part, or take a model of a "
-                                "longer context")
-            first = {"left": 0, "center": over // 2, "right": over}[section.longer]
+            if longer == "refuse":
+                raise DataError(f"{example.where}: has {example.length:,} bases, and the model takes {most:,}: "
+                                f"{otherwise}")
+            first = {"left": 0, "center": over // 2, "right": over}[longer]
             examples[number] = example.part(first, most)
             cropped += 1
         splits[name] = examples
-    return [f"{cropped:,} sequences were longer than {most:,} bases, and their {section.longer} part was kept"] * bool(
+    return [f"{cropped:,} sequences were longer than {most:,} bases, and their {longer} part was kept"] * bool(
         cropped)
 
 
-def _foreign(splits: dict[str, list[Example]]) -> list[str]:
+def foreign(splits: dict[str, list[Example]]) -> list[str]:
+    """How many letters are no base that the model knows, if any."""
     bases = letters = sequences = 0
     for examples in splits.values():
         for example in examples:

@@ -1,0 +1,177 @@
+"""The answers of fine-tuned models to all sequences of a file, and the file of them."""
+
+import logging
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from hyena_dist.config.errors import ConfigError, is_out_of_memory
+from hyena_dist.config.versions import library_version, own_version
+from hyena_dist.data.asked import Asked
+from hyena_dist.data.labelled import Labelled
+from hyena_dist.data.tables import Example
+from hyena_dist.parallel.groups import Groups
+from hyena_dist.runtime.agree import agree, agree_where_shared
+from hyena_dist.runtime.files import write_whole
+from hyena_dist.tasks.columns import ENDINGS, Columns, check_ending, write_columns
+from hyena_dist.tasks.parts import ANOTHER, Parts, names
+from hyena_dist.tasks.predict.finished import SPLIT, Finished, described, labelled_as, open_model
+from hyena_dist.train.finetuning import Finetuning
+from hyena_dist.train.predictions import in_words, number_text
+
+CHUNK_SEQUENCES, CHUNK_BASES = 4096, 1 << 24
+"""A part has no more sequences or bases than this, if a batch has not: what a kill loses is small."""
+_ROWS = 4096
+"""Of the file, written at a time."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked, and where the answers go."""
+
+    runs: Sequence[Finished]
+    asked: Asked
+    sequences: Path
+    """Where those came from."""
+    out: Path
+
+
+def check_request(request: Request) -> Parts:
+    """Refuse answers that cannot be written, before anything is computed.
+
+    Raises:
+        ConfigError: the file is there, is of another kind, or a column would come twice.
+    """
+    parts, first = Parts(request.out), request.runs[0]
+    check_ending("--out", request.out, ENDINGS)
+    own = ["name", "answer", *(first.classes or ["value"])]
+    if twice := next((name for name in request.asked.others if name in own), None):
+        raise ConfigError(f"{request.sequences}: its column {twice!r} is called as one of the answers' "
+                          f"({', '.join(own)[:200]}): rename or remove it")
+    parts.check_outputs({"--out": request.out})
+    return parts
+
+
+def predict(request: Request, groups: Groups, device: torch.device) -> Counter[str]:
+    """Answer all sequences and write the file, on every rank; what was killed goes on where it was. Collective.
+
+    Returns:
+        Of classes how often each was said, on the first rank.
+
+    Raises:
+        UserError: as of `check_request` and `open_model`; or parts of another call lie beside the file.
+    """
+    parts = agree(lambda: check_request(request), groups)
+    tasks = [agree(partial(labelled_as, run, request.asked.examples), groups) for run in request.runs]
+    facts = _facts(request, tasks[0], groups, device)
+    first = groups.world.rank == 0
+    agree(lambda: parts.begin(facts) if first else None, groups)
+    for number, (run, labelled) in enumerate(zip(request.runs, tasks, strict=True)):
+        task = open_model(run, labelled, groups, device)
+        agree_where_shared(partial(_answer, request, number, task, parts, groups), groups)
+    return agree(lambda: _finish(request, tasks[0], parts, facts) if first else Counter(), groups)
+
+
+def _facts(request: Request, labelled: Labelled, groups: Groups, device: torch.device) -> dict[str, Any]:
+    """Everything that decides what is in the file, and nothing that changes from call to call."""
+    examples = request.asked.examples
+    return {"version": own_version(), "torch": library_version("torch"), **described(request.runs),
+            "device": device.type, "context": groups.context.size, "sequences": request.sequences.name,
+            "sequences_sha256": labelled.digest(), "count": len(examples)}
+
+
+def _chunks(examples: Sequence[Example], micro: int) -> Iterator[range]:
+    """The numbers of the sequences of each part: whole batches of `micro`, as in the evaluation of a run."""
+    start = bases = 0
+    for first in range(0, len(examples), micro):
+        more = sum(example.length for example in examples[first : first + micro])
+        if first > start and (first + micro - start > CHUNK_SEQUENCES or bases + more > CHUNK_BASES):
+            yield range(start, first)
+            start, bases = first, 0
+        bases += more
+    yield range(start, len(examples))
+
+
+def _answer(request: Request, seed: int, task: Finetuning, parts: Parts, groups: Groups) -> None:
+    """Answer the chunks of this data rank that are not there yet."""
+    examples, run = request.asked.examples, request.runs[seed]
+    bar = Progress(TextColumn(f"sequences, {run.path.name}"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(),
+                   console=Console(file=sys.stderr), disable=groups.world.rank > 0 or not sys.stderr.isatty())
+    with bar:
+        progress = bar.add_task("", total=len(examples))
+        for number, chunk in enumerate(_chunks(examples, run.config.train.micro_batch_size)):
+            name = names([seed, number])
+            if number % groups.data.size == groups.data.rank and not parts.has(name, groups):
+                try:
+                    found = [answer for _, answer in task.answer(task.module, SPLIT, chunk)]
+                except (MemoryError, RuntimeError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    longest = max(examples[place].length for place in chunk)
+                    raise ConfigError(f"{request.sequences}: sequences of {longest:,} bases do not fit into the free "
+                                      "memory: free some, or share them among ranks with --context") from error
+                if groups.context.rank == 0:
+                    parts.save(name, **{str(place): answer for place, answer in zip(chunk, found, strict=True)})
+            bar.advance(progress, len(chunk))
+
+
+def _of_seed(request: Request, seed: int, parts: Parts) -> Iterator[np.ndarray]:
+    """The answers of one seed, in the order of the sequences."""
+    micro = request.runs[seed].config.train.micro_batch_size
+    for number, chunk in enumerate(_chunks(request.asked.examples, micro)):
+        part = parts.need(names([seed, number]))
+        yield from (part[str(place)] for place in chunk)
+
+
+def _averaged(request: Request, parts: Parts) -> Iterator[np.ndarray]:
+    """The mean over the seeds of the answers to each sequence: of logits, or of numbers."""
+    seeds = [_of_seed(request, seed, parts) for seed in range(len(request.runs))]
+    for answers in zip(*seeds, strict=True):
+        yield np.mean(answers, 0)
+
+
+def _finish(request: Request, labelled: Labelled, parts: Parts, facts: Mapping[str, Any]) -> Counter[str]:
+    """Join the parts, which go last."""
+    said: Counter[str] = Counter()
+    ending = request.out.suffix
+    groups = _columns(request, labelled, _averaged(request, parts), said, ending)
+    write_whole(request.out, lambda aside: write_columns(aside, ending, facts, groups), ANOTHER)
+    parts.remove()
+    return said
+
+
+def _columns(request: Request, labelled: Labelled, answers: Iterator[np.ndarray], said: Counter[str],
+             ending: str) -> Iterator[Columns]:
+    """Groups of rows of the file; what is said of each sequence is counted."""
+    asked, first = request.asked, 0
+    while some := list(islice(answers, _ROWS)):
+        words, numbers = in_words(labelled.task, labelled.classes, np.stack(some))
+        rows = slice(first, first + len(some))
+        texts = {"name": [example.name for example in asked.examples[rows]],
+                 **{name: column[rows] for name, column in asked.others.items()}, "answer": words}
+        if ending == ".tsv":
+            yield {**{_in_a_cell(name): list(map(_in_a_cell, column)) for name, column in texts.items()},
+                   **{name: list(map(number_text, column))
+                      for name, column in zip(labelled.classes or ["value"], numbers.T, strict=True)}}
+        else:
+            yield {**texts, **dict(zip(labelled.classes or ["value"], numbers.T.copy(), strict=True))}
+        if labelled.classes:
+            said.update(words)
+        first += len(some)
+
+
+def _in_a_cell(text: str) -> str:
+    """A text as a table separated by tabs can hold it."""
+    return " ".join(text.split()) if "\t" in text or "\n" in text or "\r" in text else text
