@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from hyena_dist.checkpoint.reader import TensorReader
+from hyena_dist.cli.predict import main as predict
 from hyena_dist.config.errors import UserError
 from hyena_dist.config.schema import Config
 from hyena_dist.config.sections.data import DataSection
@@ -176,6 +177,24 @@ def test_a_run_that_was_stopped_is_bit_for_bit_the_whole_one(runs: Any, engine: 
     assert all(torch.equal(whole[key], cut[key]) for key in whole)
     one, other = ((directory / f"{name}-{engine}/result.json").read_text("utf-8") for name in ("whole", "cut"))
     assert one == other
+
+
+def assert_it_says_what_it_was_judged_by(run_dir: Path, table: Path, directory: Path) -> None:
+    """That `predict` gives the numbers of predictions.tsv for the sequences of a table without an own column of names.
+    Those are in that file: name, label, answer, numbers."""
+    out = directory / "answers.tsv"
+    assert predict(["--from", str(run_dir), "--sequences", str(table), "--out", str(out)]) == 0
+    rows = [line for line in out.read_text("utf-8").splitlines() if not line.startswith("##")]
+    judged = (run_dir / "seed-0/predictions.tsv").read_text("utf-8").splitlines()
+    assert len(rows) == len(table.read_text("utf-8").splitlines())
+    assert rows[1:] == judged[1:]
+
+
+@pytest.mark.parametrize("engine", [2, "fsdp"])
+def test_of_its_own_test_split_one_process_says_what_two_ranks_were_judged_by(runs: Any, engine: int | str,
+                                                                             tmp_path: Path) -> None:
+    directory = runs[0]
+    assert_it_says_what_it_was_judged_by(directory / f"whole-{engine}", directory / "table/test.csv", tmp_path)
 
 
 def test_context_ranks_change_nothing(runs: Any) -> None:
