@@ -28,7 +28,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
                         "--fasta")
     parser.add_argument("--fasta", type=Path, metavar="F", help="what intervals are cut out of")
     add_context_option(parser, "sequence")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="a new .tsv or .parquet")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="a new .tsv or .parquet; "
+                        "where places of sequences have answers, an .npz, whose index is written to FILE.tsv")
     parser.add_argument("--dry-run", action="store_true", help="check run and sequences, and answer nothing")
     return parser.parse_args(argv)
 

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +15,20 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hyena_dist.config.errors import ConfigError, is_out_of_memory
+from hyena_dist.config.sections.finetune import PLACES
 from hyena_dist.config.versions import library_version, own_version
 from hyena_dist.data.asked import Asked
 from hyena_dist.data.labelled import Labelled
 from hyena_dist.data.tables import Example
 from hyena_dist.parallel.groups import Groups
 from hyena_dist.runtime.agree import agree, agree_where_shared
-from hyena_dist.runtime.files import write_whole
-from hyena_dist.tasks.columns import ENDINGS, Columns, check_ending, write_columns
-from hyena_dist.tasks.parts import ANOTHER, Parts, names
+from hyena_dist.tasks.parts import Parts, names
+from hyena_dist.tasks.predict.files import check_arrays, check_rows, outputs, write_arrays, write_rows
 from hyena_dist.tasks.predict.finished import SPLIT, Finished, described, labelled_as, open_model
 from hyena_dist.train.finetuning import Finetuning
-from hyena_dist.train.predictions import in_words, number_text
 
-CHUNK_SEQUENCES, CHUNK_BASES = 4096, 1 << 24
+CHUNK_SEQUENCES, CHUNK_BASES = 4096, 1 << 22
 """A part has no more sequences or bases than this, if a batch has not: what a kill loses is small."""
-_ROWS = 4096
-"""Of the file, written at a time."""
 
 logger = logging.getLogger(__name__)
 
@@ -52,15 +48,11 @@ def check_request(request: Request) -> Parts:
     """Refuse answers that cannot be written, before anything is computed.
 
     Raises:
-        ConfigError: the file is there, is of another kind, or a column would come twice.
+        ConfigError: the file is there, is of another kind, or a column or the name of an array would come twice.
     """
     parts, first = Parts(request.out), request.runs[0]
-    check_ending("--out", request.out, ENDINGS)
-    own = ["name", "answer", *(first.classes or ["value"])]
-    if twice := next((name for name in request.asked.others if name in own), None):
-        raise ConfigError(f"{request.sequences}: its column {twice!r} is called as one of the answers' "
-                          f"({', '.join(own)[:200]}): rename or remove it")
-    parts.check_outputs({"--out": request.out})
+    (check_arrays if first.task in PLACES else check_rows)(request.out, request.asked, request.sequences, first.classes)
+    parts.check_outputs(outputs(request.out))
     return parts
 
 
@@ -107,6 +99,7 @@ def _chunks(examples: Sequence[Example], micro: int) -> Iterator[range]:
 def _answer(request: Request, seed: int, task: Finetuning, parts: Parts, groups: Groups) -> None:
     """Answer the chunks of this data rank that are not there yet."""
     examples, run = request.asked.examples, request.runs[seed]
+    kind = np.float32 if run.task in PLACES else np.float64
     bar = Progress(TextColumn(f"sequences, {run.path.name}"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(),
                    console=Console(file=sys.stderr), disable=groups.world.rank > 0 or not sys.stderr.isatty())
     with bar:
@@ -115,7 +108,8 @@ def _answer(request: Request, seed: int, task: Finetuning, parts: Parts, groups:
             name = names([seed, number])
             if number % groups.data.size == groups.data.rank and not parts.has(name, groups):
                 try:
-                    found = [answer for _, answer in task.answer(task.module, SPLIT, chunk)]
+                    found = {str(place): answer.astype(kind) for place, answer in
+                             task.answer(task.module, SPLIT, chunk)}
                 except (MemoryError, RuntimeError) as error:
                     if not is_out_of_memory(error):
                         raise
@@ -123,7 +117,7 @@ def _answer(request: Request, seed: int, task: Finetuning, parts: Parts, groups:
                     raise ConfigError(f"{request.sequences}: sequences of {longest:,} bases do not fit into the free "
                                       "memory: free some, or share them among ranks with --context") from error
                 if groups.context.rank == 0:
-                    parts.save(name, **{str(place): answer for place, answer in zip(chunk, found, strict=True)})
+                    parts.save(name, **found)
             bar.advance(progress, len(chunk))
 
 
@@ -144,34 +138,7 @@ def _averaged(request: Request, parts: Parts) -> Iterator[np.ndarray]:
 
 def _finish(request: Request, labelled: Labelled, parts: Parts, facts: Mapping[str, Any]) -> Counter[str]:
     """Join the parts, which go last."""
-    said: Counter[str] = Counter()
-    ending = request.out.suffix
-    groups = _columns(request, labelled, _averaged(request, parts), said, ending)
-    write_whole(request.out, lambda aside: write_columns(aside, ending, facts, groups), ANOTHER)
+    write = write_rows if labelled.places is None else write_arrays
+    said = write(request.out, request.asked, labelled, _averaged(request, parts), facts)
     parts.remove()
     return said
-
-
-def _columns(request: Request, labelled: Labelled, answers: Iterator[np.ndarray], said: Counter[str],
-             ending: str) -> Iterator[Columns]:
-    """Groups of rows of the file; what is said of each sequence is counted."""
-    asked, first = request.asked, 0
-    while some := list(islice(answers, _ROWS)):
-        words, numbers = in_words(labelled.task, labelled.classes, np.stack(some))
-        rows = slice(first, first + len(some))
-        texts = {"name": [example.name for example in asked.examples[rows]],
-                 **{name: column[rows] for name, column in asked.others.items()}, "answer": words}
-        if ending == ".tsv":
-            yield {**{_in_a_cell(name): list(map(_in_a_cell, column)) for name, column in texts.items()},
-                   **{name: list(map(number_text, column))
-                      for name, column in zip(labelled.classes or ["value"], numbers.T, strict=True)}}
-        else:
-            yield {**texts, **dict(zip(labelled.classes or ["value"], numbers.T.copy(), strict=True))}
-        if labelled.classes:
-            said.update(words)
-        first += len(some)
-
-
-def _in_a_cell(text: str) -> str:
-    """A text as a table separated by tabs can hold it."""
-    return " ".join(text.split()) if "\t" in text or "\n" in text or "\r" in text else text
