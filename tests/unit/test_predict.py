@@ -3,6 +3,7 @@ in; averaged over seeds, killed and gone on."""
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ COUNTS = {"train": 8, "dev": 2, "test": 10}
 
 
 def label_of(task: str, number: int) -> str:
-    return {"regression": f"{100 + number}", "multilabel": ("a;b", "a", "b", "-")[number % 4]}.get(
+    return {"regression": f"{100 + number}", "multilabel": ("a;answer", "a", "answer", "-")[number % 4]}.get(
         task, ("no", "yes")[number % 2])
 
 
@@ -161,14 +162,14 @@ def test_what_the_training_sequences_decide_is_read_from_them(name: str, runs: d
 
     run, out, train = runs[name], tmp_path / "answers.tsv", Path(f"{runs[name]}-table/train.csv")
     command = ["--from", str(run), "--sequences", f"{run}-table/test.csv", "--out", str(out)]
-    opened = finished.open_checkpoint
+    opened = finished.read_metadata
 
     def without_scale(path: Path) -> Any:
         found = opened(path)
-        found.metadata["data"].pop("scale")
+        found["data"].pop("scale")
         return found
 
-    monkeypatch.setattr(finished, "open_checkpoint", without_scale)
+    monkeypatch.setattr(finished, "read_metadata", without_scale)
     assert main(command) == 0
     assert said(read(out)) == judged(run)
     text = train.read_text("utf-8")
@@ -178,6 +179,43 @@ def test_what_the_training_sequences_decide_is_read_from_them(name: str, runs: d
         assert "does not hold the sequences any more" in capsys.readouterr().err
     finally:
         train.write_text(text, encoding="utf-8")
+
+
+def test_what_does_not_fit_behind_examples_is_refused(runs: dict[str, Path], tmp_path: Path,
+                                                      capsys: pytest.CaptureFixture[str]) -> None:
+    new = tmp_path / "new.fa"
+    new.write_text(f">a\n{'ACGT' * 9}\n", encoding="utf-8")
+    assert main(["--from", str(runs["shots"]), "--sequences", str(new), "--out", str(tmp_path / "x.tsv"),
+                 "--dry-run"]) == 2
+    assert "and the model takes 64 (model.max_seq_len): lower them, or shorten the" in capsys.readouterr().err
+
+
+def test_columns_that_are_called_as_ours_are_renamed(runs: dict[str, Path], tmp_path: Path) -> None:
+    new, out = tmp_path / "new.csv", tmp_path / "answers.tsv"
+    new.write_text("sequence,answer,class_answer,,a\nACGTACGT,1,2,3,4\n", encoding="utf-8")
+    assert main(["--from", str(runs["multilabel"]), "--sequences", str(new), "--out", str(out)]) == 0
+    row = read(out)[0]
+    assert list(row) == ["name", "given_answer", "given_class_answer", "column", "given_a", "answer", "a",
+                         "class_answer"]
+    assert list(row.values())[1:5] == ["1", "2", "3", "4"]
+
+
+def test_weights_that_are_damaged_or_gone_are_refused(runs: dict[str, Path], tmp_path: Path,
+                                                      capsys: pytest.CaptureFixture[str]) -> None:
+    run, out = tmp_path / "run", tmp_path / "answers.tsv"
+    shutil.copytree(runs["regression"], run)
+    command = ["--from", str(run), "--sequences", f"{runs['regression']}-table/test.csv", "--out", str(out)]
+    checkpoint = run / "seed-0/checkpoints/step-00000001"
+    weights = next(checkpoint.glob("*.distcp"))
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    assert main(command) == 2
+    shutil.rmtree(checkpoint)
+    assert main(command) == 2
+    damaged, gone = capsys.readouterr().err.splitlines()
+    assert "step-00000001: the weights that were judged are damaged: bring them back" in damaged
+    assert "step-00000001: the weights that were judged are not there: bring them back" in gone
 
 
 def test_a_dry_run_writes_nothing(runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -199,7 +237,6 @@ MISTAKES = {
                  "shorten it, or give a run that was fine-tuned with finetune.longer=left"),
     "no column": ({"new.csv": "seq\nACGT\n"}, [], "has no column 'sequence'"),
     "twice": ({"new.csv": "sequence,x,x\nACGT,1,2\n"}, [], "has the column 'x' twice"),
-    "of an answer": ({"new.csv": "sequence,value\nACGT,1\n"}, [], "its column 'value' is called as one of the answers"),
     "no sequence": ({"new.csv": "sequence,label\n,1\n"}, [], "new.csv: line 2: has no sequence"),
     "none": ({"new.csv": "sequence,label\n"}, [], "new.csv: holds no sequences"),
     "not there": ({}, ["--sequences", "other.csv"], "other.csv: cannot be read"),

@@ -20,12 +20,15 @@ from hyena_dist.config.versions import library_version, own_version
 from hyena_dist.data.asked import Asked
 from hyena_dist.data.labelled import Labelled
 from hyena_dist.data.tables import Example
+from hyena_dist.model.kinds import refuse_context
 from hyena_dist.parallel.groups import Groups
 from hyena_dist.runtime.agree import agree, agree_where_shared
+from hyena_dist.tasks.columns import ENDINGS, check_ending
 from hyena_dist.tasks.parts import Parts, names
-from hyena_dist.tasks.predict.files import check_arrays, check_rows, outputs, write_arrays, write_rows
+from hyena_dist.tasks.predict.files import check_arrays, outputs, write_arrays, write_rows
 from hyena_dist.tasks.predict.finished import SPLIT, Finished, described, labelled_as, open_model
 from hyena_dist.train.finetuning import Finetuning
+from hyena_dist.train.prompting import check_prompting
 
 CHUNK_SEQUENCES, CHUNK_BASES = 4096, 1 << 22
 """A part has no more sequences or bases than this, if a batch has not: what a kill loses is small."""
@@ -44,16 +47,25 @@ class Request:
     out: Path
 
 
-def check_request(request: Request) -> Parts:
-    """Refuse answers that cannot be written, before anything is computed.
+def check_request(request: Request) -> tuple[Parts, list[Labelled]]:
+    """Refuse, before anything is computed, what cannot be answered or written; and what is asked, as each of the runs
+    reads it.
 
     Raises:
-        ConfigError: the file is there, is of another kind, or a column or the name of an array would come twice.
+        UserError: the file is there or of another kind, the names of arrays come twice, the training sequences are
+            needed and not there, or a sequence does not fit behind what is shown before it.
     """
-    parts, first = Parts(request.out), request.runs[0]
-    (check_arrays if first.task in PLACES else check_rows)(request.out, request.asked, request.sequences, first.classes)
+    parts = Parts(request.out)
+    if request.runs[0].task in PLACES:
+        check_arrays(request.out, request.asked, request.sequences)
+    else:
+        check_ending("--out", request.out, ENDINGS)
     parts.check_outputs(outputs(request.out))
-    return parts
+    labelled = [labelled_as(run, request.asked.examples) for run in request.runs]
+    for run, of_run in zip(request.runs, labelled, strict=True):
+        if run.config.finetune.by_tokens:
+            check_prompting(run.config, of_run)
+    return parts, labelled
 
 
 def predict(request: Request, groups: Groups, device: torch.device) -> Counter[str]:
@@ -65,15 +77,15 @@ def predict(request: Request, groups: Groups, device: torch.device) -> Counter[s
     Raises:
         UserError: as of `check_request` and `open_model`; or parts of another call lie beside the file.
     """
-    parts = agree(lambda: check_request(request), groups)
-    tasks = [agree(partial(labelled_as, run, request.asked.examples), groups) for run in request.runs]
-    facts = _facts(request, tasks[0], groups, device)
+    parts, read = agree(lambda: check_request(request), groups)
+    agree(lambda: refuse_context(request.runs[0].config.model, groups.context.size), groups)
+    facts = _facts(request, read[0], groups, device)
     first = groups.world.rank == 0
     agree(lambda: parts.begin(facts) if first else None, groups)
-    for number, (run, labelled) in enumerate(zip(request.runs, tasks, strict=True)):
+    for number, (run, labelled) in enumerate(zip(request.runs, read, strict=True)):
         task = open_model(run, labelled, groups, device)
         agree_where_shared(partial(_answer, request, number, task, parts, groups), groups)
-    return agree(lambda: _finish(request, tasks[0], parts, facts) if first else Counter(), groups)
+    return agree(lambda: _finish(request, read[0], parts, facts) if first else Counter(), groups)
 
 
 def _facts(request: Request, labelled: Labelled, groups: Groups, device: torch.device) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from hyena_dist.config.errors import ConfigError
 from hyena_dist.data.asked import Asked
 from hyena_dist.data.labelled import Labelled
 from hyena_dist.runtime.files import write_whole
-from hyena_dist.tasks.columns import ENDINGS, Columns, check_ending, write_columns
+from hyena_dist.tasks.columns import Columns, check_ending, write_columns
 from hyena_dist.tasks.parts import ANOTHER
+from hyena_dist.tasks.score.output import column_names
 from hyena_dist.train.predictions import in_words, number_text, probabilities
 
 ARRAYS = ".npz"
@@ -33,39 +34,21 @@ def index_of(out: Path) -> Path:
     return out.with_name(f"{out.name}.tsv")
 
 
-def check_rows(out: Path, asked: Asked, source: Path, classes: list[str]) -> None:
-    """Refuse a table that cannot be written.
+def check_arrays(out: Path, asked: Asked, source: Path) -> None:
+    """Refuse arrays that cannot be written: they are found by the names of their sequences.
 
     Args:
         source: where the sequences came from, for messages.
-        classes: of the answers; empty: those are numbers.
-
-    Raises:
-        ConfigError: `out` is no name of a table, or a column would come twice.
-    """
-    check_ending("--out", out, ENDINGS)
-    _check_columns(["name", "answer", *(classes or ["value"])], asked, source)
-
-
-def check_arrays(out: Path, asked: Asked, source: Path, classes: list[str]) -> None:  # noqa: ARG001 - as `check_rows`
-    """The same of arrays, which are found by the names of their sequences.
 
     Raises:
         ConfigError: `out` is no name of a file of arrays, or two sequences have one name.
     """
     check_ending("--out", out, [ARRAYS])
-    _check_columns(["name", "bases", "shape"], asked, source)
     names = Counter(example.name for example in asked.examples)
     name, count = names.most_common(1)[0]
     if count > 1:
         raise ConfigError(f"{source}: {count:,} sequences are called {name[:80]!r}, and answers are found by "
                           "the names of their sequences: give each one of its own")
-
-
-def _check_columns(own: list[str], asked: Asked, source: Path) -> None:
-    if twice := next((name for name in asked.others if name in own), None):
-        raise ConfigError(f"{source}: its column {twice!r} is called as one of the answers' ({', '.join(own)[:200]}): "
-                          "rename or remove it")
 
 
 def write_rows(out: Path, asked: Asked, labelled: Labelled, answers: Iterator[np.ndarray],
@@ -88,11 +71,11 @@ def write_rows(out: Path, asked: Asked, labelled: Labelled, answers: Iterator[np
 def _columns(asked: Asked, labelled: Labelled, answers: Iterator[np.ndarray], said: Counter[str], *,
              in_text: bool) -> Iterator[Columns]:
     """Groups of rows of the table; what is said of each sequence is counted."""
-    first, heads = 0, labelled.classes or ["value"]
+    first, heads = 0, column_names(labelled.classes or ["value"], ("name", "answer"), "class_")
     while some := list(islice(answers, _ROWS)):
         words, numbers = in_words(labelled.task, labelled.classes, np.stack(some))
         rows = slice(first, first + len(some))
-        texts = _texts(asked, rows) | {"answer": words}
+        texts = _texts(asked, rows, ["answer", *heads]) | {"answer": words}
         if in_text:
             yield {**_in_cells(texts), **{head: list(map(number_text, column))
                                           for head, column in zip(heads, numbers.T, strict=True)}}
@@ -103,10 +86,11 @@ def _columns(asked: Asked, labelled: Labelled, answers: Iterator[np.ndarray], sa
         first += len(some)
 
 
-def _texts(asked: Asked, rows: slice) -> dict[str, list[str]]:
-    """The names of sequences, and what their table says of them."""
+def _texts(asked: Asked, rows: slice, further: list[str]) -> dict[str, list[str]]:
+    """The names of sequences, and what their table says of them; the columns of a file but for the `further` ones."""
+    heads = column_names(asked.others, ["name", *further])
     return {"name": [example.name for example in asked.examples[rows]],
-            **{name: column[rows] for name, column in asked.others.items()}}
+            **{head: column[rows] for head, column in zip(heads, asked.others.values(), strict=True)}}
 
 
 def _in_cells(texts: Mapping[str, list[str]]) -> dict[str, list[str]]:
@@ -114,7 +98,7 @@ def _in_cells(texts: Mapping[str, list[str]]) -> dict[str, list[str]]:
     def cell(text: str) -> str:
         return " ".join(text.split()) if any(mark in text for mark in "\t\n\r") else text
 
-    return {cell(name): list(map(cell, column)) for name, column in texts.items()}
+    return {name: list(map(cell, column)) for name, column in texts.items()}
 
 
 def write_arrays(out: Path, asked: Asked, labelled: Labelled, answers: Iterator[np.ndarray],
@@ -140,7 +124,7 @@ def write_arrays(out: Path, asked: Asked, labelled: Labelled, answers: Iterator[
                     np.lib.format.write_array(member, array.astype(np.float32), allow_pickle=False)
 
     write_whole(out, write, ANOTHER)
-    texts = _in_cells(_texts(asked, slice(None)))
+    texts = _in_cells(_texts(asked, slice(None), ["bases", "shape"]))
     index = {**texts, "bases": [str(example.length) for example in asked.examples], "shape": shapes}
     write_whole(index_of(out), lambda aside: write_columns(aside, ".tsv", facts, [index]), ANOTHER)
     return Counter()

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from hyena_dist.checkpoint.directory import Checkpoint, open_checkpoint
+from hyena_dist.checkpoint.directory import Checkpoint, is_sound, read_metadata
 from hyena_dist.checkpoint.files import MARKER
 from hyena_dist.checkpoint.format import load_model_weights, weight_shapes
 from hyena_dist.config.errors import ConfigError, one_line
@@ -22,7 +22,6 @@ from hyena_dist.data.labelled import Labelled, Scale, read_labelled
 from hyena_dist.data.places import Places
 from hyena_dist.data.tables import Example
 from hyena_dist.data.tokenizer import tokenizer_of
-from hyena_dist.model.kinds import refuse_context
 from hyena_dist.parallel.groups import Axis, Groups
 from hyena_dist.tasks.finetune import RESULT
 from hyena_dist.train.finetuning import Finetuning
@@ -134,9 +133,10 @@ def _one(directory: Path) -> Finished:
         raise ConfigError(f"{directory}: is of finetune.trained={result.get('trained')}, which keeps no model that "
                           "could answer: fine-tune with finetune.trained=head, lora or all")
     path = directory / "checkpoints" / result["checkpoint"]
-    checkpoint = open_checkpoint(path)
-    if checkpoint.path.name != path.name:
-        raise ConfigError(f"{path}: the weights that were judged are damaged: bring them back, or fine-tune again")
+    if not path.is_dir() or not is_sound(path):
+        raise ConfigError(f"{path}: the weights that were judged are {'damaged' if path.is_dir() else 'not there'}: "
+                          "bring them back, or fine-tune again in another train.run_dir")
+    checkpoint = Checkpoint(path, read_metadata(path))
     if not any(key.startswith("model/backbone.") for key in weight_shapes(checkpoint)):
         raise ConfigError(f"{checkpoint.path}: there is no HyenaDNA model in it: give the run itself, not what stands "
                           "beside it")
@@ -192,10 +192,9 @@ def open_model(run: Finished, labelled: Labelled, groups: Groups, device: torch.
         groups: whose context ranks share each sequence. The batches of every data rank are its own.
 
     Raises:
-        UserError: the weights are not those of this configuration, or the model cannot be split over the ranks.
+        UserError: the weights are not those of this configuration.
     """
     config = run.config
-    refuse_context(config.model, groups.context.size)
     train = replace(config.train, activation_checkpointing="none", activation_offload=False)
     learns = Prompting if config.finetune.by_tokens else Finetuning
     task = learns(replace(config, train=train), replace(groups, data=Axis()), device, labelled=labelled, weights=None)
