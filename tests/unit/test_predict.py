@@ -119,7 +119,7 @@ def test_seeds_are_averaged_before_the_softmax(runs: dict[str, Path], tmp_path: 
     from pyarrow import parquet
 
     run, found = runs["classification"], {}
-    for name, more in (("0", ["--seed", "0"]), ("1", ["--seed", "1"]), ("all", [])):
+    for name, more in (("0", ["--seed", "0"]), ("1", ["--from", f"{run}/seed-1"]), ("all", [])):
         out = tmp_path / f"{name}.parquet"
         assert main(["--from", str(run), "--sequences", f"{run}-table/test.csv", "--out", str(out), *more]) == 0
         table = parquet.read_table(out)
