@@ -1,5 +1,6 @@
 """Files of answers: a table with a row for each sequence, or an array for each where its places have answers."""
 
+import io
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -116,12 +117,13 @@ def write_arrays(out: Path, asked: Asked, labelled: Labelled, answers: Iterator[
     shapes: list[str] = []
 
     def write(aside: Path) -> None:
-        with zipfile.ZipFile(aside, "w", allowZip64=True) as file:
+        with zipfile.ZipFile(aside, "w") as file:
             for example, answer in zip(asked.examples, answers, strict=True):
                 array = probabilities("classification", answer) if labelled.classes else answer
                 shapes.append(" ".join(map(str, array.shape)))
-                with file.open(f"{example.name}.npy", "w", force_zip64=True) as member:
-                    np.lib.format.write_array(member, array.astype(np.float32), allow_pickle=False)
+                content = io.BytesIO()
+                np.lib.format.write_array(content, array.astype(np.float32), allow_pickle=False)
+                file.writestr(f"{example.name}.npy", content.getbuffer())
 
     write_whole(out, write, ANOTHER)
     texts = _in_cells(_texts(asked, slice(None), ["bases", "shape"]))
