@@ -9,8 +9,8 @@ from hyena_dist.config.sections.finetune import PLACES, FinetuneSection
 from hyena_dist.data.blocks import start_of
 from hyena_dist.data.contigs import Source, as_dna, sequence
 from hyena_dist.data.errors import DataError
-from hyena_dist.data.labelled import crop, foreign
 from hyena_dist.data.places import Places
+from hyena_dist.data.readable import crop, foreign
 from hyena_dist.data.sources import contigs_of
 from hyena_dist.data.tables import Columns, Example, read_table, rows_of
 from hyena_dist.data.tokenizer import Tokenizer

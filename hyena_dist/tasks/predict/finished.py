@@ -15,15 +15,15 @@ from hyena_dist.checkpoint.format import load_model_weights, weight_shapes
 from hyena_dist.config.errors import ConfigError, one_line
 from hyena_dist.config.identity import differences, identity
 from hyena_dist.config.load import read_config
-from hyena_dist.config.plain import read_object
 from hyena_dist.config.schema import Config
 from hyena_dist.config.sections.finetune import PLACES
-from hyena_dist.data.labelled import Labelled, Scale, read_labelled
+from hyena_dist.data.labelled import Labelled, read_labelled
 from hyena_dist.data.places import Places
+from hyena_dist.data.scale import Scale
 from hyena_dist.data.tables import Example
 from hyena_dist.data.tokenizer import tokenizer_of
 from hyena_dist.parallel.groups import Axis, Groups
-from hyena_dist.tasks.finetune import RESULT
+from hyena_dist.tasks.made_of import RESULT, read_found
 from hyena_dist.train.finetuning import Finetuning
 from hyena_dist.train.prompting import Prompting
 
@@ -111,17 +111,12 @@ def _result(directory: Path) -> dict[str, Any]:
         ConfigError: it has not ended, there was none, or the file is damaged.
     """
     path = directory / RESULT
-    try:
-        found = read_object(path)
-    except FileNotFoundError:
+    if not path.exists():
         if (directory / "config.yaml").exists() or any(directory.glob("seed-*")):
             raise ConfigError(f"{directory}: this fine-tuning has not ended, there is no {RESULT}: give its command "
-                              "again, which goes on where it was, or pick a finished seed with --seed") from None
-        raise ConfigError(f"{directory}: is no fine-tuning, there is no {RESULT}: give the train.run_dir of one") \
-            from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read ({one_line(error)}): give the fine-tuning's command again with this "
-                          "file moved away") from error
+                              "again, which goes on where it was, or pick a finished seed with --seed")
+        raise ConfigError(f"{directory}: is no fine-tuning, there is no {RESULT}: give the train.run_dir of one")
+    found = read_found(path)
     if not ("seeds" in found or {"seed", "classes", "checkpoint", "sequences"} <= found.keys()):
         raise ConfigError(f"{path}: is no result of a fine-tuning: give the train.run_dir of one")
     return found
@@ -159,7 +154,7 @@ def labelled_as(run: Finished, asked: Sequence[Example]) -> Labelled:
     """
     section, data = run.config.finetune, run.checkpoint.metadata["data"]
     numbers = not run.classes
-    scale: Scale | None = (data["scale"][0], data["scale"][1]) if data.get("scale") else None
+    scale: Scale | None = Scale(*data["scale"]) if data.get("scale") else None
     if section.shots or (numbers and scale is None):  # versions before the scale was saved
         learnt = _learnt(run)
         return replace(learnt, splits={"train": learnt.splits["train"], SPLIT: list(asked)}, scale=scale)
