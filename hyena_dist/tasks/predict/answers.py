@@ -1,6 +1,5 @@
 """The answers of fine-tuned models to all sequences of a file, and the file of them."""
 
-import logging
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,8 +31,6 @@ from hyena_dist.train.prompting import check_prompting
 
 CHUNK_SEQUENCES, CHUNK_BASES = 4096, 1 << 22
 """A part has no more sequences or bases than this, if a batch has not: what a kill loses is small."""
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """A fine-tuning that has ended, as it answers: the weights that were judged, and all that decides what they say."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -29,8 +28,6 @@ from hyena_dist.train.prompting import Prompting
 
 SPLIT = "test"
 """New sequences stand in the place of the test split: what is drawn for a sequence is drawn as it was there."""
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
