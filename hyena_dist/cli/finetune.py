@@ -34,8 +34,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="A table is CSV, TSV or parquet with the columns sequence and label, FASTA with '>name|label', "
                "intervals with finetune.genome, or a directory with train, dev and test. The same command resumes a "
-               "run that was stopped. The answer is in result.json and predictions.tsv of train.run_dir "
-               "(docs/finetuning.md).")
+               "run that was stopped. The answer is in result.json and predictions.tsv of train.run_dir; "
+               "predict asks the run for new sequences (docs/finetuning.md).")
     add_run_arguments(parser, "check configuration, model and table, say what is in them, and train nothing")
     return parser.parse_intermixed_args(argv)
 

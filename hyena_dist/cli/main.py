@@ -4,6 +4,7 @@
 commands: pretrain   train a model on shards
           plan       what fits on which GPUs, and how long it takes
           finetune   a pretrained model, on labelled sequences, judged on a test split
+          predict    what a fine-tuned model says of new sequences
           suite      fine-tune on every task of a benchmark, one table beside published numbers
           needle     a table for finetune that shows how far a context reaches
           species    windows of genomes, for fine-tuning to tell species apart
@@ -31,8 +32,8 @@ from importlib import import_module
 
 from hyena_dist.runtime.signals import PROCESS, die_of_interrupts
 
-COMMANDS = ("pretrain", "finetune", "suite", "needle", "species", "plan", "evaluate", "score", "generate", "embed",
-            "convert", "sweep", "scaling", "build", "verify", "doctor", "show")
+COMMANDS = ("pretrain", "finetune", "predict", "suite", "needle", "species", "plan", "evaluate", "score", "generate",
+            "embed", "convert", "sweep", "scaling", "build", "verify", "doctor", "show")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from hyena_dist.config.errors import ConfigError, agreed
 
 if TYPE_CHECKING:
+    import torch
+
     from hyena_dist.model.trained import Trained
     from hyena_dist.parallel.groups import Groups
 
@@ -43,20 +45,31 @@ def open_model(args: argparse.Namespace, *, single_bases: bool) -> "tuple[Traine
         UserError: the model cannot be read, or the ranks cannot share a sequence as asked.
     """
     # Imported here: torch and megatron-core take seconds, --help should not.
-    import torch
-
     from hyena_dist.convert.trained import load_trained
-    from hyena_dist.parallel.groups import Groups, init_groups
-    from hyena_dist.runtime.launch import init_distributed
 
-    ranks, context = int(os.environ.get("WORLD_SIZE", "1")), getattr(args, "context", 1)
+    context = getattr(args, "context", 1)
+    check_context(context)
+    trained = load_trained(args.source, args.checkpoint, single_bases=single_bases)
+    device, groups = open_ranks(context)
+    return trained.to(device, args.precision, groups), groups
+
+
+def check_context(context: int) -> None:
+    """Raises ConfigError: the ranks that torchrun started cannot share a sequence by so many."""
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
     if context < 1 or ranks % context:
         raise agreed(ConfigError(f"--context {context}: {ranks} ranks cannot share a sequence by so many: start a "
                                  "multiple of it with torchrun --nproc_per_node"))
-    trained = load_trained(args.source, args.checkpoint, single_bases=single_bases)
-    if ranks > 1:
-        device = init_distributed(timedelta(days=7))  # ranks are apart by as much as a chunk takes
-        groups = init_groups(context=context)
-    else:
-        device, groups = torch.device("cuda" if torch.cuda.is_available() else "cpu"), Groups.single()
-    return trained.to(device, args.precision, groups), groups
+
+
+def open_ranks(context: int) -> "tuple[torch.device, Groups]":
+    """This rank's device, a GPU if there is one, and the groups of the ranks that torchrun started."""
+    import torch
+
+    from hyena_dist.parallel.groups import Groups, init_groups
+    from hyena_dist.runtime.launch import init_distributed
+
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu"), Groups.single()
+    device = init_distributed(timedelta(days=7))  # ranks are apart by as much as a chunk takes
+    return device, init_groups(context=context)

@@ -23,6 +23,7 @@ from hyena_dist.data.partition import (
     without_alike,
 )
 from hyena_dist.data.places import Places, classes_in, places_of
+from hyena_dist.data.readable import crop, foreign
 from hyena_dist.data.scale import Scale, scale_of
 from hyena_dist.data.tables import Columns, Example, read_table, reverse_complement
 from hyena_dist.data.tokenizer import Tokenizer
@@ -47,7 +48,8 @@ class Labelled:
     places: Places | None = None
     """What the labels are, where they belong to places of the sequences."""
     scale: Scale | None = None
-    """Of the training labels, where they are numbers of places."""
+    """Of the training labels, where they are numbers of places, or where a model has learnt numbers by it and those
+    labels are not at hand."""
 
     @property
     def outputs(self) -> int:
@@ -116,7 +118,9 @@ def reader_of(section: FinetuneSection, *, most: int) -> Callable[[int], Labelle
     given, notes = _given(_read(section), section), list[str]()
     if section.task == "multilabel":
         name_vectors(given, notes)
-    notes += _crop(given, section, most) + _foreign(given)
+    notes += crop(given, section.longer, most, otherwise="set finetune.longer to left, center or right to keep that "
+                  "part, or take a model of a longer context")
+    notes += foreign(given)
     places = _checked_places(given, section) if section.task in PLACES else None
     notes += _contradicting(given, section)
     drawn, file = not given["valid"], None if section.homology is None else Path(section.homology)
@@ -286,33 +290,3 @@ def _contradicting(given: dict[str, list[Example]], section: FinetuneSection) ->
     # Labels of places are turned with the strand: there copies are of one strand alone.
     same = copy_key(both_strands=section.rc != "none" and section.task not in PLACES)
     return contradicting([example for examples in given.values() for example in examples], same, label)
-
-
-def _crop(splits: dict[str, list[Example]], section: FinetuneSection, most: int) -> list[str]:
-    """Refuse or cut what is longer than the model."""
-    cropped = 0
-    for name, examples in splits.items():
-        for number, example in enumerate(examples):
-            over = example.length - most
-            if over <= 0:
-                continue
-            if section.longer == "refuse":
-                raise DataError(f"{example.where}: has {example.length:,} bases, and the model takes {most:,}: set "
-                                "finetune.longer to left, center or right to keep that part, or take a model of a "
-                                "longer context")
-            first = {"left": 0, "center": over // 2, "right": over}[section.longer]
-            examples[number] = example.part(first, most)
-            cropped += 1
-        splits[name] = examples
-    return [f"{cropped:,} sequences were longer than {most:,} bases, and their {section.longer} part was kept"] * bool(
-        cropped)
-
-
-def _foreign(splits: dict[str, list[Example]]) -> list[str]:
-    bases = letters = sequences = 0
-    for examples in splits.values():
-        for example in examples:
-            odd = len(example.bases.translate(None, b"ACGTacgt"))
-            bases, letters, sequences = bases + example.length, letters + odd, sequences + bool(odd)
-    return [f"{letters:,} of {bases:,} bases, in {sequences:,} sequences, are no A, C, G or T: the model sees N or "
-            "[UNK] there"] * bool(letters)

@@ -121,7 +121,7 @@ class Places:
             DataError: it has not.
         """
         where = where if values is None else values.where
-        wanted = self._shapes(bases, where)
+        wanted = self.shapes(bases, where)
         if values is None:
             if self.section.task != "per_base":
                 raise DataError(f"{where}: the label {label[:40]!r} is no list of numbers: write numbers with blanks "
@@ -140,7 +140,12 @@ class Places:
                             f"of {array.dtype}: save whole numbers, -1 where none is known, or set "
                             "finetune.task=binned and bin_size=1")
 
-    def _shapes(self, bases: int, where: str) -> list[tuple[int, ...]]:
+    def shapes(self, bases: int, where: str) -> list[tuple[int, ...]]:
+        """That the labels of a sequence of so many bases may have.
+
+        Raises:
+            DataError: it is not whole bins, or too few.
+        """
         if self.section.task == "per_base":
             return [(bases,)]
         bins, rest = divmod(bases, self.bin_size)

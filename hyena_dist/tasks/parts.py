@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch.distributed as dist
 
 from hyena_dist.config.errors import ConfigError
+from hyena_dist.parallel.groups import Groups
 from hyena_dist.runtime.files import write_durably, write_whole, writing
 
 ANOTHER = "choose another --out"
@@ -77,6 +79,13 @@ class Parts:
                 return dict(arrays)
         except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
             return None
+
+    def has(self, name: str, groups: Groups) -> bool:
+        """Whether a part is finished, as the first of the ranks that share a sequence sees it: all must do the same."""
+        there = [self.load(name) is not None]
+        if groups.context.size > 1:
+            dist.broadcast_object_list(there, group=groups.context.group, group_src=0)
+        return there[0]
 
     def need(self, name: str) -> dict[str, np.ndarray]:
         """A part that must be there.

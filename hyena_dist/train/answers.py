@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hyena_dist.data.labelled import Labelled
+from hyena_dist.data.scale import Scale
 from hyena_dist.parallel.groups import Axis
 from hyena_dist.train.predictions import METRICS, Predictions, scores_of
 
@@ -73,6 +74,9 @@ class Answers(Protocol):
 
     metrics: Collection[str]
     """Names of what a `Judgement` scores."""
+    scale: Scale | None
+    """By which numbers are learnt; None: the labels are classes."""
+
     def targets(self, split: str, drawn: Sequence[Drawn], width: int) -> Tensor:
         """This rank's, as `loss` takes them, where the batch is padded to `width` tokens."""
 
@@ -92,6 +96,10 @@ class Answers(Protocol):
     def tally(self, split: str) -> Tally:
         """An empty one."""
 
+    def said(self, row: Tensor, bases: int) -> np.ndarray:
+        """What is said of one sequence of so many bases, of its row of the whole answers: logits, or numbers in the
+        units of the labels; float64, in the shape of its labels, of classes with one more axis for their logits."""
+
 
 class WholeAnswers:
     """One answer for each sequence: a class, several of n, or a number."""
@@ -101,14 +109,20 @@ class WholeAnswers:
         self.metrics: Collection[str] = METRICS[labelled.task]
         self._share = 1 / context.size
         """Of the loss that a context rank counts: each has the same answers."""
-        self._targets = {name: labelled.targets(name) for name in labelled.splits}
-        self._scale = _scale_of(self._targets["train"]) if labelled.task == "regression" else (0.0, 1.0)
+        self._targets: dict[str, np.ndarray] = {}
+        self.scale = None
+        if labelled.task == "regression":
+            self.scale = labelled.scale or _scale_of(labelled.targets("train"))
+        (mean,), (deviation,) = self.scale or ([0.0], [1.0])
+        self._scale = mean, deviation
 
     def targets(self, split: str, drawn: Sequence[Drawn], width: int) -> Tensor:  # noqa: ARG002 - the same at any width
         return self.of(split, [one.number for one in drawn])
 
     def of(self, split: str, numbers: Sequence[int] | np.ndarray) -> Tensor:
         """The targets of sequences as the loss takes them."""
+        if split not in self._targets:  # not before they are asked for: new sequences have none
+            self._targets[split] = self._labelled.targets(split)
         targets = torch.from_numpy(self._targets[split][numbers])
         if self._labelled.task == "classification":
             return targets
@@ -142,6 +156,9 @@ class WholeAnswers:
         """Logits, or numbers in the units of the labels."""
         mean, deviation = self._scale
         return (answers * deviation + mean).numpy()
+
+    def said(self, row: Tensor, bases: int) -> np.ndarray:  # noqa: ARG002 - one answer, however long
+        return self.in_units(row.cpu())
 
 
 class WholeTally:
@@ -188,6 +205,6 @@ def summed(x: Tensor, axis: Axis) -> Tensor:
     return moved.to(x.device)
 
 
-def _scale_of(targets: np.ndarray) -> tuple[float, float]:
-    """Mean and deviation of the training labels, by which a regression is learnt."""
-    return float(targets.mean()), float(targets.std()) or 1.0
+def _scale_of(targets: np.ndarray) -> Scale:
+    """Of the training labels, by which a regression is learnt."""
+    return Scale([float(targets.mean())], [float(targets.std()) or 1.0])

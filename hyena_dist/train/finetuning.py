@@ -1,7 +1,7 @@
 """Fine-tuning, the second objective: the label of every sequence of a table, from a pretrained backbone."""
 
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -178,10 +178,27 @@ class Finetuning:
 
     @torch.no_grad()
     def _tallied(self, module: nn.Module, split: str, watched: Watched[Rows]) -> Tally:
-        """The answers to a split, to as many batches of it as are watched; means over both strands where asked for."""
-        tally, forward = self._answers.tally(split), None
+        """The answers to a split, to as many batches of it as are watched."""
+        tally = self._answers.tally(split)
+        for numbers, answers in self._answered(module, watched(_Batches(self, split, self._strands_asked))):
+            tally.add(numbers, answers)
+        tally.reduce(self._groups.data)
+        return tally
+
+    @torch.no_grad()
+    def answer(self, module: nn.Module, split: str, numbers: range) -> Iterator[tuple[int, np.ndarray]]:
+        """What the model says of these sequences of a split, one after the other, as `Answers.said` gives it. Numbers
+        and answers are those of this data rank's batches. Collective over the ranks that share a sequence."""
+        examples = self._labelled.splits[split]
+        for found, answers in self._answered(module, self.batches(split, self._strands_asked, numbers)):
+            for number, row in zip(found, answers, strict=True):
+                yield number, self._answers.said(row, examples[number].length)
+
+    def _answered(self, module: nn.Module, batches: Iterable[Rows]) -> Iterator[tuple[list[int], Tensor]]:
+        """The sequences of each batch and the answers to them, means over both strands where asked for."""
+        forward = None
         module.eval()
-        for rows in watched(_Batches(self, split, self._strands_asked)):
+        for rows in batches:
             answers = self._answers.whole(module(rows.ids.to(self._device), rows.lengths.to(self._device)), rows.width)
             if len(self._strands_asked) > 1 and not rows.reverse:
                 forward = answers
@@ -190,24 +207,23 @@ class Finetuning:
                 assert forward is not None
                 answers = (forward + self._answers.turned(answers, rows.lengths.tolist())) / 2
             real = int((rows.numbers >= 0).sum())  # rows of no sequence stand behind the others
-            tally.add(rows.numbers[:real].tolist(), answers[:real])
-        tally.reduce(self._groups.data)
-        return tally
+            yield rows.numbers[:real].tolist(), answers[:real]
 
     @property
     def _strands_asked(self) -> tuple[bool, ...]:
         """Whether each answer is of the other strand."""
         return (False, True) if self._section.rc == "average" else (False,)
 
-    def batches(self, split: str, strands: Sequence[bool]) -> Iterator[Rows]:
-        """This data rank's batches of a split, each of one strand and then of the other; as many on every rank, all of
-        the same number of rows."""
-        data, micro, count = self._groups.data, self._config.train.micro_batch_size, len(self._labelled.splits[split])
-        for first in range(0, count, micro * data.size):
+    def batches(self, split: str, strands: Sequence[bool], numbers: range | None = None) -> Iterator[Rows]:
+        """This data rank's batches of a split, or of some of its sequences, each of one strand and then of the other;
+        as many on every rank, all of the same number of rows."""
+        data, micro = self._groups.data, self._config.train.micro_batch_size
+        numbers = numbers or range(len(self._labelled.splits[split]))
+        for first in range(numbers.start, numbers.stop, micro * data.size):
             start = first + data.rank * micro
-            numbers = range(start, min(start + micro, count))
+            shown = range(start, min(start + micro, numbers.stop))
             for strand in strands:
-                rows = self._rows(split, [Drawn(number, strand) for number in numbers], fill=micro - len(numbers))
+                rows = self._rows(split, [Drawn(number, strand) for number in shown], fill=micro - len(shown))
                 yield replace(rows, reverse=strand)
 
     def batch_count(self, split: str) -> int:
@@ -224,7 +240,8 @@ class Finetuning:
         self.skipped += steps
 
     def state_dict(self) -> dict[str, Any]:
-        return {"steps_taken": self._taken, "skipped": self.skipped, "sequences": self._digest}
+        return {"steps_taken": self._taken, "skipped": self.skipped, "sequences": self._digest,
+                "scale": self._answers.scale}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         if saved.get("sequences") != self._digest:

@@ -8,12 +8,14 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hyena_dist.config.sections.finetune import FinetuneSection
 from hyena_dist.data.labelled import Labelled
+from hyena_dist.data.scale import Scale
 from hyena_dist.data.tokenizer import IGNORE
 from hyena_dist.model.binned import BinMeans, BinnedModel
 from hyena_dist.model.headed import HeadedModel
@@ -30,6 +32,7 @@ class PlaceAnswers:
     """What the three have in common."""
 
     metrics: Collection[str]
+    scale: Scale | None = None
 
     def __init__(self, labelled: Labelled, section: FinetuneSection, model: BinMeans) -> None:
         self._labelled, self._section, self.model, self.bin_size = labelled, section, model, model.bin_size
@@ -95,6 +98,16 @@ class PlaceAnswers:
             row[inside] = self.turn(row[inside]).clone()
         return found
 
+    def said(self, row: Tensor, bases: int) -> np.ndarray:
+        """As of `Answers`."""
+        cut = 0 if self._section.task == "per_base" else self._section.bins_cut
+        inside = (slice(cut, bases // self.bin_size - cut),) * self.sides
+        return self.in_units(row)[inside].numpy()
+
+    def in_units(self, answers: Tensor) -> Tensor:
+        """What the model's answers say: logits, or numbers in the units of the labels."""
+        return answers
+
 
 class BaseAnswers(PlaceAnswers):
     """A class for each base."""
@@ -119,6 +132,7 @@ class _Numbers(PlaceAnswers):
     def __init__(self, labelled: Labelled, section: FinetuneSection, model: BinMeans) -> None:
         super().__init__(labelled, section, model)
         assert labelled.scale is not None
+        self.scale = labelled.scale
         self._mean, self._deviation = (torch.tensor(part, dtype=torch.float64) for part in labelled.scale)
 
     def _scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -162,6 +176,11 @@ class PairAnswers(_Numbers):
 
     def turn(self, array: Tensor) -> Tensor:
         return array.flip(0, 1).transpose(0, 1)
+
+    def said(self, row: Tensor, bases: int) -> np.ndarray:
+        found = super().said(row, bases)
+        found[np.tri(len(found), k=self._section.diagonals - 1, dtype=bool)] = np.nan  # pairs that have no answer
+        return found
 
     def _own(self, whole: Tensor, tokens: int) -> Tensor:
         first, second = pairs_of(self.model.bins(tokens * self.model.sequence.size), self._section.diagonals,

@@ -1,12 +1,13 @@
 """What a model says of labelled sequences, and how good that is: metrics over the whole set, by scikit-learn."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from hyena_dist.data.labelled import Labelled
+from hyena_dist.data.tables import NO_LABEL
 
 METRICS = {"classification": ("accuracy", "f1", "f1_macro", "mcc", "auroc", "auprc"),
            "multilabel": ("f1_macro", "auroc", "auprc"),
@@ -45,13 +46,31 @@ class Predictions:
         """A table of tab-separated values: each sequence, its label, what is said of it, and the numbers."""
         classes = self.labelled.classes
         lines = ["\t".join(["name", "label", "predicted", *(classes or ["value"])])]
-        for example, row in zip(self.labelled.splits[self.split], probabilities(self.labelled.task, self.answers),
-                                strict=True):
-            said = (classes[int(row.argmax())] if self.labelled.task == "classification"
-                    else ";".join(name for name, value in zip(classes, row, strict=True) if value > 0.5) or "-"
-                    if classes else f"{row[0]:.6g}")
-            lines.append("\t".join([example.name, example.label, said, *(f"{value:.6g}" for value in row)]))
+        said, numbers = in_words(self.labelled.task, classes, self.answers)
+        for example, word, row in zip(self.labelled.splits[self.split], said, numbers, strict=True):
+            lines.append("\t".join([example.name, example.label, word, *map(number_text, row)]))
         return lines
+
+
+def in_words(task: str, classes: Sequence[str], answers: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """What answers say of each sequence: the class, the labels or the number; and the probabilities, or the number,
+    float64 [n, outputs].
+
+    Args:
+        answers: float64 [n, outputs], logits, or numbers in the units of the labels.
+    """
+    numbers = probabilities(task, answers)
+    if task == "classification":
+        return [classes[place] for place in numbers.argmax(1)], numbers
+    if not classes:
+        return [number_text(row[0]) for row in numbers], numbers
+    return [";".join(name for name, value in zip(classes, row, strict=True) if value > 0.5) or NO_LABEL
+            for row in numbers], numbers
+
+
+def number_text(value: float) -> str:
+    """A number as tables of answers have it."""
+    return f"{value:.6g}"
 
 
 def probabilities(task: str, answers: np.ndarray) -> np.ndarray:

@@ -48,7 +48,7 @@ def check_prompting(config: Config, labelled: Labelled) -> None:
                         "take finetune.trained=lora or all without finetune.shots")
     counts = {name: sum(example.label == name for example in labelled.splits["train"]) for name in labelled.classes}
     rarest = min(counts, key=counts.__getitem__)
-    if (shots := section.shots or 0) >= counts[rarest]:
+    if (shots := section.shots or 0) and shots >= counts[rarest]:
         raise UserError(f"finetune.shots={shots} asks for {shots} examples of each class beside the sequence itself, "
                         f"and training has {counts[rarest]} of {rarest!r}: lower it")
     rows = row_tokens(section, labelled)
@@ -61,7 +61,8 @@ def check_prompting(config: Config, labelled: Labelled) -> None:
 
 def row_tokens(section: FinetuneSection, labelled: Labelled) -> int:
     """Tokens of the longest row that can come."""
-    longest = {split: max(example.length for example in examples) for split, examples in labelled.splits.items()}
+    longest = {split: max((example.length for example in examples), default=0)
+               for split, examples in labelled.splits.items()}
     shown = (section.shots or 0) * len(labelled.classes)
     return _prompt(section) + shown * (longest["train"] + 3) + max(longest.values()) + 1
 

@@ -8,12 +8,14 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 
 from hyena_dist.checkpoint.reader import TensorReader
+from hyena_dist.cli.predict import main as predict
 from hyena_dist.config.errors import UserError
 from hyena_dist.config.schema import Config
 from hyena_dist.config.sections.data import DataSection
@@ -23,10 +25,15 @@ from hyena_dist.config.sections.optim import OptimSection
 from hyena_dist.config.sections.parallel import ParallelSection
 from hyena_dist.config.sections.train import TrainSection
 from hyena_dist.convert.start import read_start, without_other_head
+from hyena_dist.data.asked import read_asked
 from hyena_dist.data.labelled import Labelled, read_labelled
+from hyena_dist.data.tokenizer import NUCLEOTIDES
 from hyena_dist.model.model import build_model
 from hyena_dist.parallel.groups import Groups, init_groups
 from hyena_dist.tasks.finetune import finetune
+from hyena_dist.tasks.predict.answers import Request
+from hyena_dist.tasks.predict.answers import predict as ask
+from hyena_dist.tasks.predict.finished import read_finished
 from hyena_dist.train.finetuning import Finetuning
 from hyena_dist.train.metrics import Row, read_rows
 from tests.checkpoints import latest
@@ -123,7 +130,18 @@ def _two_ranks(directory: Path) -> dict[str, Any]:
         assert run(config_of(directory, f"cut-{engine}", engine)) is None
     for pooling in ("max", "last"):
         assert run(config_of(directory, f"context-{pooling}", 1, context=2, pooling=pooling)) is None
+    _ask(directory)
     return found
+
+
+def _ask(directory: Path) -> None:
+    """What two ranks say of the test split, each of its own sequences, and both of each."""
+    runs, table = read_finished(directory / "whole-2", None), directory / "table/test.csv"
+    asked = read_asked(table, runs[0].config.finetune, NUCLEOTIDES, most=runs[0].most)
+    for name, context in (("shared", 1), ("split", 2)):
+        request = Request(runs, asked, table, directory / f"{name}.tsv")
+        with patch("hyena_dist.tasks.predict.answers.CHUNK_SEQUENCES", 4):
+            ask(request, init_groups(context=context), torch.device("cpu"))
 
 
 def _one_rank(directory: Path) -> dict[str, str]:
@@ -176,6 +194,36 @@ def test_a_run_that_was_stopped_is_bit_for_bit_the_whole_one(runs: Any, engine: 
     assert all(torch.equal(whole[key], cut[key]) for key in whole)
     one, other = ((directory / f"{name}-{engine}/result.json").read_text("utf-8") for name in ("whole", "cut"))
     assert one == other
+
+
+def assert_it_says_what_it_was_judged_by(run_dir: Path, table: Path, directory: Path) -> None:
+    """That `predict` gives the numbers of predictions.tsv for the sequences of a table without an own column of names.
+    Those are in that file: name, label, answer, numbers."""
+    out = directory / "answers.tsv"
+    assert predict(["--from", str(run_dir), "--sequences", str(table), "--out", str(out)]) == 0
+    rows = [line for line in out.read_text("utf-8").splitlines() if not line.startswith("##")]
+    judged = (run_dir / "seed-0/predictions.tsv").read_text("utf-8").splitlines()
+    assert len(rows) == len(table.read_text("utf-8").splitlines())
+    assert rows[1:] == judged[1:]
+
+
+@pytest.mark.parametrize("engine", [2, "fsdp"])
+def test_of_its_own_test_split_one_process_says_what_two_ranks_were_judged_by(runs: Any, engine: int | str,
+                                                                             tmp_path: Path) -> None:
+    directory = runs[0]
+    assert_it_says_what_it_was_judged_by(directory / f"whole-{engine}", directory / "table/test.csv", tmp_path)
+
+
+def test_ranks_that_share_sequences_or_each_one_say_the_same(runs: Any) -> None:
+    directory = runs[0]
+    lines = (directory / "whole-2/seed-0/predictions.tsv").read_text("utf-8").splitlines()[1:]
+    judged = [[*line.split("\t")[:3], *map(float, line.split("\t")[3:])] for line in lines]
+    for name in ("shared", "split"):
+        rows = [line.split("\t") for line in (directory / f"{name}.tsv").read_text("utf-8").splitlines()
+                if not line.startswith("##")][1:]
+        assert [row[:3] for row in rows] == [row[:3] for row in judged]
+        found = [[float(value) for value in row[3:]] for row in rows]
+        assert found == [pytest.approx(row[3:], rel=0 if name == "shared" else 1e-5) for row in judged]
 
 
 def test_context_ranks_change_nothing(runs: Any) -> None:

@@ -21,7 +21,7 @@ from hyena_dist.parallel.groups import Groups, init_groups
 from hyena_dist.runtime.run_lock import RunLock
 from hyena_dist.train.metrics import read_rows
 from tests.dist.harness import run_distributed
-from tests.dist.test_finetuning import config_of, run
+from tests.dist.test_finetuning import assert_it_says_what_it_was_judged_by, config_of, run
 
 
 def table(directory: Path, task: str) -> Path:
@@ -120,6 +120,10 @@ def test_several_labels_are_each_learnt(runs: Any) -> None:
     for row in rows:
         words = [name for name in result["classes"] if float(row[name]) > 0.5]
         assert row["predicted"] == (";".join(words) or "-")
+
+
+def test_of_its_own_test_split_a_trained_regression_says_what_it_was_judged_by(runs: Any, tmp_path: Path) -> None:
+    assert_it_says_what_it_was_judged_by(runs[0] / "run-regression", runs[0] / "regression/test.csv", tmp_path)
 
 
 def test_what_is_logged_of_labels_is_a_loss(runs: Any) -> None:

@@ -23,6 +23,7 @@ from hyena_dist.cli import (
     main,
     needle,
     plan,
+    predict,
     pretrain,
     scaling,
     score,
@@ -46,10 +47,10 @@ def launcher(name: str) -> Any:
     return module
 
 
-COMMANDS = {"pretrain": pretrain, "finetune": finetune, "suite": suite, "needle": needle, "species": species,
-            "plan": plan, "evaluate": evaluate, "score": score, "generate": generate, "embed": embed,
-            "convert": convert, "build": build, "verify": verify, "scaling": scaling, "doctor": doctor, "show": show,
-            "sweep": sweep, "bench": launcher("bench"), "gpu_check": launcher("gpu_check"),
+COMMANDS = {"pretrain": pretrain, "finetune": finetune, "predict": predict, "suite": suite, "needle": needle,
+            "species": species, "plan": plan, "evaluate": evaluate, "score": score, "generate": generate,
+            "embed": embed, "convert": convert, "build": build, "verify": verify, "scaling": scaling, "doctor": doctor,
+            "show": show, "sweep": sweep, "bench": launcher("bench"), "gpu_check": launcher("gpu_check"),
             "studies": launcher("studies"), "gue": launcher("gue"),
             "long_context": launcher("long_context")}
 

@@ -150,25 +150,13 @@ def _embed_chunks(trained: Trained, request: Request, found: _Survey, parts: Par
         for number, chunk in enumerate(_chunks(request, trained.seq_len)):
             if number % groups.data.size == groups.data.rank:
                 chosen = [sequence.ids for sequence in chunk if sequence.outcome == "embedded"]
-                if not _is_there(parts, number, groups):
+                if not parts.has(names([number]), groups):
                     rows = _embed_chunk(trained, request, chosen)
                     if groups.context.rank == 0:
                         parts.save(names([number]), rows=rows)
                     bases += sum(ids.size for ids in chosen)
             bar.advance(task, len(chunk))
     return bases
-
-
-def _is_there(parts: Parts, number: int, groups: Groups) -> bool:
-    """Whether a chunk is finished, as the first of the ranks that share a sequence sees it: all must do the same."""
-    there = parts.load(names([number])) is not None
-    if groups.context.size == 1:
-        return there
-    import torch.distributed as dist
-
-    answer = [there]
-    dist.broadcast_object_list(answer, group=groups.context.group, group_src=0)
-    return answer[0]
 
 
 def _embed_chunk(trained: Trained, request: Request, chosen: list[np.ndarray]) -> np.ndarray:

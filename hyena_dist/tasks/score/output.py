@@ -85,21 +85,23 @@ def _text(value: Any) -> str:
     return "" if value is None else f"{value:.9g}" if isinstance(value, float) else str(value)
 
 
-def _others(variants: Variants) -> list[str]:
-    """Names of the columns carried over, none of which is one of ours or comes twice."""
-    names: list[str] = []
-    for name in variants.names:
+def column_names(wanted: Iterable[str], taken: Iterable[str], prefix: str = "given_") -> list[str]:
+    """Names of further columns of a file, none of which is one of those taken or comes twice: to such a one the prefix
+    is added."""
+    names, known = [], set(taken)
+    for name in wanted:
         found = " ".join(name.split()) or "column"
-        while found in OWN or found in names:
-            found = f"given_{found}"
+        while found in known:
+            found = f"{prefix}{found}"
         names.append(found)
+        known.add(found)
     return names
 
 
 def _tsv(path: Path, rows: Iterable[Scored], variants: Variants, facts: Mapping[str, str], window: int) -> None:
     with path.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(f"##{key}={value}\n" for key, value in facts.items())
-        others = _others(variants)
+        others = column_names(variants.names, OWN)
         file.write("\t".join([*OWN, *others]) + "\n")
         for row in rows:
             values = [*map(_text, _values(row, window)), *_carried(row, len(others))]
@@ -134,7 +136,7 @@ def _carried_fields(variants: Variants) -> list[Any]:
     """Name and type of each column of parquet that is carried over: of parquet its own type, else text."""
     import pyarrow as pa
 
-    names, table = _others(variants), variants.table
+    names, table = column_names(variants.names, OWN), variants.table
     if table is None or not table.is_parquet:
         return [pa.field(name, pa.string()) for name in names]
     schema = table.parquet_schema()
