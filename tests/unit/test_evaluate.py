@@ -34,6 +34,8 @@ from tests.dist.test_checkpoint import DictEngine
 
 STEPS = {10: 1.0, 20: 2.0}
 """Validation losses: the older checkpoint is the better one."""
+SCALE = 2**-6
+"""All weights of a step are the step times this: by weights as large as a step's number predictions are NaN."""
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = Config(model=section, data=DataSection(shards="none", seq_len=16), train=TrainSection(run_dir="none"))
     model = build_model(config, Groups.single())
     for step, loss in STEPS.items():
-        engine = DictEngine({name: {"weight": torch.full_like(parameter, float(step)),
+        engine = DictEngine({name: {"weight": torch.full_like(parameter, step * SCALE),
                                     "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
                              for name, parameter in model.named_parameters()})
         save_checkpoint(step_directory(run_dir / "checkpoints", step), engine, model.placement(), Groups.single(),
@@ -59,7 +61,7 @@ def test_a_checkpoint_is_chosen(run_dir: Path, choice: str | None, step: int) ->
     chosen = parse_args([str(run_dir), *arguments]).checkpoint
     _, model, found = load_run(run_dir, chosen)
     assert found == path
-    assert all(torch.equal(parameter, torch.full_like(parameter, step)) for parameter in model.parameters())
+    assert all(torch.equal(parameter, torch.full_like(parameter, step * SCALE)) for parameter in model.parameters())
     assert not model.training
 
 
