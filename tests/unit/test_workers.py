@@ -179,7 +179,7 @@ def test_batches_need_no_shared_memory_and_no_file_descriptors(tmp_path):
         held = [next(batches) for _ in range(8)]
         opened = len(os.listdir("/proc/self/fd"))
         held += [next(batches) for _ in range(200)]
-        assert len(os.listdir("/proc/self/fd")) == opened
+        assert len(os.listdir("/proc/self/fd")) <= opened  # fewer where garbage of other tests is collected
         assert _shared_memory() == before
     assert len(held) == 208
     kept = list(itertools.islice(DataLoader(_Tensors(), num_workers=1), 3))
