@@ -105,8 +105,11 @@ def keep_made_of(run_dir: Path, made: Mapping[str, Any]) -> None:
     write_whole(run_dir / RECORD, lambda aside: aside.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8"))
 
 
-def read_found(path: Path) -> dict[str, Any]:
+def read_found(path: Path, remedy: str = "remove it, and it is made anew") -> dict[str, Any]:
     """The object in a file of an earlier start.
+
+    Args:
+        remedy: for the message.
 
     Raises:
         ConfigError: it cannot be read.
@@ -114,7 +117,7 @@ def read_found(path: Path) -> dict[str, Any]:
     try:
         return read_object(path)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read ({one_line(error)}): remove it, and it is made anew") from None
+        raise ConfigError(f"{path}: cannot be read ({one_line(error)}): {remedy}") from None
 
 
 def _before_records(run_dir: Path) -> dict[str, Any]:

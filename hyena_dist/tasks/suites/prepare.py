@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from hyena_dist.config.digests import file_sha256, json_sha256
-from hyena_dist.config.errors import ConfigError, one_line
-from hyena_dist.config.plain import read_object
+from hyena_dist.config.errors import ConfigError
 from hyena_dist.data.errors import DataError
 from hyena_dist.runtime.files import writing
+from hyena_dist.tasks.made_of import read_found
 from hyena_dist.tasks.suites.description import Suite, Task
 from hyena_dist.tasks.suites.writer import FILES, Writer, thin
 
@@ -55,7 +55,7 @@ def prepare(suite: Suite, task: Task, data: Path, directory: Path, most: int | N
     paths = suite.files(task, data)
     table, made_of = directory / TABLE, {"files": _fingerprint(paths), "window": task.window, "most": most}
     if table.is_dir():
-        said = noted(table / SOURCE, f"remove {directory} to run {task.name} anew")
+        said = read_found(table / SOURCE, f"remove {directory} to run {task.name} anew")
         if any(said.get(key) != value for key, value in made_of.items()):
             raise ConfigError(f"{table}: was made of other files than those of {task.name} under {data}, or with "
                               f"another --length or --most: give another --out, or remove {directory} to run it anew")
@@ -75,18 +75,6 @@ def prepare(suite: Suite, task: Task, data: Path, directory: Path, most: int | N
         (aside / SOURCE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         os.replace(aside, table)
     return found
-
-
-def noted(path: Path, remedy: str) -> dict[str, Any]:
-    """What an earlier start has written down.
-
-    Raises:
-        ConfigError: it cannot be read.
-    """
-    try:
-        return read_object(path)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read ({one_line(error)}): {remedy}") from None
 
 
 def _prepared(said: Mapping[str, Any]) -> Prepared:

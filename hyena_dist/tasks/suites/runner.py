@@ -18,8 +18,9 @@ from hyena_dist.data.errors import DataError
 from hyena_dist.runtime.files import write_whole
 from hyena_dist.runtime.requeue import in_use
 from hyena_dist.runtime.signals import EXIT_REQUEUE
+from hyena_dist.tasks.made_of import read_found
 from hyena_dist.tasks.suites.description import MissingFiles, Suite, Task
-from hyena_dist.tasks.suites.prepare import TABLE, noted, prepare
+from hyena_dist.tasks.suites.prepare import TABLE, prepare
 from hyena_dist.tasks.suites.settings import Point, arguments_of, points_of
 from hyena_dist.tasks.suites.table import Row, left_out, row_of, write_table
 from hyena_dist.tasks.sweep.results import last_error
@@ -78,7 +79,7 @@ class Runner:
                  "length": windows[0] if windows else None}
         path, before = self.out / SUITE, {}
         if path.exists():
-            before = noted(path, f"give another --out, or remove {self.out} to run everything anew")
+            before = read_found(path, f"give another --out, or remove {self.out} to run everything anew")
             for key, value in asked.items():
                 if before.get(key) != value:
                     raise ConfigError(f"--out {self.out}: has results of {key} {before.get(key)!r}, and the command "
@@ -210,4 +211,4 @@ class Runner:
 def _result(run_dir: Path) -> dict[str, Any] | None:
     """What a run that has ended has found; None: it has not ended."""
     path = run_dir / RESULT
-    return noted(path, "remove it, and the run is judged anew") if path.exists() else None
+    return read_found(path, "remove it, and the run is judged anew") if path.exists() else None
