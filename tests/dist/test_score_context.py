@@ -1,6 +1,7 @@
 """Ranks that share the windows of variants score them as one rank does."""
 
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -8,16 +9,22 @@ import pytest
 from benchmarks.scoring import Size, trained_of, write_inputs
 from hyena_dist.config.errors import ConfigError
 from hyena_dist.config.sections.model import ModelSection
+from hyena_dist.data.build import build
+from hyena_dist.data.contigs import Source
+from hyena_dist.data.splits import FractionSplits
 from hyena_dist.data.tokenizer import A, T
 from hyena_dist.data.variants import Site
 from hyena_dist.model.kinds import refuse_context
 from hyena_dist.parallel.groups import Groups, init_groups
+from hyena_dist.tasks.parts import Parts
+from hyena_dist.tasks.score import substitutions
 from hyena_dist.tasks.score.distance import mean_losses, take_away
 from hyena_dist.tasks.score.observe import SCORES, score_sites
 from hyena_dist.tasks.score.output import read_scores
 from hyena_dist.tasks.score.variants import score_variants
 from tests.compare import rel
 from tests.dist.harness import run_distributed
+from tests.genomes import write_fasta
 from tests.unit.test_score_costs import TINY, request_of
 
 TOLERANCE = 2e-5  # a base that its slice's neighbour predicts and nobody counts moves a mean of 100 by 1e-2
@@ -81,6 +88,33 @@ def test_pairs_of_ranks_share_windows_and_pairs_share_the_variants(tmp_path: Pat
     columns = [one.names.index(name) for name in ("ll_ref", "ll_alt")]
     values = [np.array([[float(row[column]) for column in columns] for row in table.rows]) for table in (one, several)]
     assert rel(*values) <= TOLERANCE
+
+
+def _substitutions(shards: Path, out: Path, ranks: int) -> tuple[list[substitutions.Row], int]:
+    """The rows, and how many windows this rank has read."""
+    trained, asked = trained_of(TINY), substitutions.Request(shards, "val", TINY.length, 8, 30)
+    facts = substitutions.facts_of_file(trained, asked)
+    with (patch.object(substitutions, "PART", 16 * TINY.length),
+          patch.object(substitutions, "read_windows", wraps=substitutions.read_windows) as read):
+        rows = substitutions.score_substitutions(trained, asked, facts, Parts(out),
+                                                 init_groups() if ranks > 1 else Groups.single())
+    return rows, sum(len(call.args[1]) for call in read.call_args_list)
+
+
+def test_ranks_share_windows_with_substitutions(tmp_path: Path) -> None:
+    files = []
+    for number, species in enumerate(("left", "right")):
+        bases = np.random.default_rng(number).choice(list("ACGT"), 3000, p=[0.4, 0.1, 0.2, 0.3][:: 1 - 2 * number])
+        files.append(Source(write_fasta(tmp_path / f"{species}.fa", {species: "".join(bases).encode()}), species))
+    build(files, tmp_path / "shards", FractionSplits(0.3), allow_copies=1.0)
+    one, windows = _substitutions(tmp_path / "shards", tmp_path / "one.tsv", 1)
+    (first, of_first), (rest, of_second) = run_distributed(_substitutions, 2, tmp_path / "shards",
+                                                           tmp_path / "two.tsv", 2)
+    assert {row.what for row in one} >= {"AUROC of the site", "accuracy", "outputs that move"}
+    assert first == one
+    assert rest == []
+    assert of_first + of_second == windows
+    assert min(of_first, of_second) > windows / 4
 
 
 def test_a_model_whose_heads_cannot_be_shared_is_refused() -> None:
