@@ -76,10 +76,14 @@ def one_kernel(tokens: int, width: int, inner: int, dtype: torch.dtype, *, resid
     another second weight."""
     torch.manual_seed(width + inner)
     bands = Bands()
+    found_g = None
+    if residual == FP32:  # its gradient is of float32
+        found_g = bands.around(torch.full((tokens, width), float("nan"), dtype=dtype))
     shapes = (tokens, width), (inner, width), (inner,), (width, inner), (width,), (tokens, width)
     factors = scale, width**-0.5, 0.3, inner**-0.5, 1.0, 1.0
     n, first, first_bias, second, second_bias, dy = (
         bands.around((normal(*shape) * factor).to(dtype)) for shape, factor in zip(shapes, factors, strict=True))
+    dy = dy if found_g is None else bands.around(normal(tokens, width))
     added = None if residual is None else bands.around(normal(tokens, width, dtype=residual))
     leaf, left = (t.double().requires_grad_() for t in (n, first_bias))
     h = torch.nn.functional.linear(leaf, first.double(), left)
@@ -90,10 +94,11 @@ def one_kernel(tokens: int, width: int, inner: int, dtype: torch.dtype, *, resid
     found_a, found_dh = (bands.around(torch.full((tokens, inner), float("nan"), dtype=dtype)) for _ in range(2))
     with bands.of_everything_made():
         mlp_kernels.forward(n, first, first_bias, second, second_bias if bias else None, added, y)
-        found_dbias = mlp_kernels.backward(n, dy, first, first_bias, second, found_a, found_dh, found_dn)
+        sums = mlp_kernels.backward(n, dy, first, first_bias, second, found_a, found_dh, found_dn, found_g)
     total = want.detach() + (0 if added is None else added.double())
     pairs = {"y": (y, total), "a": (found_a, a.detach()), "dh": (found_dh, dh), "dn": (found_dn, dn),
-             "dbias": (found_dbias, dbias)}
+             "dbias": (sums[:inner], dbias), "dlast": (sums[inner:], dy.double().sum(0)),
+             "g": (dy if found_g is None else found_g, dy)}
     return {name: relative(*pair) for name, pair in pairs.items()} | {"outside": 0.0 if bands.whole() else float("inf")}
 
 
@@ -171,8 +176,8 @@ def declared() -> dict[str, float]:
     inner = normal(150, 70).to(FP16)
     calls = {"mlp": (mlp_kernels.forward, (wide, first, first[:, 0].contiguous(), second, None, wide.float(),
                                            wide.float())),
-             "mlp_backward": (mlp_kernels.backward, (wide, wide.clone(), first, first[:, 0].contiguous(), second, inner,
-                                                     inner.clone(), wide.clone())),
+             "mlp_backward": (mlp_kernels.backward, (wide, wide.float(), first, first[:, 0].contiguous(), second, inner,
+                                                     inner.clone(), wide.clone(), wide.clone())),
              "norm": (norm_kernels.forward, (x, weight, weight, 1e-5, BF16)),
              "norm_backward": (norm_kernels.backward, (x, x.to(BF16), weight, 1e-5, dx, residual)),
              "gelu": (gelu_kernels.forward, (h, h.clone())),

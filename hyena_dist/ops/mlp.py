@@ -105,31 +105,45 @@ class _MLP(torch.autograd.Function):
         tape = NormTape(norm, compute_dtype(x, weights.first_weight), dtype)
         rows, grads = x.flatten(0, -2), dy.flatten(0, -2)
         dx = torch.empty(rows.shape, dtype=x.dtype, device=x.device)
-        dfirst = dfirst_bias = dsecond = None
+        dfirst = dfirst_bias = dsecond = dsecond_bias = None
         work = Workspace(dtype, x.device)
         with without_autocast(x):
             for part in token_chunks(len(rows), len(lower.first_weight), x.device):
-                n, g = tape.forward(rows[part]), grads[part].to(dtype)
-                a, dh, dn, dbias = _backward(n, g, lower, None if inner is None else inner[part], tape.reads, work,
-                                             ctx.options)
-                dsecond = accumulate_product(dsecond, g.t(), a, weights.second_weight.dtype)
-                dfirst = accumulate_product(dfirst, dh.t(), n, weights.first_weight.dtype)
-                dfirst_bias = accumulate(dfirst_bias, dbias.to(weights.first_bias.dtype))
-                tape.backward(dn, dx[part], grads[part] if residual else None)
-            dsecond_bias = None if weights.second_bias is None else grads.sum(0, dtype=weights.second_bias.dtype)
+                n = tape.forward(rows[part])
+                found = _backward(n, grads[part], lower, None if inner is None else inner[part], tape.reads, work,
+                                  ctx.options)
+                dsecond = accumulate_product(dsecond, found.g.t(), found.a, weights.second_weight.dtype)
+                dfirst = accumulate_product(dfirst, found.dh.t(), n, weights.first_weight.dtype)
+                dfirst_bias = accumulate(dfirst_bias, found.dfirst_bias.to(weights.first_bias.dtype))
+                if weights.second_bias is not None:
+                    dsecond_bias = accumulate(dsecond_bias, found.dsecond_bias.to(weights.second_bias.dtype))
+                tape.backward(found.dn, dx[part], grads[part] if residual else None)
         return dx.view(x.shape), None, dfirst, dfirst_bias, dsecond, dsecond_bias, *tape.gradients()
 
 
-def _backward(n: Tensor, g: Tensor, weights: MLPWeights, inner: Tensor | None, reads: torch.dtype, work: Workspace,
-              options: _Options) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """From the gradient g: gelu(h) and the gradients at h [n, I], at n in the dtype `reads`, and at the first bias. All
-    of one chunk of tokens; the weights are in the dtype of the products."""
+class _Inner(NamedTuple):
+    """Of one chunk of tokens: the gradient at y in the dtype of the products; a = gelu(h) [n, I] and the gradient at h;
+    the gradients at the normalised x and at the biases, these in float32 at least."""
+
+    g: Tensor
+    a: Tensor
+    dh: Tensor
+    dn: Tensor
+    dfirst_bias: Tensor
+    dsecond_bias: Tensor
+
+
+def _backward(n: Tensor, dy: Tensor, weights: MLPWeights, inner: Tensor | None, reads: torch.dtype, work: Workspace,
+              options: _Options) -> _Inner:
+    """From the normalised x, weights in the dtype of the products, and h where it was kept; dn is of dtype `reads`."""
     first, first_bias, second, _ = weights
     wide = len(n), len(first)
     if options.whole:
-        a, dh = work("a", *wide), work("dh", *wide)
-        dn = torch.empty(n.shape, dtype=reads, device=n.device)
-        return a, dh, dn, options.whole.backward(n, g, first, first_bias, second, a, dh, dn)
+        g = None if dy.dtype == n.dtype else work("g", *n.shape)
+        a, dh, dn = work("a", *wide), work("dh", *wide), torch.empty(n.shape, dtype=reads, device=n.device)
+        sums = options.whole.backward(n, dy, first, first_bias, second, a, dh, dn, g)
+        return _Inner(dy if g is None else g, a, dh, dn, *sums.split(first.shape))
+    g, sums_in = dy.to(n.dtype), torch.promote_types(dy.dtype, torch.float32)
     h = torch.addmm(first_bias, n, first.t(), out=work("h", *wide)) if inner is None else inner
     da = torch.mm(g, second, out=work("da", *wide))
     if options.gelu:
@@ -139,7 +153,7 @@ def _backward(n: Tensor, g: Tensor, weights: MLPWeights, inner: Tensor | None, r
         a, dh = _gelu_backward(h, da, work)
         dbias = dh.sum(0, dtype=torch.promote_types(dh.dtype, torch.float32))
     dn = torch.mm(dh, first, out=work("dn", *n.shape)) if dh.dtype == reads else product(dh, first, reads)
-    return a, dh, dn, dbias
+    return _Inner(g, a, dh, dn, dbias, dy.sum(0, dtype=sums_in))
 
 
 def _second_product(a: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, y: Tensor) -> None:

@@ -72,13 +72,22 @@ def mlp_forward(N, FIRST, FIRST_BIAS, SECOND, SECOND_BIAS, RESIDUAL, Y, COUNT, I
 
 
 @triton.jit(do_not_specialize=["COUNT"])
-def mlp_backward(N, DY, FIRST, FIRST_BIAS, SECOND, A, DH, DN, SUMS, COUNT, I, D: tl.constexpr, DP: tl.constexpr,
-                 ROWS: tl.constexpr, BLOCK: tl.constexpr):
+def mlp_backward(N, DY, FIRST, FIRST_BIAS, SECOND, A, DH, DN, G, SUMS, COUNT, I, LOWER: tl.constexpr, D: tl.constexpr,
+                 DP: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """From DY [COUNT, D]: A [COUNT, I] <- GELU of the inner channels, DH [COUNT, I] <- the gradient at these, DN
-    [COUNT, D] <- that at N, SUMS [programs, I] <- the sum of DH over the program's rows. Grid (COUNT / ROWS,)."""
+    [COUNT, D] <- that at N, with LOWER G [COUNT, D] <- DY, SUMS [programs, I + D] <- the sums of DH and of DY over the
+    program's rows. Grid (COUNT / ROWS,)."""
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    d = tl.arange(0, DP)
+    at, ok = i.to(tl.int64)[:, None] * D + d[None, :], (i < COUNT)[:, None] & (d < D)[None, :]
+    sums = SUMS + tl.program_id(0) * (I + D)
+    dy = tl.load(DY + at, mask=ok, other=0.0)
+    tl.store(sums + I + d, tl.sum(dy.to(tl.float32), 0), mask=d < D)
+    dy = dy.to(N.dtype.element_ty)
+    if LOWER:
+        tl.store(G + at, dy, mask=ok)
+    dy = factor(dy)
     n = factor(load_rows(N, i, COUNT, D, DP))
-    dy = factor(load_rows(DY, i, COUNT, D, DP))
     dn = tl.zeros([ROWS, DP], tl.float32)
     for start in range(0, I, BLOCK):
         j = start + tl.arange(0, BLOCK)
@@ -88,15 +97,13 @@ def mlp_backward(N, DY, FIRST, FIRST_BIAS, SECOND, A, DH, DN, SUMS, COUNT, I, D:
         da = tl.dot(dy, load_second(SECOND, j, I, D, DP))
         s = gate(h)
         dh = da * slope(h, s)
-        at, ok = i.to(tl.int64)[:, None] * I + j[None, :], (i < COUNT)[:, None] & (j < I)[None, :]
-        tl.store(A + at, (h * s).to(A.dtype.element_ty), mask=ok)
-        tl.store(SUMS + tl.program_id(0) * I + j, tl.sum(dh, 0), mask=j < I)
+        inner, inside = i.to(tl.int64)[:, None] * I + j[None, :], (i < COUNT)[:, None] & (j < I)[None, :]
+        tl.store(A + inner, (h * s).to(A.dtype.element_ty), mask=inside)
+        tl.store(sums + j, tl.sum(dh, 0), mask=j < I)
         dh = dh.to(DH.dtype.element_ty)
-        tl.store(DH + at, dh, mask=ok)
+        tl.store(DH + inner, dh, mask=inside)
         dn = tl.dot(factor(dh), first, dn)
-    d = tl.arange(0, DP)
-    tl.store(DN + i.to(tl.int64)[:, None] * D + d[None, :], dn.to(DN.dtype.element_ty),
-             mask=(i < COUNT)[:, None] & (d < D)[None, :])
+    tl.store(DN + at, dn.to(DN.dtype.element_ty), mask=ok)
 
 
 @torch.library.custom_op("hyena::mlp", mutates_args=("y",))
@@ -114,20 +121,20 @@ def forward(n: Tensor, first: Tensor, first_bias: Tensor, second: Tensor, second
                 ADD=residual is not None, D=width, **sizes, **options)
 
 
-@torch.library.custom_op("hyena::mlp_backward", mutates_args=("a", "dh", "dn"))
+@torch.library.custom_op("hyena::mlp_backward", mutates_args=("a", "dh", "dn", "g"))
 def backward(n: Tensor, dy: Tensor, first: Tensor, first_bias: Tensor, second: Tensor, a: Tensor, dh: Tensor,
-             dn: Tensor) -> Tensor:
+             dn: Tensor, g: Tensor | None) -> Tensor:
     """From dy [n, D]: a [n, I] <- GELU of the inner channels, dh [n, I] <- the gradient at these, dn [n, D] <- that at
-    n, all contiguous; returns the sum of dh over n, [I] in float32."""
+    n, g [n, D] <- dy in its own dtype, all contiguous; returns the sums of dh and of dy over n, [I + D] in float32."""
     count, width = n.shape
     sizes, options = _plan(n, backward=True)
     programs = triton.cdiv(count, sizes["ROWS"])
-    sums = torch.empty(programs, len(first), dtype=torch.float32, device=n.device)
+    sums = torch.empty(programs, len(first) + width, dtype=torch.float32, device=n.device)
     if count:
         with torch.cuda.device_of(n):
             mlp_backward[(programs,)](n.contiguous(), dy.contiguous(), first.contiguous(), first_bias.contiguous(),
-                                      second.contiguous(), a, dh, dn, sums, count, len(first), D=width, **sizes,
-                                      **options)
+                                      second.contiguous(), a, dh, dn, dn if g is None else g, sums, count, len(first),
+                                      LOWER=g is not None, D=width, **sizes, **options)
     return sums.sum(0)
 
 
@@ -146,9 +153,9 @@ def _plan(n: Tensor, *, backward: bool) -> tuple[Options, Options]:
 
 
 forward.register_fake(lambda *_: None)
-backward.register_fake(lambda _n, _dy, first, *_: first.new_empty(len(first), dtype=torch.float32))
+backward.register_fake(lambda _n, _dy, first, *_: first.new_empty(sum(first.shape), dtype=torch.float32))
 declare_cost("hyena::mlp", lambda n, first, _first_bias, _second, _second_bias, residual, y: Cost(
     n.nbytes + y.nbytes + (0 if residual is None else residual.nbytes), 4.0 * n.numel() * len(first), 1))
-declare_cost("hyena::mlp_backward", lambda n, dy, first, _first_bias, _second, a, dh, dn: Cost(
-    n.nbytes + dy.nbytes + a.nbytes + dh.nbytes + dn.nbytes
-    + 4 * triton.cdiv(len(n), _plan(n, backward=True)[0]["ROWS"]) * len(first), 6.0 * n.numel() * len(first), 2))
+declare_cost("hyena::mlp_backward", lambda n, dy, first, _first_bias, _second, a, dh, dn, g: Cost(
+    n.nbytes + dy.nbytes + a.nbytes + dh.nbytes + dn.nbytes + (0 if g is None else g.nbytes)
+    + 4 * triton.cdiv(len(n), _plan(n, backward=True)[0]["ROWS"]) * sum(first.shape), 6.0 * n.numel() * len(first), 2))
