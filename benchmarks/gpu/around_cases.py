@@ -103,7 +103,7 @@ def mlp_inputs(tokens: int, width: int, dtype: torch.dtype) -> list[Tensor]:
     inner = 4 * width
     factors = {(inner, width): width**-0.5, (inner,): 0.3, (width, inner): inner**-0.5, (width,): 1.0}
     return [normal(tokens, width, dtype=dtype), *((normal(*shape) * size).to(dtype) for shape, size in factors.items()),
-            normal(tokens, width), normal(tokens, width)]
+            normal(tokens, width), normal(tokens, width, dtype=dtype).float()]
 
 
 def run_mlp(n: Tensor, first: Tensor, first_bias: Tensor, second: Tensor, bias: Tensor, residual: Tensor,
