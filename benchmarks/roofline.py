@@ -98,7 +98,7 @@ def count(section: ModelSection, batch: int, precision: str, activation_checkpoi
         with peak_tensor_bytes(META) as peak, CallCounter(META) as counter:
             step()
     memory = training_memory(section, section.max_seq_len, batch, precision=precision,
-                             activation_checkpointing=activation_checkpointing)
+                             activation_checkpointing=activation_checkpointing, backend=backend)
     return Counted(counter.parts, counter.signatures, counter.operators, counter.waits,
                    step.state_bytes() + peak.bytes, memory)
 

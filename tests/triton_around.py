@@ -19,6 +19,7 @@ from hyena_dist.ops.linear import linear, to_channels  # isort: skip
 from hyena_dist.ops.norm import NormWeights, layer_norm  # isort: skip
 from hyena_dist.ops import implicit_filter as torch_filter  # isort: skip
 from hyena_dist.ops.triton import filter as filter_kernels, gelu as gelu_kernels, norm as norm_kernels  # isort: skip
+from hyena_dist.ops.triton import mlp as mlp_kernels  # isort: skip
 
 
 def normal(*shape: int, dtype: torch.dtype = FP32) -> Tensor:
@@ -68,13 +69,48 @@ def gelu(tokens: int, width: int, dtype: torch.dtype, scale: float = 2.0,
             "dbias": relative(dbias, dh.sum(0)), "outside": 0.0 if bands.whole() else float("inf")}
 
 
-def whole(function: Callable[..., Tensor], *shapes: tuple[int, ...]) -> dict[str, float]:
-    """A function of tensors and a backend, by kernels and by torch's operations in float64: y and every gradient."""
+def one_kernel(tokens: int, width: int, inner: int, dtype: torch.dtype, *, residual: torch.dtype | None = None,
+               bias: bool = True, scale: float = 1.0,
+               change: Callable[[Tensor], Tensor] = lambda w: w) -> dict[str, float]:
+    """The MLP in one kernel, both directions; y is of the residual's dtype, float32 without one. The control has
+    another second weight."""
+    torch.manual_seed(width + inner)
+    bands = Bands()
+    found_g = None
+    if residual == FP32:  # its gradient is of float32
+        found_g = bands.around(torch.full((tokens, width), float("nan"), dtype=dtype))
+    shapes = (tokens, width), (inner, width), (inner,), (width, inner), (width,), (tokens, width)
+    factors = scale, width**-0.5, 0.3, inner**-0.5, 1.0, 1.0
+    n, first, first_bias, second, second_bias, dy = (
+        bands.around((normal(*shape) * factor).to(dtype)) for shape, factor in zip(shapes, factors, strict=True))
+    dy = dy if found_g is None else bands.around(normal(tokens, width))
+    added = None if residual is None else bands.around(normal(tokens, width, dtype=residual))
+    leaf, left = (t.double().requires_grad_() for t in (n, first_bias))
+    h = torch.nn.functional.linear(leaf, first.double(), left)
+    a = torch.nn.functional.gelu(h, approximate="tanh")
+    want = torch.nn.functional.linear(a, change(second).double(), second_bias.double() if bias else None)
+    dn, dh, dbias = gradients(want, dy, leaf, h, left)
+    y, found_dn = (bands.around(torch.full((tokens, width), float("nan"), dtype=residual or FP32)) for _ in range(2))
+    found_a, found_dh = (bands.around(torch.full((tokens, inner), float("nan"), dtype=dtype)) for _ in range(2))
+    with bands.of_everything_made():
+        mlp_kernels.forward(n, first, first_bias, second, second_bias if bias else None, added, y)
+        sums = mlp_kernels.backward(n, dy, first, first_bias, second, found_a, found_dh, found_dn, found_g)
+    total = want.detach() + (0 if added is None else added.double())
+    pairs = {"y": (y, total), "a": (found_a, a.detach()), "dh": (found_dh, dh), "dn": (found_dn, dn),
+             "dbias": (sums[:inner], dbias), "dlast": (sums[inner:], dy.double().sum(0)),
+             "g": (dy if found_g is None else found_g, dy)}
+    return {name: relative(*pair) for name, pair in pairs.items()} | {"outside": 0.0 if bands.whole() else float("inf")}
+
+
+def whole(function: Callable[..., Tensor], *shapes: tuple[int, ...], product: torch.dtype = FP32) -> dict[str, float]:
+    """A function of tensors and a backend, by kernels and by torch's operations in float64: y and every gradient.
+    `product`: of its products, by autocast."""
     results = []
     for dtype, backend in ((FP32, "triton"), (torch.float64, "torch")):
         torch.manual_seed(1)
         leaves = [torch.randn(*shape).to(dtype).requires_grad_() for shape in shapes]
-        y = function(backend, *leaves)
+        with torch.autocast("cpu", product, enabled=backend == "triton" and product != FP32):
+            y = function(backend, *leaves)
         results.append([y, *torch.autograd.grad(y, leaves, torch.randn(y.shape).to(dtype))])
     return {str(i): relative(a.detach(), b.detach()) for i, (a, b) in enumerate(zip(*results, strict=True))}
 
@@ -136,7 +172,13 @@ def declared() -> dict[str, float]:
     trunk = [normal(16, 5), normal(16), normal(16, 16), normal(16), normal(16, 16), normal(16)]
     stacks = {2: torch.stack(trunk[2::2]), 3: torch.stack(trunk[1::2])}
     of_filter = trunk, freq, last, decay, 0.05
-    calls = {"norm": (norm_kernels.forward, (x, weight, weight, 1e-5, BF16)),
+    wide, first, second = normal(150, 40).to(FP16), normal(70, 40).to(FP16), normal(40, 70).to(FP16)
+    inner = normal(150, 70).to(FP16)
+    calls = {"mlp": (mlp_kernels.forward, (wide, first, first[:, 0].contiguous(), second, None, wide.float(),
+                                           wide.float())),
+             "mlp_backward": (mlp_kernels.backward, (wide, wide.float(), first, first[:, 0].contiguous(), second, inner,
+                                                     inner.clone(), wide.clone(), wide.clone())),
+             "norm": (norm_kernels.forward, (x, weight, weight, 1e-5, BF16)),
              "norm_backward": (norm_kernels.backward, (x, x.to(BF16), weight, 1e-5, dx, residual)),
              "gelu": (gelu_kernels.forward, (h, h.clone())),
              "gelu_backward": (gelu_kernels.backward, (h, h.clone(), h.clone())),
@@ -144,7 +186,8 @@ def declared() -> dict[str, float]:
              "filter_backward": (filter_kernels.backward, (features, dh, *of_filter))}
     errors = {}
     for name, (function, arguments) in calls.items():
-        traffic = Traffic([weight, freq, last, decay, *trunk, *stacks.values()])
+        weights = [t for t in arguments if isinstance(t, Tensor) and t.shape in ((70,), (70, 40), (40, 70))]
+        traffic = Traffic([weight, freq, last, decay, *trunk, *stacks.values(), *weights])
         with traffic.counted(), patch.object(torch, "stack", lambda parts: stacks[len(parts)]):
             result = function(*arguments)
         errors[name] = abs(traffic.bytes / declared_cost(f"hyena::{name}")(*arguments).bytes - 1)
@@ -169,6 +212,13 @@ CASES: dict[str, Callable[[], dict[str, float]]] = {
     "gelu bf16": lambda: gelu(19, 384, BF16),
     "gelu fp16": lambda: gelu(1, 256, FP16),
     "mlp": lambda: whole(whole_mlp, (7, 2, 12), (48, 12), (48,), (12, 48), (12,), (12,), (12,)),
+    "mlp fp16": lambda: whole(whole_mlp, (7, 2, 12), (48, 12), (48,), (12, 48), (12,), (12,), (12,), product=FP16),
+    "one kernel": lambda: one_kernel(150, 40, 70, FP16, residual=FP32),
+    "one kernel, large": lambda: one_kernel(7, 16, 64, FP16, scale=30.0, bias=False),
+    "one kernel bf16": lambda: one_kernel(130, 128, 96, BF16, residual=BF16),
+    "one kernel, 256": lambda: one_kernel(9, 256, 96, FP16, residual=FP32),
+    "one kernel, one token": lambda: one_kernel(1, 7, 5, FP16, residual=FP16, bias=False),
+    "one kernel, control": lambda: one_kernel(9, 16, 64, FP16, change=lambda w: w.flip(1)),
     "linear": lambda: whole(whole_linear, (7, 3, 12), (5, 12), (5,), (12,), (12,)),
     "to channels": lambda: whole(whole_channels, (7, 3, 12), (5, 12), (5,), (12,), (12,)),
     "to channels, one row": lambda: whole(whole_channels, (9, 1, 12), (5, 12), (5,), (12,), (12,)),

@@ -25,13 +25,14 @@ from hyena_dist.ops.mlp import MLPWeights, mlp
 from hyena_dist.ops.norm import NormTape, NormWeights
 from hyena_dist.ops.triton import filter as filters
 from hyena_dist.ops.triton import gelu, norm
+from hyena_dist.ops.triton import mlp as one_kernel
 
 CHECK_SECONDS = 60.0
 PROCESSES = 10
 RUNS = 20
 TOKENS, WIDTH = 1 << 20, 256
 STEP = Size(8, 256, 1 << 20, backend="triton")
-AROUND = ("norm", "gelu", "filter")
+AROUND = ("norm", "gelu", "mlp", "filter")
 
 Work = Callable[[], object]
 
@@ -46,7 +47,8 @@ def run(task: Task) -> None:
         if task.left() > 5:
             task.attempt(f"times of {name}", lambda name=name, make=make: times(task, name, make))
             forget_peak()
-    for name, repeated in {"norm": repeat_norm, "gelu": repeat_gelu, "filter": repeat_filter}.items():
+    for name, repeated in {"norm": repeat_norm, "gelu": repeat_gelu, "mlp": repeat_mlp,
+                           "filter": repeat_filter}.items():
         task.attempt(f"{name} repeated", lambda name=name, repeated=repeated: repeat(task, name, repeated))
         forget_peak()
     if task.left() > 20:
@@ -177,6 +179,10 @@ def repeat_gelu() -> list[Tensor]:
     return [y, gelu.backward(h, da, a), da, a]
 
 
+def repeat_mlp() -> list[Tensor]:
+    return list(cases.run_mlp(*cases.mlp_inputs(TOKENS // 4 + 3, WIDTH, torch.bfloat16)).values())
+
+
 def repeat_filter() -> list[Tensor]:
     features, dh, *rest = cases.filter_inputs(TOKENS // 2 + 3, 128, 64, 5, 3, 10.0)
     return [filters.forward(features, *rest, 0.05), *filters.backward(features, dh, *rest, 0.05)]
@@ -201,8 +207,9 @@ def only(*modules: str) -> Iterator[None]:
 
 
 def steps(task: Task) -> None:
-    """A training step with each of them alone, with none and with all. Milliseconds, and GiB at the peak."""
-    for modules in ((), ("norm",), ("gelu",), ("filter",), AROUND):
+    """A training step with all of them, with none, with GELU's in place of the whole MLP's, and with each alone.
+    Milliseconds, and GiB at the peak."""
+    for modules in (AROUND, (), ("norm", "gelu", "filter"), ("norm",), ("gelu",), ("mlp",), ("filter",)):
         if task.left() < 8:
             return
         with only(*modules):
@@ -234,6 +241,17 @@ def trunk(lags: int, warps: int) -> Iterator[None]:
         yield
 
 
+def tile(rows: int, block: int, warps: int, stages: int) -> contextlib.AbstractContextManager:
+    """Another tile of the MLP's kernels."""
+    plan = one_kernel._plan
+
+    def of(n: Tensor, *, backward: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+        sizes, _ = plan(n, backward=backward)
+        return sizes | {"ROWS": rows, "BLOCK": block}, {"num_warps": warps, "num_stages": stages}
+
+    return patch.object(one_kernel, "_plan", of)
+
+
 OPTIONS: dict[str, Options] = {
     "norm": (norm_sides, {
         "as it is": contextlib.nullcontext, "half the tile": constant(norm, TILE=512),
@@ -243,6 +261,10 @@ OPTIONS: dict[str, Options] = {
         "as it is": contextlib.nullcontext, "8 rows": constant(gelu, ROWS=8), "32": constant(gelu, ROWS=32),
         "1024 programs": constant(gelu, PROGRAMS=1024), "flat 1024": constant(gelu, FLAT=1024),
         "4096": constant(gelu, FLAT=4096)}),
+    "mlp": (mlp_sides, {
+        "as it is": contextlib.nullcontext, "blocks of 32, 3 stages": partial(tile, 128, 32, 8, 3),
+        "blocks of 64, 1 stage": partial(tile, 128, 64, 8, 1), "64 rows, 2 programs": partial(tile, 64, 32, 4, 1),
+        "64 rows, 8 warps": partial(tile, 64, 32, 8, 1)}),
     "filter": (filter_sides, {
         "as it is": contextlib.nullcontext, "512 programs": constant(filters, PROGRAMS=512),
         "chunks of 2^17": constant(filters, CHUNK=2**17), "2^20": constant(filters, CHUNK=2**20),

@@ -18,7 +18,7 @@ from benchmarks.gpu.kernel_cases import BF16, ERRORS, FP16, FP32, relative
 from benchmarks.gpu.task import device
 from hyena_dist.ops.implicit_filter import FilterShape, positional_features
 from hyena_dist.ops.triton import filter as filters
-from hyena_dist.ops.triton import gelu, norm
+from hyena_dist.ops.triton import gelu, mlp, norm
 
 ROUNDING = {BF16: 3e-3, FP16: 5e-4, FP32: 2e-6}
 """2-norms: bfloat16 makes 1.7e-3."""
@@ -97,6 +97,42 @@ def check_far_gelu() -> dict[str, float]:
             for name, found, right in (("y", y, want.detach()), ("a", a[last], want.detach()), ("dh", da[last], dh))}
 
 
+def mlp_inputs(tokens: int, width: int, dtype: torch.dtype) -> list[Tensor]:
+    """The normalised x, the weights and biases, and in float32 the residual and the gradient at the result."""
+    torch.manual_seed(SEED)
+    inner = 4 * width
+    factors = {(inner, width): width**-0.5, (inner,): 0.3, (width, inner): inner**-0.5, (width,): 1.0}
+    return [normal(tokens, width, dtype=dtype), *((normal(*shape) * size).to(dtype) for shape, size in factors.items()),
+            normal(tokens, width), normal(tokens, width, dtype=dtype).float()]
+
+
+def run_mlp(n: Tensor, first: Tensor, first_bias: Tensor, second: Tensor, bias: Tensor, residual: Tensor,
+            dy: Tensor) -> dict[str, Tensor]:
+    """What both kernels give."""
+    y, dn, g = torch.empty_like(dy), torch.empty_like(n), torch.empty_like(n)
+    a, dh = (torch.empty(len(n), len(first), dtype=n.dtype, device=n.device) for _ in range(2))
+    mlp.forward(n, first, first_bias, second, bias, residual, y)
+    dfirst_bias, dbias = mlp.backward(n, dy, first, first_bias, second, a, dh, dn, g).split(first.shape)
+    return {"y": y, "a": a, "dh": dh, "dn": dn, "g": g, "dfirst_bias": dfirst_bias, "dbias": dbias}
+
+
+def check_mlp(tokens: int, width: int, dtype: torch.dtype, *, last: int | None = None) -> dict[str, float]:
+    """last: only so many rows are compared, and no sums."""
+    given = mlp_inputs(tokens, width, dtype)
+    found = run_mlp(*given)
+    rows = slice(None) if last is None else slice(-last, None)
+    n, *weights, residual, dy = (t[rows].double() if i in (0, 5, 6) else t.double() for i, t in enumerate(given))
+    leaf, left = n.requires_grad_(), weights[1].requires_grad_()
+    h = torch.nn.functional.linear(leaf, weights[0], left)
+    a = torch.nn.functional.gelu(h, approximate="tanh")
+    y = torch.nn.functional.linear(a, weights[2], weights[3]) + residual
+    dn, dh, dleft = torch.autograd.grad(y, (leaf, h, left), dy)
+    want = {"y": y.detach(), "a": a.detach(), "dh": dh, "dn": dn, "g": dy}
+    errors = {name: relative(found[name][rows], each) / ROUNDING[dtype] for name, each in want.items()}
+    sums = {} if last is not None else {"dfirst_bias": dleft, "dbias": dy.sum(0)}
+    return errors | {name: relative(found[name], each) / SUMS for name, each in sums.items()}
+
+
 def filter_inputs(lags: int, rows: int, width: int, emb: int, layers: int,
                   frequency: float) -> tuple[Tensor, Tensor, list[Tensor], Tensor, Tensor, Tensor]:
     """features, the gradient at the filter, the trunk's weights, freq, last, decay."""
@@ -154,6 +190,10 @@ CHECKS: dict[str, Callable[[], dict[str, float]]] = {
     "gelu 16,384 x 3072, float32": partial(check_gelu, 16384, 3072, FP32),
     "gelu 1 x 130": partial(check_gelu, 1, 130, FP32),
     "gelu of 2^31 elements": check_far_gelu,
+    "mlp 131,075 x 256": partial(check_mlp, 131075, 256, BF16),
+    "mlp 100,003 x 128, fp16": partial(check_mlp, 100003, 128, FP16),
+    "mlp 1 x 96": partial(check_mlp, 1, 96, BF16),
+    "mlp of 2^31 elements": partial(check_mlp, 2**21 + 3, 256, BF16, last=100),
 }
 
 

@@ -116,7 +116,8 @@ def cost(size: Size, *, rounds: int = 5, at_most: float = 10.0) -> tuple[Cost, S
     used = (mfu(size.section(), size.length, tokens_per_second=rate, peak=peak, micro_batch_size=size.batch)
             if peak else 0.0)
     formula = training_memory(size.section(), size.length, size.batch, precision=size.precision,
-                              activation_checkpointing=size.checkpointing, device=where.type).total
+                              activation_checkpointing=size.checkpointing, device=where.type,
+                              backend=size.backend).total
     allocated, reserved = peak_bytes()
     return Cost(seconds, first, rate, used, allocated, reserved, formula, float(losses[0]), float(losses[-1])), step
 

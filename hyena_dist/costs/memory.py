@@ -19,10 +19,13 @@ from hyena_dist.config.warmup import stages
 from hyena_dist.costs.engines import Held, Layout, held, parameters, weights
 from hyena_dist.model.kinds import Working, kinds_of, mixer_kind
 from hyena_dist.model.kinds.formulas import FP32, WHOLE, Split
+from hyena_dist.ops.backends import MOST_MLP_CHANNELS
 from hyena_dist.ops.chunking import product_elements
 
 MLP_CHUNK = 6
 """Float32 tensors of one chunk that live at a time in the backward pass of an MLP."""
+WHOLE_MLP_CHUNK = 2
+"""The same in half precision where one kernel makes all of them."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ class _Block(NamedTuple):
 def training_memory(section: ModelSection, seq_len: int, micro_batch_size: int = 1, *, precision: str = "fp32",
                     activation_checkpointing: str = "none", activation_offload: bool = False, device: str = "cuda",
                     engine: EngineSection | None = None, split: Split = WHOLE, shards: int = 1,
-                    micro_batches: int = 2) -> TrainingMemory:
+                    micro_batches: int = 2, backend: str = "auto") -> TrainingMemory:
     """Of one rank, on its device.
 
     Args:
@@ -98,9 +101,10 @@ def training_memory(section: ModelSection, seq_len: int, micro_batch_size: int =
         split: how sequence and model are cut.
         shards: ranks over which the engine averages and shards.
         micro_batches: of a step. From 2 on gradients wait while the next is computed.
+        backend: a value of `ops.backend`.
     """
     found = _activations(section, seq_len, micro_batch_size, precision, activation_checkpointing, activation_offload,
-                         device, split)
+                         device, split, backend)
     w = FP32 * parameters(section, split.tensor)
     block = FP32 * max(sum(shape.size for shape in block) for block in weights(section, split.tensor).blocks)
     return TrainingMemory(held(w, engine, shards=shards, micro_batches=micro_batches, largest_block=block), *found)
@@ -108,8 +112,8 @@ def training_memory(section: ModelSection, seq_len: int, micro_batch_size: int =
 
 @lru_cache(maxsize=4096)  # a plan asks for them with every engine
 def _activations(section: ModelSection, seq_len: int, micro_batch_size: int, precision: str,
-                 activation_checkpointing: str, activation_offload: bool, device: str,
-                 split: Split) -> tuple[float, float, float, float, float]:
+                 activation_checkpointing: str, activation_offload: bool, device: str, split: Split,
+                 backend: str) -> tuple[float, float, float, float, float]:
     """All of `TrainingMemory` but what the engine holds."""
     E, length = FP32 if precision == "fp32" else 2, -(-seq_len // split.context)
     tokens = micro_batch_size * length
@@ -120,9 +124,12 @@ def _activations(section: ModelSection, seq_len: int, micro_batch_size: int, pre
               for letter in kinds_of(section)}
     inner = tokens * section.inner_size // split.tensor
     # On a GPU what is as wide as the inner channels is in half precision, as long as it lives.
-    chunk = MLP_CHUNK * (FP32 if device == "cpu" else E) * min(inner, product_elements(torch.device(device), inner))
+    one_kernel = (backend == "triton" and device != "cpu" and E < FP32
+                  and section.hidden_size <= MOST_MLP_CHANNELS)
+    held_at_a_time = WHOLE_MLP_CHUNK * E if one_kernel else MLP_CHUNK * (FP32 if device == "cpu" else E)
+    chunk = held_at_a_time * min(inner, product_elements(torch.device(device), inner))
     summed = stream if split.tensor > 1 else 0.0  # the gradient at an MLP is summed over tensor ranks in a copy
-    mlp = Working(stream + wide * E * inner, 2 * stream + chunk + summed)
+    mlp = Working(stream + (wide and not one_kernel) * E * inner, 2 * stream + chunk + summed)
     blocks = [_Block(mixers[letter], mlp) for letter in section.layer_kinds]
     if activation_checkpointing in ("block", "full"):
         kept = stream / split.tensor if split.sequence else stream
@@ -147,6 +154,7 @@ def run_memory(config: Config, *, world_size: int, device: str = "cuda") -> Trai
                              activation_checkpointing=train.activation_checkpointing,
                              activation_offload=train.activation_offload, device=device, engine=config.engine,
                              split=Split.of(config, stage.micro_batch_size), shards=layout.shards,
+                             backend=config.ops.backend,
                              micro_batches=stage.global_batch_size // (stage.micro_batch_size * layout.data))
              for stage in stages(config, data_ranks=layout.data)]
     return max(found, key=lambda memory: memory.total)

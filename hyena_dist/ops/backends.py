@@ -24,6 +24,7 @@ _HOPPER = (9, 0)
 _MEASURED: dict[str, frozenset[tuple[tuple[int, int], torch.dtype]]] = {
     "operator": frozenset({(_HOPPER, torch.bfloat16)}),
     "norm": frozenset({(_HOPPER, torch.float32)}),
+    "mlp": frozenset(),
     "gelu": frozenset({(_HOPPER, torch.bfloat16), (_HOPPER, torch.float16), (_HOPPER, torch.float32)}),
     "filter": frozenset({(_HOPPER, torch.float32)}),
     "arrived": frozenset(),
@@ -32,6 +33,8 @@ _MEASURED: dict[str, frozenset[tuple[tuple[int, int], torch.dtype]]] = {
 
 MOST_CHANNELS = 4096
 MOST_FILTER_WIDTH = 128
+MOST_MLP_CHANNELS = 256
+"""That the kernels of a whole MLP keep on the chip."""
 LEAST_CAPABILITY = (8, 0)
 NO_FLOAT64 = "the kernels have no float64"
 
@@ -103,6 +106,14 @@ def norm_kernels(backend: str, device: torch.device, dtype: torch.dtype, channel
     """`ops.triton.norm`, if it is to compute layer norms over `channels` in `dtype`; None: torch does, as above."""
     reason = None if channels <= MOST_CHANNELS else f"the norm's kernels take at most {MOST_CHANNELS:,} channels"
     return _chosen("norm", backend, device, dtype, reason)
+
+
+def mlp_kernels(backend: str, device: torch.device, dtype: torch.dtype, channels: int) -> ModuleType | None:
+    """`ops.triton.mlp`, if it is to compute MLPs over `channels` with products of `dtype`; None: torch multiplies, and
+    `gelu_kernels` says what is between the products."""
+    if dtype.itemsize > 2 or channels > MOST_MLP_CHANNELS:
+        return None
+    return _chosen("mlp", backend, device, dtype, None)
 
 
 def gelu_kernels(backend: str, device: torch.device, dtype: torch.dtype) -> ModuleType | None:

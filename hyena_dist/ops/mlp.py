@@ -1,7 +1,8 @@
 """The MLP with the layer norm before it: y = second_weight gelu(first_weight norm(x) + first_bias) + second_bias.
 
 Works in chunks of tokens, so that the products are all that touches memory: GELU costs a CPU as much as the product
-before it when its inner tensor leaves the cache. GELU is by tanh, as published.
+before it when its inner tensor leaves the cache. On a GPU one kernel does both products and what is between them, where
+there is one (`ops.triton.mlp`). GELU is by tanh, as published.
 
 Legend: D channels, I inner channels (of this tensor rank).
 """
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hyena_dist.ops.backends import gelu_kernels
+from hyena_dist.ops.backends import gelu_kernels, mlp_kernels
 from hyena_dist.ops.chunking import token_chunks
 from hyena_dist.ops.linear import linear_reference, write_addends
 from hyena_dist.ops.norm import NO_NORM, NormTape, NormWeights
@@ -46,10 +47,12 @@ class MLPWeights(NamedTuple):
 
 def mlp(x: Tensor, weights: MLPWeights, norm: NormWeights | None = None, *, residual: bool = False,
         recompute: bool = False, backend: str = "auto") -> Tensor:
-    """x [..., D] -> [..., D]. Saves x and the first product [..., I]; with `recompute` x only. With `residual` it adds
-    x, not normalised. `backend`: of GELU (`ops.backends`)."""
-    dtype, recompute = product_dtype(x), recompute or not torch.is_grad_enabled()
-    options = _Options(residual, recompute, dtype, gelu_kernels(backend, x.device, dtype))
+    """x [..., D] -> [..., D]. Saves x and the first product [..., I]; with `recompute`, or where one kernel does it
+    all, x only. With `residual` it adds x, not normalised. `backend`: of the whole or of GELU (`ops.backends`)."""
+    dtype = product_dtype(x)
+    whole = mlp_kernels(backend, x.device, dtype, x.shape[-1])
+    options = _Options(residual, bool(recompute or whole) or not torch.is_grad_enabled(), dtype, whole,
+                       None if whole else gelu_kernels(backend, x.device, dtype))
     return _MLP.apply(x, options, *weights, *(norm or NO_NORM))
 
 
@@ -63,13 +66,16 @@ class _Options(NamedTuple):
     residual: bool
     recompute: bool
     dtype: torch.dtype
-    kernels: ModuleType | None
+    whole: ModuleType | None
+    """Kernels of the whole MLP,"""
+    gelu: ModuleType | None
+    """or of GELU."""
 
 
 class _MLP(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, options: _Options, *tensors: Any) -> Tensor:
-        norm, (residual, recompute, dtype, kernels) = tensors[4:], options
+        norm, (residual, recompute, dtype, whole, gelu) = tensors[4:], options
         first, first_bias, second, second_bias = lowered(dtype, *tensors[:4])
         tape, rows = NormTape(norm, compute_dtype(x, first), dtype), x.flatten(0, -2)
         inner = None if recompute else torch.empty(len(rows), len(first), dtype=dtype, device=x.device)
@@ -78,10 +84,13 @@ class _MLP(torch.autograd.Function):
         work = Workspace(dtype, x.device)
         with without_autocast(x):
             for part in token_chunks(len(rows), len(first), x.device):
-                n = tape.forward(rows[part])
+                n, added = tape.forward(rows[part]), rows[part] if residual else None
+                if whole:
+                    whole.forward(n, first, first_bias, second, second_bias, added, y[part])
+                    continue
                 h = torch.addmm(first_bias, n, first.t(),
                                 out=work("h", len(n), len(first)) if inner is None else inner[part])
-                _second_product(_gelu(h, work, kernels), second, second_bias, rows[part] if residual else None, y[part])
+                _second_product(_gelu(h, work, gelu), second, second_bias, added, y[part])
         ctx.save_for_backward(x, inner, *tensors[:4], *norm[:2])
         ctx.options, ctx.norm = options, norm[2:]
         return y.view(x.shape)
@@ -91,36 +100,60 @@ class _MLP(torch.autograd.Function):
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, inner, *tensors = ctx.saved_tensors
         weights, norm = MLPWeights(*tensors[:4]), (*tensors[4:], *ctx.norm)
-        residual, _, dtype, kernels = ctx.options
-        first, second = lowered(dtype, weights.first_weight, weights.second_weight)
-        tape = NormTape(norm, compute_dtype(x, first), dtype)
+        residual, _, dtype, *_ = ctx.options
+        lower = MLPWeights(*lowered(dtype, *weights))
+        tape = NormTape(norm, compute_dtype(x, weights.first_weight), dtype)
         rows, grads = x.flatten(0, -2), dy.flatten(0, -2)
         dx = torch.empty(rows.shape, dtype=x.dtype, device=x.device)
-        dfirst = dfirst_bias = dsecond = None
+        dfirst = dfirst_bias = dsecond = dsecond_bias = None
         work = Workspace(dtype, x.device)
         with without_autocast(x):
-            for part in token_chunks(len(rows), len(first), x.device):
-                n, g = tape.forward(rows[part]), grads[part].to(dtype)
-                wide = len(n), len(first)
-                if inner is None:
-                    h = torch.addmm(weights.first_bias.to(dtype), n, first.t(), out=work("h", *wide))
-                else:
-                    h = inner[part]
-                da = torch.mm(g, second, out=work("da", *wide))
-                if kernels:
-                    a, dh = work("a", *wide), da
-                    dbias = kernels.backward(h, dh, a).to(weights.first_bias.dtype)
-                else:
-                    a, dh = _gelu_backward(h, da, work)
-                    dbias = dh.sum(0, dtype=weights.first_bias.dtype)
-                dsecond = accumulate_product(dsecond, g.t(), a, weights.second_weight.dtype)
-                dfirst = accumulate_product(dfirst, dh.t(), n, weights.first_weight.dtype)
-                dfirst_bias = accumulate(dfirst_bias, dbias)
-                dn = (torch.mm(dh, first, out=work("dn", *n.shape)) if dtype == tape.reads
-                      else product(dh, first, tape.reads))
-                tape.backward(dn, dx[part], grads[part] if residual else None)
-            dsecond_bias = None if weights.second_bias is None else grads.sum(0, dtype=weights.second_bias.dtype)
+            for part in token_chunks(len(rows), len(lower.first_weight), x.device):
+                n = tape.forward(rows[part])
+                found = _backward(n, grads[part], lower, None if inner is None else inner[part], tape.reads, work,
+                                  ctx.options)
+                dsecond = accumulate_product(dsecond, found.g.t(), found.a, weights.second_weight.dtype)
+                dfirst = accumulate_product(dfirst, found.dh.t(), n, weights.first_weight.dtype)
+                dfirst_bias = accumulate(dfirst_bias, found.dfirst_bias.to(weights.first_bias.dtype))
+                if weights.second_bias is not None:
+                    dsecond_bias = accumulate(dsecond_bias, found.dsecond_bias.to(weights.second_bias.dtype))
+                tape.backward(found.dn, dx[part], grads[part] if residual else None)
         return dx.view(x.shape), None, dfirst, dfirst_bias, dsecond, dsecond_bias, *tape.gradients()
+
+
+class _Inner(NamedTuple):
+    """Of one chunk of tokens: the gradient at y in the dtype of the products; a = gelu(h) [n, I] and the gradient at h;
+    the gradients at the normalised x and at the biases, these in float32 at least."""
+
+    g: Tensor
+    a: Tensor
+    dh: Tensor
+    dn: Tensor
+    dfirst_bias: Tensor
+    dsecond_bias: Tensor
+
+
+def _backward(n: Tensor, dy: Tensor, weights: MLPWeights, inner: Tensor | None, reads: torch.dtype, work: Workspace,
+              options: _Options) -> _Inner:
+    """From the normalised x, weights in the dtype of the products, and h where it was kept; dn is of dtype `reads`."""
+    first, first_bias, second, _ = weights
+    wide = len(n), len(first)
+    if options.whole:
+        g = None if dy.dtype == n.dtype else work("g", *n.shape)
+        a, dh, dn = work("a", *wide), work("dh", *wide), torch.empty(n.shape, dtype=reads, device=n.device)
+        sums = options.whole.backward(n, dy, first, first_bias, second, a, dh, dn, g)
+        return _Inner(dy if g is None else g, a, dh, dn, *sums.split(first.shape))
+    g, sums_in = dy.to(n.dtype), torch.promote_types(dy.dtype, torch.float32)
+    h = torch.addmm(first_bias, n, first.t(), out=work("h", *wide)) if inner is None else inner
+    da = torch.mm(g, second, out=work("da", *wide))
+    if options.gelu:
+        a, dh = work("a", *wide), da
+        dbias = options.gelu.backward(h, dh, a)
+    else:
+        a, dh = _gelu_backward(h, da, work)
+        dbias = dh.sum(0, dtype=torch.promote_types(dh.dtype, torch.float32))
+    dn = torch.mm(dh, first, out=work("dn", *n.shape)) if dh.dtype == reads else product(dh, first, reads)
+    return _Inner(g, a, dh, dn, dbias, dy.sum(0, dtype=sums_in))
 
 
 def _second_product(a: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, y: Tensor) -> None:

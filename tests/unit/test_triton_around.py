@@ -21,11 +21,14 @@ FAST = {
     "norm 96": FLOAT32, "norm 128, three rows": FLOAT32, "norm 256 bf16": BFLOAT16, "norm 256, half": FLOAT16,
     "norm 768": FLOAT32, "norm 7, one token": FLOAT32, "norm 1100": FLOAT32,
     "gelu": FLOAT32, "gelu, large": FLOAT32, "gelu bf16": BFLOAT16, "gelu fp16": FLOAT16,
+    "mlp fp16": FLOAT16, "one kernel": FLOAT16, "one kernel, large": FLOAT16, "one kernel bf16": BFLOAT16,
+    "one kernel, 256": FLOAT16, "one kernel, one token": FLOAT16,
     "mlp": FLOAT32, "linear": FLOAT32, "to channels": FLOAT32, "to channels, one row": FLOAT32, "layer norm": FLOAT32,
 }
 FAST |= {"filter": 1e-5, "filter of width 16": 1e-5, "filter of width 96": 1e-5, "filter of one layer": 1e-5,
          "filter of frequency 10": 3.0, "declared": 1e-3}
-CONTROLS = {"filter, control": ("0", 0.1), "norm, control": ("y", 0.1), "gelu, control": ("y", 1e-4)}
+CONTROLS = {"filter, control": ("0", 0.1), "norm, control": ("y", 0.1), "gelu, control": ("y", 1e-4),
+            "one kernel, control": ("y", 0.1)}
 """(what must be wrong, by how much at least)"""
 
 
@@ -76,6 +79,7 @@ def test_auto_takes_each_where_it_was_measured(monkeypatch):
     choices = {"operator": lambda: backends.mix_kernels("auto", Asked(CPU, torch.bfloat16, 2, 3, length=1024)),
                "norm": lambda: backends.norm_kernels("auto", CPU, torch.bfloat16, 4096),
                "gelu": lambda: backends.gelu_kernels("auto", CPU, torch.bfloat16),
+               "mlp": lambda: backends.mlp_kernels("auto", CPU, torch.bfloat16, 256),
                "filter": lambda: backends.filter_kernels("auto", torch.zeros(128, 5), torch.zeros(8, 128))}
     monkeypatch.setattr(backends, "_interpreted", lambda: True)
     monkeypatch.setattr(backends, "_capability", lambda _: (9, 0))

@@ -6,12 +6,14 @@ import torch
 pytest.importorskip("triton", reason="needs the extra `kernels`")
 
 from hyena_dist.ops.triton import filter as filters
-from hyena_dist.ops.triton import gelu, norm
+from hyena_dist.ops.triton import gelu, mlp, norm
+from hyena_dist.ops.triton.plans import WIDE_MEMORY
 from tests.kernel_report import Launch, launches, report
 
 BF16 = torch.bfloat16
-SPILLS = {"filter.layer_backward": 128}
-"""Bytes of spill stores for each thread, at most, on capability 9.0; of the others 64."""
+SPILLS = {"filter.layer_backward": 128, "mlp.mlp_forward": 320, "mlp.mlp_backward": 160}
+"""Bytes of spill stores for each thread, at most, on capability 9.0; of the others 64. Those of the MLP stand before
+and after its loop, in which there are none."""
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +41,18 @@ def gelus(width: int) -> list[Launch]:
     return launches(work)
 
 
+def mlps(width: int) -> list[Launch]:
+    x, n, inner = torch.zeros(64, width), torch.zeros(64, width, dtype=BF16), torch.zeros(64, 4 * width, dtype=BF16)
+    first, first_bias, bias = torch.zeros(4 * width, width, dtype=BF16), inner[0], n[0]
+    second = torch.zeros(width, 4 * width, dtype=BF16)
+
+    def work() -> None:
+        mlp.forward(n, first, first_bias, second, bias, x, torch.zeros_like(x))
+        mlp.backward(n, x, first, first_bias, second, inner, torch.zeros_like(inner), torch.zeros_like(n), n)
+
+    return launches(work)
+
+
 def of_filter(width: int) -> list[Launch]:
     weights = [torch.zeros(width, 5), *(torch.zeros(*shape) for shape in ((width,), (width, width)) * 2),
                torch.zeros(width)]
@@ -51,16 +65,19 @@ def of_filter(width: int) -> list[Launch]:
     return launches(work)
 
 
-def check(found: list[Launch], capability: int = 90) -> None:
+def check(found: list[Launch], capability: int = 90, memory: int = 99 * 2**10) -> None:
     for launch in found:
         got = report(launch, capability)
         print(launch.name, dict(launch.constants), dict(launch.options), got)
         assert got.wide_loads, launch
-        assert got.shared <= 99 * 2**10, launch
+        assert got.shared <= memory, launch
         assert not got.serialized, launch
         if capability == 90:
             assert got.spilled <= SPILLS.get(launch.name, 64), launch
-            assert got.wgmma or not launch.name.startswith("filter"), launch
+            assert got.wgmma or not launch.name.startswith(("filter", "mlp")), launch
+        elif launch.name.startswith("mlp"):
+            assert got.spilled <= 128, launch
+            assert got.mma, launch
 
 
 def test_norm_and_gelu_are_compiled_for_a_gpu_that_is_not_there():
@@ -69,6 +86,18 @@ def test_norm_and_gelu_are_compiled_for_a_gpu_that_is_not_there():
     check(gelus(1024))
     with pytest.raises(AssertionError, match="gelu_backward"):
         check([launch for launch in gelus(1023) if launch.name == "gelu.gelu_backward"])
+
+
+@pytest.mark.parametrize("width", [256, *(pytest.param(width, marks=pytest.mark.slow) for width in (64, 96, 128))])
+def test_an_mlp_in_one_kernel(monkeypatch, width):
+    """The control: with the tile of a Hopper a program of a smaller device has not the memory."""
+    check(mlps(width), 90, WIDE_MEMORY)
+    monkeypatch.setattr(mlp, "wide_memory", lambda _: False)
+    check(mlps(width), 80)
+    monkeypatch.setattr(mlp, "wide_memory", lambda _: True)
+    if width == 256:
+        with pytest.raises(AssertionError, match="mlp_forward"):
+            check(mlps(width), 90)
 
 
 @pytest.mark.slow

@@ -28,6 +28,12 @@ def gate(h):
 
 
 @triton.jit
+def slope(h, s):
+    """gelu'(h)."""
+    return s + h * s * (1.0 - s) * (_A + (3.0 * _B) * h * h)
+
+
+@triton.jit
 def gelu_forward(H, OUT, COUNT, BLOCK: tl.constexpr):
     """OUT <- gelu(H), COUNT elements: loads are wide where that is a multiple of 16. Grid (COUNT / BLOCK,)."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -48,10 +54,9 @@ def gelu_backward(H, DA, A, SUMS, COUNT, WIDTH, ROWS: tl.constexpr, COLUMNS: tl.
         h = tl.load(H + at, mask=ok, other=0.0).to(tl.float32)
         da = tl.load(DA + at, mask=ok, other=0.0).to(tl.float32)
         s = gate(h)
-        a = h * s
-        dh = da * (s + a * (1.0 - s) * (_A + (3.0 * _B) * h * h))
+        dh = da * slope(h, s)
         total += dh
-        tl.store(A + at, a.to(A.dtype.element_ty), mask=ok)
+        tl.store(A + at, (h * s).to(A.dtype.element_ty), mask=ok)
         tl.store(DA + at, dh.to(DA.dtype.element_ty), mask=ok)
     tl.store(SUMS + tl.program_id(0) * WIDTH + column, tl.sum(total, 0), mask=column < WIDTH)
 

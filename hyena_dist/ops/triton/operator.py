@@ -11,7 +11,7 @@ from hyena_dist.ops.costs import declare_cost
 from hyena_dist.ops.mix import Asked, MixWeights
 from hyena_dist.ops.segments import Segments
 from hyena_dist.ops.triton.groups import Operator, Plan
-from hyena_dist.ops.triton.plans import MOST_TAPS, WIDE_MEMORY, plan_for
+from hyena_dist.ops.triton.plans import MOST_TAPS, plan_for, wide_memory
 
 
 def refusal(asked: Asked) -> str | None:
@@ -80,11 +80,5 @@ def _operator(p: Tensor, weight: Tensor, bias: Tensor, h: Tensor, places: Tensor
 
 def plans_on(activations: Tensor) -> Callable[[int], Plan]:
     """The plan of rows of a size, of their dtype and on their device."""
-    precise, wide = activations.dtype == torch.float32, _wide(activations.device)
+    precise, wide = activations.dtype == torch.float32, wide_memory(activations.device)
     return lambda size: plan_for(size, precise, wide)
-
-
-def _wide(device: torch.device) -> bool:
-    """Whether its programs have the shared memory of the largest tiles. Triton's interpreter takes any."""
-    return device.type != "cuda" or (
-        getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0) >= WIDE_MEMORY)

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 Options = dict[str, Any]
 
 WIDE_MEMORY = 227 * 2**10
@@ -95,6 +97,12 @@ def plan_for(length: int, precise: bool, wide: bool) -> SmallPlan | LargePlan | 
         if length <= (most if wide else 64) * r1 * r2:
             return large_plan(length, r1, r2, columns_of_64=precise or not wide)
     return None
+
+
+def wide_memory(device: torch.device) -> bool:
+    """Whether a device's programs have WIDE_MEMORY. Triton's interpreter takes any."""
+    return device.type != "cuda" or (
+        getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0) >= WIDE_MEMORY)
 
 
 def measured(length: int) -> bool:
