@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -35,11 +36,13 @@ from hyena_dist.model.loss import token_loss
 from hyena_dist.model.model import HyenaModel, build_model
 from hyena_dist.ops import long_conv
 from hyena_dist.ops.across import Across
+from hyena_dist.ops.costs import declared_cost
 from hyena_dist.ops.hyena import HyenaWeights, hyena
 from hyena_dist.ops.long_conv import causal_conv_reference
 from hyena_dist.ops.mix import MixWeights, mix_reference
 from hyena_dist.ops.segments import Segments
 from hyena_dist.ops.triton import long_row, short
+from hyena_dist.ops.triton import operator as triton_operator
 from hyena_dist.ops.triton.groups import Operator, Plan, convolution
 from hyena_dist.ops.triton.plans import LargePlan, SmallPlan, plan_for
 from hyena_dist.parallel.groups import Groups
@@ -57,6 +60,7 @@ def rounded(values: np.ndarray, source: tl.dtype, target: tl.dtype, mode: object
 convert_float, interpreter._convert_float = interpreter._convert_float, rounded
 
 BAND = 64
+THREE_SMALL = LargePlan(3, 16, 16, 16, 16, 32)
 POISON = 2**30
 """Of integers, which would be no place."""
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
@@ -234,6 +238,45 @@ def registration() -> dict[str, float]:
                              fullgraph=True)
     return {"failed": float(sum(result != "SUCCESS" for found in checks for result in found.values())),
             "compiled": relative(compiled(p) - 1, want["y"])}
+
+
+def kept_spectra(*shape: int, order: int = 2, spoilt: bool = False) -> dict[str, float]:
+    """By spectra that the forward pass has kept nothing differs in any bit, and the filters are not read again. The
+    control spoils a spectrum."""
+    p, dy, *weights = inputs(*shape, dtype=FP16, order=order)
+    results, backends = [], (triton_operator, triton_operator.Keeping())
+    with mock.patch.object(triton_operator, "plan_for", return_value=THREE_SMALL):
+        for backend in backends:
+            q, gradient, given = p.flatten(1, 2).clone(), dy.clone(), MixWeights(*weights)
+            y, kept = backend.mix(q, given, None)
+            if backend.keeps_spectra:
+                kept[0][:, 0] *= 1 - spoilt
+                given = given._replace(filters=torch.full((), float("nan")).expand(given.filters.shape))
+            results.append([y, *backend.mix_backward(q, gradient, given, None, kept), q, gradient])
+    pairs = list(zip(*results, strict=True))
+    if spoilt:
+        return {"y": max(relative(a, b) for a, b in pairs)}
+    return {"different": float(sum(not torch.equal(a, b) for a, b in pairs))}
+
+
+def registration_of_spectra() -> dict[str, float]:
+    """torch's checks of both operators; bytes as they declare."""
+    p, dy, *weights = inputs(2, 1, 764, 1, dtype=FP16)
+    errors, given = {}, [p.flatten(1, 2), *weights]
+    with mock.patch.object(triton_operator, "plan_for", return_value=THREE_SMALL):
+        spectra = torch.ops.hyena.mix_and_keep(*given)[1:]
+        calls = {"mix_and_keep": given, "mix_backward_of_spectra": [
+            given[0].clone(), dy, *weights[:2], list(weights[2].shape), weights[3], *spectra]}
+        run = Operator.whole(p, *weights[:2], THREE_SMALL, spectra)
+        tables = convolution(run._given(0, slice(0, 1), None, run.rows[0][0]), THREE_SMALL).tables()
+        for name, arguments in calls.items():
+            operator, traffic = getattr(torch.ops.hyena, name), Traffic(tables)
+            found = torch.library.opcheck(operator.default, arguments)
+            errors[f"{name} failed"] = float(sum(result != "SUCCESS" for result in found.values()))
+            with traffic.counted():
+                operator(*arguments)
+            errors[name] = abs(traffic.bytes / declared_cost(f"hyena::{name}")(*arguments).bytes - 1)
+    return errors
 
 
 def training(steps: int = 50) -> dict[str, float]:
@@ -495,6 +538,10 @@ CASES: dict[str, Callable[[], dict[str, float]]] = {
     "order 3, three kernels": lambda: by_kernels(2, 1, 601, 2, dtype=FP16, plan=LargePlan(3, 16, 16, 16, 16, 16),
                                                  order=3),
     "order 3, cufft": lambda: compare(inputs(1, 2, 97, 3, order=3), None),
+    "kept spectra": lambda: kept_spectra(1, 1, 601, 3),
+    "kept spectra, order 3": lambda: kept_spectra(2, 2, 601, 3, order=3),
+    "registration of spectra": registration_of_spectra,
+    "control of spectra": lambda: kept_spectra(1, 1, 601, 1, spoilt=True),
     "bytes, order 3": lambda: declared(2, 2, 1021, 1, dtype=FP16, plan=SmallPlan(32, 32, 32), order=3),
     "segments": lambda: in_segments(2, 2, 211, 3, offsets=((0, 1, 3, 97, 211), (0, 60, 120, 211)), dtype=FP32,
                                     plan=SmallPlan(8, 16, 16)),

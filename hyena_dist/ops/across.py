@@ -71,6 +71,8 @@ class Across:
         kernels: `ops.triton.across`, where it is to compute what is local, of order 2.
     """
 
+    keeps_spectra = False
+
     def __init__(self, exchange: Exchange, kernels: ModuleType | None = None) -> None:
         self._exchange, self._kernels = exchange, kernels
 

@@ -69,11 +69,13 @@ def mix_kernels(backend: str, asked: Asked) -> Backend | None:
         return _library(backend, asked)
     if backend == "auto" and not (measured(asked.length) and asked.order == 2 and not asked.segmented):
         return None
-    kernels: Backend | None = _chosen("operator", backend, asked.device, asked.dtype, None)
+    kernels: Any = _chosen("operator", backend, asked.device, asked.dtype, None)
     reason = kernels and kernels.refusal(asked)
     if reason and backend == "triton":
         say_once(reason)
-    return None if reason else kernels
+    if reason or kernels is None:
+        return None
+    return torch.is_grad_enabled() and kernels.keeping(asked) or kernels
 
 
 def _library(name: str, asked: Asked) -> Backend | None:

@@ -41,6 +41,8 @@ class Chunked:
         method: of the long convolutions (`ops.long_conv`).
     """
 
+    keeps_spectra = False
+
     def __init__(self, method: str = "auto") -> None:
         self._method = method
 

@@ -58,9 +58,9 @@ class HyenaWeights(NamedTuple):
 def hyena(x: Tensor, weights: HyenaWeights, norm: NormWeights | None = None, *, residual: bool = False,
           recompute: bool = False, method: str = "auto", backend: str = "auto",
           segments: Offsets | Segments | None = None, exchange: Exchange | None = None) -> Tensor:
-    """x [l, B, D] -> [l, B, D]. Saves x, the filters and the inner projection [B, (N + 1) C, l], from which the
-    backward pass recomputes the rest chunk by chunk, and over which it writes its gradient: a graph is good for one
-    backward pass. With an exchange it also saves what that keeps, and the last convolution.
+    """x [l, B, D] -> [l, B, D]. Saves x, the filters or their spectra, and the inner projection [B, (N + 1) C, l], from
+    which the backward pass recomputes the rest chunk by chunk, and over which it writes its gradient: a graph is good
+    for one backward pass. With an exchange it also saves what that keeps, and the last convolution.
 
     Args:
         residual: add x, not normalised.
@@ -119,6 +119,8 @@ class _Hyena(torch.autograd.Function):
         with without_autocast(x):
             p = _project(x, weights, options, norm)
             y, kept = options.backend.mix(p, weights.of_mix(folded=options.folded), options.segments)
+            if options.backend.keeps_spectra:  # of the filters the shape is enough
+                weights = weights._replace(filters=weights.filters.new_empty(()).expand(weights.filters.shape))
             ctx.save_for_backward(x, None if options.recompute else p, *weights, *norm[:2], *kept)
             del p, kept
             return linear_from_channels(y, weights.out_weight, weights.out_bias, x if options.residual else None)

@@ -46,6 +46,9 @@ class Asked(NamedTuple):
 class Backend(Protocol):
     """One way to compute `mix` and its gradients: an object, or a module."""
 
+    keeps_spectra: bool
+    """Whether `mix` keeps what stands for the filters: `mix_backward` may then use of them the shape alone."""
+
     def refusal(self, asked: Asked, /) -> str | None:
         """Why it cannot compute this; None: it can."""
 

@@ -20,6 +20,8 @@ D, C, LENGTH = 6, 4, 30
 class Plain:
     """A backend of the slow reference, of its own gradient by autograd; it keeps u, to use what it keeps."""
 
+    keeps_spectra = False
+
     def __init__(self, sign: int = 1) -> None:
         self.sign, self.calls = sign, []
 

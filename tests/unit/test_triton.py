@@ -22,15 +22,16 @@ needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, re
 
 # 2-norms of errors. Rounding results to bfloat16 alone makes 1.7e-3. Of order 3 float16's errors go through two
 # convolutions. Gates in each other's place make an error above 0.1.
-FLOAT32, FLOAT16, BFLOAT16, WRONG = 2e-6, 1.5e-3, 5e-3, 0.1
+FLOAT32, FLOAT16, BFLOAT16, WRONG, EQUAL = 2e-6, 1.5e-3, 5e-3, 0.1, 1e-300
 FAST = {
     "cufft 97": FLOAT32, "cufft 1021, 1 tap": FLOAT32, "cufft 2500, 4 taps": FLOAT32, "cufft bf16": BFLOAT16,
     "cufft fp16": FLOAT16, "operator": FLOAT32, "operator, recomputed": FLOAT32,
     "one kernel 97": FLOAT16, "one kernel 97, float32": FLOAT32, "one kernel 1021, 1 tap": FLOAT16,
     "one kernel bf16": BFLOAT16, "three kernels 601": FLOAT16, "bytes, one kernel": 0.05, "order 3": FLOAT32,
     "segments": FLOAT32, "one kernel 251, no taps": FLOAT32, "slices": FLOAT32, "a slice in segments": FLOAT32,
+    "kept spectra": EQUAL,
 }
-CONTROLS = "control", "control of tables", "control of segments"
+CONTROLS = "control", "control of tables", "control of segments", "control of spectra"
 HARD = {f"{what}, {name}": FLOAT32 if "float32" in name else BFLOAT16
         for what in ("zeros", "constant", "tone", "loud", "huge", "tiny", "nan")
         for name in ("one kernel", "one kernel, float32", "three kernels", "three kernels, float32")}
@@ -44,7 +45,8 @@ SLOW = HARD | {
     "segments, cufft": FLOAT32,
     "three kernels 9973": FLOAT16, "three kernels 9973, float32": FLOAT32, "three tokens": 2 * FLOAT16,
     "one token": FLOAT32, "operator of order 3": FLOAT32, "operator in segments": FLOAT32, "far apart": FLOAT16,
-    "registration": FLOAT32, "bytes, order 3": 0.05,
+    "registration": FLOAT32, "bytes, order 3": 0.05, "kept spectra, order 3": EQUAL,
+    "registration of spectra": 0.05,
     **{f"bytes, {name}": 0.05 for name in ("one kernel, float32", "three kernels", "three kernels, float32")}}
 
 

@@ -11,7 +11,7 @@ from hyena_dist.ops.costs import Cost
 from hyena_dist.ops.triton import short
 from hyena_dist.ops.triton.fft import ByCufft, points
 from hyena_dist.ops.triton.given import Given, Rows, new
-from hyena_dist.ops.triton.long_row import LongRow
+from hyena_dist.ops.triton.long_row import KnownSpectrum, LongRow, Spectrum
 from hyena_dist.ops.triton.one_row import OneRow
 from hyena_dist.ops.triton.plans import GROUP_ELEMENTS, LargePlan, SmallPlan
 
@@ -52,19 +52,22 @@ class Operator:
     Args:
         rows: those of each size, with their plan; of all tokens.
         positions: int32 [B, L], of every token in its segment, where there are segments.
+        spectra: those of the filters, [N - 1, C, 2, n1, n2] and [N - 1, C, n1], where they are at hand; of the filters
+            that the methods take the shape alone is then of use.
     """
 
     def __init__(self, p: Tensor, weight: Tensor | None, bias: Tensor | None, rows: Sequence[tuple[Rows, Plan]],
-                 positions: Tensor | None = None) -> None:
-        self.p, self.rows, self.positions = p, rows, positions
+                 positions: Tensor | None = None, spectra: Spectrum | None = None) -> None:
+        self.p, self.rows, self.positions, self._spectra = p, rows, positions, spectra
         _, blocks, self.channels, _ = p.shape
         self.weight, self.bias = (t if t is None else t.unflatten(0, (blocks, -1)) for t in (weight, bias))
         self.orders = blocks - 2
 
     @classmethod
-    def whole(cls, p: Tensor, weight: Tensor | None, bias: Tensor | None, plan: Plan) -> "Operator":
+    def whole(cls, p: Tensor, weight: Tensor | None, bias: Tensor | None, plan: Plan,
+              spectra: Spectrum | None = None) -> "Operator":
         """Of rows that are one sequence each."""
-        return cls(p, weight, bias, [(Rows.whole(p), plan)])
+        return cls(p, weight, bias, [(Rows.whole(p), plan)], spectra=spectra)
 
     @classmethod
     def in_segments(cls, p: Tensor, weight: Tensor | None, bias: Tensor | None, places: Tensor, positions: Tensor,
@@ -84,11 +87,24 @@ class Operator:
             self._inputs(part, h, direct, y[:, part])
         return y
 
+    def mix_and_keep(self, h: Tensor, direct: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`mix`, and the filters' spectra; of rows of one size, by three kernels."""
+        (rows, plan), = self.rows
+        assert isinstance(plan, LargePlan)
+        shape = len(h), self.channels
+        self._spectra = (new(self.p, *shape, 2, plan.n1, plan.n2, dtype=torch.float16), new(self.p, *shape, plan.n1))
+        y = new(self.p, len(self.p), *self.p.shape[2:], dtype=self.p.dtype)
+        for part in channel_groups(self.channels, self.rows):
+            for o in range(self.orders):
+                LongRow(self._given(o, part, None, rows), plan).write_spectrum(h[o, part], self._spectrum(o, part))
+            self._inputs(part, h, direct, y[:, part])
+        return y, *self._spectra
+
     def mix_backward(self, dy: Tensor, h: Tensor, direct: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Gradients at the short convolution's weight and bias, which are empty where there is none, h and direct; that
         at p takes p's place, and mix's result takes dy's."""
         make = torch.empty_like if self._longest == h.shape[-1] and len(self.rows) == 1 else torch.zeros_like
-        dh, ddirect = make(h), torch.empty_like(direct)
+        dh, ddirect = make(h, memory_format=torch.contiguous_format), torch.empty_like(direct)
         taps = 0 if self.weight is None else self.weight.shape[2]
         dshort = new(self.p, self.p.shape[1], self.channels, taps + 1)
         for part in channel_groups(self.channels, self.rows):
@@ -121,7 +137,7 @@ class Operator:
                 x = None if o == 0 else new(self.p.to("meta"), len(self.p), here, self.p.shape[-1])
                 last = o == self.orders - 1
                 for rows, plan in self.rows:
-                    step = convolution(self._given(o, part, x, rows), plan)
+                    step = self._convolution(o, part, x, rows, plan)
                     out = self.p if last else inner
                     if backward:
                         total += step.cost(out, True) + Cost(0.0, 0.0, 2 + (len(self.rows) > 1))
@@ -141,7 +157,7 @@ class Operator:
             last = o == self.orders - 1
             out = y if last and y is not None else new(self.p, len(self.p), part.stop - part.start, self.p.shape[-1])
             for rows, plan in self.rows:
-                convolution(self._given(o, part, x, rows), plan).forward(h[o, part], direct[o], out)
+                self._convolution(o, part, x, rows, plan).forward(h[o, part], direct[o], out)
             found.append(out)
         return found
 
@@ -150,7 +166,7 @@ class Operator:
         """One convolution's; returns the gradient at its bias."""
         total = None
         for rows, plan in self.rows:
-            step = convolution(self._given(o, part, x, rows), plan)
+            step = self._convolution(o, part, x, rows, plan)
             one = len(self.rows) == 1
             found = dh[o, part] if one else torch.empty_like(dh[o, part])
             sums = step.backward(dy, h[o, part], direct[o], dq, dx, found).sum((0, 2), dtype=direct.dtype)
@@ -159,6 +175,18 @@ class Operator:
             total = sums if total is None else total.add_(sums)
         assert total is not None
         return total
+
+    def _convolution(self, o: int, part: slice, x: Tensor | None, rows: Rows, plan: Plan) -> Convolution:
+        given = self._given(o, part, x, rows)
+        if self._spectra is None:
+            return convolution(given, plan)
+        assert isinstance(plan, LargePlan)
+        return KnownSpectrum(given, plan, self._spectrum(o, part))
+
+    def _spectrum(self, o: int, part: slice) -> Spectrum:
+        assert self._spectra is not None
+        spectra, scales = self._spectra
+        return spectra[o, part], scales[o, part]
 
     def _given(self, o: int, part: slice, x: Tensor | None, rows: Rows) -> Given:
         gate = self.orders - 1 - o

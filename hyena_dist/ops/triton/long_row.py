@@ -13,6 +13,9 @@ from hyena_dist.ops.triton.tables import left_table, right_table, twiddles
 PROGRAMS = 2048
 """Programs over which the batch's rows of a filter's row are spread; above it each goes through several of them."""
 
+Spectrum = tuple[Tensor, Tensor]
+"""Of c filters, [c, 2, n1, n2], and the scales of its rows [c, n1]."""
+
 
 class LongRow:
     """`groups.Convolution` of a plan of three kernels."""
@@ -44,7 +47,7 @@ class LongRow:
 
     def forward(self, h: Tensor, direct: Tensor, y: Tensor) -> None:
         plan, given = self.plan, self.given
-        spectrum = self._spectrum(h)
+        spectrum = self.spectrum(h)
         a, column_scales = self._columns(given.ungated())
         row_scales = new(y, given.rows.count, given.here, plan.n1)
         rows.forward[(plan.n1, given.here, self.splits)](
@@ -57,7 +60,7 @@ class LongRow:
     def backward(self, dy: Tensor, h: Tensor, direct: Tensor, dq: Tensor, dx: Tensor, dh: Tensor) -> Tensor:
         plan, given = self.plan, self.given
         count, here = given.rows.count, given.here
-        spectrum = self._spectrum(h)
+        spectrum = self.spectrum(h)
         (a, a_columns), (g, g_columns) = self._columns(given.ungated()), self._columns(given.gradient(dy))
         a_rows, g_rows = (new(dy, count, here, plan.n1) for _ in range(2))
         gradient, scales = new(dy, here, 2, plan.n1, plan.n2, dtype=self.dtype), new(dy, here, plan.n1)
@@ -81,15 +84,19 @@ class LongRow:
             *self._column_tables(), plan.n1, **self.column_kernel, **plan.leave_backward)
         return sums
 
-    def _spectrum(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """The filters' spectra [c, 2, n1, n2] and the scales of their rows [c, n1]."""
+    def spectrum(self, h: Tensor) -> Spectrum:
+        """Of filters [c, lags]."""
+        plan, here = self.plan, self.given.here
+        found = new(h, here, 2, plan.n1, plan.n2, dtype=self.dtype), new(h, here, plan.n1)
+        self.write_spectrum(h, found)
+        return found
+
+    def write_spectrum(self, h: Tensor, found: Spectrum) -> None:
+        """The same to given places."""
         plan, here = self.plan, self.given.here
         a, column_scales = self._columns(self.given.filters(h))
-        spectrum = new(h, here, 2, plan.n1, plan.n2, dtype=self.dtype)
-        scales = new(h, here, plan.n1)
-        rows.spectrum[(plan.n1, here)](a, column_scales, spectrum, scales, *self._row_tables(), plan.n1, self.scale,
+        rows.spectrum[(plan.n1, here)](a, column_scales, *found, *self._row_tables(), plan.n1, self.scale,
                                        BC=plan.tile, **self.row_kernel, **plan.filter_rows)
-        return spectrum, scales
 
     def _columns(self, given: Given) -> tuple[Tensor, Tensor]:
         """Transforms of the columns of what is given [rows, c, 2, n1, n2], and the scales of their tiles."""
@@ -117,3 +124,21 @@ class LongRow:
         r1, r2, precise, device = self.plan.r1, self.plan.r2, self.precise, self.given.p.device
         return (left_table(r1, r1, False, precise, device), right_table(r2, precise, device),
                 twiddles(r1, r2, r1, False, precise, device))
+
+
+class KnownSpectrum(LongRow):
+    """The same of filters whose spectrum is at hand; the filters themselves are not read."""
+
+    def __init__(self, given: Given, plan: LargePlan, known: Spectrum) -> None:
+        super().__init__(given, plan)
+        self._known = known
+
+    def spectrum(self, _h: Tensor) -> Spectrum:
+        return self._known
+
+    def cost(self, out: Tensor, backward: bool) -> Cost:
+        given, plan = self.given, self.plan
+        filters, whole = given.here * plan.n1 * plan.n2, super().cost(out, backward)
+        flops = (4 * plan.m + 8 * (plan.r1 + plan.r2)) * (3 if self.precise else 1)
+        return Cost(whole.bytes - 6 * self.dtype.itemsize * filters - 4 * given.here * given.rows.size,
+                    whole.flops - flops * filters, whole.launches - 2)
