@@ -51,6 +51,8 @@ class Report:
     mma: int
     wide_loads: int
     """Loads of 16 bytes."""
+    wide_stores: int
+    """Stores of 16 bytes."""
     serialized: bool
     """ptxas had too few registers for asynchronous dots."""
 
@@ -116,4 +118,4 @@ def report(launch: Launch, capability: int = 90) -> Report:
 
     return Report(number(r"Used (\d+) registers"), number(r"(\d+) bytes spill stores"), compiled.metadata.shared,
                   count(r"wgmma\.mma_async"), count(r"\bmma\.sync\.aligned"), count(r"ld\.global[\w.:]*\.v4"),
-                  "serialized" in log)
+                  count(r"st\.global[\w.:]*\.v4\.b32"), "serialized" in log)

@@ -4,17 +4,20 @@
 import json
 import sys
 from collections.abc import Callable
+from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
+from benchmarks.counting import CallCounter
+from hyena_dist.ops import chunking
 from hyena_dist.ops.costs import declared_cost
 from tests.triton_cases import BF16, FP16, FP32, Bands, relative
 from tests.triton_traffic import Traffic
 
 # Imported after `triton_cases`, which asks for the interpreter.
-from hyena_dist.ops import mlp as torch_mlp  # isort: skip
+from hyena_dist.ops import linear as torch_linear, mlp as torch_mlp  # isort: skip
 from hyena_dist.ops.linear import linear, to_channels  # isort: skip
 from hyena_dist.ops.norm import NormWeights, layer_norm  # isort: skip
 from hyena_dist.ops import implicit_filter as torch_filter  # isort: skip
@@ -31,7 +34,7 @@ def gradients(y: Tensor, dy: Tensor, *leaves: Tensor) -> tuple[Tensor, ...]:
 
 
 def norm(tokens: int, batch: int, channels: int, dtype: torch.dtype, *, residual: bool, product: torch.dtype = FP32,
-         change: Callable[[Tensor], Tensor] = lambda x: x) -> dict[str, float]:
+         padding: int = 0, change: Callable[[Tensor], Tensor] = lambda x: x) -> dict[str, float]:
     """x and the residual of `dtype`, [tokens, batch, channels], read row by row; of the product's dtype the rest."""
     torch.manual_seed(channels)
     bands = Bands()
@@ -45,11 +48,14 @@ def norm(tokens: int, batch: int, channels: int, dtype: torch.dtype, *, residual
     dx = dx + added.transpose(0, 1).double() if residual else dx
     found_dx = bands.around(torch.full_like(x, float("nan"))).transpose(0, 1)
     with bands.of_everything_made():
-        y = norm_kernels.forward(change(x.transpose(0, 1)), weight, bias, 1e-5, product)
+        wide = norm_kernels.forward(change(x.transpose(0, 1)), weight, bias, 1e-5, product, padding)
         sums = norm_kernels.backward(x.transpose(0, 1), dy, weight, 1e-5, found_dx,
                                      added.transpose(0, 1) if residual else None)
+    y, columns = wide.split([channels, padding], -1)
+    one_and_zeros = (torch.arange(padding) == 0).to(product).expand(columns.shape)
     return {"y": relative(y, want.detach()), "dx": relative(found_dx, dx), "dweight": relative(sums[0], dweight),
-            "dbias": relative(sums[1], dbias), "outside": 0.0 if bands.whole() else float("inf")}
+            "dbias": relative(sums[1], dbias), "columns": 0.0 if torch.equal(columns, one_and_zeros) else float("inf"),
+            "outside": 0.0 if bands.whole() else float("inf")}
 
 
 def gelu(tokens: int, width: int, dtype: torch.dtype, scale: float = 2.0,
@@ -128,6 +134,27 @@ def whole_channels(backend: str, x: Tensor, weight: Tensor, bias: Tensor, *norm:
     return to_channels(x, weight, bias, NormWeights(*norm, 1e-5, backend))
 
 
+def with_bias_columns(tokens: int, batch: int, channels: int, dtype: torch.dtype, *, chunk: int = 2**17,
+                      function: str = "with_bias", change: Any = lambda right: right) -> dict[str, float]:
+    """`to_channels` in half precision, in chunks of about `chunk` elements, against float64: y and every gradient; and
+    whether it took the way on which the bias is a column of the weight. A control changes a function of
+    `ops.linear`."""
+    shapes = (tokens, batch, channels), (5, channels), (5,), (channels,), (channels,)
+    torch.manual_seed(channels)
+    exact = [torch.randn(*shape, dtype=torch.float64).requires_grad_() for shape in shapes]
+    dy = torch.randn(batch, 5, tokens, dtype=torch.float64)
+    want = whole_channels("torch", *exact)
+    leaves = [t.detach().float().requires_grad_() for t in exact]
+    with (patch.multiple(chunking, CHUNK_ELEMENTS=chunk, LEAST_TOKENS=3), CallCounter(torch.device("cpu")) as counter,
+          patch.object(torch_linear, function, change(getattr(torch_linear, function)))):
+        with torch.autocast("cpu", dtype):
+            y = whole_channels("triton", *leaves)
+        grads = torch.autograd.grad(y, leaves, dy.to(dtype))
+    pairs = zip((y.detach(), *grads), (want.detach(), *gradients(want, dy, *exact)), strict=True)
+    passes = [name for _, name in counter.operators if name.startswith(("aten.add.out", "aten.sum"))]
+    return {str(i): relative(a, b) for i, (a, b) in enumerate(pairs)} | {"passes": float(len(passes))}
+
+
 def implicit(lags: int, rows: int, width: int, emb: int, layers: int, frequency: float = 1.0, *,
              start: int = 0, beside_torch: bool = False, shift: float = 0.05) -> dict[str, float]:
     """Both directions on the float32 features; `beside_torch` in units of the error of torch's own operations in
@@ -179,6 +206,7 @@ def declared() -> dict[str, float]:
              "mlp_backward": (mlp_kernels.backward, (wide, wide.float(), first, first[:, 0].contiguous(), second, inner,
                                                      inner.clone(), wide.clone(), wide.clone())),
              "norm": (norm_kernels.forward, (x, weight, weight, 1e-5, BF16)),
+             "norm, padded": (norm_kernels.forward, (x, weight, weight, 1e-5, BF16, 8)),
              "norm_backward": (norm_kernels.backward, (x, x.to(BF16), weight, 1e-5, dx, residual)),
              "gelu": (gelu_kernels.forward, (h, h.clone())),
              "gelu_backward": (gelu_kernels.backward, (h, h.clone(), h.clone())),
@@ -190,7 +218,7 @@ def declared() -> dict[str, float]:
         traffic = Traffic([weight, freq, last, decay, *trunk, *stacks.values(), *weights])
         with traffic.counted(), patch.object(torch, "stack", lambda parts: stacks[len(parts)]):
             result = function(*arguments)
-        errors[name] = abs(traffic.bytes / declared_cost(f"hyena::{name}")(*arguments).bytes - 1)
+        errors[name] = abs(traffic.bytes / declared_cost(f"hyena::{name.partition(',')[0]}")(*arguments).bytes - 1)
         on_meta = function(*torch.utils._pytree.tree_map_only(Tensor, lambda t: t.to("meta"), arguments))
         pairs = [] if result is None else zip(*([r] if isinstance(r, Tensor) else r for r in (result, on_meta)),
                                               strict=True)
@@ -206,6 +234,9 @@ CASES: dict[str, Callable[[], dict[str, float]]] = {
     "norm 256, half": lambda: norm(1, 5, 256, FP16, residual=True, product=FP16),
     "norm 768": lambda: norm(5, 1, 768, FP32, residual=False),
     "norm 7, one token": lambda: norm(1, 1, 7, FP32, residual=True),
+    "norm 96, padded": lambda: norm(37, 1, 96, FP32, residual=True, product=FP16, padding=8),
+    "norm 256 bf16, padded, three rows": lambda: norm(5, 3, 256, FP16, residual=False, product=BF16, padding=8),
+    "norm 8, padded, one token": lambda: norm(1, 1, 8, FP32, residual=True, product=FP16, padding=8),
     "norm 1100": lambda: norm(3, 2, 1100, FP32, residual=True),
     "gelu": lambda: gelu(37, 130, FP32),
     "gelu, large": lambda: gelu(3, 96, FP32, scale=100.0),
@@ -222,6 +253,14 @@ CASES: dict[str, Callable[[], dict[str, float]]] = {
     "linear": lambda: whole(whole_linear, (7, 3, 12), (5, 12), (5,), (12,), (12,)),
     "to channels": lambda: whole(whole_channels, (7, 3, 12), (5, 12), (5,), (12,), (12,)),
     "to channels, one row": lambda: whole(whole_channels, (9, 1, 12), (5, 12), (5,), (12,), (12,)),
+    "bias as a column": lambda: with_bias_columns(19, 3, 16, FP16),
+    "bias as a column, bf16, chunks": lambda: with_bias_columns(20, 3, 24, BF16, chunk=60),
+    "bias as a column, chunks of one row": lambda: with_bias_columns(20, 1, 16, FP16, chunk=30),
+    "another channel's bias, control": lambda: with_bias_columns(
+        19, 3, 16, FP16, change=lambda right: lambda weight, bias: right(weight, bias.roll(1))),
+    "the last chunk's gradient, control": lambda: with_bias_columns(
+        20, 1, 16, FP16, chunk=30, function="accumulate_product",
+        change=lambda right: lambda _total, *product: right(None, *product)),
     "layer norm": lambda: whole(lambda backend, x, *w: layer_norm(x, NormWeights(*w, 1e-5, backend)), (7, 3, 12), (12,),
                                 (12,)),
     "declared": declared,

@@ -17,6 +17,8 @@ from torch import Tensor
 from benchmarks.gpu.kernel_cases import BF16, ERRORS, FP16, FP32, relative
 from benchmarks.gpu.task import device
 from hyena_dist.ops.implicit_filter import FilterShape, positional_features
+from hyena_dist.ops.linear import linear_reference, to_channels
+from hyena_dist.ops.norm import NormWeights
 from hyena_dist.ops.triton import filter as filters
 from hyena_dist.ops.triton import gelu, mlp, norm
 
@@ -41,16 +43,38 @@ def norm_inputs(tokens: int, batch: int, channels: int, dtype: torch.dtype,
                                                                                       dtype=product)
 
 
-def check_norm(*sizes: int, dtype: torch.dtype = FP32, product: torch.dtype = BF16) -> dict[str, float]:
+def check_norm(*sizes: int, dtype: torch.dtype = FP32, product: torch.dtype = BF16,
+               padding: int = 0) -> dict[str, float]:
     x, residual, weight, bias, dy = norm_inputs(*sizes, dtype=dtype, product=product)
-    y, dx = norm.forward(x, weight, bias, 1e-5, product), torch.empty_like(x)
+    y, dx = norm.forward(x, weight, bias, 1e-5, product, padding), torch.empty_like(x)
+    y, columns = y.split([x.shape[-1], padding], -1)
+    one_and_zeros = (torch.arange(padding, device=x.device) == 0).to(product)
     dweight, dbias = norm.backward(x, dy, weight, 1e-5, dx, residual)
     leaves = [t.double().requires_grad_() for t in (x, weight, bias)]
     want = torch.nn.functional.layer_norm(leaves[0], leaves[0].shape[-1:], *leaves[1:], 1e-5)
     grads = torch.autograd.grad(want, leaves, dy.double())
     return {"y": relative(y, want.detach()) / ROUNDING[product],
             "dx": relative(dx, grads[0] + residual) / ROUNDING[dtype],
-            "dweight": relative(dweight, grads[1]) / SUMS, "dbias": relative(dbias, grads[2]) / SUMS}
+            "dweight": relative(dweight, grads[1]) / SUMS, "dbias": relative(dbias, grads[2]) / SUMS,
+            "columns": float(not torch.equal(columns, one_and_zeros.expand(columns.shape)))}
+
+
+def check_projection(tokens: int, batch: int, channels: int, dtype: torch.dtype = BF16) -> dict[str, float]:
+    """The norm, and the product after it in half precision, three times as wide, with its bias as a column."""
+    torch.manual_seed(SEED)
+    wide = 3 * channels
+    leaves = [t.requires_grad_() for t in (normal(tokens, batch, channels), normal(wide, channels).mul_(channels**-0.5),
+                                           normal(wide), 1 + 0.1 * normal(channels), normal(channels))]
+    dy = normal(batch, wide, tokens, dtype=dtype)
+    exact = [t.detach().double().requires_grad_() for t in leaves]
+    want = linear_reference(*exact[:3], NormWeights(*exact[3:], 1e-5)).permute(1, 2, 0)
+    grads = torch.autograd.grad(want, exact, dy.double())
+    with torch.autocast(device().type, dtype):
+        y = to_channels(*leaves[:3], NormWeights(*leaves[3:], 1e-5, "triton"))
+    found = torch.autograd.grad(y, leaves, dy)
+    names = ("y", "dx", "dweight", "dbias", "dscale", "dshift")
+    return {name: relative(a.detach(), b.detach()) / (2 * ROUNDING[dtype])
+            for name, a, b in zip(names, (y, *found), (want, *grads), strict=True)}
 
 
 def check_far_norm() -> dict[str, float]:
@@ -185,6 +209,9 @@ CHECKS: dict[str, Callable[[], dict[str, float]]] = {
     "norm 20,001 x 4096, float32": partial(check_norm, 20001, 1, 4096, product=FP32),
     "norm of one token": partial(check_norm, 1, 1, 256),
     "norm of 2^31 elements": check_far_norm,
+    "norm 100,003 x 96, padded": partial(check_norm, 100003, 1, 96, padding=8),
+    "projection 131,072 x 256": partial(check_projection, 131072, 1, 256),
+    "projection 65,537 x 3 x 96, fp16": partial(check_projection, 65537, 3, 96, FP16),
     "gelu 131,075 x 1024": partial(check_gelu, 131075, 1024, BF16),
     "gelu 100,003 x 384, fp16": partial(check_gelu, 100003, 384, FP16),
     "gelu 16,384 x 3072, float32": partial(check_gelu, 16384, 3072, FP32),

@@ -7,20 +7,18 @@ bandwidth, and the backward pass needs no second short convolution. What is roun
 without folding it is W and the projection.
 
 Legend: l tokens, B batch, D channels of the residual stream, O = (N + 1) C projected ones, K taps. A token's row has
-W = D + 8 columns: its channels, a 1 that the biases multiply, and zeros, because products want multiples of 8.
+W = D + PADDING columns: its channels, a 1 that the biases multiply, and zeros (`ops.linear.with_bias`).
 """
 
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hyena_dist.ops.chunking import row_chunks
+from hyena_dist.ops.linear import PADDING, with_bias
 from hyena_dist.ops.norm import NormArguments, NormTape
 from hyena_dist.ops.precision import accumulate_product, compute_dtype
-
-PADDING = 8
 
 
 def folds(device: torch.device, dtype: torch.dtype) -> bool:
@@ -32,7 +30,7 @@ def fold(in_weight: Tensor, in_bias: Tensor, short_weight: Tensor, short_bias: T
     """in_weight [O, D], in_bias [O], short_weight [O, K], short_bias [O] -> [O, K, W] in `dtype`."""
     width = in_weight.shape[1]
     folded = torch.empty(*short_weight.shape, width + PADDING, dtype=dtype, device=in_weight.device)
-    torch.mul(short_weight[..., None], _rows(in_weight, in_bias)[:, None], out=folded)
+    torch.mul(short_weight[..., None], with_bias(in_weight, in_bias)[:, None], out=folded)
     folded[:, -1, width].add_(short_bias)
     return folded
 
@@ -41,20 +39,8 @@ def fold_backward(dfolded: Tensor, in_weight: Tensor, in_bias: Tensor, short_wei
     """Gradients at the four arguments of `fold` from that at its result."""
     width = in_weight.shape[1]
     din = torch.bmm(short_weight[:, None], dfolded)[:, 0]
-    dshort = torch.bmm(dfolded, _rows(in_weight, in_bias)[..., None])[..., 0]
+    dshort = torch.bmm(dfolded, with_bias(in_weight, in_bias)[..., None])[..., 0]
     return din[:, :width], din[:, width], dshort, dfolded[:, -1, width]
-
-
-def _rows(weight: Tensor, bias: Tensor) -> Tensor:
-    """[O, W]"""
-    zeros = _zero(weight.dtype, weight.device).expand(len(weight), PADDING - 1)
-    return torch.cat([weight, bias[:, None], zeros], dim=1)
-
-
-@lru_cache
-@torch.inference_mode(False)  # what is kept may be saved for a backward pass later
-def _zero(dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.zeros((), dtype=dtype, device=device)
 
 
 def folded_linear(x: Tensor, folded: Tensor, norm: NormArguments) -> Tensor:

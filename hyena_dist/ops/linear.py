@@ -6,6 +6,7 @@ dtype where it is on, norms and the sums of gradients in float32 (float64 for fl
 Legend: l tokens, B batch, I and O channels in and out.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -24,6 +25,10 @@ from hyena_dist.ops.precision import (
     without_autocast,
 )
 from hyena_dist.ops.workspace import Workspace
+
+PADDING = 8
+"""Columns after the channels of a token's row where the bias is a column of the weight: a 1, which the bias multiplies,
+and zeros, because products want multiples of 8."""
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, norm: NormWeights | None = None) -> Tensor:
@@ -75,17 +80,37 @@ class _Linear(torch.autograd.Function):
         return dx.view(x.shape), dweight, dbias, None, *tape.gradients()
 
 
+def with_bias(weight: Tensor, bias: Tensor) -> Tensor:
+    """weight [O, I], bias [O] -> [O, I + PADDING], whose product with padded rows is that of the weight plus the
+    bias."""
+    zeros = _zero(weight.dtype, weight.device).expand(len(weight), PADDING - 1)
+    return torch.cat([weight, bias[:, None], zeros], dim=1)
+
+
+@lru_cache
+@torch.inference_mode(False)  # what is kept may be saved for a backward pass later
+def _zero(dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.zeros((), dtype=dtype, device=device)
+
+
 def linear_to_channels(x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype, norm: NormArguments) -> Tensor:
-    """`to_channels`, outside autograd and with autocast off."""
+    """`to_channels`, outside autograd and with autocast off.
+
+    Where the norm writes padded rows, the bias is a column of the weight, and no pass over the result adds it.
+    """
     length, batch, _ = x.shape
-    tape, w = NormTape(norm, compute_dtype(x, weight), dtype), weight.to(dtype)
-    b = bias.to(dtype)[:, None]
+    tape = NormTape(norm, compute_dtype(x, weight), dtype, padding=PADDING)
+    w = (with_bias(weight, bias) if tape.padding else weight).to(dtype)
+    b = None if tape.padding else bias.to(dtype)[:, None]
     p = torch.empty(batch, len(weight), length, dtype=dtype, device=x.device)
     work = Workspace(dtype, x.device)
     for rows, tokens in row_chunks(batch, length, len(weight), x.device):
-        n = tape.forward(_by_row(x, rows, tokens)).flatten(0, 1)
-        product = torch.mm(w, n.t(), out=work("product", len(weight), len(n)))
-        torch.add(product.unflatten(1, (-1, tokens.stop - tokens.start)).transpose(0, 1), b, out=p[rows, :, tokens])
+        n = tape.forward(_by_row(x, rows, tokens))
+        if b is None:
+            torch.bmm(w.expand(len(n), -1, -1), n.transpose(1, 2), out=p[rows, :, tokens])
+        else:
+            product = torch.mm(w, n.flatten(0, 1).t(), out=work("product", len(weight), n.shape[0] * n.shape[1]))
+            torch.add(product.unflatten(1, n.shape[:2]).transpose(0, 1), b, out=p[rows, :, tokens])
     return p
 
 
@@ -93,8 +118,8 @@ def linear_to_channels_backward(dp: Tensor, x: Tensor, weight: Tensor, bias: Ten
                                 dresidual: Tensor | None = None) -> tuple[Any, ...]:
     """Gradients of `linear_to_channels` at x, weight and bias, and what `NormTape.gradients` returns for the norm,
     given the gradient dp at its result, [B, O, l]. `dresidual` [l, B, I] is added to the gradient at x."""
-    length, batch, _ = x.shape
-    tape, w = NormTape(norm, compute_dtype(x, weight), dp.dtype), weight.to(dp.dtype)
+    length, batch, width = x.shape
+    tape, w = NormTape(norm, compute_dtype(x, weight), dp.dtype, padding=PADDING), weight.to(dp.dtype)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     dweight, dbias, work = None, None, Workspace(dp.dtype, x.device)
     for rows, tokens in row_chunks(batch, length, len(weight), x.device):
@@ -103,10 +128,13 @@ def linear_to_channels_backward(dp: Tensor, x: Tensor, weight: Tensor, bias: Ten
         if len(piece[0]) > 1 or piece.device.type == "cpu":  # a GPU's products read one row where it is
             piece = work("g", *piece.shape).copy_(piece)
         g = piece.flatten(1)  # [O, rows tokens]
-        tape.backward(torch.mm(g.t(), w, out=work("dn", *n.shape)), _by_row(dx, rows, tokens),
+        tape.backward(torch.mm(g.t(), w, out=work("dn", len(n), width)), _by_row(dx, rows, tokens),
                       None if dresidual is None else _by_row(dresidual, rows, tokens))
         dweight = accumulate_product(dweight, g, n, weight.dtype)
-        dbias = accumulate(dbias, g.sum(1, dtype=bias.dtype))
+        if not tape.padding:
+            dbias = accumulate(dbias, g.sum(1, dtype=bias.dtype))
+    if tape.padding and dweight is not None:  # the gradient at `with_bias`
+        dweight, dbias = dweight[:, :width], dweight[:, width].to(bias.dtype)
     return dx, dweight, dbias, *tape.gradients()
 
 

@@ -40,8 +40,9 @@ class NormTape:
     float32 is wrong in the third digit; sums of chunks are not.
     """
 
-    def __init__(self, norm: NormArguments, dtype: torch.dtype, product: torch.dtype) -> None:
-        """`dtype`: of computation; `product`: of the product that reads the norm."""
+    def __init__(self, norm: NormArguments, dtype: torch.dtype, product: torch.dtype, *, padding: int = 0) -> None:
+        """`dtype`: of computation; `product`: of the product that reads the norm; `padding`: columns, a multiple of 8,
+        that the product would like after the channels (`ops.linear.with_bias`)."""
         weight, bias, self._eps, backend = norm
         self.dtype, self._product = dtype, product
         self._weights = None if weight is None or bias is None else (weight.to(dtype), bias.to(dtype))
@@ -50,22 +51,26 @@ class NormTape:
         self._kernels = None if weight is None else norm_kernels(backend, weight.device, dtype, len(weight))
         self.reads = product if self._kernels else dtype
         """The dtype of the gradients that `backward` takes as they are."""
+        whole = weight is not None and len(weight) % 8 == 0  # else rows do not begin at multiples of 16 bytes
+        self.padding = padding if self._kernels and product.itemsize == 2 and whole else 0
+        """The columns that `forward` does add to each row, a 1 and zeros: the kernels write them as they go, while
+        torch would copy the rows."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """[n, D] or [R, T, D] -> the same, normalised, in the dtype of the product; what `backward` needs is kept until
-        the next call."""
+        """[n, D] or [R, T, D] -> the same, normalised, in the dtype of the product, with `padding` more columns; what
+        `backward` needs is kept until the next call."""
         if self._weights is None:
             return x.to(self._product)
         if self._kernels:
             self._x = x
-            return self._kernels.forward(x, *self._weights, self._eps, self._product)
+            return self._kernels.forward(x, *self._weights, self._eps, self._product, self.padding)
         self._x = x.flatten(0, -2).to(self.dtype)
         y, self._mean, self._rstd = torch.native_layer_norm(self._x, x.shape[-1:], *self._weights, self._eps)
         return y.to(self._product).view(x.shape)
 
     def backward(self, dy: Tensor, dx: Tensor, residual: Tensor | None = None) -> None:
-        """Write to dx the gradient at what the last `forward` read, given the gradient dy at what it returned.
-        `residual` is added. dx and `residual` have the shape that `forward` read; dy has that or [R T, D]."""
+        """Write to dx the gradient at what the last `forward` read, given the gradient dy at what it returned, padding
+        aside. `residual` is added. dx and `residual` have the shape that `forward` read; dy has that or [R T, D]."""
         if self._weights is not None and self._kernels:
             sums = self._kernels.backward(self._x, dy, self._weights[0], self._eps, dx, residual)
             self._sums = self._sums.add_(sums) if isinstance(self._sums, Tensor) else sums

@@ -9,8 +9,11 @@ import sys
 import pytest
 import torch
 
+from benchmarks.counting import CallCounter
 from hyena_dist.ops import backends
+from hyena_dist.ops.linear import to_channels
 from hyena_dist.ops.mix import Asked
+from hyena_dist.ops.norm import NormWeights
 
 pytest.importorskip("triton", reason="needs the extra `kernels`")
 
@@ -19,16 +22,20 @@ pytest.importorskip("triton", reason="needs the extra `kernels`")
 FLOAT32, FLOAT16, BFLOAT16 = 2e-6, 1.5e-3, 5e-3
 FAST = {
     "norm 96": FLOAT32, "norm 128, three rows": FLOAT32, "norm 256 bf16": BFLOAT16, "norm 256, half": FLOAT16,
+    "norm 96, padded": FLOAT16, "norm 256 bf16, padded, three rows": BFLOAT16, "norm 8, padded, one token": FLOAT16,
     "norm 768": FLOAT32, "norm 7, one token": FLOAT32, "norm 1100": FLOAT32,
     "gelu": FLOAT32, "gelu, large": FLOAT32, "gelu bf16": BFLOAT16, "gelu fp16": FLOAT16,
     "mlp fp16": FLOAT16, "one kernel": FLOAT16, "one kernel, large": FLOAT16, "one kernel bf16": BFLOAT16,
     "one kernel, 256": FLOAT16, "one kernel, one token": FLOAT16,
     "mlp": FLOAT32, "linear": FLOAT32, "to channels": FLOAT32, "to channels, one row": FLOAT32, "layer norm": FLOAT32,
+    "bias as a column": FLOAT16, "bias as a column, chunks of one row": FLOAT16,
+    "bias as a column, bf16, chunks": 3 * BFLOAT16,  # a CPU rounds the sum of each chunk
 }
 FAST |= {"filter": 1e-5, "filter of width 16": 1e-5, "filter of width 96": 1e-5, "filter of one layer": 1e-5,
          "filter of frequency 10": 3.0, "declared": 1e-3}
 CONTROLS = {"filter, control": ("0", 0.1), "norm, control": ("y", 0.1), "gelu, control": ("y", 1e-4),
-            "one kernel, control": ("y", 0.1)}
+            "one kernel, control": ("y", 0.1),
+            "another channel's bias, control": ("0", 0.1), "the last chunk's gradient, control": ("3", 0.1)}
 """(what must be wrong, by how much at least)"""
 
 
@@ -53,7 +60,26 @@ def test_what_is_wrong_is_seen(found, name):
     assert found[name][what] > least
 
 
-CPU = torch.device("cpu")
+CPU, META = torch.device("cpu"), torch.device("meta")
+
+
+@pytest.mark.parametrize(("device", "dtype", "channels", "backend", "taken"), [
+    (META, torch.bfloat16, 256, "triton", True), (META, torch.float16, 96, "triton", True),
+    (META, torch.bfloat16, 100, "triton", False), (META, torch.float32, 96, "triton", False),
+    (META, torch.bfloat16, 96, "torch", False), (CPU, torch.bfloat16, 96, "auto", False)])
+def test_where_the_projections_bias_costs_no_pass(device, dtype, channels, backend, taken):
+    """It is a column of the product where the norm's kernel writes rows of half precision that stay aligned, and
+    nowhere else: no pass over the result adds it, and none sums its gradient."""
+    x = torch.empty(64, 2, channels, device=device, requires_grad=True)
+    weight, bias = (torch.empty(*shape, device=device, requires_grad=True) for shape in ((24, channels), (24,)))
+    norm = torch.empty(2, channels, device=device)
+    with CallCounter(device) as counter, torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        y = to_channels(x, weight, bias, NormWeights(*norm, 1e-5, backend))
+        y.backward(torch.empty_like(y))
+    passes = {name for _, name in counter.operators if name.startswith(("aten.add.out", "aten.sum"))}
+    assert passes == (set() if taken else {"aten.add.out", "aten.sum.dim_IntList"})
+    assert ("aten.bmm.out" in {name for _, name in counter.operators}) == taken
+    assert bias.grad.shape == bias.shape
 
 
 @pytest.mark.parametrize(("choose", "message"), [

@@ -21,11 +21,11 @@ def _a_cache_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
 
 
-def norms(channels: int) -> list[Launch]:
+def norms(channels: int, padding: int = 0) -> list[Launch]:
     x, weight = torch.zeros(64, channels), torch.zeros(channels)
 
     def work() -> None:
-        norm.forward(x, weight, weight, 1e-5, BF16)
+        norm.forward(x, weight, weight, 1e-5, BF16, padding)
         norm.backward(x, x.to(BF16), weight, 1e-5, torch.zeros_like(x), x)
 
     return launches(work)
@@ -100,11 +100,27 @@ def test_an_mlp_in_one_kernel(monkeypatch, width):
             check(mlps(width), 90)
 
 
+def test_a_padded_row_is_stored_as_wide():
+    check_padded(256, 90)
+
+
+def check_padded(channels: int, capability: int) -> None:
+    """The control: with 4 more columns a row does not begin at a multiple of 16 bytes, and no store is of 16."""
+    plain, padded, unaligned = (report(norms(channels, padding)[0], capability) for padding in (0, 8, 4))
+    print(plain, padded, unaligned)
+    assert padded.wide_stores == plain.wide_stores > 0
+    assert padded.wide_loads == plain.wide_loads
+    assert padded.spilled == 0
+    assert unaligned.wide_stores == 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("channels", [96, 128, 768, 1024, 4096])
-def test_norms_of_other_widths(channels):
-    check(norms(channels))
-    check(norms(channels), 80)
+@pytest.mark.parametrize("capability", [90, 80])
+def test_norms_of_other_widths(channels, capability):
+    check(norms(channels), capability)
+    check(norms(channels, padding=8), capability)
+    check_padded(channels, capability)
 
 
 @pytest.mark.slow

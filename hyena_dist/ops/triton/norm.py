@@ -2,8 +2,11 @@
 they are needed: a row is read as a whole anyway.
 
 Rows are those of x [n, D] or [R, T, D], of any strides but the last; what a product reads or gives, n and dn, is
-contiguous.
+contiguous. A row of n may end in PADDING more columns, a 1 and zeros: the product's weights then have its bias as a
+column.
 """
+
+import math
 
 import torch
 import triton
@@ -35,9 +38,10 @@ def standardised(x, inside, eps, D: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["COUNT", "INNER"])
-def norm_forward(X, Y, WEIGHT, BIAS, COUNT, INNER, x_outer, x_inner, eps, D: tl.constexpr, DP: tl.constexpr,
-                 ROWS: tl.constexpr):
-    """Y [COUNT, D] <- the norm of X's rows. Grid (COUNT / ROWS,)."""
+def norm_forward(X, Y, WEIGHT, BIAS, COUNT, INNER, x_outer, x_inner, eps, PADDING: tl.constexpr, D: tl.constexpr,
+                 DP: tl.constexpr, ROWS: tl.constexpr):
+    """Y [COUNT, D + PADDING] <- the norm of X's rows, each with a 1 and zeros after it. PADDING is 0 or a power of two.
+    Grid (COUNT / ROWS,)."""
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     d = tl.arange(0, DP)[None, :]
     ok = (i < COUNT) & (d < D)
@@ -45,7 +49,11 @@ def norm_forward(X, Y, WEIGHT, BIAS, COUNT, INNER, x_outer, x_inner, eps, D: tl.
     h, _ = standardised(x, d < D, eps, D)
     weight = tl.load(WEIGHT + d, mask=d < D, other=0.0)
     y = h * weight + tl.load(BIAS + d, mask=d < D, other=0.0)
-    tl.store(Y + i.to(tl.int64) * D + d, y.to(Y.dtype.element_ty), mask=ok)
+    row = Y + i.to(tl.int64) * (D + PADDING)
+    tl.store(row + d, y.to(Y.dtype.element_ty), mask=ok)
+    if PADDING:
+        column = tl.arange(0, PADDING)[None, :]
+        tl.store(row + D + column, tl.where(column == 0, 1.0, 0.0).to(Y.dtype.element_ty), mask=i < COUNT)
 
 
 @triton.jit(do_not_specialize=["COUNT", "INNER"])
@@ -77,16 +85,18 @@ def norm_backward(X, DY, RESIDUAL, DX, SUMS, WEIGHT, COUNT, INNER, x_outer, x_in
 
 
 @torch.library.custom_op("hyena::norm", mutates_args=())
-def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-    """x [n, D] or [R, T, D], weight and bias [D] in float32 -> the same shape in `dtype`, contiguous."""
+def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype, padding: int = 0) -> Tensor:
+    """x [n, D] or [R, T, D], weight and bias [D] in float32 -> the same shape in `dtype`, contiguous, with `padding`
+    columns more: a 1 and zeros."""
     x = _rows(x)
-    y = torch.empty(*x.shape, dtype=dtype, device=x.device)
+    y = torch.empty(*_padded(x, padding), dtype=dtype, device=x.device)
     count, inner, *strides = _places(x)
     sizes, options = _sizes(x.shape[-1])
     if count:
         with torch.cuda.device_of(x):
             norm_forward[(triton.cdiv(count, sizes["ROWS"]),)](x, y, weight.contiguous(), bias.contiguous(), count,
-                                                               inner, *strides, eps, **sizes, **options)
+                                                               inner, *strides, eps, PADDING=padding, **sizes,
+                                                               **options)
     return y
 
 
@@ -108,9 +118,10 @@ def backward(x: Tensor, dy: Tensor, weight: Tensor, eps: float, dx: Tensor, resi
     return sums.sum(0)
 
 
-forward.register_fake(lambda x, _weight, _bias, _eps, dtype: x.new_empty(x.shape, dtype=dtype))
+forward.register_fake(lambda x, _weight, _bias, _eps, dtype, padding=0: x.new_empty(_padded(x, padding), dtype=dtype))
 backward.register_fake(lambda _x, _dy, weight, *_: weight.new_empty(2, len(weight), dtype=torch.float32))
-declare_cost("hyena::norm", lambda x, _weight, _bias, _eps, dtype: Cost(x.nbytes + x.numel() * dtype.itemsize, 0, 1))
+declare_cost("hyena::norm", lambda x, _weight, _bias, _eps, dtype, padding=0: Cost(
+    x.nbytes + math.prod(_padded(x, padding)) * dtype.itemsize, 0, 1))
 declare_cost("hyena::norm_backward", lambda x, dy, _weight, _eps, dx, residual: Cost(
     x.nbytes + dy.nbytes + dx.nbytes + (0 if residual is None else residual.nbytes)
     + 8 * _programs(x) * x.shape[-1], 0, 2))
@@ -118,6 +129,10 @@ declare_cost("hyena::norm_backward", lambda x, dy, _weight, _eps, dx, residual: 
 
 def _programs(x: Tensor) -> int:
     return min(PROGRAMS, triton.cdiv(x.numel() // x.shape[-1], _sizes(x.shape[-1])[0]["ROWS"]))
+
+
+def _padded(x: Tensor, padding: int) -> tuple[int, ...]:
+    return *x.shape[:-1], x.shape[-1] + padding
 
 
 def _rows(x: Tensor) -> Tensor:
