@@ -30,7 +30,7 @@ FAST = {
     "one kernel bf16": BFLOAT16, "three kernels 601": FLOAT16, "bytes, one kernel": 0.05, "order 3": FLOAT32,
     "segments": FLOAT32, "one kernel 251, no taps": FLOAT32, "slices": FLOAT32, "a slice in segments": FLOAT32,
 }
-CONTROLS = "control", "control of tables", "control of segments"
+CONTROLS = "control", "control of tables", "control of segments", "control of addresses"
 HARD = {f"{what}, {name}": FLOAT32 if "float32" in name else BFLOAT16
         for what in ("zeros", "constant", "tone", "loud", "huge", "tiny", "nan")
         for name in ("one kernel", "one kernel, float32", "three kernels", "three kernels, float32")}
