@@ -1,8 +1,8 @@
 """Kernels in Triton's interpreter against float64. It must be asked for before the kernels are imported, so this is a
 process of its own: `python -m tests.triton_cases NAME ...` prints {name: {what: error}} as JSON.
 
-Every tensor that a kernel gets or makes stands between bands of NaN, and what it makes is NaN before: what is read
-outside or left out spoils the result, what is written outside is found.
+Every tensor that a kernel gets or makes stands between bands of NaN, and what it makes is NaN before: what is left out
+spoils the result. An address outside its tensor is refused (`tests.triton_bounds`).
 """
 
 import os
@@ -46,6 +46,7 @@ from hyena_dist.ops.triton import operator as triton_operator
 from hyena_dist.ops.triton.groups import Operator, Plan, convolution
 from hyena_dist.ops.triton.plans import LargePlan, SmallPlan, plan_for
 from hyena_dist.parallel.groups import Groups
+from tests import triton_bounds
 from tests.triton_traffic import Traffic
 from tests.unit.test_convert import golden
 
@@ -58,6 +59,7 @@ def rounded(values: np.ndarray, source: tl.dtype, target: tl.dtype, mode: object
 
 
 convert_float, interpreter._convert_float = interpreter._convert_float, rounded
+triton_bounds.check()
 
 BAND = 64
 THREE_SMALL = LargePlan(3, 16, 16, 16, 16, 32)
@@ -527,6 +529,7 @@ CASES: dict[str, Callable[[], dict[str, float]]] = {
     "operator in segments": lambda: whole_operator(segments=((0, 20, 53), (0, 1, 2, 53))),
     "control of segments": one_border_less,
     "control": swapped_gates,
+    "control of addresses": triton_bounds.controls,
     "control of tables": swapped_twiddles,
     "training": training,
     "registration": registration,

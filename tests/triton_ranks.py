@@ -23,6 +23,7 @@ from hyena_dist.model.context import AllToAll
 from hyena_dist.ops.hyena import HyenaWeights, hyena
 from hyena_dist.ops.triton import across, arrived
 from hyena_dist.parallel.groups import Axis
+from tests import triton_bounds
 from tests.compare import rel
 from tests.dist.test_engine_model import STEPS, TOPOLOGIES, groups_of, make, run_config, train, train_plain
 from tests.dist.toy import Record
@@ -73,6 +74,7 @@ def plainly_trained() -> tuple[list[Record], dict[str, Tensor]]:
 
 def run(rank: int, place: str) -> None:
     torch.set_num_threads(1)
+    triton_bounds.check()
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(RANKS), LOCAL_RANK=str(rank))
     dist.init_process_group("gloo", init_method=f"file://{place}/store", rank=rank, world_size=RANKS)
     axis = Axis.of(dist.group.WORLD)

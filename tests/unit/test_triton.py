@@ -31,7 +31,7 @@ FAST = {
     "segments": FLOAT32, "one kernel 251, no taps": FLOAT32, "slices": FLOAT32, "a slice in segments": FLOAT32,
     "kept spectra": EQUAL,
 }
-CONTROLS = "control", "control of tables", "control of segments", "control of spectra"
+CONTROLS = ("control", "control of tables", "control of segments", "control of spectra", "control of addresses")
 HARD = {f"{what}, {name}": FLOAT32 if "float32" in name else BFLOAT16
         for what in ("zeros", "constant", "tone", "loud", "huge", "tiny", "nan")
         for name in ("one kernel", "one kernel, float32", "three kernels", "three kernels, float32")}
