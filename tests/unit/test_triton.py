@@ -29,8 +29,9 @@ FAST = {
     "one kernel 97": FLOAT16, "one kernel 97, float32": FLOAT32, "one kernel 1021, 1 tap": FLOAT16,
     "one kernel bf16": BFLOAT16, "three kernels 601": FLOAT16, "bytes, one kernel": 0.05, "order 3": FLOAT32,
     "segments": FLOAT32, "one kernel 251, no taps": FLOAT32, "slices": FLOAT32, "a slice in segments": FLOAT32,
+    "a slice of order 3": FLOAT32, "rows with a gate": FLOAT32, "bytes, around a slice of order 3": 0.05,
 }
-CONTROLS = "control", "control of tables", "control of segments"
+CONTROLS = "control", "control of tables", "control of segments", "control of inner gates"
 HARD = {f"{what}, {name}": FLOAT32 if "float32" in name else BFLOAT16
         for what in ("zeros", "constant", "tone", "loud", "huge", "tiny", "nan")
         for name in ("one kernel", "one kernel, float32", "three kernels", "three kernels, float32")}
@@ -40,8 +41,11 @@ SLOW = HARD | {
     "three kernels 601, order 3, no taps": FLOAT32, "order 3, three kernels": 2 * FLOAT16, "order 3, cufft": FLOAT32,
     "slices of half precision": FLOAT16, "slices, three kernels": FLOAT16, "slices, cufft": FLOAT32,
     "slices in segments": FLOAT32, "a slice": FLOAT32, "a slice of 4 taps": FLOAT32, "a slice of one tap": FLOAT32,
-    "a slice of half precision": 3 * FLOAT16, "segments, order 3": FLOAT32, "segments, three kernels": FLOAT16,
-    "segments, cufft": FLOAT32,
+    "a slice of half precision": 3 * FLOAT16, "a slice of order 3, half precision": 3 * FLOAT16,
+    "a slice of order 4": FLOAT32, "rows with a gate, half precision": FLOAT16,
+    "rows with a gate, three kernels": FLOAT16, "rows with a gate, cufft": FLOAT32,
+    "rows with a gate in segments": FLOAT32, "bytes, around a slice": 0.05, "segments, order 3": FLOAT32,
+    "segments, three kernels": FLOAT16, "segments, cufft": FLOAT32,
     "three kernels 9973": FLOAT16, "three kernels 9973, float32": FLOAT32, "three tokens": 2 * FLOAT16,
     "one token": FLOAT32, "operator of order 3": FLOAT32, "operator in segments": FLOAT32, "far apart": FLOAT16,
     "registration": FLOAT32, "bytes, order 3": 0.05,

@@ -114,12 +114,12 @@ def in_slices(length: int, dtype: torch.dtype, segmented: bool) -> list[Launch]:
     conv = torch.zeros(2, 2, here, dtype=dtype)
 
     def work() -> None:
-        arrived.convolve(u, h, direct, torch.zeros_like(u), segments)
-        arrived.convolve_backward(dy, u, h, direct, torch.zeros_like(u), segments)
+        arrived.convolve(u, h, direct, out=torch.zeros_like(u), segments=segments)
+        arrived.convolve_backward(dy, u, h, direct, torch.zeros_like(u), segments=segments)
         across.enter(*given)
         across.leave(*given, conv)
         across.leave_backward(*given, conv, conv.clone())
-        across.enter_backward(*given, conv)
+        across.enter_backward(*given, conv[None])
 
     return launches(work)
 
@@ -153,12 +153,12 @@ def test_everything_of_size_one_is_compiled(plan):
     def work() -> None:
         run.mix(h[None], direct[None])
         run.mix_backward(one.clone(), h[None], direct[None])
-        arrived.convolve(arriving, h, direct, arriving.clone(), None)
-        arrived.convolve_backward(arriving.clone(), arriving, h, direct, arriving.clone(), None)
+        arrived.convolve(arriving, h, direct, out=arriving.clone(), segments=None)
+        arrived.convolve_backward(arriving.clone(), arriving, h, direct, arriving.clone(), segments=None)
         across.enter(*given)
         across.leave(*given, one)
         across.leave_backward(*given, one.clone(), one.clone())
-        across.enter_backward(*given, one)
+        across.enter_backward(*given, one[None])
 
     for launch in launches(work):
         assert not report(launch).serialized
