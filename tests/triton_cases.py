@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -467,6 +468,35 @@ def a_slice(batch: int, channels: int, length: int, taps: int, offsets: Sequence
     return errors | {"outside": 0.0 if bands.whole() else float("inf")}
 
 
+def declared_rows() -> dict[str, float]:
+    """The same of rows with a gate, by one kernel."""
+    from hyena_dist.ops.triton import arrived
+    u, gate, dy = torch.randn(3, 2, 2, 1021).to(FP16)
+    h, direct, plan = torch.randn(2, 1021), torch.randn(2), SmallPlan(32, 32, 32)
+    calls = {"convolve": (arrived._convolve, (u, h, direct, gate, dy.clone(), None, [])),
+             "convolve_backward": (arrived._convolve_backward,
+                                   (dy, u, h, direct, gate, u.clone(), gate.clone(), None, []))}
+    errors = {}
+    with patch.object(arrived, "plans_on", lambda _u: lambda _size: plan):
+        part, = arrived._groups(u, None, [])
+        (rows, _), = arrived._rows(u, None, [])
+        tables = convolution(arrived._given(u, gate, part, rows), plan).tables()
+        for name, (operator, arguments) in calls.items():
+            traffic, cost = Traffic(tables), declared_cost(f"hyena::{name}")(*arguments)
+            with traffic.counted(), CallCounter(u.device) as counter:
+                operator._init_fn(*arguments)
+            errors[name] = abs(traffic.bytes / cost.bytes - 1)
+            errors[f"{name}'s launches"] = float(abs(traffic.launches + counter.total.launches - cost.launches))
+    return errors
+
+
+def channel_by_channel(work: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """A case in which one channel after the other goes through the passes of a slice that take some at a time."""
+    from hyena_dist.ops.triton import across
+    with patch.object(across, "GROUP_ELEMENTS", 1):
+        return work()
+
+
 def declared_around(order: int) -> dict[str, float]:
     """Bytes that the kernels around a slice's convolutions move, and launches, against those that are declared: how far
     off. And on meta tensors, where no kernel runs: infinite where shapes are not those of the results."""
@@ -534,15 +564,17 @@ CASES: dict[str, Callable[[], dict[str, float]]] = {
     "a slice in segments": lambda: a_slice(2, 2, 97, 4, offsets=(0, 95, 98, 99, 150, 194)),
     "a slice of order 3": lambda: a_slice(2, 2, 97, 3, offsets=(0, 95, 98, 99, 150, 194), order=3),
     "a slice of order 3, half precision": lambda: a_slice(1, 2, 1100, 3, dtype=FP16, order=3),
-    "a slice of order 4": lambda: a_slice(2, 2, 45, 4, order=4),
+    "a slice of order 4, channel by channel": lambda: channel_by_channel(lambda: a_slice(2, 3, 45, 4, order=4)),
     "control of inner gates": lambda: a_slice(1, 1, 45, 3, order=4, given_blocks=(0, 2, 1, 3, 4)),
     "rows with a gate": lambda: in_order(2, 2, 97, FP32, plan=SmallPlan(7, 16, 16)),
     "rows with a gate, half precision": lambda: in_order(3, 2, 251, FP16, plan=SmallPlan(16, 16, 16)),
     "rows with a gate, three kernels": lambda: in_order(2, 2, 601, FP16, plan=LargePlan(3, 16, 16, 16, 16, 16)),
     "rows with a gate, cufft": lambda: in_order(2, 2, 97, FP32, plan="cufft"),
     "rows with a gate in segments": lambda: in_order(2, 2, 250, FP32, offsets=((0, 3, 130, 250), (0, 124, 250))),
+    "bytes, rows with a gate": declared_rows,
     "bytes, around a slice": lambda: declared_around(2),
     "bytes, around a slice of order 3": lambda: declared_around(3),
+    "bytes, around a slice of order 4, channel by channel": lambda: channel_by_channel(lambda: declared_around(4)),
     "a slice of half precision": lambda: a_slice(1, 2, 251, 3, dtype=FP16),
     "slices, three kernels": lambda: in_slices(3, 2, 1, 600, FP16, plan=LargePlan(3, 16, 16, 16, 16, 16)),
     "slices, cufft": lambda: in_slices(2, 1, 2, 100, FP32, plan="cufft"),

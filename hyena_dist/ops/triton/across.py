@@ -123,12 +123,12 @@ def enter_backward(p: Tensor, halo: Tensor, weight: Tensor, bias: Tensor, positi
                    dinputs: Tensor) -> tuple[Tensor, Tensor]:
     """Writes the gradients at the blocks x1, ..., v over them, from those at what `enter` makes, [N - 1, B, C, l].
     Returns those at their halo [B, N, C, K - 1], and at the weights, [N, C, K + 1]."""
-    du, *inner = (gradient.contiguous() for gradient in dinputs)
+    du, *inner = dinputs
     with torch.cuda.device_of(p):
-        # What arrives is the gradient at the inner gates themselves; only u is a product.
-        found = [_short_of(slice(k, k + 1), gradient[:, None], p, halo, weight, positions)
+        # The inner gates were sent as they are, so theirs come back; u is a product, whose factors' are to be found.
+        found = [_short_of(slice(k, k + 1), gradient.contiguous()[:, None], p, halo, weight, positions)
                  for k, gradient in enumerate(reversed(inner), start=1)]
-        found.append(_product_backward(p, halo, weight, bias, positions, du))
+        found.append(_product_backward(p, halo, weight, bias, positions, du.contiguous()))
     dhalo, sums = zip(*found, strict=True)
     return _joined(dhalo, 1), _joined(sums, 0)
 
@@ -179,7 +179,7 @@ def _short(dq: Tensor, p: Tensor, halo: Tensor, weight: Tensor, first: int,
         reached = dq[..., :j].float()
         if positions is not None:
             reached = reached * (positions[:, None, None, :j] >= j)
-        dhalo[..., -j:] += reached * taps[..., -1 - j, None]
+        dhalo[..., -j:].add_(reached * taps[..., -1 - j, None])
     return dhalo.to(halo.dtype), sums
 
 
@@ -216,7 +216,7 @@ def _block(p: Tensor) -> float:
 
 def _short_launches(p: Tensor, weight: Tensor, positions: Tensor | None) -> int:
     """Of `_short`, most of them for the few tokens of the halo."""
-    half, of_each_tap = p.dtype != torch.float32, 3 + 2 * (positions is not None)
+    half, of_each_tap = p.dtype != torch.float32, 2 + 2 * (positions is not None)
     return 7 + half + (weight.dtype != torch.float32) + (weight.shape[1] - 1) * (of_each_tap + half)
 
 

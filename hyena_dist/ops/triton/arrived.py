@@ -59,8 +59,8 @@ def _convolve_backward(dy: Tensor, u: Tensor, h: Tensor, direct: Tensor, gate: T
                 sums = convolution(given, plan).backward(
                     dy[..., part, :], h[part], direct, given.p if dgate is None else dgate[:, None, part],
                     du[..., part, :], found)
-                dh[part, : rows.size] += found[:, : rows.size]
-                ddirect[part] += sums.sum((0, 2), dtype=direct.dtype)
+                dh[part, : rows.size].add_(found[:, : rows.size])
+                ddirect[part].add_(sums.sum((0, 2), dtype=direct.dtype))
     return dh, ddirect
 
 
@@ -91,7 +91,8 @@ def _cost(u: Tensor, gate: Tensor | None, out: Tensor, places: Tensor | None, si
           backward: bool) -> Cost:
     steps = [convolution(_given(u, gate, part, rows), plan) for part in _groups(u, places, sizes)
              for rows, plan in _rows(u, places, sizes)]
-    return sum((step.cost(out, backward) + Cost(0.0, 0.0, 4 * backward) for step in steps), Cost())
+    sums = Cost(0.0, 0.0, 3 * backward)
+    return sum((step.cost(out, backward) + sums for step in steps), Cost(0.0, 0.0, 2 * backward))
 
 
 declare_cost("hyena::convolve", lambda u, _h, _direct, gate, out, places, sizes: _cost(
