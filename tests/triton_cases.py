@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
-from unittest import mock
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -34,7 +34,6 @@ from hyena_dist.model.config import hyena_config
 from hyena_dist.model.initial import initialize
 from hyena_dist.model.loss import token_loss
 from hyena_dist.model.model import HyenaModel, build_model
-from hyena_dist.ops import long_conv
 from hyena_dist.ops.across import Across
 from hyena_dist.ops.costs import declared_cost
 from hyena_dist.ops.hyena import HyenaWeights, hyena
@@ -49,6 +48,7 @@ from hyena_dist.parallel.groups import Groups
 from tests import triton_bounds
 from tests.triton_traffic import Traffic
 from tests.unit.test_convert import golden
+from tests.unit.test_fused import OneSlice
 
 
 def rounded(values: np.ndarray, source: tl.dtype, target: tl.dtype, mode: object) -> np.ndarray:
@@ -247,7 +247,7 @@ def kept_spectra(*shape: int, order: int = 2, spoilt: bool = False) -> dict[str,
     control spoils a spectrum."""
     p, dy, *weights = inputs(*shape, dtype=FP16, order=order)
     results, backends = [], (triton_operator, triton_operator.Keeping())
-    with mock.patch.object(triton_operator, "plan_for", return_value=THREE_SMALL):
+    with patch.object(triton_operator, "plan_for", return_value=THREE_SMALL):
         for backend in backends:
             q, gradient, given = p.flatten(1, 2).clone(), dy.clone(), MixWeights(*weights)
             y, kept = backend.mix(q, given, None)
@@ -265,7 +265,7 @@ def registration_of_spectra() -> dict[str, float]:
     """torch's checks of both operators; bytes as they declare."""
     p, dy, *weights = inputs(2, 1, 764, 1, dtype=FP16)
     errors, given = {}, [p.flatten(1, 2), *weights]
-    with mock.patch.object(triton_operator, "plan_for", return_value=THREE_SMALL):
+    with patch.object(triton_operator, "plan_for", return_value=THREE_SMALL):
         spectra = torch.ops.hyena.mix_and_keep(*given)[1:]
         calls = {"mix_and_keep": given, "mix_backward_of_spectra": [
             given[0].clone(), dy, *weights[:2], list(weights[2].shape), weights[3], *spectra]}
@@ -413,8 +413,8 @@ def in_slices(slices: int, batch: int, channels: int, length: int, dtype: torch.
     if plan:
         arrived.plans_on = lambda _u: lambda _size: None if plan == "cufft" else plan
     with bands.of_everything_made():
-        arrived.convolve(given, h, direct, out, segments)
-        dh, ddirect = arrived.convolve_backward(gradient, given, h, direct, du, segments)
+        arrived.convolve(given, h, direct, out=out, segments=segments)
+        dh, ddirect = arrived.convolve_backward(gradient, given, h, direct, du, segments=segments)
 
     arrived.plans_on = kept
 
@@ -426,55 +426,141 @@ def in_slices(slices: int, batch: int, channels: int, length: int, dtype: torch.
             "y again": relative(whole(gradient), want.detach()), "outside": 0.0 if bands.whole() else float("inf")}
 
 
-class Slice:
-    """An exchange of the last of two slices, whose convolution knows nothing of the first; that is torch's."""
+def in_order(batch: int, channels: int, length: int, dtype: torch.dtype,
+             offsets: Sequence[Sequence[int]] | None = None, plan: Plan | str = "") -> dict[str, float]:
+    """Rows with their tokens in order, channel by channel one of each window, and a gate: as of order 3 after an
+    all-to-all."""
+    from hyena_dist.ops.triton import arrived
+    bands, draw = Bands(), torch.Generator().manual_seed(length)
+
+    def placed(x: Tensor) -> Tensor:
+        return bands.around(x.transpose(0, 1).contiguous()).transpose(0, 1)
+
+    u, gate, dy = (torch.randn(batch, channels, length, generator=draw).to(dtype) for _ in range(3))
+    h = torch.randn(channels, length, generator=draw) * torch.exp(-torch.arange(length) / (length / 5))
+    direct = torch.randn(channels, generator=draw)
+    segments = None if offsets is None else Segments(offsets, batch, length)
+    leaves = [t.double().requires_grad_() for t in (u, h, direct, gate)]
+    edges = [(0, length)] * batch if segments is None else segments.rows
+    want = leaves[3] * torch.cat([torch.cat([causal_conv_reference(row[None, :, a:b], leaves[1][:, : b - a], leaves[2])
+                                             for a, b in pairwise(cut)], dim=2)
+                                  for row, cut in zip(leaves[0], edges, strict=True)])
+    gradients = torch.autograd.grad(want, leaves, dy.double())
+    u, gate, dy, out, du, dgate = (placed(x) for x in (u, gate, dy, *[torch.full_like(u, float("nan"))] * 3))
+    h, direct = bands.around(h), bands.around(direct)
+    kept = arrived.plans_on
+    if plan:
+        arrived.plans_on = lambda _u: lambda _size: None if plan == "cufft" else plan
+    with bands.of_everything_made():
+        arrived.convolve(u, h, direct, gate, out=out, segments=segments)
+        dh, ddirect = arrived.convolve_backward(dy, u, h, direct, du, gate, dgate, segments=segments)
+    arrived.plans_on = kept
+    pairs = {"y": (out, want.detach()), "du": (du, gradients[0]), "dh": (dh, gradients[1]),
+             "ddirect": (ddirect, gradients[2]), "dgate": (dgate, gradients[3]), "y again": (dy, want.detach())}
+    errors = {name: relative(a, b) for name, (a, b) in pairs.items()}
+    return errors | {"outside": 0.0 if bands.whole() else float("inf")}
+
+
+class Slice(OneSlice):
+    """An exchange of the last of two slices, whose convolutions know nothing of the first, and of no segments; they are
+    torch's."""
 
     rank, ranks, knows_segments = 1, 2, True
 
-    def __init__(self, halo: Tensor, segments: Segments | None) -> None:
-        self.halo, self.segments, self.dhalo = halo, segments, halo
-
-    def from_left(self, tail: Tensor) -> Tensor:
-        return self.halo.view(tail.shape)
-
-    def from_right(self, dhalo: Tensor) -> Tensor:
-        self.dhalo = dhalo
-        return torch.zeros_like(dhalo)
-
     def convolve(self, inputs: Tensor, filters: Tensor, bias: Tensor, _segments: Segments | None):
-        return long_conv.convolve(inputs[0], filters[0], bias[0]), [inputs[0].clone()]
+        return super().convolve(inputs, filters, bias, None)
 
     def convolve_backward(self, dconv: Tensor, filters: Tensor, bias: Tensor, kept: list[Tensor],
                           _segments: Segments | None):
-        du, *rest, _ = long_conv.convolve_backward(dconv, kept[0], filters[0], bias[0])
-        return du[None], *(t[None] for t in rest)
+        return super().convolve_backward(dconv, filters, bias, kept, None)
 
 
 def a_slice(batch: int, channels: int, length: int, taps: int, offsets: Sequence[int] | None = None,
-            dtype: torch.dtype = FP32) -> dict[str, float]:
-    """What stands around the convolution of the last of two slices: y, every gradient, and that at the halo."""
+            dtype: torch.dtype = FP32, order: int = 2, given_blocks: Sequence[int] | None = None) -> dict[str, float]:
+    """What stands around the convolutions of the last of two slices: y, every gradient, and that at the halo.
+
+    Args:
+        given_blocks: the blocks that the kernels get in place of 0, 1, ..., N.
+    """
     from hyena_dist.ops.triton import across
-    p, dy, *weights = inputs(batch, channels, length, taps, dtype=dtype)
-    halo = torch.randn(batch, 3, channels, taps - 1, generator=torch.Generator().manual_seed(5)).to(dtype)
+    p, dy, *weights = inputs(batch, channels, length, taps, dtype=dtype, order=order)
+    halo = torch.randn(batch, order + 1, channels, taps - 1, generator=torch.Generator().manual_seed(5)).to(dtype)
     segments = None if offsets is None else Segments(offsets, batch, 2 * length)
     leaves = [t.double().requires_grad_() for t in (p, halo, *weights)]
     positions = torch.full((batch, length), taps) if segments is None else segments.positions(p.device)[:, length:]
-    q = leaves[3].view(3, channels, 1) + sum(
+    q = leaves[3].view(order + 1, channels, 1) + sum(
         torch.cat([leaves[1], leaves[0]], 3)[..., taps - 1 - j :][..., :length] * (positions >= j)[:, None, None]
-        * leaves[2].view(3, channels, taps)[..., taps - 1 - j, None] for j in range(taps))
-    x0, x1, v = q.unbind(1)
-    want = x0 * causal_conv_reference(x1 * v, leaves[4][0], leaves[5][0])
+        * leaves[2].view(order + 1, channels, taps)[..., taps - 1 - j, None] for j in range(taps))
+    *gates, want = q.unbind(1)
+    want = want * gates.pop()
+    for h, direct in zip(leaves[4], leaves[5], strict=True):
+        want = gates.pop() * causal_conv_reference(want, h, direct)
     gradients = torch.autograd.grad(want, leaves, dy.double())
+    if given_blocks is not None:
+        p = p[:, given_blocks]
     bands = Bands()
     p, dy, halo, *weights = (bands.around(t) for t in (p, dy, halo, *weights))
-    exchange = Slice(halo, segments)
+    exchange = Slice(halo)
     backend, given = Across(exchange, across), MixWeights(*weights)
     with bands.of_everything_made():
         y, kept = backend.mix(p.flatten(1, 2), given, segments)
         found = backend.mix_backward(p.flatten(1, 2), dy, given, segments, kept)
+    names = ("y", "dp", "dhalo", "dweight", "dbias", "dh", "ddirect", "y again")
     pairs = zip((y, p, exchange.dhalo, *found, dy), (want.detach(), *gradients, want.detach()), strict=True)
-    errors = {str(i): relative(a, b) for i, (a, b) in enumerate(pairs)}
+    errors = {name: relative(a, b) for name, (a, b) in zip(names, pairs, strict=True)}
     return errors | {"outside": 0.0 if bands.whole() else float("inf")}
+
+
+def declared_rows() -> dict[str, float]:
+    """The same of rows with a gate, by one kernel."""
+    from hyena_dist.ops.triton import arrived
+    u, gate, dy = torch.randn(3, 2, 2, 1021).to(FP16)
+    h, direct, plan = torch.randn(2, 1021), torch.randn(2), SmallPlan(32, 32, 32)
+    calls = {"convolve": (arrived._convolve, (u, h, direct, gate, dy.clone(), None, [])),
+             "convolve_backward": (arrived._convolve_backward,
+                                   (dy, u, h, direct, gate, u.clone(), gate.clone(), None, []))}
+    errors = {}
+    with patch.object(arrived, "plans_on", lambda _u: lambda _size: plan):
+        part, = arrived._groups(u, None, [])
+        (rows, _), = arrived._rows(u, None, [])
+        tables = convolution(arrived._given(u, gate, part, rows), plan).tables()
+        for name, (operator, arguments) in calls.items():
+            traffic, cost = Traffic(tables), declared_cost(f"hyena::{name}")(*arguments)
+            with traffic.counted(), CallCounter(u.device) as counter:
+                operator._init_fn(*arguments)
+            errors[name] = abs(traffic.bytes / cost.bytes - 1)
+            errors[f"{name}'s launches"] = float(abs(traffic.launches + counter.total.launches - cost.launches))
+    return errors
+
+
+def channel_by_channel(work: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """A case in which one channel after the other goes through the passes of a slice that take some at a time."""
+    from hyena_dist.ops.triton import across
+    with patch.object(across, "GROUP_ELEMENTS", 1):
+        return work()
+
+
+def declared_around(order: int) -> dict[str, float]:
+    """Bytes that the kernels around a slice's convolutions move, and launches, against those that are declared: how far
+    off. And on meta tensors, where no kernel runs: infinite where shapes are not those of the results."""
+    from hyena_dist.ops.triton import across
+    p, dy, weight, bias, *_ = inputs(2, 3, 1100, 3, order=order)
+    given = p, torch.randn(2, order + 1, 3, 2), weight, bias, None
+    short._before_programs(p.shape[-1], 2, p.device)  # which is kept from the first call on
+    dinputs = torch.randn(order - 1, *dy.shape)
+    calls = {"enter_slice": (across.enter, given), "leave_slice": (across.leave, (*given, dy.clone())),
+             "leave_slice_backward": (across.leave_backward, (*given, dy.clone(), dy)),
+             "enter_slice_backward": (across.enter_backward, (*given, dinputs))}
+    errors = {}
+    for name, (operator, arguments) in calls.items():
+        traffic, cost = Traffic([]), declared_cost(f"hyena::{name}")(*arguments)
+        with traffic.counted(), CallCounter(p.device) as counter:
+            result = operator._init_fn(*arguments)
+        on_meta = operator(*torch.utils._pytree.tree_map_only(Tensor, lambda t: t.to("meta"), arguments))
+        pairs = zip(*([r] if isinstance(r, Tensor) else r for r in (result, on_meta)), strict=True)
+        errors[name] = abs(traffic.bytes / cost.bytes - 1) if all(a.shape == b.shape for a, b in pairs) else math.inf
+        errors[f"{name}'s launches"] = float(abs(traffic.launches + counter.total.launches - cost.launches))
+    return errors
 
 
 def one_border_less() -> dict[str, float]:
@@ -519,6 +605,19 @@ CASES: dict[str, Callable[[], dict[str, float]]] = {
     "a slice of 4 taps": lambda: a_slice(1, 2, 45, 4),
     "a slice of one tap": lambda: a_slice(1, 2, 33, 1),
     "a slice in segments": lambda: a_slice(2, 2, 97, 4, offsets=(0, 95, 98, 99, 150, 194)),
+    "a slice of order 3": lambda: a_slice(2, 2, 97, 3, offsets=(0, 95, 98, 99, 150, 194), order=3),
+    "a slice of order 3, half precision": lambda: a_slice(1, 2, 1100, 3, dtype=FP16, order=3),
+    "a slice of order 4, channel by channel": lambda: channel_by_channel(lambda: a_slice(2, 3, 45, 4, order=4)),
+    "control of inner gates": lambda: a_slice(1, 1, 45, 3, order=4, given_blocks=(0, 2, 1, 3, 4)),
+    "rows with a gate": lambda: in_order(2, 2, 97, FP32, plan=SmallPlan(7, 16, 16)),
+    "rows with a gate, half precision": lambda: in_order(3, 2, 251, FP16, plan=SmallPlan(16, 16, 16)),
+    "rows with a gate, three kernels": lambda: in_order(2, 2, 601, FP16, plan=LargePlan(3, 16, 16, 16, 16, 16)),
+    "rows with a gate, cufft": lambda: in_order(2, 2, 97, FP32, plan="cufft"),
+    "rows with a gate in segments": lambda: in_order(2, 2, 250, FP32, offsets=((0, 3, 130, 250), (0, 124, 250))),
+    "bytes, rows with a gate": declared_rows,
+    "bytes, around a slice": lambda: declared_around(2),
+    "bytes, around a slice of order 3": lambda: declared_around(3),
+    "bytes, around a slice of order 4, channel by channel": lambda: channel_by_channel(lambda: declared_around(4)),
     "a slice of half precision": lambda: a_slice(1, 2, 251, 3, dtype=FP16),
     "slices, three kernels": lambda: in_slices(3, 2, 1, 600, FP16, plan=LargePlan(3, 16, 16, 16, 16, 16)),
     "slices, cufft": lambda: in_slices(2, 1, 2, 100, FP32, plan="cufft"),

@@ -32,19 +32,23 @@ RANKS, LENGTH, BATCH, WIDTH, CHANNELS = 2, 30, 3, 6, 4
 """Three windows of two channels of a group are three rows for each rank: a channel and a half."""
 CASES: dict[str, dict[str, Any]] = {
     "whole": {}, "recomputed": {"recompute": True},
-    "segments": {"segments": ((0, 29, 31, 32, 60), (0, 60), (0, 30, 45, 60))}}
+    "segments": {"segments": ((0, 29, 31, 32, 60), (0, 60), (0, 30, 45, 60))},
+    "order 3": {"order": 3},
+    "order 4, segments, recomputed": {"order": 4, "recompute": True,
+                                      "segments": ((0, 29, 31, 32, 60), (0, 60), (0, 30, 45, 60))}}
 ENGINES = ((3, "data", False), ("fsdp", "context", True), (1, "tensor", False))
 NORMS = "final_norm.weight", "layers.0.input_norm.weight"
 """They begin as 1: what they moved by is compared."""
 NAMES = ("y", "x", "in_weight", "in_bias", "short_weight", "short_bias", "filters", "bias", "out_weight", "out_bias")
 
 
-def computed(axis: Axis, backend: str, dtype: torch.dtype, **options: Any) -> dict[str, Tensor]:
+def computed(axis: Axis, backend: str, dtype: torch.dtype, order: int = 2, **options: Any) -> dict[str, Tensor]:
     """This rank's result, and its part of every gradient."""
     exchange = AllToAll(axis, batch=BATCH, channels=CHANNELS, groups=2, backend=backend)
-    draw, rows = torch.Generator().manual_seed(7), 3 * CHANNELS
-    shapes = [(RANKS * LENGTH, BATCH, WIDTH), (rows, WIDTH), (rows,), (rows, 3), (rows,), (1, CHANNELS, RANKS * LENGTH),
-              (1, CHANNELS), (WIDTH, CHANNELS), (WIDTH,), (RANKS * LENGTH, BATCH, WIDTH)]
+    draw, rows = torch.Generator().manual_seed(7), (order + 1) * CHANNELS
+    shapes = [(RANKS * LENGTH, BATCH, WIDTH), (rows, WIDTH), (rows,), (rows, 3), (rows,),
+              (order - 1, CHANNELS, RANKS * LENGTH), (order - 1, CHANNELS), (WIDTH, CHANNELS), (WIDTH,),
+              (RANKS * LENGTH, BATCH, WIDTH)]
     x, *weights, dy = (torch.randn(shape, generator=draw).to(dtype) for shape in shapes)
     weights[4] = torch.cat([weights[4][:, part] for part in exchange.channels], dim=1)
     x, dy = (t.chunk(RANKS)[axis.rank].contiguous() for t in (x, dy))
@@ -80,6 +84,7 @@ def run(rank: int, place: str) -> None:
     axis = Axis.of(dist.group.WORLD)
     errors = {f"{engine}, {topology}": trained(engine, topology, recompute=recompute)
               for engine, topology, recompute in ENGINES}
+    results: dict[str, tuple[Tensor, Tensor]] = {}
     for name, options in CASES.items():
         with (mock.patch.object(arrived, "convolve", wraps=arrived.convolve) as rows,
               mock.patch.object(across, "enter", wraps=across.enter) as halo):
@@ -88,6 +93,8 @@ def run(rank: int, place: str) -> None:
             assert halo.called
         want = computed(axis, "torch", torch.float64, **options)
         errors[name] = {what: rel(found[what], want[what]) for what in want}
+        results[name] = found["y"], want["y"]
+    errors["control"] = {"borders left out": rel(results["whole"][0], results["segments"][1])}
     Path(place, str(rank)).write_text(json.dumps(errors), encoding="utf-8")
     dist.destroy_process_group()
 

@@ -83,7 +83,8 @@ class AllToAll(_Neighbours):
     the ranks do not divide the channels, two ranks share one.
 
     Args:
-        backend: of `ops`. Kernels convolve the rows where they arrived, of order 2.
+        backend: of `ops`. Of order 2 kernels convolve the rows where they arrived; of higher orders, where a gate
+            multiplies what one convolution gives to the next, rows with their tokens in order, as torch does.
     """
 
     knows_segments = True  # a rank has rows of whole sequences, in which it convolves them apart
@@ -112,19 +113,20 @@ class AllToAll(_Neighbours):
     def convolve(self, inputs: Tensor, filters: Tensor, bias: Tensor,
                  segments: Segments | None = None) -> tuple[Tensor, list[Tensor]]:
         """Keeps of every group the rows of u and of the inner gates [N - 1, R, L], and the inputs [R, L] of the second
-        convolution and those after it; by kernels the rows as they arrived, [P, 1, R, l]."""
+        convolution and those after it; by kernels of order 2 the rows as they arrived, [P, 1, R, l]."""
         kernels = self._kernels(inputs, filters)
+        convolve = (kernels or long_conv).convolve
         started = [self._send_rows(inputs[:, :, group]) for group in self._groups]
         returning: list[Exchange] = []
         kept: list[Tensor] = []
         for blocks in self._rows:
-            if kernels:
+            if kernels and len(filters) == 1:
                 arrived = started.pop(0).wait()
                 kept.append(arrived)
                 result = torch.empty_like(arrived)
                 for block in blocks:
-                    kernels.convolve(block.arrived(arrived), filters[0, block.own], bias[0, block.channels],
-                                     block.arrived(result), segments and segments.part(block.windows))
+                    convolve(block.arrived(arrived), filters[0, block.own], bias[0, block.channels],
+                             out=block.arrived(result), segments=segments and segments.part(block.windows))
                 returning.append(Exchange(result, self.axis))
                 continue
             received = _tokens_in_order(started.pop(0).wait())  # whose buffer is free now
@@ -134,8 +136,8 @@ class AllToAll(_Neighbours):
                 y = torch.empty_like(u)
                 for block in blocks:
                     gate = block.of(gates[o]) if o < len(gates) else None
-                    long_conv.convolve(block.of(u), h[block.own], bias[o, block.channels], gate, out=block.of(y),
-                                       segments=segments and segments.part(block.windows))
+                    convolve(block.of(u), h[block.own], bias[o, block.channels], gate, out=block.of(y),
+                             segments=segments and segments.part(block.windows))
                 kept += [y] if o < len(gates) else []
                 u = y
             returning.append(self._send_tokens(u[None]))
@@ -143,38 +145,38 @@ class AllToAll(_Neighbours):
 
     def convolve_backward(self, dconv: Tensor, filters: Tensor, bias: Tensor, kept: list[Tensor],
                           segments: Segments | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Writes gradients over what was kept."""
+        """By torch gradients are written over what was kept."""
         kernels = self._kernels(dconv[None], filters)
         started = [self._send_rows(dconv[None, :, group]) for group in self._groups]
         returning: list[Exchange] = []
         dfilters, dbias = torch.empty_like(filters), torch.zeros_like(bias)
         for number, blocks in enumerate(self._rows):
-            if kernels:
+            if kernels and len(filters) == 1:
                 gradient = started.pop(0).wait()
                 du = torch.empty_like(gradient)
                 for block in blocks:
                     dfilters[0, block.own], dbias[0, block.channels] = kernels.convolve_backward(
                         block.arrived(gradient), block.arrived(kept[number]), filters[0, block.own],
-                        bias[0, block.channels], block.arrived(du), segments and segments.part(block.windows))
+                        bias[0, block.channels], block.arrived(du),
+                        segments=segments and segments.part(block.windows))
                 returning.append(Exchange(du, self.axis))
                 continue
             received, *later = kept[number * len(filters) : (number + 1) * len(filters)]
-            (dy,), (first, *gates) = _tokens_in_order(started.pop(0).wait()), received
-            for o, u in reversed(list(enumerate([first, *later]))):
+            gradients = torch.empty_like(received) if kernels else received
+            (dy,), gates = _tokens_in_order(started.pop(0).wait()), received[1:]
+            for o, u in reversed(list(enumerate([received[0], *later]))):
+                du = gradients[0] if o == 0 else torch.empty_like(u) if kernels else u
                 for block in blocks:
-                    gate = block.of(gates[o]) if o < len(gates) else None
-                    _, dh, db, _ = long_conv.convolve_backward(
-                        block.of(dy), block.of(u), filters[o, block.own], bias[o, block.channels], gate, over=True,
-                        segments=segments and segments.part(block.windows))
-                    dfilters[o, block.own], dbias[o, block.channels] = dh, db
-                dy = u  # it is the gradient now
-            returning.append(self._send_tokens(received))
+                    gate, dgate = ((block.of(gates[o]), block.of(gradients[o + 1])) if o < len(gates) else (None, None))
+                    dfilters[o, block.own], dbias[o, block.channels] = _gradients(
+                        kernels, block.of(dy), block.of(u), filters[o, block.own], bias[o, block.channels],
+                        block.of(du), gate, dgate, segments and segments.part(block.windows))
+                dy = du
+            returning.append(self._send_tokens(gradients))
         return self._receive_channels(returning), dfilters, dbias
 
     def _kernels(self, inputs: Tensor, filters: Tensor) -> ModuleType | None:
-        """Those that convolve the rows where they arrived; None: torch does, of rows with their tokens in order."""
-        if len(filters) > 1:
-            return None
+        """Those that convolve the rows; None: torch does."""
         dtype = torch.float64 if filters.dtype == torch.float64 else inputs.dtype
         return slice_kernels(self._backend, inputs.device, dtype)
 
@@ -249,6 +251,16 @@ def _by_channels(owned: range, batch: int, *, own: int, channels: int) -> list[_
                   slice(start % batch, (stop - 1) % batch + 1),
                   *(slice(base + start // batch, base + (stop - 1) // batch + 1) for base in (own, channels)))
         for start, stop in pairwise(edges) if start < stop]
+
+
+def _gradients(kernels: ModuleType | None, dy: Tensor, u: Tensor, h: Tensor, bias: Tensor, du: Tensor,
+               gate: Tensor | None, dgate: Tensor | None, segments: Segments | None) -> tuple[Tensor, Tensor]:
+    """Of a convolution of rows with their tokens in order, [B', c, L]: those at u and at the gate go to du and dgate,
+    which by torch are u and the gate themselves; returns those at h and bias."""
+    if kernels:
+        return kernels.convolve_backward(dy, u, h, bias, du, gate, dgate, segments=segments)
+    _, dh, dbias, _ = long_conv.convolve_backward(dy, u, h, bias, gate, over=True, segments=segments)
+    return dh, dbias
 
 
 def _tokens_in_order(x: Tensor) -> Tensor:

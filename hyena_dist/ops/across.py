@@ -68,7 +68,7 @@ class Across:
     """The backend (`ops.mix.Backend`) of a slice.
 
     Args:
-        kernels: `ops.triton.across`, where it is to compute what is local, of order 2.
+        kernels: `ops.triton.across`, where it is to compute what is local.
     """
 
     keeps_spectra = False
@@ -90,8 +90,7 @@ class Across:
         if self._kernels:
             halo = self._halo(blocks, reach)
             given = self._given(blocks, halo, weights, segments)
-            conv, kept = self._exchange.convolve(self._kernels.enter(*given)[None], weights.filters, weights.bias,
-                                                 segments)
+            conv, kept = self._exchange.convolve(self._kernels.enter(*given), weights.filters, weights.bias, segments)
             return self._kernels.leave(*given, conv), [halo, conv, *kept]
         work = Workspace(compute_dtype(p, weights.bias), p.device)
         short = _short_conv(p, weights, work, self._positions(segments, p))
@@ -125,7 +124,7 @@ class Across:
         given, conv = self._given(blocks, halo, weights, segments), conv.contiguous()
         dhalo_gate, dgate = self._kernels.leave_backward(*given, conv, dy)
         dinputs, dfilters, dbias = self._exchange.convolve_backward(conv, weights.filters, weights.bias, kept, segments)
-        dhalo_rest, drest = self._kernels.enter_backward(*given, dinputs[0])
+        dhalo_rest, drest = self._kernels.enter_backward(*given, dinputs)
         self._add_from_right(blocks, torch.cat([dhalo_gate, dhalo_rest], dim=1))
         dweight, dshort_bias = torch.cat([dgate, drest]).flatten(0, 1).split([_reach(weights) + 1, 1], dim=1)
         return MixWeights(dweight.to(weights.short_weight.dtype), dshort_bias[:, 0].to(weights.short_bias.dtype),

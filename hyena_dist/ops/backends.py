@@ -94,12 +94,10 @@ def slice_kernels(backend: str, device: torch.device, dtype: torch.dtype) -> Mod
 
 
 def across_kernels(backend: str, asked: Asked) -> ModuleType | None:
-    """`ops.triton.across`, if it is to compute what stands around the convolution of a slice of the tokens; None: torch
-    does, as above."""
+    """`ops.triton.across`, if it is to compute what stands around the convolutions of a slice of the tokens; None:
+    torch does, as above."""
     reason = None
-    if asked.order != 2:
-        reason = f"over context ranks the kernels are of order 2, the model is of order {asked.order}"
-    elif asked.taps > MOST_TAPS:
+    if asked.taps > MOST_TAPS:
         reason = f"the kernels take short convolutions of at most {MOST_TAPS} taps, got {asked.taps}"
     return _chosen("across", backend, asked.device, asked.dtype, reason)
 

@@ -31,9 +31,12 @@ class _NoExchange:
 
 @pytest.mark.parametrize(("batch", "channels"), [(1, 8), (2, 8), (4, 6), (2, 4)])  # the last two may cut a batch
 @pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("backend", ["torch", "triton"])
 def test_which_rows_a_rank_owns_is_not_asked_of_the_device(monkeypatch: pytest.MonkeyPatch, batch: int, channels: int,
-                                                           groups: int) -> None:
-    """Nor what its filters' channels are, which are asked for at once."""
+                                                           groups: int, backend: str) -> None:
+    """Nor what its filters' channels are, which are asked for at once. Of order 3, by torch and by kernels."""
+    if backend == "triton":
+        pytest.importorskip("triton", reason="needs the extra `kernels`")
     monkeypatch.setattr(context, "Exchange", _NoExchange)
     asked: list[list[slice]] = []
 
@@ -46,7 +49,8 @@ def test_which_rows_a_rank_owns_is_not_asked_of_the_device(monkeypatch: pytest.M
     for rank in range(4):
         inputs = torch.empty(2, batch, channels, 8, device=META)
         with CallCounter(META) as counter:
-            exchange = context.AllToAll(Axis(None, rank, 4), batch=batch, channels=channels, groups=groups)
+            exchange = context.AllToAll(Axis(None, rank, 4), batch=batch, channels=channels, groups=groups,
+                                        backend=backend)
             filters = exchange.filters(mixer_filter, 8)
             y, kept = exchange.convolve(inputs, filters, bias)
             gradients = exchange.convolve_backward(y, filters, bias, kept)
@@ -54,6 +58,9 @@ def test_which_rows_a_rank_owns_is_not_asked_of_the_device(monkeypatch: pytest.M
         assert y.shape == (batch, channels, 8)
         assert [gradient.shape for gradient in gradients] == [inputs.shape, filters.shape, bias.shape]
         assert counter.waits == {}
+        by_kernels = {name for _, name in counter.operators if name.startswith("hyena.convolve")}
+        assert by_kernels == ({"hyena.convolve.default", "hyena.convolve_backward.default"} if backend == "triton"
+                              else set())
     covered = {channel for parts in asked for part in parts for channel in range(part.start, part.stop)}
     assert covered == set(range(channels))
     with CallCounter(META) as counter:  # the control

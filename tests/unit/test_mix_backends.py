@@ -7,7 +7,7 @@ from torch import Tensor
 from hyena_dist.model.context import DistributedFft
 from hyena_dist.ops import hyena as hyena_module
 from hyena_dist.ops.across import Across
-from hyena_dist.ops.backends import mix_kernels
+from hyena_dist.ops.backends import across_kernels, mix_kernels
 from hyena_dist.ops.hyena import HyenaWeights, hyena, hyena_reference
 from hyena_dist.ops.mix import Asked, MixWeights, mix_reference
 from hyena_dist.ops.segments import Segments
@@ -82,6 +82,18 @@ def test_kernels_take_segments_and_orders_where_they_are_asked_for(monkeypatch):
     for asked in (plain._replace(segmented=True), plain._replace(order=3)):
         assert mix_kernels("triton", asked) is kernels
         assert mix_kernels("auto", asked) is None
+
+
+def test_over_context_ranks_kernels_take_any_order_where_they_are_asked_for(monkeypatch):
+    """But `auto` takes none. The control: more taps than they take are refused, of any order."""
+    kernels = pytest.importorskip("hyena_dist.ops.triton.across", reason="needs the extra `kernels`")
+    monkeypatch.setattr("hyena_dist.ops.backends._interpreted", lambda: True)
+    monkeypatch.setattr("hyena_dist.ops.backends._capability", lambda _device: (9, 0))
+    for order in (2, 3, 5):
+        asked = Asked(torch.device("cpu"), torch.bfloat16, order=order, taps=3, length=1024, segmented=True)
+        assert across_kernels("triton", asked) is kernels
+        assert across_kernels("triton", asked._replace(taps=9)) is None
+        assert across_kernels("auto", asked) is None
 
 
 def test_a_slice_refuses_segments_and_fewer_tokens_than_the_short_convolution_reaches():

@@ -30,8 +30,10 @@ FAST = {
     "one kernel bf16": BFLOAT16, "three kernels 601": FLOAT16, "bytes, one kernel": 0.05, "order 3": FLOAT32,
     "segments": FLOAT32, "one kernel 251, no taps": FLOAT32, "slices": FLOAT32, "a slice in segments": FLOAT32,
     "kept spectra": EQUAL,
+    "a slice of order 3": FLOAT32, "rows with a gate": FLOAT32, "bytes, around a slice of order 3": 0.05,
 }
-CONTROLS = ("control", "control of tables", "control of segments", "control of spectra", "control of addresses")
+CONTROLS = ("control", "control of tables", "control of segments", "control of spectra", "control of addresses",
+            "control of inner gates")
 HARD = {f"{what}, {name}": FLOAT32 if "float32" in name else BFLOAT16
         for what in ("zeros", "constant", "tone", "loud", "huge", "tiny", "nan")
         for name in ("one kernel", "one kernel, float32", "three kernels", "three kernels, float32")}
@@ -41,8 +43,12 @@ SLOW = HARD | {
     "three kernels 601, order 3, no taps": FLOAT32, "order 3, three kernels": 2 * FLOAT16, "order 3, cufft": FLOAT32,
     "slices of half precision": FLOAT16, "slices, three kernels": FLOAT16, "slices, cufft": FLOAT32,
     "slices in segments": FLOAT32, "a slice": FLOAT32, "a slice of 4 taps": FLOAT32, "a slice of one tap": FLOAT32,
-    "a slice of half precision": 3 * FLOAT16, "segments, order 3": FLOAT32, "segments, three kernels": FLOAT16,
-    "segments, cufft": FLOAT32,
+    "a slice of half precision": 3 * FLOAT16, "a slice of order 3, half precision": 3 * FLOAT16,
+    "a slice of order 4, channel by channel": FLOAT32, "rows with a gate, half precision": FLOAT16,
+    "rows with a gate, three kernels": FLOAT16, "rows with a gate, cufft": FLOAT32,
+    "rows with a gate in segments": FLOAT32, "segments, order 3": FLOAT32, "bytes, around a slice": 0.05,
+    "bytes, around a slice of order 4, channel by channel": 0.05, "bytes, rows with a gate": 0.05,
+    "segments, three kernels": FLOAT16, "segments, cufft": FLOAT32,
     "three kernels 9973": FLOAT16, "three kernels 9973, float32": FLOAT32, "three tokens": 2 * FLOAT16,
     "one token": FLOAT32, "operator of order 3": FLOAT32, "operator in segments": FLOAT32, "far apart": FLOAT16,
     "registration": FLOAT32, "bytes, order 3": 0.05, "kept spectra, order 3": EQUAL,
@@ -119,11 +125,13 @@ def test_whole_models(models, name):
 @pytest.mark.slow
 @needs_triton
 def test_context_ranks_by_kernels():
-    """Two ranks exchange rows, which kernels convolve where they arrive; and whole models are trained under ZeRO and
+    """Two ranks exchange rows, which kernels convolve, of orders 2 to 4; and whole models are trained under ZeRO and
     FSDP2, over data, context and tensor ranks, also with recomputation, as by one process with torch's operations."""
     found = run_cases([], "tests.triton_ranks")
     print(found)
-    assert set(found) == {"whole", "recomputed", "segments", "3, data", "fsdp, context", "1, tensor"}
+    assert min(found.pop("control").values()) > WRONG
+    assert set(found) == {"whole", "recomputed", "segments", "order 3", "order 4, segments, recomputed", "3, data",
+                          "fsdp, context", "1, tensor"}
     for errors in found.values():
         assert largest(errors) < (WEIGHTS if "training" in errors else FLOAT32)
 

@@ -102,33 +102,45 @@ def test_kernels_on_a_gpu_with_less_shared_memory(length, dtype):
     check(launched(length, dtype, wide=False), 80, NARROW_MEMORY, factor=4)
 
 
-def in_slices(length: int, dtype: torch.dtype, segmented: bool) -> list[Launch]:
-    """Of the rows that an all-to-all of four ranks delivers, and of what stands around their convolution."""
+def in_slices(length: int, dtype: torch.dtype, segmented: bool, order: int) -> list[Launch]:
+    """Of the rows that an all-to-all of four ranks delivers, with a gate of order 3, and of what stands around their
+    convolutions."""
     slices, here = 4, length // 4
-    u, dy = (torch.zeros(slices, 2, 2, here, dtype=dtype) for _ in range(2))
+    u, dy, du = (torch.zeros(slices, 2, 2, here, dtype=dtype) for _ in range(3))
+    gate, dgate = (torch.zeros(2, 2, length, dtype=dtype) if order > 2 else None for _ in range(2))
+    if order > 2:
+        u, dy, du = (torch.zeros(2, 2, length, dtype=dtype) for _ in range(3))
     h, direct = torch.zeros(2, length), torch.zeros(2)
     segments = Segments((0, length // 2, length), 2, length) if segmented else None
-    p, halo = torch.zeros(2, 3, 2, here, dtype=dtype), torch.zeros(2, 3, 2, 2, dtype=dtype)
+    p, halo = (torch.zeros(2, order + 1, 2, tokens, dtype=dtype) for tokens in (here, 2))
     positions = torch.zeros(2, here, dtype=torch.int32) if segmented else None
-    given = p, halo, torch.zeros(6, 3), torch.zeros(6), positions
+    given = p, halo, torch.zeros(2 * order + 2, 3), torch.zeros(2 * order + 2), positions
     conv = torch.zeros(2, 2, here, dtype=dtype)
 
     def work() -> None:
-        arrived.convolve(u, h, direct, torch.zeros_like(u), segments)
-        arrived.convolve_backward(dy, u, h, direct, torch.zeros_like(u), segments)
+        arrived.convolve(u, h, direct, gate, out=du, segments=segments)
+        arrived.convolve_backward(dy, u, h, direct, du, gate, dgate, segments=segments)
         across.enter(*given)
         across.leave(*given, conv)
         across.leave_backward(*given, conv, conv.clone())
-        across.enter_backward(*given, conv)
+        across.enter_backward(*given, torch.zeros(order - 1, *conv.shape, dtype=dtype))
 
     return launches(work)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("length", "segmented"), [(8192, False), (8192, True), (131072, False), (2**22 + 64, False)])
-def test_context_ranks_on_a_hopper(length, segmented):
+@pytest.mark.parametrize(("length", "segmented", "order"), [
+    (8192, False, 2), (8192, True, 2), (131072, False, 2), (2**22 + 64, False, 2), (8192, False, 3), (8192, True, 3),
+    (131072, False, 3)])
+def test_context_ranks_on_a_hopper(length, segmented, order):
     """The longest go by cuFFT."""
-    check(in_slices(length, torch.bfloat16, segmented), 90, WIDE_MEMORY, factor=2)
+    check(in_slices(length, torch.bfloat16, segmented, order), 90, WIDE_MEMORY, factor=2)
+
+
+@pytest.mark.slow
+def test_third_order_of_context_ranks_on_a_gpu_with_less_shared_memory():
+    check([launch for launch in in_slices(8192, torch.bfloat16, True, 3) if launch.name.startswith("across.")], 80,
+          NARROW_MEMORY)
 
 
 @pytest.mark.slow
@@ -145,20 +157,22 @@ def test_everything_of_size_one_is_compiled(plan):
     """Arguments that are 1 become constants, whose operations Triton knows fewer of: one window of one channel and one
     token."""
     one = torch.zeros(1, 1, 1, dtype=torch.bfloat16)
-    p, arriving = one.expand(1, 3, 1, 1).contiguous(), one[None]
-    h, direct, short = torch.zeros(1, 1), torch.zeros(1), (torch.zeros(3, 1), torch.zeros(3))
-    run = Operator.whole(p, *short, plan)
-    given = p, torch.zeros(1, 3, 1, 0, dtype=torch.bfloat16), *short, None
+    h, direct = torch.zeros(1, 1), torch.zeros(1)
 
     def work() -> None:
-        run.mix(h[None], direct[None])
-        run.mix_backward(one.clone(), h[None], direct[None])
-        arrived.convolve(arriving, h, direct, arriving.clone(), None)
-        arrived.convolve_backward(arriving.clone(), arriving, h, direct, arriving.clone(), None)
-        across.enter(*given)
-        across.leave(*given, one)
-        across.leave_backward(*given, one.clone(), one.clone())
-        across.enter_backward(*given, one)
+        for order in (2, 3):
+            p, short = one.new_zeros(1, order + 1, 1, 1), (torch.zeros(order + 1, 1), torch.zeros(order + 1))
+            filters = torch.zeros(order - 1, 1, 1), torch.zeros(order - 1, 1)
+            run, given = Operator.whole(p, *short, plan), (p, p[..., :0], *short, None)
+            run.mix(*filters)
+            run.mix_backward(one.clone(), *filters)
+            across.enter(*given)
+            across.leave(*given, one)
+            across.leave_backward(*given, one.clone(), one.clone())
+            across.enter_backward(*given, torch.stack([one] * (order - 1)))
+        for u, gate, dgate in ((one[None], None, None), (one, one.clone(), one.clone())):
+            arrived.convolve(u, h, direct, gate, out=u.clone(), segments=None)
+            arrived.convolve_backward(u.clone(), u, h, direct, u.clone(), gate, dgate, segments=None)
 
     for launch in launches(work):
         assert not report(launch).serialized

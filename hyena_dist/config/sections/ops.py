@@ -13,11 +13,12 @@ class OpsSection:
     """Which code computes the operators; never changes what they mean."""
 
     backend: str = "auto"
-    """Of the Hyena operator on one context rank, of norms, GELU and filters on any. torch; triton: kernels of the extra
-    `kernels`, on CUDA, of the operator with at most 8 taps, elsewhere torch, and the log says so; cudnn, flashfftconv:
-    the long convolution by that library where it is installed, the rest by torch (`ops/libraries.py`; never timed);
-    auto: triton where it was measured and checked: on GPUs of capability 9.0 (H100, H200), at order 2 without segments,
-    at the lengths and in the dtypes of `ops/backends.py` and `ops/triton/plans.py`."""
+    """Of the Hyena operator, of norms, GELU and filters. torch; triton: kernels of the extra `kernels`, on CUDA, of the
+    operator with at most 8 taps, elsewhere torch, and the log says so (the transforms of
+    parallel.context_method=distributed_fft are torch's); cudnn, flashfftconv: on one context rank the long convolution
+    by that library where it is installed, the rest by torch (`ops/libraries.py`; never timed); auto: triton where it
+    was measured and checked: on GPUs of capability 9.0 (H100, H200), the operator on one context rank at order 2
+    without segments, at the lengths and in the dtypes of `ops/backends.py` and `ops/triton/plans.py`."""
 
     def __post_init__(self) -> None:
         one_of("ops", "backend", self.backend, BACKENDS)
