@@ -75,36 +75,40 @@ def gelu(tokens: int, width: int, dtype: torch.dtype, scale: float = 2.0,
             "dbias": relative(dbias, dh.sum(0)), "outside": 0.0 if bands.whole() else float("inf")}
 
 
-def one_kernel(tokens: int, width: int, inner: int, dtype: torch.dtype, *, residual: torch.dtype | None = None,
-               bias: bool = True, scale: float = 1.0,
+def one_kernel(tokens: int, width: int, inner: int, dtype: torch.dtype, *, stream: torch.dtype | None = None,
+               normed: bool = True, bias: bool = True, scale: float = 1.0,
                change: Callable[[Tensor], Tensor] = lambda w: w) -> dict[str, float]:
-    """The MLP in one kernel, both directions; y is of the residual's dtype, float32 without one. The control has
-    another second weight."""
+    """The MLP in one kernel, both directions, with the residual where x is of a `stream` of some dtype, which y is then
+    of. The control has another second weight."""
     torch.manual_seed(width + inner)
     bands = Bands()
-    found_g = None
-    if residual == FP32:  # its gradient is of float32
-        found_g = bands.around(torch.full((tokens, width), float("nan"), dtype=dtype))
-    shapes = (tokens, width), (inner, width), (inner,), (width, inner), (width,), (tokens, width)
-    factors = scale, width**-0.5, 0.3, inner**-0.5, 1.0, 1.0
-    n, first, first_bias, second, second_bias, dy = (
-        bands.around((normal(*shape) * factor).to(dtype)) for shape, factor in zip(shapes, factors, strict=True))
-    dy = dy if found_g is None else bands.around(normal(tokens, width))
-    added = None if residual is None else bands.around(normal(tokens, width, dtype=residual))
-    leaf, left = (t.double().requires_grad_() for t in (n, first_bias))
-    h = torch.nn.functional.linear(leaf, first.double(), left)
+    factors = {(inner, width): scale * width**-0.5, (inner,): 0.3, (width, inner): inner**-0.5, (width,): 1.0}
+    first, first_bias, second, second_bias = (bands.around((normal(*shape) * factor).to(dtype))
+                                              for shape, factor in factors.items())
+    weight, shift = (bands.around(t) for t in (1 + 0.2 * normal(width), normal(width)))
+    x, dy = (bands.around(t.to(dtype).to(stream or dtype)) for t in (2 * normal(tokens, width), normal(tokens, width)))
+    leaves = [t.double().requires_grad_() for t in (x, first_bias, second_bias, weight, shift)]
+    n = torch.nn.functional.layer_norm(leaves[0], (width,), *leaves[3:], 1e-5) if normed else leaves[0] + 0
+    h = torch.nn.functional.linear(n, first.double(), leaves[1])
     a = torch.nn.functional.gelu(h, approximate="tanh")
-    want = torch.nn.functional.linear(a, change(second).double(), second_bias.double() if bias else None)
-    dn, dh, dbias = gradients(want, dy, leaf, h, left)
-    y, found_dn = (bands.around(torch.full((tokens, width), float("nan"), dtype=residual or FP32)) for _ in range(2))
-    found_a, found_dh = (bands.around(torch.full((tokens, inner), float("nan"), dtype=dtype)) for _ in range(2))
+    y = torch.nn.functional.linear(a, change(second).double(), leaves[2] if bias else None)
+    y = y if stream is None else y + leaves[0]
+    dx, dh, *dlast = torch.autograd.grad(y, [leaves[0], h, *leaves[1:]], dy.double(), allow_unused=True)
+    found = {name: bands.around(torch.full((tokens, columns), float("nan"), dtype=kind)) for name, columns, kind in (
+        ("y", width, stream or dtype), ("n", width, dtype), ("g", width, dtype), ("a", inner, dtype),
+        ("dh", inner, dtype), ("dx", width, stream or dtype))}
+    norm, low = (weight, shift) if normed else (None, None), dy.dtype == dtype
     with bands.of_everything_made():
-        mlp_kernels.forward(n, first, first_bias, second, second_bias if bias else None, added, y)
-        sums = mlp_kernels.backward(n, dy, first, first_bias, second, found_a, found_dh, found_dn, found_g)
-    total = want.detach() + (0 if added is None else added.double())
-    pairs = {"y": (y, total), "a": (found_a, a.detach()), "dh": (found_dh, dh), "dn": (found_dn, dn),
-             "dbias": (sums[:inner], dbias), "dlast": (sums[inner:], dy.double().sum(0)),
-             "g": (dy if found_g is None else found_g, dy)}
+        mlp_kernels.forward(x, *norm, 1e-5, first, first_bias, second, second_bias if bias else None,
+                            stream is not None, found["y"])
+        sums = mlp_kernels.backward(x, *norm, 1e-5, dy, first, first_bias, second, stream is not None, found["n"],
+                                    None if low else found["g"], found["a"], found["dh"], found["dx"])
+    wanted = {"y": y, "n": n, "a": a, "dh": dh, "dx": dx, "g": dy}
+    pairs = {name: (found[name], want.detach()) for name, want in wanted.items() if name != "g" or not low}
+    names = ("dfirst_bias", "dsecond_bias", "dnorm_weight", "dnorm_bias")
+    for name, piece, want in zip(names, sums.split([inner, width, width, width]), dlast, strict=True):
+        if want is not None:
+            pairs[name] = piece, want
     return {name: relative(*pair) for name, pair in pairs.items()} | {"outside": 0.0 if bands.whole() else float("inf")}
 
 
@@ -199,12 +203,13 @@ def declared() -> dict[str, float]:
     trunk = [normal(16, 5), normal(16), normal(16, 16), normal(16), normal(16, 16), normal(16)]
     stacks = {2: torch.stack(trunk[2::2]), 3: torch.stack(trunk[1::2])}
     of_filter = trunk, freq, last, decay, 0.05
-    wide, first, second = normal(150, 40).to(FP16), normal(70, 40).to(FP16), normal(40, 70).to(FP16)
-    inner = normal(150, 70).to(FP16)
-    calls = {"mlp": (mlp_kernels.forward, (wide, first, first[:, 0].contiguous(), second, None, wide.float(),
-                                           wide.float())),
-             "mlp_backward": (mlp_kernels.backward, (wide, wide.float(), first, first[:, 0].contiguous(), second, inner,
-                                                     inner.clone(), wide.clone(), wide.clone())),
+    low, first, second, inner = (normal(*shape).to(FP16) for shape in ((150, 40), (70, 40), (40, 70), (150, 70)))
+    wide, scales = normal(150, 40), (normal(40), normal(40))
+    of_mlp = wide, *scales, 1e-5
+    calls = {"mlp": (mlp_kernels.forward, (*of_mlp, first, first[:, 0].contiguous(), second, second[:, 0].contiguous(),
+                                           True, wide.clone())),
+             "mlp_backward": (mlp_kernels.backward, (*of_mlp, wide.clone(), first, first[:, 0].contiguous(), second,
+                                                     True, low, low.clone(), inner, inner.clone(), wide.clone())),
              "norm": (norm_kernels.forward, (x, weight, weight, 1e-5, BF16)),
              "norm, padded": (norm_kernels.forward, (x, weight, weight, 1e-5, BF16, 8)),
              "norm_backward": (norm_kernels.backward, (x, x.to(BF16), weight, 1e-5, dx, residual)),
@@ -214,7 +219,7 @@ def declared() -> dict[str, float]:
              "filter_backward": (filter_kernels.backward, (features, dh, *of_filter))}
     errors = {}
     for name, (function, arguments) in calls.items():
-        weights = [t for t in arguments if isinstance(t, Tensor) and t.shape in ((70,), (70, 40), (40, 70))]
+        weights = [t for t in arguments if isinstance(t, Tensor) and t.shape in ((40,), (70,), (70, 40), (40, 70))]
         traffic = Traffic([weight, freq, last, decay, *trunk, *stacks.values(), *weights])
         with traffic.counted(), patch.object(torch, "stack", lambda parts: stacks[len(parts)]):
             result = function(*arguments)
@@ -244,11 +249,11 @@ CASES: dict[str, Callable[[], dict[str, float]]] = {
     "gelu fp16": lambda: gelu(1, 256, FP16),
     "mlp": lambda: whole(whole_mlp, (7, 2, 12), (48, 12), (48,), (12, 48), (12,), (12,), (12,)),
     "mlp fp16": lambda: whole(whole_mlp, (7, 2, 12), (48, 12), (48,), (12, 48), (12,), (12,), (12,), product=FP16),
-    "one kernel": lambda: one_kernel(150, 40, 70, FP16, residual=FP32),
-    "one kernel, large": lambda: one_kernel(7, 16, 64, FP16, scale=30.0, bias=False),
-    "one kernel bf16": lambda: one_kernel(130, 128, 96, BF16, residual=BF16),
-    "one kernel, 256": lambda: one_kernel(9, 256, 96, FP16, residual=FP32),
-    "one kernel, one token": lambda: one_kernel(1, 7, 5, FP16, residual=FP16, bias=False),
+    "one kernel": lambda: one_kernel(150, 40, 70, FP16, stream=FP32),
+    "one kernel, large": lambda: one_kernel(7, 16, 64, FP16, scale=30.0, bias=False, normed=False),
+    "one kernel bf16": lambda: one_kernel(130, 128, 96, BF16, stream=FP32),
+    "one kernel, 256": lambda: one_kernel(9, 256, 96, FP16),
+    "one kernel, one token": lambda: one_kernel(1, 7, 5, FP16, stream=FP16, normed=False),
     "one kernel, control": lambda: one_kernel(9, 16, 64, FP16, change=lambda w: w.flip(1)),
     "linear": lambda: whole(whole_linear, (7, 3, 12), (5, 12), (5,), (12,), (12,)),
     "to channels": lambda: whole(whole_channels, (7, 3, 12), (5, 12), (5,), (12,), (12,)),

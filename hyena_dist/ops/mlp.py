@@ -1,8 +1,8 @@
 """The MLP with the layer norm before it: y = second_weight gelu(first_weight norm(x) + first_bias) + second_bias.
 
 Works in chunks of tokens, so that the products are all that touches memory: GELU costs a CPU as much as the product
-before it when its inner tensor leaves the cache. On a GPU one kernel does both products and what is between them, where
-there is one (`ops.triton.mlp`). GELU is by tanh, as published.
+before it when its inner tensor leaves the cache. On a GPU one kernel does all of it, where there is one
+(`ops.triton.mlp`). GELU is by tanh, as published.
 
 Legend: D channels, I inner channels (of this tensor rank).
 """
@@ -49,10 +49,10 @@ def mlp(x: Tensor, weights: MLPWeights, norm: NormWeights | None = None, *, resi
         recompute: bool = False, backend: str = "auto") -> Tensor:
     """x [..., D] -> [..., D]. Saves x and the first product [..., I]; with `recompute`, or where one kernel does it
     all, x only. With `residual` it adds x, not normalised. `backend`: of the whole or of GELU (`ops.backends`)."""
-    dtype = product_dtype(x)
-    whole = mlp_kernels(backend, x.device, dtype, x.shape[-1])
-    options = _Options(residual, bool(recompute or whole) or not torch.is_grad_enabled(), dtype, whole,
-                       None if whole else gelu_kernels(backend, x.device, dtype))
+    dtype, recompute = product_dtype(x), recompute or not torch.is_grad_enabled()
+    if (kernels := mlp_kernels(backend, x.device, dtype, x.shape[-1])) is not None:
+        return _OneKernel.apply(x, kernels, residual, dtype, *weights, *(norm or NO_NORM))
+    options = _Options(residual, recompute, dtype, gelu_kernels(backend, x.device, dtype))
     return _MLP.apply(x, options, *weights, *(norm or NO_NORM))
 
 
@@ -66,16 +66,13 @@ class _Options(NamedTuple):
     residual: bool
     recompute: bool
     dtype: torch.dtype
-    whole: ModuleType | None
-    """Kernels of the whole MLP,"""
-    gelu: ModuleType | None
-    """or of GELU."""
+    kernels: ModuleType | None
 
 
 class _MLP(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, options: _Options, *tensors: Any) -> Tensor:
-        norm, (residual, recompute, dtype, whole, gelu) = tensors[4:], options
+        norm, (residual, recompute, dtype, kernels) = tensors[4:], options
         first, first_bias, second, second_bias = lowered(dtype, *tensors[:4])
         tape, rows = NormTape(norm, compute_dtype(x, first), dtype), x.flatten(0, -2)
         inner = None if recompute else torch.empty(len(rows), len(first), dtype=dtype, device=x.device)
@@ -84,13 +81,10 @@ class _MLP(torch.autograd.Function):
         work = Workspace(dtype, x.device)
         with without_autocast(x):
             for part in token_chunks(len(rows), len(first), x.device):
-                n, added = tape.forward(rows[part]), rows[part] if residual else None
-                if whole:
-                    whole.forward(n, first, first_bias, second, second_bias, added, y[part])
-                    continue
+                n = tape.forward(rows[part])
                 h = torch.addmm(first_bias, n, first.t(),
                                 out=work("h", len(n), len(first)) if inner is None else inner[part])
-                _second_product(_gelu(h, work, gelu), second, second_bias, added, y[part])
+                _second_product(_gelu(h, work, kernels), second, second_bias, rows[part] if residual else None, y[part])
         ctx.save_for_backward(x, inner, *tensors[:4], *norm[:2])
         ctx.options, ctx.norm = options, norm[2:]
         return y.view(x.shape)
@@ -100,60 +94,80 @@ class _MLP(torch.autograd.Function):
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, inner, *tensors = ctx.saved_tensors
         weights, norm = MLPWeights(*tensors[:4]), (*tensors[4:], *ctx.norm)
-        residual, _, dtype, *_ = ctx.options
-        lower = MLPWeights(*lowered(dtype, *weights))
-        tape = NormTape(norm, compute_dtype(x, weights.first_weight), dtype)
+        residual, _, dtype, kernels = ctx.options
+        first, second = lowered(dtype, weights.first_weight, weights.second_weight)
+        tape = NormTape(norm, compute_dtype(x, first), dtype)
         rows, grads = x.flatten(0, -2), dy.flatten(0, -2)
         dx = torch.empty(rows.shape, dtype=x.dtype, device=x.device)
-        dfirst = dfirst_bias = dsecond = dsecond_bias = None
+        dfirst = dfirst_bias = dsecond = None
         work = Workspace(dtype, x.device)
         with without_autocast(x):
-            for part in token_chunks(len(rows), len(lower.first_weight), x.device):
-                n = tape.forward(rows[part])
-                found = _backward(n, grads[part], lower, None if inner is None else inner[part], tape.reads, work,
-                                  ctx.options)
-                dsecond = accumulate_product(dsecond, found.g.t(), found.a, weights.second_weight.dtype)
-                dfirst = accumulate_product(dfirst, found.dh.t(), n, weights.first_weight.dtype)
-                dfirst_bias = accumulate(dfirst_bias, found.dfirst_bias.to(weights.first_bias.dtype))
-                if weights.second_bias is not None:
-                    dsecond_bias = accumulate(dsecond_bias, found.dsecond_bias.to(weights.second_bias.dtype))
-                tape.backward(found.dn, dx[part], grads[part] if residual else None)
+            for part in token_chunks(len(rows), len(first), x.device):
+                n, g = tape.forward(rows[part]), grads[part].to(dtype)
+                wide = len(n), len(first)
+                if inner is None:
+                    h = torch.addmm(weights.first_bias.to(dtype), n, first.t(), out=work("h", *wide))
+                else:
+                    h = inner[part]
+                da = torch.mm(g, second, out=work("da", *wide))
+                if kernels:
+                    a, dh = work("a", *wide), da
+                    dbias = kernels.backward(h, dh, a).to(weights.first_bias.dtype)
+                else:
+                    a, dh = _gelu_backward(h, da, work)
+                    dbias = dh.sum(0, dtype=weights.first_bias.dtype)
+                dsecond = accumulate_product(dsecond, g.t(), a, weights.second_weight.dtype)
+                dfirst = accumulate_product(dfirst, dh.t(), n, weights.first_weight.dtype)
+                dfirst_bias = accumulate(dfirst_bias, dbias)
+                dn = (torch.mm(dh, first, out=work("dn", *n.shape)) if dtype == tape.reads
+                      else product(dh, first, tape.reads))
+                tape.backward(dn, dx[part], grads[part] if residual else None)
+            dsecond_bias = None if weights.second_bias is None else grads.sum(0, dtype=weights.second_bias.dtype)
         return dx.view(x.shape), None, dfirst, dfirst_bias, dsecond, dsecond_bias, *tape.gradients()
 
 
-class _Inner(NamedTuple):
-    """Of one chunk of tokens: the gradient at y in the dtype of the products; a = gelu(h) [n, I] and the gradient at h;
-    the gradients at the normalised x and at the biases, these in float32 at least."""
+class _OneKernel(torch.autograd.Function):
+    """The same by `ops.triton.mlp`, in chunks of tokens in the backward pass alone."""
 
-    g: Tensor
-    a: Tensor
-    dh: Tensor
-    dn: Tensor
-    dfirst_bias: Tensor
-    dsecond_bias: Tensor
+    @staticmethod
+    def forward(ctx, x: Tensor, kernels: ModuleType, residual: bool, dtype: torch.dtype, *tensors: Any) -> Tensor:
+        rows, lower = x.flatten(0, -2).contiguous(), _contiguous(*lowered(dtype, *tensors[:4]))
+        norm = _contiguous(*lowered(torch.float32, *tensors[4:6]))
+        y = torch.empty(rows.shape, dtype=torch.promote_types(dtype, x.dtype) if residual else dtype, device=x.device)
+        kernels.forward(rows, *norm, tensors[6], *lower, residual, y)
+        ctx.save_for_backward(x, *tensors[:6])
+        ctx.options = kernels, residual, dtype, tensors[6]
+        return y.view(x.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
+        (x, *tensors), (kernels, residual, dtype, eps) = ctx.saved_tensors, ctx.options
+        first, first_bias, second, _ = _contiguous(*lowered(dtype, *tensors[:4]))
+        norm, rows = _contiguous(*lowered(torch.float32, *tensors[4:])), x.flatten(0, -2).contiguous()
+        grads = dy.flatten(0, -2).contiguous()
+        dx = torch.empty(rows.shape, dtype=x.dtype, device=x.device)
+        dfirst = dsecond = sums = None
+        work, (inner, width) = Workspace(dtype, x.device), first.shape
+        with without_autocast(x):
+            for part in token_chunks(len(rows), inner, x.device):
+                g, count = grads[part], len(rows[part])
+                lower = None if g.dtype == dtype else work("g", count, width)
+                n, a, dh = work("n", count, width), work("a", count, inner), work("dh", count, inner)
+                found = kernels.backward(rows[part], *norm, eps, g, first, first_bias, second, residual, n, lower, a,
+                                         dh, dx[part])
+                dfirst = accumulate_product(dfirst, dh.t(), n, tensors[0].dtype)
+                dsecond = accumulate_product(dsecond, (g if lower is None else lower).t(), a, tensors[2].dtype)
+                sums = accumulate(sums, found)
+        assert sums is not None
+        pieces = sums.split([inner, width, width, width])
+        dfirst_bias, dsecond_bias, *dnorm = (None if origin is None else piece.to(origin.dtype) for piece, origin in
+                                             zip(pieces, (tensors[1], *tensors[3:]), strict=True))
+        return dx.view(x.shape), None, None, None, dfirst, dfirst_bias, dsecond, dsecond_bias, *dnorm, None, None
 
 
-def _backward(n: Tensor, dy: Tensor, weights: MLPWeights, inner: Tensor | None, reads: torch.dtype, work: Workspace,
-              options: _Options) -> _Inner:
-    """From the normalised x, weights in the dtype of the products, and h where it was kept; dn is of dtype `reads`."""
-    first, first_bias, second, _ = weights
-    wide = len(n), len(first)
-    if options.whole:
-        g = None if dy.dtype == n.dtype else work("g", *n.shape)
-        a, dh, dn = work("a", *wide), work("dh", *wide), torch.empty(n.shape, dtype=reads, device=n.device)
-        sums = options.whole.backward(n, dy, first, first_bias, second, a, dh, dn, g)
-        return _Inner(dy if g is None else g, a, dh, dn, *sums.split(first.shape))
-    g, sums_in = dy.to(n.dtype), torch.promote_types(dy.dtype, torch.float32)
-    h = torch.addmm(first_bias, n, first.t(), out=work("h", *wide)) if inner is None else inner
-    da = torch.mm(g, second, out=work("da", *wide))
-    if options.gelu:
-        a, dh = work("a", *wide), da
-        dbias = options.gelu.backward(h, dh, a)
-    else:
-        a, dh = _gelu_backward(h, da, work)
-        dbias = dh.sum(0, dtype=torch.promote_types(dh.dtype, torch.float32))
-    dn = torch.mm(dh, first, out=work("dn", *n.shape)) if dh.dtype == reads else product(dh, first, reads)
-    return _Inner(g, a, dh, dn, dbias, dy.sum(0, dtype=sums_in))
+def _contiguous(*tensors: Any) -> list[Any]:
+    return [t if t is None else t.contiguous() for t in tensors]
 
 
 def _second_product(a: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, y: Tensor) -> None:

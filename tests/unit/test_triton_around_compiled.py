@@ -43,12 +43,12 @@ def gelus(width: int) -> list[Launch]:
 
 def mlps(width: int) -> list[Launch]:
     x, n, inner = torch.zeros(64, width), torch.zeros(64, width, dtype=BF16), torch.zeros(64, 4 * width, dtype=BF16)
-    first, first_bias, bias = torch.zeros(4 * width, width, dtype=BF16), inner[0], n[0]
+    first, first_bias, bias, scale = torch.zeros(4 * width, width, dtype=BF16), inner[0], n[0], x[0]
     second = torch.zeros(width, 4 * width, dtype=BF16)
 
     def work() -> None:
-        mlp.forward(n, first, first_bias, second, bias, x, torch.zeros_like(x))
-        mlp.backward(n, x, first, first_bias, second, inner, torch.zeros_like(inner), torch.zeros_like(n), n)
+        mlp.forward(x, scale, scale, 1e-5, first, first_bias, second, bias, True, torch.zeros_like(x))
+        mlp.backward(x, scale, scale, 1e-5, x, first, first_bias, second, True, n, n, inner, inner, torch.zeros_like(x))
 
     return launches(work)
 
