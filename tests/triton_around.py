@@ -87,28 +87,27 @@ def one_kernel(tokens: int, width: int, inner: int, dtype: torch.dtype, *, strea
                                               for shape, factor in factors.items())
     weight, shift = (bands.around(t) for t in (1 + 0.2 * normal(width), normal(width)))
     x, dy = (bands.around(t.to(dtype).to(stream or dtype)) for t in (2 * normal(tokens, width), normal(tokens, width)))
-    leaves = [t.double().requires_grad_() for t in (x, first_bias, second_bias, weight, shift)]
-    n = torch.nn.functional.layer_norm(leaves[0], (width,), *leaves[3:], 1e-5) if normed else leaves[0] + 0
-    h = torch.nn.functional.linear(n, first.double(), leaves[1])
+    n, left = x.double(), first_bias.double().requires_grad_()
+    if normed:
+        n = torch.nn.functional.layer_norm(n, (width,), weight.double(), shift.double(), 1e-5)
+    h = torch.nn.functional.linear(n.requires_grad_(), first.double(), left)
     a = torch.nn.functional.gelu(h, approximate="tanh")
-    y = torch.nn.functional.linear(a, change(second).double(), leaves[2] if bias else None)
-    y = y if stream is None else y + leaves[0]
-    dx, dh, *dlast = torch.autograd.grad(y, [leaves[0], h, *leaves[1:]], dy.double(), allow_unused=True)
+    y = torch.nn.functional.linear(a, change(second).double(), second_bias.double() if bias else None)
+    y = y if stream is None else y + x.double()
+    dn, dh, dbias = gradients(y, dy, n, h, left)
     found = {name: bands.around(torch.full((tokens, columns), float("nan"), dtype=kind)) for name, columns, kind in (
-        ("y", width, stream or dtype), ("n", width, dtype), ("g", width, dtype), ("a", inner, dtype),
-        ("dh", inner, dtype), ("dx", width, stream or dtype))}
+        ("y", width, stream or dtype), ("g", width, dtype), ("a", inner, dtype), ("dh", inner, dtype),
+        ("dn", width, FP32))}
     norm, low = (weight, shift) if normed else (None, None), dy.dtype == dtype
+    rounded = bands.around(n.detach().to(dtype))
     with bands.of_everything_made():
         mlp_kernels.forward(x, *norm, 1e-5, first, first_bias, second, second_bias if bias else None,
                             stream is not None, found["y"])
-        sums = mlp_kernels.backward(x, *norm, 1e-5, dy, first, first_bias, second, stream is not None, found["n"],
-                                    None if low else found["g"], found["a"], found["dh"], found["dx"])
-    wanted = {"y": y, "n": n, "a": a, "dh": dh, "dx": dx, "g": dy}
+        sums = mlp_kernels.backward(rounded, dy, first, first_bias, second, found["a"], found["dh"], found["dn"],
+                                    None if low else found["g"])
+    wanted = {"y": y, "a": a, "dh": dh, "dn": dn, "g": dy}
     pairs = {name: (found[name], want.detach()) for name, want in wanted.items() if name != "g" or not low}
-    names = ("dfirst_bias", "dsecond_bias", "dnorm_weight", "dnorm_bias")
-    for name, piece, want in zip(names, sums.split([inner, width, width, width]), dlast, strict=True):
-        if want is not None:
-            pairs[name] = piece, want
+    pairs |= {"dfirst_bias": (sums[:inner], dbias), "dsecond_bias": (sums[inner:], dy.double().sum(0))}
     return {name: relative(*pair) for name, pair in pairs.items()} | {"outside": 0.0 if bands.whole() else float("inf")}
 
 
@@ -208,8 +207,8 @@ def declared() -> dict[str, float]:
     of_mlp = wide, *scales, 1e-5
     calls = {"mlp": (mlp_kernels.forward, (*of_mlp, first, first[:, 0].contiguous(), second, second[:, 0].contiguous(),
                                            True, wide.clone())),
-             "mlp_backward": (mlp_kernels.backward, (*of_mlp, wide.clone(), first, first[:, 0].contiguous(), second,
-                                                     True, low, low.clone(), inner, inner.clone(), wide.clone())),
+             "mlp_backward": (mlp_kernels.backward, (low, wide, first, first[:, 0].contiguous(), second, inner,
+                                                     inner.clone(), low.clone(), low.clone())),
              "norm": (norm_kernels.forward, (x, weight, weight, 1e-5, BF16)),
              "norm, padded": (norm_kernels.forward, (x, weight, weight, 1e-5, BF16, 8)),
              "norm_backward": (norm_kernels.backward, (x, x.to(BF16), weight, 1e-5, dx, residual)),

@@ -262,7 +262,7 @@ OPTIONS: dict[str, Options] = {
         "1024 programs": constant(gelu, PROGRAMS=1024), "flat 1024": constant(gelu, FLAT=1024),
         "4096": constant(gelu, FLAT=4096)}),
     "mlp": (mlp_sides, {
-        "as it is": contextlib.nullcontext, "blocks of 32, 3 stages": partial(tile, 128, 32, 8, 3),
+        "as it is": contextlib.nullcontext, "blocks of 64, 2 stages": partial(tile, 128, 64, 8, 2),
         "blocks of 64, 1 stage": partial(tile, 128, 64, 8, 1), "64 rows, 2 programs": partial(tile, 64, 32, 4, 1),
         "64 rows, 8 warps": partial(tile, 64, 32, 8, 1)}),
     "filter": (filter_sides, {

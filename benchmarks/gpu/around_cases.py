@@ -122,35 +122,36 @@ def check_far_gelu() -> dict[str, float]:
 
 
 def mlp_inputs(tokens: int, width: int, dtype: torch.dtype) -> list[Tensor]:
-    """The normalised x, the weights and biases, and in float32 the residual and the gradient at the result."""
+    """In float32 x, the norm's weight and bias, and the gradient at the result; the weights and biases."""
     torch.manual_seed(SEED)
     inner = 4 * width
     factors = {(inner, width): width**-0.5, (inner,): 0.3, (width, inner): inner**-0.5, (width,): 1.0}
-    return [normal(tokens, width, dtype=dtype), *((normal(*shape) * size).to(dtype) for shape, size in factors.items()),
-            normal(tokens, width), normal(tokens, width, dtype=dtype).float()]
+    return [2 * normal(tokens, width), 1 + 0.1 * normal(width), normal(width),
+            normal(tokens, width, dtype=dtype).float(),
+            *((normal(*shape) * size).to(dtype) for shape, size in factors.items())]
 
 
-def run_mlp(n: Tensor, first: Tensor, first_bias: Tensor, second: Tensor, bias: Tensor, residual: Tensor,
-            dy: Tensor) -> dict[str, Tensor]:
-    """What both kernels give."""
-    y, dn, g = torch.empty_like(dy), torch.empty_like(n), torch.empty_like(n)
+def run_mlp(x: Tensor, weight: Tensor, shift: Tensor, dy: Tensor, first: Tensor, first_bias: Tensor, second: Tensor,
+            bias: Tensor) -> dict[str, Tensor]:
+    """What both kernels give, and what the second reads: the norm, rounded."""
+    n = torch.nn.functional.layer_norm(x, x.shape[1:], weight, shift, 1e-5).to(first.dtype)
+    y, dn, g = torch.empty_like(x), torch.empty_like(n), torch.empty_like(n)
     a, dh = (torch.empty(len(n), len(first), dtype=n.dtype, device=n.device) for _ in range(2))
-    mlp.forward(n, first, first_bias, second, bias, residual, y)
+    mlp.forward(x, weight, shift, 1e-5, first, first_bias, second, bias, True, y)
     dfirst_bias, dbias = mlp.backward(n, dy, first, first_bias, second, a, dh, dn, g).split(first.shape)
-    return {"y": y, "a": a, "dh": dh, "dn": dn, "g": g, "dfirst_bias": dfirst_bias, "dbias": dbias}
+    return {"n": n, "y": y, "a": a, "dh": dh, "dn": dn, "g": g, "dfirst_bias": dfirst_bias, "dbias": dbias}
 
 
 def check_mlp(tokens: int, width: int, dtype: torch.dtype, *, last: int | None = None) -> dict[str, float]:
     """last: only so many rows are compared, and no sums."""
-    given = mlp_inputs(tokens, width, dtype)
-    found = run_mlp(*given)
+    x, *norm, dy, first, first_bias, second, bias = mlp_inputs(tokens, width, dtype)
+    found = run_mlp(x, *norm, dy, first, first_bias, second, bias)
     rows = slice(None) if last is None else slice(-last, None)
-    n, *weights, residual, dy = (t[rows].double() if i in (0, 5, 6) else t.double() for i, t in enumerate(given))
-    leaf, left = n.requires_grad_(), weights[1].requires_grad_()
-    h = torch.nn.functional.linear(leaf, weights[0], left)
+    n, left, dy = (t.double() for t in (found.pop("n")[rows], first_bias, dy[rows]))
+    h = torch.nn.functional.linear(n.requires_grad_(), first.double(), left.requires_grad_())
     a = torch.nn.functional.gelu(h, approximate="tanh")
-    y = torch.nn.functional.linear(a, weights[2], weights[3]) + residual
-    dn, dh, dleft = torch.autograd.grad(y, (leaf, h, left), dy)
+    y = torch.nn.functional.linear(a, second.double(), bias.double()) + x[rows].double()
+    dn, dh, dleft = torch.autograd.grad(y, (n, h, left), dy)
     want = {"y": y.detach(), "a": a.detach(), "dh": dh, "dn": dn, "g": dy}
     errors = {name: relative(found[name][rows], each) / ROUNDING[dtype] for name, each in want.items()}
     sums = {} if last is not None else {"dfirst_bias": dleft, "dbias": dy.sum(0)}

@@ -136,34 +136,34 @@ class _OneKernel(torch.autograd.Function):
         y = torch.empty(rows.shape, dtype=torch.promote_types(dtype, x.dtype) if residual else dtype, device=x.device)
         kernels.forward(rows, *norm, tensors[6], *lower, residual, y)
         ctx.save_for_backward(x, *tensors[:6])
-        ctx.options = kernels, residual, dtype, tensors[6]
+        ctx.options = kernels, residual, dtype, tensors[6:]
         return y.view(x.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
-        (x, *tensors), (kernels, residual, dtype, eps) = ctx.saved_tensors, ctx.options
+        (x, *tensors), (kernels, residual, dtype, norm) = ctx.saved_tensors, ctx.options
         first, first_bias, second, _ = _contiguous(*lowered(dtype, *tensors[:4]))
-        norm, rows = _contiguous(*lowered(torch.float32, *tensors[4:])), x.flatten(0, -2).contiguous()
-        grads = dy.flatten(0, -2).contiguous()
+        tape = NormTape((*tensors[4:], *norm), compute_dtype(x, tensors[0]), dtype)
+        rows, grads = x.flatten(0, -2), dy.flatten(0, -2).contiguous()
         dx = torch.empty(rows.shape, dtype=x.dtype, device=x.device)
         dfirst = dsecond = sums = None
         work, (inner, width) = Workspace(dtype, x.device), first.shape
         with without_autocast(x):
             for part in token_chunks(len(rows), inner, x.device):
-                g, count = grads[part], len(rows[part])
-                lower = None if g.dtype == dtype else work("g", count, width)
-                n, a, dh = work("n", count, width), work("a", count, inner), work("dh", count, inner)
-                found = kernels.backward(rows[part], *norm, eps, g, first, first_bias, second, residual, n, lower, a,
-                                         dh, dx[part])
+                n, g = tape.forward(rows[part]).contiguous(), grads[part]
+                lower = None if g.dtype == dtype else work("g", len(n), width)
+                a, dh = work("a", len(n), inner), work("dh", len(n), inner)
+                dn = torch.empty(n.shape, dtype=tape.reads, device=x.device)
+                found = kernels.backward(n, g, first, first_bias, second, a, dh, dn, lower)
                 dfirst = accumulate_product(dfirst, dh.t(), n, tensors[0].dtype)
                 dsecond = accumulate_product(dsecond, (g if lower is None else lower).t(), a, tensors[2].dtype)
                 sums = accumulate(sums, found)
+                tape.backward(dn, dx[part], g if residual else None)
         assert sums is not None
-        pieces = sums.split([inner, width, width, width])
-        dfirst_bias, dsecond_bias, *dnorm = (None if origin is None else piece.to(origin.dtype) for piece, origin in
-                                             zip(pieces, (tensors[1], *tensors[3:]), strict=True))
-        return dx.view(x.shape), None, None, None, dfirst, dfirst_bias, dsecond, dsecond_bias, *dnorm, None, None
+        dfirst_bias, dsecond_bias = sums.split([inner, width])
+        return (dx.view(x.shape), None, None, None, dfirst, dfirst_bias.to(tensors[1].dtype), dsecond,
+                None if tensors[3] is None else dsecond_bias.to(tensors[3].dtype), *tape.gradients())
 
 
 def _contiguous(*tensors: Any) -> list[Any]:
