@@ -22,7 +22,8 @@ from hyena_dist.ops.linear import linear, to_channels  # isort: skip
 from hyena_dist.ops.norm import NormWeights, layer_norm  # isort: skip
 from hyena_dist.ops import implicit_filter as torch_filter  # isort: skip
 from hyena_dist.ops.triton import filter as filter_kernels, gelu as gelu_kernels, norm as norm_kernels  # isort: skip
-from hyena_dist.ops.triton import mlp as mlp_kernels  # isort: skip
+from hyena_dist.ops.triton import mlp as mlp_kernels, project as project_kernels  # isort: skip
+from hyena_dist.ops.hyena import HyenaWeights, hyena  # isort: skip
 
 
 def normal(*shape: int, dtype: torch.dtype = FP32) -> Tensor:
@@ -111,6 +112,43 @@ def one_kernel(tokens: int, width: int, inner: int, dtype: torch.dtype, *, strea
     return {name: relative(*pair) for name, pair in pairs.items()} | {"outside": 0.0 if bands.whole() else float("inf")}
 
 
+def last_product(tokens: int, batch: int, inner: int, width: int, dtype: torch.dtype, *,
+                 residual: torch.dtype | None = FP32, bias: bool = True,
+                 change: Callable[[Tensor], Tensor] = lambda w: w) -> dict[str, float]:
+    """The operator's last product, both directions. The control has another weight."""
+    torch.manual_seed(width + inner)
+    bands = Bands()
+    kind, shape = torch.promote_types(dtype, residual or dtype), (tokens, batch, width)
+    y, dy = (bands.around(normal(batch, inner, tokens, dtype=dtype)) for _ in range(2))
+    weight = bands.around((normal(width, inner) * inner**-0.5).to(dtype))
+    added, dout = (bands.around(normal(*shape, dtype=each)) for each in (residual or FP32, kind))
+    last = bands.around(normal(width)) if bias else None
+    want = torch.einsum("bcl,dc->lbd", y.double(), change(weight).double())
+    want += (0 if last is None else last.double()) + (0 if residual is None else added.double())
+    out = bands.around(torch.full(shape, float("nan"), dtype=kind))
+    g = None if kind == dtype else bands.around(torch.full(shape, float("nan"), dtype=dtype))
+    dy.fill_(float("nan"))
+    with bands.of_everything_made():
+        project_kernels.forward(y, weight, last, None if residual is None else added, out)
+        sums = project_kernels.backward(dout, weight, dy, g)
+    pairs = {"y": (out, want), "dy": (dy, torch.einsum("lbd,dc->bcl", dout.double(), change(weight).double())),
+             "g": (dout if g is None else g, dout), "dbias": (sums, dout.double().sum((0, 1)))}
+    return {name: relative(*pair) for name, pair in pairs.items()} | {"outside": 0.0 if bands.whole() else float("inf")}
+
+
+def far_product(*sizes: int) -> dict[str, float]:
+    """Tensors of more than 2^31 elements, [batch, channels, tokens] and [tokens, batch, width], without their memory:
+    addresses outside them are refused."""
+    batch, inner, tokens, width = sizes
+    y, weight = (torch.empty(*shape, dtype=BF16, device="meta") for shape in ((batch, inner, tokens), (width, inner)))
+    out, g = (torch.empty(tokens, batch, width, dtype=dtype, device="meta") for dtype in (FP32, BF16))
+    assert y.numel() > 2**31
+    assert out.numel() > 2**31
+    project_kernels.forward._init_fn(y, weight, weight[:, 0], out.clone(), out)
+    project_kernels.backward._init_fn(out, weight, y, g)
+    return {"refused": 0.0}
+
+
 def whole(function: Callable[..., Tensor], *shapes: tuple[int, ...], product: torch.dtype = FP32) -> dict[str, float]:
     """A function of tensors and a backend, by kernels and by torch's operations in float64: y and every gradient.
     `product`: of its products, by autocast."""
@@ -127,6 +165,10 @@ def whole(function: Callable[..., Tensor], *shapes: tuple[int, ...], product: to
 def whole_mlp(backend: str, x: Tensor, *tensors: Tensor) -> Tensor:
     return torch_mlp.mlp(x, torch_mlp.MLPWeights(*tensors[:4]), NormWeights(*tensors[4:], 1e-5, backend), residual=True,
                          backend=backend)
+
+
+def whole_operator(backend: str, x: Tensor, *tensors: Tensor) -> Tensor:
+    return hyena(x, HyenaWeights(*tensors), residual=True, backend=backend)
 
 
 def whole_linear(backend: str, x: Tensor, weight: Tensor, bias: Tensor, *norm: Tensor) -> Tensor:
@@ -205,7 +247,11 @@ def declared() -> dict[str, float]:
     low, first, second, inner = (normal(*shape).to(FP16) for shape in ((150, 40), (70, 40), (40, 70), (150, 70)))
     wide, scales = normal(150, 40), (normal(40), normal(40))
     of_mlp = wide, *scales, 1e-5
-    calls = {"mlp": (mlp_kernels.forward, (*of_mlp, first, first[:, 0].contiguous(), second, second[:, 0].contiguous(),
+    across, stream = normal(2, 70, 75).to(FP16), normal(75, 2, 40)
+    calls = {"project": (project_kernels.forward, (across, second, second[:, 0].contiguous(), stream, stream.clone())),
+             "project, no residual": (project_kernels.forward, (across, second, None, None, stream.to(FP16))),
+             "project_backward": (project_kernels.backward, (stream, second, across.clone(), stream.to(FP16))),
+             "mlp": (mlp_kernels.forward, (*of_mlp, first, first[:, 0].contiguous(), second, second[:, 0].contiguous(),
                                            True, wide.clone())),
              "mlp_backward": (mlp_kernels.backward, (low, wide, first, first[:, 0].contiguous(), second, inner,
                                                      inner.clone(), low.clone(), low.clone())),
@@ -254,6 +300,16 @@ CASES: dict[str, Callable[[], dict[str, float]]] = {
     "one kernel, 256": lambda: one_kernel(9, 256, 96, FP16),
     "one kernel, one token": lambda: one_kernel(1, 7, 5, FP16, stream=FP16, normed=False),
     "one kernel, control": lambda: one_kernel(9, 16, 64, FP16, change=lambda w: w.flip(1)),
+    "last product": lambda: last_product(75, 3, 70, 40, FP16),
+    "last product, 256": lambda: last_product(9, 1, 33, 256, FP16, bias=False),
+    "last product bf16": lambda: last_product(64, 2, 96, 128, BF16, residual=BF16),
+    "last product of one": lambda: last_product(1, 1, 1, 1, FP16, residual=None),
+    "last product, neither": lambda: last_product(130, 1, 16, 7, FP16, residual=None, bias=False),
+    "last product, far": lambda: far_product(9, 256, 2**20, 256),
+    "last product, many rows": lambda: far_product(2**17 + 3, 96, 200, 96),
+    "last product, control": lambda: last_product(9, 2, 64, 16, FP16, change=lambda w: w.flip(1)),
+    "operator fp16": lambda: whole(whole_operator, (20, 2, 6), (12, 6), (12,), (12, 3), (12,), (1, 4, 20), (1, 4),
+                                   (6, 4), (6,), product=FP16),
     "linear": lambda: whole(whole_linear, (7, 3, 12), (5, 12), (5,), (12,), (12,)),
     "to channels": lambda: whole(whole_channels, (7, 3, 12), (5, 12), (5,), (12,), (12,)),
     "to channels, one row": lambda: whole(whole_channels, (9, 1, 12), (5, 12), (5,), (12,), (12,)),

@@ -19,7 +19,7 @@ from hyena_dist.config.warmup import stages
 from hyena_dist.costs.engines import Held, Layout, held, parameters, weights
 from hyena_dist.model.kinds import Working, kinds_of, mixer_kind
 from hyena_dist.model.kinds.formulas import FP32, WHOLE, Split
-from hyena_dist.ops.backends import MOST_MLP_CHANNELS
+from hyena_dist.ops.backends import MOST_KEPT_CHANNELS
 from hyena_dist.ops.chunking import product_elements
 
 MLP_CHUNK = 6
@@ -125,7 +125,7 @@ def _activations(section: ModelSection, seq_len: int, micro_batch_size: int, pre
     inner = tokens * section.inner_size // split.tensor
     # On a GPU what is as wide as the inner channels is in half precision, as long as it lives.
     one_kernel = (backend == "triton" and device != "cpu" and E < FP32
-                  and section.hidden_size <= MOST_MLP_CHANNELS)
+                  and section.hidden_size <= MOST_KEPT_CHANNELS)
     held_at_a_time = WHOLE_MLP_CHUNK * E if one_kernel else MLP_CHUNK * (FP32 if device == "cpu" else E)
     chunk = held_at_a_time * min(inner, product_elements(torch.device(device), inner))
     summed = stream if split.tensor > 1 else 0.0  # the gradient at an MLP is summed over tensor ranks in a copy

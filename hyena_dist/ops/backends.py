@@ -1,6 +1,6 @@
-"""Which code computes the Hyena operator between its two products, and the norms, the GELU and the implicit filters
-around it: torch's operations, or Triton's kernels (`ops.triton`) where they can; of the operator's long convolutions
-also libraries (`ops.libraries`)."""
+"""Which code computes the Hyena operator between its two products, the second of these, and the norms, the MLP and the
+implicit filters around it: torch's operations, or Triton's kernels (`ops.triton`) where they can; of the operator's
+long convolutions also libraries (`ops.libraries`)."""
 
 import importlib.util
 import logging
@@ -25,6 +25,7 @@ _MEASURED: dict[str, frozenset[tuple[tuple[int, int], torch.dtype]]] = {
     "operator": frozenset({(_HOPPER, torch.bfloat16)}),
     "norm": frozenset({(_HOPPER, torch.float32)}),
     "mlp": frozenset(),
+    "project": frozenset(),
     "gelu": frozenset({(_HOPPER, torch.bfloat16), (_HOPPER, torch.float16), (_HOPPER, torch.float32)}),
     "filter": frozenset({(_HOPPER, torch.float32)}),
     "arrived": frozenset(),
@@ -33,8 +34,8 @@ _MEASURED: dict[str, frozenset[tuple[tuple[int, int], torch.dtype]]] = {
 
 MOST_CHANNELS = 4096
 MOST_FILTER_WIDTH = 128
-MOST_MLP_CHANNELS = 256
-"""That the kernels of a whole MLP keep on the chip."""
+MOST_KEPT_CHANNELS = 256
+"""That the kernels of a whole MLP and of the operator's last product keep on the chip."""
 LEAST_CAPABILITY = (8, 0)
 NO_FLOAT64 = "the kernels have no float64"
 
@@ -111,9 +112,17 @@ def norm_kernels(backend: str, device: torch.device, dtype: torch.dtype, channel
 def mlp_kernels(backend: str, device: torch.device, dtype: torch.dtype, channels: int) -> ModuleType | None:
     """`ops.triton.mlp`, if it is to compute MLPs over `channels` with products of `dtype`; None: torch multiplies, and
     `gelu_kernels` says what is between the products."""
-    if dtype.itemsize > 2 or channels > MOST_MLP_CHANNELS:
+    if dtype.itemsize > 2 or channels > MOST_KEPT_CHANNELS:
         return None
     return _chosen("mlp", backend, device, dtype, None)
+
+
+def project_kernels(backend: str, device: torch.device, dtype: torch.dtype, channels: int) -> ModuleType | None:
+    """`ops.triton.project`, if it is to compute the operator's last product, of `dtype`, to so many channels; None:
+    torch does."""
+    if dtype.itemsize > 2 or channels > MOST_KEPT_CHANNELS:
+        return None
+    return _chosen("project", backend, device, dtype, None)
 
 
 def gelu_kernels(backend: str, device: torch.device, dtype: torch.dtype) -> ModuleType | None:

@@ -10,6 +10,7 @@ of the tokens cross the ranks by an `Exchange`.
 Legend: l tokens, B batch, D channels of the residual stream, C of them here (D / T on a tensor rank), K taps.
 """
 
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -17,13 +18,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hyena_dist.ops.across import Across, Exchange
-from hyena_dist.ops.backends import across_kernels, mix_kernels
+from hyena_dist.ops.backends import across_kernels, mix_kernels, project_kernels
 from hyena_dist.ops.chunked import Chunked
 from hyena_dist.ops.folded import fold, fold_backward, folded_linear, folded_linear_backward, folds
 from hyena_dist.ops.linear import (
     linear_from_channels,
-    linear_from_channels_input_gradient,
-    linear_from_channels_weight_gradients,
+    linear_from_channels_input_gradients,
+    linear_from_channels_weight_gradient,
     linear_reference,
     linear_to_channels,
     linear_to_channels_backward,
@@ -89,7 +90,8 @@ def hyena(x: Tensor, weights: HyenaWeights, norm: NormWeights | None = None, *, 
         kernels = mix_kernels(backend, asked)
         chosen = kernels or Chunked(resolve(method, x.device))
         folded = kernels is None and segments is None and folds(x.device, dtype)
-    options = _Options(residual, recompute, dtype, chosen, folded, segments)
+    last = project_kernels(backend, x.device, dtype, len(weights.out_weight))
+    options = _Options(residual, recompute, dtype, chosen, folded, segments, last)
     return _Hyena.apply(x, options, *weights, *(norm or NO_NORM))
 
 
@@ -109,6 +111,8 @@ class _Options(NamedTuple):
     backend: Backend
     folded: bool
     segments: Segments | None
+    last: ModuleType | None
+    """Kernels of the last product."""
 
 
 class _Hyena(torch.autograd.Function):
@@ -123,7 +127,8 @@ class _Hyena(torch.autograd.Function):
                 weights = weights._replace(filters=weights.filters.new_empty(()).expand(weights.filters.shape))
             ctx.save_for_backward(x, None if options.recompute else p, *weights, *norm[:2], *kept)
             del p, kept
-            return linear_from_channels(y, weights.out_weight, weights.out_bias, x if options.residual else None)
+            return linear_from_channels(y, weights.out_weight, weights.out_bias, x if options.residual else None,
+                                        options.last)
 
     @staticmethod
     @once_differentiable
@@ -135,15 +140,15 @@ class _Hyena(torch.autograd.Function):
         with without_autocast(x):
             if p is None:
                 p = _project(x, weights, options, norm)
-            dproduct = dout.to(options.dtype)
-            dy = linear_from_channels_input_gradient(dproduct, weights.out_weight)
+            dy, g, dbias = linear_from_channels_input_gradients(dout, weights.out_weight, weights.out_bias,
+                                                                options.dtype, options.last)
             mixed = options.backend.mix_backward(p, dy, weights.of_mix(folded=options.folded), options.segments, kept)
             del kept
-            last = linear_from_channels_weight_gradients(dproduct, dy, weights.out_weight, weights.out_bias)
-            del dproduct, dy
+            dweight = linear_from_channels_weight_gradient(g, dy, weights.out_weight)  # dy holds mix(p) by now
+            del g, dy
             dx, din, dshort, dnorm = _project_backward(p, x, weights, options, norm,
                                                        dout if options.residual else None)
-        return dx, None, *din, *(dshort or mixed[:2]), *mixed[2:], *last, *dnorm
+        return dx, None, *din, *(dshort or mixed[:2]), *mixed[2:], dweight, dbias, *dnorm
 
 
 def _project(x: Tensor, weights: HyenaWeights, options: _Options, norm: NormArguments) -> Tensor:

@@ -7,6 +7,7 @@ Legend: l tokens, B batch, I and O channels in and out.
 """
 
 from functools import lru_cache
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -143,10 +144,17 @@ def _by_row(x: Tensor, rows: slice, tokens: slice) -> Tensor:
     return x[tokens, rows].transpose(0, 1)
 
 
-def linear_from_channels(y: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None) -> Tensor:
+def linear_from_channels(y: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None,
+                         kernels: ModuleType | None = None) -> Tensor:
     """The product of y [B, I, l], whose channels come before its tokens, [l, B, O], in its dtype, plus `residual`
-    [l, B, O], which may be of a wider dtype; outside autograd and with autocast off."""
+    [l, B, O], which may be of a wider dtype and makes the result so; outside autograd and with autocast off.
+    `kernels`: those of `ops.triton.project`; None: torch's operations."""
     batch, _, length = y.shape
+    if kernels:
+        kind = y.dtype if residual is None else torch.promote_types(y.dtype, residual.dtype)
+        out = torch.empty(length, batch, len(weight), dtype=kind, device=y.device)
+        kernels.forward(y, weight.to(y.dtype), bias, residual, out)
+        return out
     added = None if residual is None or residual.dtype != y.dtype else residual
     w, b = lowered(y.dtype, weight.t(), bias)
     if added is None and b is not None and batch == 1:
@@ -166,17 +174,24 @@ def write_addends(y: Tensor, residual: Tensor | None, bias: Tensor | None) -> Te
     return y.copy_(residual) if bias is None else torch.add(residual, bias, out=y)
 
 
-def linear_from_channels_input_gradient(dout: Tensor, weight: Tensor) -> Tensor:
-    """The gradient of `linear_from_channels` at its input: [l, B, O], in the dtype of the product -> [B, I, l]."""
-    return torch.bmm(weight.to(dout.dtype).t().expand(dout.shape[1], -1, -1), dout.permute(1, 2, 0))
+def linear_from_channels_input_gradients(dout: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype,
+                                         kernels: ModuleType | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """From the gradient dout [l, B, O] at the result of `linear_from_channels`, whose product is of `dtype`: the
+    gradient at y [B, I, l], dout in `dtype`, and the gradient at the bias. `kernels` as there."""
+    length, batch, _ = dout.shape
+    if kernels:
+        dy = torch.empty(batch, weight.shape[1], length, dtype=dtype, device=dout.device)
+        g = None if dout.dtype == dtype else torch.empty(dout.shape, dtype=dtype, device=dout.device)
+        total = kernels.backward(dout, weight.to(dtype), dy, g)
+        return dy, dout if g is None else g, None if bias is None else total.to(bias.dtype)
+    g = dout.to(dtype)
+    dy = torch.bmm(weight.to(dtype).t().expand(batch, -1, -1), g.permute(1, 2, 0))
+    return dy, g, None if bias is None else g.sum((0, 1), dtype=bias.dtype)
 
 
-def linear_from_channels_weight_gradients(dout: Tensor, y: Tensor, weight: Tensor,
-                           bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """The gradients of `linear_from_channels` at its weight and bias."""
-    products = torch.bmm(dout.permute(1, 2, 0), y.transpose(1, 2))
-    dweight = products.sum(0, dtype=weight.dtype)
-    return dweight, None if bias is None else dout.sum((0, 1), dtype=bias.dtype)
+def linear_from_channels_weight_gradient(g: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+    """The gradient of `linear_from_channels` at its weight, from that at its result in the dtype of y."""
+    return torch.bmm(g.permute(1, 2, 0), y.transpose(1, 2)).sum(0, dtype=weight.dtype)
 
 
 class _ToChannels(torch.autograd.Function):

@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.counting import CallCounter
 from hyena_dist.ops import backends
+from hyena_dist.ops.hyena import HyenaWeights, hyena
 from hyena_dist.ops.linear import to_channels
 from hyena_dist.ops.mix import Asked
 from hyena_dist.ops.norm import NormWeights
@@ -27,6 +28,9 @@ FAST = {
     "gelu": FLOAT32, "gelu, large": FLOAT32, "gelu bf16": BFLOAT16, "gelu fp16": FLOAT16,
     "mlp fp16": FLOAT16, "one kernel": FLOAT16, "one kernel, large": FLOAT16, "one kernel bf16": BFLOAT16,
     "one kernel, 256": FLOAT16, "one kernel, one token": FLOAT16,
+    "last product": FLOAT16, "last product, 256": FLOAT16, "last product bf16": BFLOAT16,
+    "last product of one": FLOAT16, "last product, neither": FLOAT16, "operator fp16": 2 * FLOAT16,
+    "last product, far": FLOAT32, "last product, many rows": FLOAT32,
     "mlp": FLOAT32, "linear": FLOAT32, "to channels": FLOAT32, "to channels, one row": FLOAT32, "layer norm": FLOAT32,
     "bias as a column": FLOAT16, "bias as a column, chunks of one row": FLOAT16,
     "bias as a column, bf16, chunks": 3 * BFLOAT16,  # a CPU rounds the sum of each chunk
@@ -34,7 +38,7 @@ FAST = {
 FAST |= {"filter": 1e-5, "filter of width 16": 1e-5, "filter of width 96": 1e-5, "filter of one layer": 1e-5,
          "filter of frequency 10": 3.0, "declared": 1e-3}
 CONTROLS = {"filter, control": ("0", 0.1), "norm, control": ("y", 0.1), "gelu, control": ("y", 1e-4),
-            "one kernel, control": ("y", 0.1),
+            "one kernel, control": ("y", 0.1), "last product, control": ("dy", 0.1),
             "another channel's bias, control": ("0", 0.1), "the last chunk's gradient, control": ("3", 0.1)}
 """(what must be wrong, by how much at least)"""
 
@@ -82,6 +86,25 @@ def test_where_the_projections_bias_costs_no_pass(device, dtype, channels, backe
     assert bias.grad.shape == bias.shape
 
 
+@pytest.mark.parametrize(("dtype", "channels", "backend", "taken"), [
+    (torch.bfloat16, 256, "triton", True), (torch.float16, 96, "triton", True), (torch.bfloat16, 257, "triton", False),
+    (torch.float32, 96, "triton", False), (torch.bfloat16, 96, "torch", False)])
+def test_where_one_kernel_does_the_operators_last_product(dtype, channels, backend, taken):
+    """And nowhere else: no pass lowers the gradient at the result, adds the residual, or sums for the bias."""
+    inner, tokens = 4, 64
+    shapes = ((tokens, 2, channels), (3 * inner, channels), (3 * inner,), (3 * inner, 3), (3 * inner,),
+              (1, inner, tokens), (1, inner), (channels, inner), (channels,))
+    x, *weights = (torch.empty(*shape, device=META, requires_grad=True) for shape in shapes)
+    with CallCounter(META) as counter, torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        y = hyena(x, HyenaWeights(*weights), residual=True, backend=backend)
+        y.backward(torch.empty_like(y))
+    found = {name for _, name in counter.operators}
+    assert ({"hyena.project.default", "hyena.project_backward.default"} <= found) == taken
+    assert ("aten.baddbmm.out" in found) != taken
+    assert (y.dtype, y.shape) == (torch.float32, x.shape)
+    assert all(t.grad.shape == t.shape for t in (x, *weights))
+
+
 @pytest.mark.parametrize(("choose", "message"), [
     (lambda backend: backends.norm_kernels(backend, CPU, torch.float32, 4097), "at most 4,096 channels"),
     (lambda backend: backends.norm_kernels(backend, CPU, torch.float64, 8), "no float64"),
@@ -106,6 +129,7 @@ def test_auto_takes_each_where_it_was_measured(monkeypatch):
                "norm": lambda: backends.norm_kernels("auto", CPU, torch.bfloat16, 4096),
                "gelu": lambda: backends.gelu_kernels("auto", CPU, torch.bfloat16),
                "mlp": lambda: backends.mlp_kernels("auto", CPU, torch.bfloat16, 256),
+               "project": lambda: backends.project_kernels("auto", CPU, torch.bfloat16, 256),
                "filter": lambda: backends.filter_kernels("auto", torch.zeros(128, 5), torch.zeros(8, 128))}
     monkeypatch.setattr(backends, "_interpreted", lambda: True)
     monkeypatch.setattr(backends, "_capability", lambda _: (9, 0))

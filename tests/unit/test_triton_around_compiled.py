@@ -6,12 +6,13 @@ import torch
 pytest.importorskip("triton", reason="needs the extra `kernels`")
 
 from hyena_dist.ops.triton import filter as filters
-from hyena_dist.ops.triton import gelu, mlp, norm
+from hyena_dist.ops.triton import gelu, mlp, norm, project
 from hyena_dist.ops.triton.plans import WIDE_MEMORY
-from tests.kernel_report import Launch, launches, report
+from tests.kernel_report import Launch, Report, launches, report
 
 BF16 = torch.bfloat16
-SPILLS = {"filter.layer_backward": 128, "mlp.mlp_forward": 128}
+SPILLS = {"filter.layer_backward": 128, "mlp.mlp_forward": 128, "project.project_forward": 0,
+          "project.project_backward": 0}
 """Bytes of spill stores for each thread, at most, on capability 9.0; of the others 64. Those of the MLP stand before
 and after its loop, in which there are none."""
 
@@ -53,6 +54,17 @@ def mlps(width: int) -> list[Launch]:
     return launches(work)
 
 
+def products(width: int, tokens: int = 256, residual: torch.dtype = torch.float32) -> list[Launch]:
+    y, weight = torch.zeros(1, width, tokens, dtype=BF16), torch.zeros(width, width, dtype=BF16)
+    x = torch.zeros(tokens, 1, width, dtype=residual)
+
+    def work() -> None:
+        project.forward(y, weight, torch.zeros(width), x, torch.zeros_like(x))
+        project.backward(x, weight, torch.zeros_like(y), None if residual == BF16 else x.to(BF16))
+
+    return launches(work)
+
+
 def of_filter(width: int) -> list[Launch]:
     weights = [torch.zeros(width, 5), *(torch.zeros(*shape) for shape in ((width,), (width, width)) * 2),
                torch.zeros(width)]
@@ -65,7 +77,8 @@ def of_filter(width: int) -> list[Launch]:
     return launches(work)
 
 
-def check(found: list[Launch], capability: int = 90, memory: int = 99 * 2**10) -> None:
+def check(found: list[Launch], capability: int = 90, memory: int = 99 * 2**10) -> list[Report]:
+    reports = []
     for launch in found:
         got = report(launch, capability)
         print(launch.name, dict(launch.constants), dict(launch.options), got)
@@ -74,10 +87,12 @@ def check(found: list[Launch], capability: int = 90, memory: int = 99 * 2**10) -
         assert not got.serialized, launch
         if capability == 90:
             assert got.spilled <= SPILLS.get(launch.name, 64), launch
-            assert got.wgmma or not launch.name.startswith(("filter", "mlp")), launch
-        elif launch.name.startswith("mlp"):
+            assert got.wgmma or not launch.name.startswith(("filter", "mlp", "project")), launch
+        elif launch.name.startswith(("mlp", "project")):
             assert got.spilled <= 128, launch
             assert got.mma, launch
+        reports.append(got)
+    return reports
 
 
 def test_norm_and_gelu_are_compiled_for_a_gpu_that_is_not_there():
@@ -98,6 +113,26 @@ def test_an_mlp_in_one_kernel(monkeypatch, width):
     if width == 256:
         with pytest.raises(AssertionError, match="mlp_forward"):
             check(mlps(width), 90)
+
+
+@pytest.mark.parametrize("width", [256, *(pytest.param(width, marks=pytest.mark.slow) for width in (16, 96, 128))])
+def test_the_operators_last_product(width):
+    """On a Hopper two programs at a time have their registers and their shared memory, and nothing is spilled. The
+    control: of an odd width no load is of 16 bytes."""
+    found = products(width)
+    for launch, got in zip(found, check(found), strict=True):
+        assert got.registers * 32 * dict(launch.options)["num_warps"] <= 2**15
+    check(found, 80)
+    if width == 256:
+        with pytest.raises(AssertionError, match="project_forward"):
+            check(products(255))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "tokens", "residual"), [(256, 257, torch.float32), (256, 1, BF16), (256, 256, BF16)])
+@pytest.mark.parametrize("capability", [90, 80])
+def test_the_operators_last_product_of_other_tokens(width, tokens, residual, capability):
+    check(products(width, tokens, residual), capability)
 
 
 def test_a_padded_row_is_stored_as_wide():
