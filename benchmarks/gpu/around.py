@@ -20,11 +20,11 @@ from benchmarks.gpu.measure import Size, cost, forget_peak, kernels
 from benchmarks.gpu.task import Task, device, median_seconds, outcome
 from hyena_dist.ops import backends
 from hyena_dist.ops.implicit_filter import FilterShape, implicit_filter
-from hyena_dist.ops.linear import to_channels
+from hyena_dist.ops.linear import linear_from_channels, linear_from_channels_input_gradients, to_channels
 from hyena_dist.ops.mlp import MLPWeights, mlp
 from hyena_dist.ops.norm import NormTape, NormWeights
 from hyena_dist.ops.triton import filter as filters
-from hyena_dist.ops.triton import gelu, norm
+from hyena_dist.ops.triton import gelu, norm, project
 from hyena_dist.ops.triton import mlp as one_kernel
 
 CHECK_SECONDS = 60.0
@@ -32,7 +32,7 @@ PROCESSES = 10
 RUNS = 20
 TOKENS, WIDTH = 1 << 20, 256
 STEP = Size(8, 256, 1 << 20, backend="triton")
-AROUND = ("norm", "gelu", "mlp", "filter")
+AROUND = ("norm", "gelu", "mlp", "project", "filter")
 
 Work = Callable[[], object]
 
@@ -43,12 +43,12 @@ def run(task: Task) -> None:
         return
     task.attempt("check", lambda: check(task))
     for name, make in {"norm": norm_sides, "gelu": gelu_sides, "filter": filter_sides, "mlp": mlp_sides,
-                       "norm and projection": projection_sides}.items():
+                       "norm and projection": projection_sides, "last product": product_sides}.items():
         if task.left() > 5:
             task.attempt(f"times of {name}", lambda name=name, make=make: times(task, name, make))
             forget_peak()
     for name, repeated in {"norm": repeat_norm, "gelu": repeat_gelu, "mlp": repeat_mlp,
-                           "filter": repeat_filter}.items():
+                           "last product": repeat_product, "filter": repeat_filter}.items():
         task.attempt(f"{name} repeated", lambda name=name, repeated=repeated: repeat(task, name, repeated))
         forget_peak()
     if task.left() > 20:
@@ -134,6 +134,14 @@ def projection_sides(backend: str) -> dict[str, Work]:
     return _function(lambda x, *t: to_channels(x, *t[:2], NormWeights(*t[2:], 1e-5, backend)), tensors)
 
 
+def product_sides(backend: str) -> dict[str, Work]:
+    """Backward without the weight's gradient."""
+    y, weight, bias, residual, dout = cases.product_inputs(TOKENS, 1, WIDTH, torch.bfloat16)
+    kernels = project if backend == "triton" else None
+    return {"forward": lambda: linear_from_channels(y, weight, bias, residual, kernels),
+            "backward": lambda: linear_from_channels_input_gradients(dout, weight, bias, y.dtype, kernels)}
+
+
 def _function(function: Callable[..., Tensor], tensors: list[Tensor]) -> dict[str, Work]:
     leaves = [t.requires_grad_() for t in (cases.normal(TOKENS, 1, WIDTH), *tensors)]
 
@@ -183,6 +191,10 @@ def repeat_mlp() -> list[Tensor]:
     return list(cases.run_mlp(*cases.mlp_inputs(TOKENS // 4 + 3, WIDTH, torch.bfloat16)).values())
 
 
+def repeat_product() -> list[Tensor]:
+    return list(cases.run_product(*cases.product_inputs(TOKENS // 4 + 3, 2, WIDTH, torch.bfloat16)).values())
+
+
 def repeat_filter() -> list[Tensor]:
     features, dh, *rest = cases.filter_inputs(TOKENS // 2 + 3, 128, 64, 5, 3, 10.0)
     return [filters.forward(features, *rest, 0.05), *filters.backward(features, dh, *rest, 0.05)]
@@ -209,7 +221,8 @@ def only(*modules: str) -> Iterator[None]:
 def steps(task: Task) -> None:
     """A training step with all of them, with none, with GELU's in place of the whole MLP's, and with each alone.
     Milliseconds, and GiB at the peak."""
-    for modules in (AROUND, (), ("norm", "gelu", "filter"), ("norm",), ("gelu",), ("mlp",), ("filter",)):
+    for modules in (AROUND, (), ("norm", "gelu", "filter"), ("norm",), ("gelu",), ("mlp",), ("project",),
+                    ("filter",)):
         if task.left() < 8:
             return
         with only(*modules):
@@ -241,15 +254,15 @@ def trunk(lags: int, warps: int) -> Iterator[None]:
         yield
 
 
-def tile(rows: int, block: int, warps: int, stages: int) -> contextlib.AbstractContextManager:
-    """Another tile of the MLP's kernels."""
-    plan = one_kernel._plan
+def tile(module: Any, warps: int, stages: int, **others: int) -> contextlib.AbstractContextManager:
+    """Another tile of a module's kernels."""
+    plan = module._plan
 
-    def of(n: Tensor, *, backward: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-        sizes, _ = plan(n, backward=backward)
-        return sizes | {"ROWS": rows, "BLOCK": block}, {"num_warps": warps, "num_stages": stages}
+    def of(tensor: Tensor, *, backward: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+        sizes, _ = plan(tensor, backward=backward)
+        return sizes | others, {"num_warps": warps, "num_stages": stages}
 
-    return patch.object(one_kernel, "_plan", of)
+    return patch.object(module, "_plan", of)
 
 
 OPTIONS: dict[str, Options] = {
@@ -262,9 +275,16 @@ OPTIONS: dict[str, Options] = {
         "1024 programs": constant(gelu, PROGRAMS=1024), "flat 1024": constant(gelu, FLAT=1024),
         "4096": constant(gelu, FLAT=4096)}),
     "mlp": (mlp_sides, {
-        "as it is": contextlib.nullcontext, "blocks of 64, 2 stages": partial(tile, 128, 64, 8, 2),
-        "blocks of 64, 1 stage": partial(tile, 128, 64, 8, 1), "64 rows, 2 programs": partial(tile, 64, 32, 4, 1),
-        "64 rows, 8 warps": partial(tile, 64, 32, 8, 1)}),
+        "as it is": contextlib.nullcontext,
+        "blocks of 64, 2 stages": partial(tile, one_kernel, 8, 2, ROWS=128, BLOCK=64),
+        "blocks of 64, 1 stage": partial(tile, one_kernel, 8, 1, ROWS=128, BLOCK=64),
+        "64 rows, 2 programs": partial(tile, one_kernel, 4, 1, ROWS=64, BLOCK=32),
+        "64 rows, 8 warps": partial(tile, one_kernel, 8, 1, ROWS=64, BLOCK=32)}),
+    "last product": (product_sides, {
+        "as it is": contextlib.nullcontext, "4 warps": partial(tile, project, 4, 2),
+        "blocks of 32, 3 stages": partial(tile, project, 8, 3, BLOCK=32),
+        "blocks of 64": partial(tile, project, 8, 2, BLOCK=64),
+        "128 tokens": partial(tile, project, 8, 2, TOKENS=128)}),
     "filter": (filter_sides, {
         "as it is": contextlib.nullcontext, "512 programs": constant(filters, PROGRAMS=512),
         "chunks of 2^17": constant(filters, CHUNK=2**17), "2^20": constant(filters, CHUNK=2**20),

@@ -20,7 +20,7 @@ from hyena_dist.ops.implicit_filter import FilterShape, positional_features
 from hyena_dist.ops.linear import linear_reference, to_channels
 from hyena_dist.ops.norm import NormWeights
 from hyena_dist.ops.triton import filter as filters
-from hyena_dist.ops.triton import gelu, mlp, norm
+from hyena_dist.ops.triton import gelu, mlp, norm, project
 
 ROUNDING = {BF16: 3e-3, FP16: 5e-4, FP32: 2e-6}
 """2-norms: bfloat16 makes 1.7e-3."""
@@ -158,6 +158,46 @@ def check_mlp(tokens: int, width: int, dtype: torch.dtype, *, last: int | None =
     return errors | {name: relative(found[name], each) / SUMS for name, each in sums.items()}
 
 
+def product_inputs(tokens: int, batch: int, width: int, dtype: torch.dtype) -> list[Tensor]:
+    """Of the operator's last product: y, the weight, the bias, and in float32 the residual and the gradient at the
+    result, which half precision holds."""
+    torch.manual_seed(SEED)
+    stream = tokens, batch, width
+    return [normal(batch, width, tokens, dtype=dtype), (normal(width, width) * width**-0.5).to(dtype), normal(width),
+            normal(*stream), normal(*stream, dtype=dtype).float()]
+
+
+def run_product(y: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, dout: Tensor) -> dict[str, Tensor]:
+    """What both kernels give."""
+    out, dy, g = torch.empty_like(residual), torch.empty_like(y), torch.empty_like(dout, dtype=y.dtype)
+    project.forward(y, weight, bias, residual, out)
+    return {"dbias": project.backward(dout, weight, dy, g), "out": out, "dy": dy, "g": g}
+
+
+def check_product(tokens: int, batch: int, width: int, dtype: torch.dtype = BF16) -> dict[str, float]:
+    given = product_inputs(tokens, batch, width, dtype)
+    found = run_product(*given)
+    y, weight, bias, residual, dout = (t.double() for t in given)
+    want = {"out": torch.einsum("bcl,dc->lbd", y, weight).add_(bias).add_(residual),
+            "dy": torch.einsum("lbd,dc->bcl", dout, weight), "g": dout}
+    limits = {"out": ROUNDING[FP32], "dy": ROUNDING[dtype], "g": ROUNDING[dtype]}
+    return ({name: relative(found[name], each) / limits[name] for name, each in want.items()}
+            | {"dbias": relative(found["dbias"], dout.sum((0, 1))) / SUMS})
+
+
+def check_far_product() -> dict[str, float]:
+    """More than 2^31 elements: the last tokens. The gradient at the result is the result, that at y is written over
+    y."""
+    torch.manual_seed(SEED)
+    y, last = torch.randn(1, 256, 2**23 + 5, device=device(), dtype=BF16), slice(-1000, None)
+    weight, out = (normal(256, 256) / 16).to(BF16), torch.empty(y.shape[2], 1, 256, dtype=BF16, device=y.device)
+    want = torch.einsum("cl,dc->ld", y[0, :, last].double(), weight.double())
+    project.forward(y, weight, None, None, out)
+    project.backward(out, weight, y, None)
+    dy = torch.einsum("ld,dc->cl", out[last, 0].double(), weight.double())
+    return {"out": relative(out[last, 0], want) / ROUNDING[BF16], "dy": relative(y[0, :, last], dy) / ROUNDING[BF16]}
+
+
 def filter_inputs(lags: int, rows: int, width: int, emb: int, layers: int,
                   frequency: float) -> tuple[Tensor, Tensor, list[Tensor], Tensor, Tensor, Tensor]:
     """features, the gradient at the filter, the trunk's weights, freq, last, decay."""
@@ -222,6 +262,11 @@ CHECKS: dict[str, Callable[[], dict[str, float]]] = {
     "mlp 100,003 x 128, fp16": partial(check_mlp, 100003, 128, FP16),
     "mlp 1 x 96": partial(check_mlp, 1, 96, BF16),
     "mlp of 2^31 elements": partial(check_mlp, 2**21 + 3, 256, BF16, last=100),
+    "last product 131,075 x 2 x 256": partial(check_product, 131075, 2, 256),
+    "last product 262,144 x 256": partial(check_product, 262144, 1, 256),
+    "last product 33,334 x 3 x 96, fp16": partial(check_product, 33334, 3, 96, FP16),
+    "last product 1 x 7": partial(check_product, 1, 1, 7),
+    "last product of 2^31 elements": check_far_product,
 }
 
 
