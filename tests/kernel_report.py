@@ -1,5 +1,5 @@
 """Compiles the kernels that a function launches for a GPU that need not be there: registers, spills and shared memory
-by ptxas, kinds of dots."""
+by ptxas, kinds of dots and whether they read what they should."""
 
 import contextlib
 import re
@@ -14,8 +14,10 @@ import torch
 import triton
 import triton.backends.nvidia
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, CompiledKernel
 from triton.runtime.jit import JITFunction
+
+from tests.machine_code import listing, misplaced_operand
 
 PTXAS = Path(triton.backends.nvidia.__file__).parent / "bin" / "ptxas"
 TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int32: "*i32"}
@@ -55,6 +57,8 @@ class Report:
     """Stores of 16 bytes."""
     serialized: bool
     """ptxas had too few registers for asynchronous dots."""
+    misplaced: str
+    """The first operand of an asynchronous dot that is not known to lie in the program's shared memory."""
 
 
 def launches(work: Callable[[], object]) -> list[Launch]:
@@ -96,19 +100,26 @@ def _launch(function: JITFunction, given: dict[str, Any], options: dict[str, Any
     return Launch(function, tuple(types), tuple(constants), tuple(divisible), tuple(options.items()))
 
 
-def report(launch: Launch, capability: int = 90) -> Report:
-    """Compile for capability 80 or 90."""
+def compiled(launch: Launch, capability: int = 90) -> CompiledKernel:
+    """For capability 80 or 90."""
     places = {name: i for i, name in enumerate(launch.function.arg_names)}
     source = ASTSource(launch.function, dict(launch.types), constexprs=dict(launch.constants),
                        attrs={(places[name],): [["tt.divisibility", 16]] for name in launch.divisible})
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=dict(launch.options))
-    ptx = compiled.asm["ptx"]
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=dict(launch.options))
+
+
+def report(launch: Launch, capability: int = 90) -> Report:
+    """Compile for capability 80 or 90."""
+    kernel = compiled(launch, capability)
+    ptx = kernel.asm["ptx"]
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "kernel.ptx"
         path.write_text(ptx)
         name = f"sm_{capability}a" if capability >= 90 else f"sm_{capability}"
         log = subprocess.run([PTXAS, "-v", f"--gpu-name={name}", path, "-o", path.with_suffix(".o")],
                              capture_output=True, text=True, check=True).stderr
+        code = listing(kernel.asm["cubin"], Path(place))
+    threads, shared = 32 * kernel.metadata.num_warps, kernel.metadata.shared
 
     def number(pattern: str) -> int:
         return int(re.search(pattern, log)[1])
@@ -116,6 +127,6 @@ def report(launch: Launch, capability: int = 90) -> Report:
     def count(pattern: str) -> int:
         return len(re.findall(pattern, ptx))
 
-    return Report(number(r"Used (\d+) registers"), number(r"(\d+) bytes spill stores"), compiled.metadata.shared,
+    return Report(number(r"Used (\d+) registers"), number(r"(\d+) bytes spill stores"), shared,
                   count(r"wgmma\.mma_async"), count(r"\bmma\.sync\.aligned"), count(r"ld\.global[\w.:]*\.v4"),
-                  count(r"st\.global[\w.:]*\.v4\.b32"), "serialized" in log)
+                  count(r"st\.global[\w.:]*\.v4\.b32"), "serialized" in log, misplaced_operand(code, threads, shared))

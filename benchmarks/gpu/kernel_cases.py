@@ -118,8 +118,7 @@ OPTIONS: dict[str, Options] = {
         "16": with_options("leave_backward", BC=16)}),
     "rows of 8192 or 4096, forward": (1 << 20, False, {"8192": unchanged, "4096": rows_of(1 << 20, 64, 64)}),
     "rows of 8192 or 4096, backward": (1 << 20, True, {"8192": unchanged, "4096": rows_of(1 << 20, 64, 64)}),
-    "rows of 4096, 8192 or 2048, backward": (131072, True, {
-        "4096": unchanged, "8192": rows_of(131072, 128, 64), "2048": rows_of(131072, 64, 32)}),
+    "rows of 4096 or 8192, backward": (131072, True, {"4096": unchanged, "8192": rows_of(131072, 128, 64)}),
     "groups, forward": (1 << 20, False, GROUPS),
     "groups, backward": (1 << 20, True, GROUPS),
     "groups, backward, short": (8192, True, GROUPS),

@@ -85,6 +85,7 @@ def check(found: list[Launch], capability: int = 90, memory: int = 99 * 2**10) -
         assert got.wide_loads, launch
         assert got.shared <= memory, launch
         assert not got.serialized, launch
+        assert not got.misplaced, launch
         if capability == 90:
             assert got.spilled <= SPILLS.get(launch.name, 64), launch
             assert got.wgmma or not launch.name.startswith(("filter", "mlp", "project")), launch

@@ -1,6 +1,8 @@
 """What the kernels compile to for GPUs of capability 9.0 and 8.0, without one: nothing that an interpreter can see."""
 
 import importlib.util
+import re
+import subprocess
 from dataclasses import replace
 
 import pytest
@@ -14,7 +16,8 @@ from hyena_dist.ops.triton import across, arrived
 from hyena_dist.ops.triton.given import Rows
 from hyena_dist.ops.triton.groups import Operator
 from hyena_dist.ops.triton.plans import WIDE_MEMORY, large_plan, plan_for
-from tests.kernel_report import Launch, launches, report
+from tests.kernel_report import PTXAS, Launch, compiled, launches, report
+from tests.machine_code import listing, misplaced_operand
 
 NARROW_MEMORY = 99 * 2**10
 SPILLS = {"small.backward": 420, "rows.backward": 600, "small.forward": 250, "rows.forward": 250}
@@ -65,6 +68,7 @@ def check(found: list[Launch], capability: int, shared: int, factor: int = 1) ->
         assert got.spilled <= factor * SPILLS.get(launch.name, 64), launch
         assert got.shared <= shared, launch
         assert not got.serialized, launch
+        assert not got.misplaced, launch
         constants = dict(launch.constants)
         if capability == 90 and (constants.get("MB") or constants.get("M") or constants.get("R1") or 0) >= 64:
             assert got.wgmma, launch
@@ -82,11 +86,44 @@ def test_one_kernel_is_compiled_for_a_gpu_that_is_not_there():
         check([starved], 90, WIDE_MEMORY)
 
 
+def test_operands_of_products_lie_in_shared_memory(tmp_path):
+    """The controls: with less of it, or where nothing writes the register that says where one lies."""
+    leave, = (launch for launch in launched(131072, torch.float32, backward=False) if launch.name == "columns.leave")
+    kernel = compiled(leave)
+    code, threads = listing(kernel.asm["cubin"], tmp_path), 32 * kernel.metadata.num_warps
+    shared = kernel.metadata.shared
+    assert "HGMMA" in code
+    assert not misplaced_operand(code, threads, shared)
+    assert "of shared memory" in misplaced_operand(code, threads, shared - 16)
+    left = int(re.findall(r"gdesc\[UR(\d+)\]", code)[-1])
+    register = f"UR{left + 2}"  # of the right operand
+    without = "\n".join(line for line in code.splitlines() if f" {register}, " not in line)
+    assert f"nothing known wrote {register}" in misplaced_operand(without, threads, shared)
+
+
+@pytest.mark.slow
+def test_tiles_of_64_rows_and_32_columns_are_what_an_assembler_gets_wrong():
+    """Why plans avoid them: an H100's illegal memory access."""
+    plan, narrow = plan_for(131072, precise=True, wide=True), {"BC": 32, "num_warps": 4, "num_stages": 1}
+    p = torch.zeros(1, 3, 2, 131072)
+    run = Operator.whole(p, torch.zeros(6, 3), torch.zeros(6), replace(plan, leave=narrow))
+    leave, = (launch for launch in launches(lambda: run.mix(torch.zeros(1, 2, 131072), torch.zeros(1, 2)))
+              if launch.name == "columns.leave")
+    version = subprocess.run([PTXAS, "--version"], capture_output=True, text=True, check=True).stdout
+    assert bool(report(leave).misplaced) == ("release 12.8" in version)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("length", "factor"), [(1024, 1), (4096, 1), (8192, 1), (131072, 1), (1 << 18, 1),
                                                 (1 << 20, 1), (1 << 21, 2), (1 << 22, 15), ((1 << 22) + 16, 1)])
 def test_kernels_of_half_precision_on_a_hopper(length, factor):
     check(launched(length, torch.bfloat16), 90, WIDE_MEMORY, factor)
+
+
+@pytest.mark.slow
+def test_columns_of_64_points_in_half_precision_on_a_hopper():
+    """Of the plans for less shared memory, which take them."""
+    check(launched(1 << 18, torch.bfloat16, wide=False), 90, WIDE_MEMORY)
 
 
 @pytest.mark.slow
