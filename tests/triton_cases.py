@@ -461,6 +461,19 @@ def in_order(batch: int, channels: int, length: int, dtype: torch.dtype,
     return errors | {"outside": 0.0 if bands.whole() else float("inf")}
 
 
+def registration_over_ranks() -> dict[str, float]:
+    """torch's checks of the custom operators of order 3 over context ranks."""
+    from hyena_dist.ops.triton import across, arrived
+    p, dy, weight, bias, h, direct = inputs(2, 2, 40, 3, order=3)
+    given, row = (p, torch.randn(2, 4, 2, 2), weight, bias, None), (dy, h[0], direct[0], p[:, 0])
+    calls = [(across.enter, given), (across.leave, (*given, dy)), (across.leave_backward, (*given, dy.clone(), dy)),
+             (across.enter_backward, (*given, torch.randn(2, *dy.shape))),
+             (arrived._convolve, (*row, torch.zeros_like(dy), None, [])),
+             (arrived._convolve_backward, (dy.clone(), *row, *torch.zeros(2, *dy.shape), None, []))]
+    return {"failed": float(sum(result != "SUCCESS" for operator, arguments in calls
+                                for result in torch.library.opcheck(operator, arguments).values()))}
+
+
 class Slice(OneSlice):
     """An exchange of the last of two slices, whose convolutions know nothing of the first, and of no segments; they are
     torch's."""
@@ -643,6 +656,7 @@ CASES: dict[str, Callable[[], dict[str, float]]] = {
     "kept spectra": lambda: kept_spectra(1, 1, 601, 3),
     "kept spectra, order 3": lambda: kept_spectra(2, 2, 601, 3, order=3),
     "registration of spectra": registration_of_spectra,
+    "registration over context ranks": registration_over_ranks,
     "control of spectra": lambda: kept_spectra(1, 1, 601, 1, spoilt=True),
     "bytes, order 3": lambda: declared(2, 2, 1021, 1, dtype=FP16, plan=SmallPlan(32, 32, 32), order=3),
     "segments": lambda: in_segments(2, 2, 211, 3, offsets=((0, 1, 3, 97, 211), (0, 60, 120, 211)), dtype=FP32,

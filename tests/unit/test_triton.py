@@ -48,6 +48,7 @@ SLOW = HARD | {
     "rows with a gate, three kernels": FLOAT16, "rows with a gate, cufft": FLOAT32,
     "rows with a gate in segments": FLOAT32, "segments, order 3": FLOAT32, "bytes, around a slice": 0.05,
     "bytes, around a slice of order 4, channel by channel": 0.05, "bytes, rows with a gate": 0.05,
+    "registration over context ranks": FLOAT32,
     "segments, three kernels": FLOAT16, "segments, cufft": FLOAT32,
     "three kernels 9973": FLOAT16, "three kernels 9973, float32": FLOAT32, "three tokens": 2 * FLOAT16,
     "one token": FLOAT32, "operator of order 3": FLOAT32, "operator in segments": FLOAT32, "far apart": FLOAT16,
