@@ -17,6 +17,8 @@ import triton.backends.nvidia
 NVDISASM = Path(triton.backends.nvidia.__file__).parent / "bin" / "nvdisasm"
 FIRST = 1024
 """Where a program's shared memory begins on a GPU of capability 9.0."""
+TURNS = 4
+"""How often a loop is gone back through: what is loaded ahead of its turn goes through three places at most."""
 SWIZZLES = {0: 16, 1: 128, 2: 64, 3: 32}
 """Bytes of a row of the layout that a descriptor's last two bits name."""
 
@@ -40,7 +42,7 @@ def misplaced_operand(text: str, threads: int, shared: int) -> str:
             labels[label[1]] = len(places)
         elif found := re.match(r"\s*/\*([0-9a-f]+)\*/\s+(?:@(!?U?P\w+)\s+)?([\w.]+)\s*(.*?)\s*;", line):
             places.append(found.groups())
-    at, returned = 0, set()
+    at, returned = 0, list[int]()
     while at < len(places):
         where, predicate, operation, rest = places[at]
         operands = re.split(r",\s*", rest.replace(".reuse", ""))
@@ -49,8 +51,8 @@ def misplaced_operand(text: str, threads: int, shared: int) -> str:
                 return f"{where} {operation} {rest}: {reason}"
         elif operation == "BRA":
             target = labels.get(operands[-1].strip("`()"), len(places))
-            if target <= at and at not in returned:  # a loop is gone through twice
-                returned.add(at)
+            if target <= at and returned.count(at) < TURNS:
+                returned.append(at)
                 at = target
                 continue
         else:
@@ -92,6 +94,9 @@ class _Machine:
             for i in range(_width(kind)):
                 self._local[_shifted(operands[0], 4 * i)] = self._value(_after(operands[1], i)) if sure else None
             return
+        if name == "ISETP":
+            self._registers[operands[0]] = self._compared(kind, operands[2:]) if sure else None
+            return
         target, sources = operands[0], operands[1:]
         carry = sources.pop(0) if sources and re.fullmatch(r"U?P\d", sources[0]) else None
         values = self._results(name, kind, sources) if sure else None
@@ -115,12 +120,29 @@ class _Machine:
             return [self._local.get(_shifted(sources[0], 4 * i)) for i in range(_width(kind))]
         if name == "IADD3" and kind == "64" or name == "IMAD" and "WIDE" in kinds:
             return self._wide(name, kind, sources)
+        if name == "SEL":
+            return [self._selected(*sources)]
         values = [self._value(x) for x in sources if not x.startswith("!")]
         arithmetic = OPERATIONS.get(name)
         if arithmetic is None or any(v is None for v in values) or name == "IMAD" and "HI" in kinds:
             return None
         total = arithmetic(kinds, [v.astype(np.uint64) for v in values])
         return [total.astype(np.uint32), (total >> np.uint64(32)).astype(np.uint32)][: 2 if name in SUMS else 1]
+
+    def _compared(self, kind: str, sources: list[str]) -> Values:
+        """1 where a predicate is true."""
+        how, *kinds = kind.split(".")
+        a, b = (self._value(x) for x in sources[:2])
+        if a is None or b is None or how not in COMPARISONS or "EX" in kinds or sources[2] not in ("PT", "UPT"):
+            return None
+        signed = np.uint32 if "U32" in kinds else np.int32
+        return COMPARISONS[how](a.view(signed), b.view(signed)).astype(np.uint32)
+
+    def _selected(self, first: str, second: str, predicate: str) -> Values:
+        chosen, a, b = self._registers.get(predicate.lstrip("!")), self._value(first), self._value(second)
+        if chosen is None or a is None or b is None:
+            return None
+        return np.where((chosen == 1) != predicate.startswith("!"), a, b)
 
     def _wide(self, name: str, kind: str, sources: list[str]) -> list[Values] | None:
         pairs = [self._pair(x) for x in (sources if name == "IADD3" else sources[2:])]
@@ -217,6 +239,8 @@ def _extend(kinds: list[str], values: list[np.ndarray]) -> np.ndarray:
     return kept if "U32" in kinds else kept | -(kept >> (bits - np.uint64(1))) << bits
 
 
+COMPARISONS = {"GT": np.greater, "GE": np.greater_equal, "LT": np.less, "LE": np.less_equal, "EQ": np.equal,
+               "NE": np.not_equal}
 SUMS = "IADD3", "LEA"
 OPERATIONS: dict[str, Callable[[list[str], list[np.ndarray]], np.ndarray]] = {
     "MOV": lambda _, v: v[0], "R2UR": lambda _, v: v[0], "VIADD": lambda _, v: v[0] + v[1],

@@ -42,14 +42,15 @@ def gelus(width: int) -> list[Launch]:
     return launches(work)
 
 
-def mlps(width: int) -> list[Launch]:
-    x, n, inner = torch.zeros(64, width), torch.zeros(64, width, dtype=BF16), torch.zeros(64, 4 * width, dtype=BF16)
-    first, first_bias, bias, scale = torch.zeros(4 * width, width, dtype=BF16), inner[0], n[0], x[0]
-    second = torch.zeros(width, 4 * width, dtype=BF16)
+def mlps(width: int, dtype: torch.dtype = BF16, *, whole: bool = True) -> list[Launch]:
+    """Of a float32 stream, or not `whole`: of tensor ranks, without bias and residual, with gradients of `dtype`."""
+    x, n, inner = torch.zeros(64, width), torch.zeros(64, width, dtype=dtype), torch.zeros(64, 4 * width, dtype=dtype)
+    first, first_bias, bias, scale = torch.zeros(4 * width, width, dtype=dtype), inner[0], n[0], x[0]
+    second = torch.zeros(width, 4 * width, dtype=dtype)
 
     def work() -> None:
-        mlp.forward(x, scale, scale, 1e-5, first, first_bias, second, bias, True, torch.zeros_like(x))
-        mlp.backward(n, x, first, first_bias, second, inner, inner, n, n)
+        mlp.forward(x, scale, scale, 1e-5, first, first_bias, second, bias if whole else None, whole, x if whole else n)
+        mlp.backward(n, x if whole else n, first, first_bias, second, inner, inner, n, n if whole else None)
 
     return launches(work)
 
@@ -113,7 +114,18 @@ def test_an_mlp_in_one_kernel(monkeypatch, width):
     monkeypatch.setattr(mlp, "wide_memory", lambda _: True)
     if width == 256:
         with pytest.raises(AssertionError, match="mlp_forward"):
-            check(mlps(width), 90)
+            check(mlps(width)[:1], 90)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [64, 96, 128, 256])
+def test_an_mlp_of_tensor_ranks_and_of_float16(width):
+    """Where products may wait for each other."""
+    for launch in [*mlps(width, torch.float16), *mlps(width, whole=False)]:
+        got = report(launch)
+        assert got.shared <= WIDE_MEMORY
+        assert got.wgmma
+        assert not got.misplaced, launch
 
 
 @pytest.mark.parametrize("width", [256, *(pytest.param(width, marks=pytest.mark.slow) for width in (16, 96, 128))])

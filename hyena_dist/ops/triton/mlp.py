@@ -198,16 +198,17 @@ def _norm(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor
 
 def _plan(x: Tensor, *, backward: bool) -> tuple[Options, Options]:
     """Constants and options of a launch, by what spills fewest registers, and none in a loop. With several stages the
-    weights of the next blocks of inner channels come while those of this one are multiplied. Few channels have two
-    programs at a time for that: with stages their compiler makes products wait for each other."""
-    padded, wide = triton.next_power_of_2(max(32, x.shape[1])), wide_memory(x.device)
-    if wide and padded > (128 if backward else 64):
-        rows, warps, stages = 128, 8, 2 if backward else 3
+    weights of the next blocks of inner channels come while those of this one are multiplied, where that does not make
+    the compiler's products wait for each other. No tile of a Hopper's has 64 rows by 32 (`plans.WIDE_SHAPES`)."""
+    padded, wide, block = triton.next_power_of_2(max(32, x.shape[1])), wide_memory(x.device), 32
+    if wide and padded > 64:
+        rows, warps, stages = 128, 8, 3 if not backward else 2 if padded > 128 else 1
     elif padded > 128:
         rows, warps, stages = (32, 4, 1) if backward else (64, 8, 1)
     else:
         rows, warps, stages = 64, 4, 1
-    return {"DP": padded, "ROWS": rows, "BLOCK": 32}, {"num_warps": warps, "num_stages": stages}
+        block = 64 if padded < 128 else 32
+    return {"DP": padded, "ROWS": rows, "BLOCK": block}, {"num_warps": warps, "num_stages": stages}
 
 
 forward.register_fake(lambda *_: None)
