@@ -88,7 +88,7 @@ def test_one_kernel_is_compiled_for_a_gpu_that_is_not_there():
 
 def test_operands_of_products_lie_in_shared_memory(tmp_path):
     """The controls: with less of it, or where nothing writes the register that says where one lies."""
-    leave, = (launch for launch in launched(131072, torch.float32, backward=False) if launch.name == "columns.leave")
+    leave, = (launch for launch in launched(1 << 18, torch.float32, backward=False) if launch.name == "columns.leave")
     kernel = compiled(leave)
     code, threads = listing(kernel.asm["cubin"], tmp_path), 32 * kernel.metadata.num_warps
     shared = kernel.metadata.shared
@@ -104,10 +104,10 @@ def test_operands_of_products_lie_in_shared_memory(tmp_path):
 @pytest.mark.slow
 def test_tiles_of_64_rows_and_32_columns_are_what_an_assembler_gets_wrong():
     """Why plans avoid them: an H100's illegal memory access."""
-    plan, narrow = plan_for(131072, precise=True, wide=True), {"BC": 32, "num_warps": 4, "num_stages": 1}
-    p = torch.zeros(1, 3, 2, 131072)
+    plan, narrow = plan_for(1 << 18, precise=True, wide=True), {"BC": 32, "num_warps": 4, "num_stages": 1}
+    p = torch.zeros(1, 3, 2, 1 << 18)
     run = Operator.whole(p, torch.zeros(6, 3), torch.zeros(6), replace(plan, leave=narrow))
-    leave, = (launch for launch in launches(lambda: run.mix(torch.zeros(1, 2, 131072), torch.zeros(1, 2)))
+    leave, = (launch for launch in launches(lambda: run.mix(torch.zeros(1, 2, 1 << 18), torch.zeros(1, 2)))
               if launch.name == "columns.leave")
     version = subprocess.run([PTXAS, "--version"], capture_output=True, text=True, check=True).stdout
     assert bool(report(leave).misplaced) == ("release 12.8" in version)
@@ -127,7 +127,7 @@ def test_columns_of_64_points_in_half_precision_on_a_hopper():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("length", [1024, 4096, 8192, 131072, 1 << 19, 1 << 20])
+@pytest.mark.parametrize("length", [1024, 4096, 8192, 131072, 1 << 18, 1 << 19, 1 << 20])
 def test_kernels_of_float32_on_a_hopper(length):
     check(launched(length, torch.float32), 90, WIDE_MEMORY, factor=2)
 
