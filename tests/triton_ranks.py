@@ -62,9 +62,7 @@ def trained(engine: int | str, topology: str, *, recompute: bool) -> dict[str, f
     norms of gradients, and weights."""
     groups = groups_of(topology)
     config = run_config(engine, TOPOLOGIES[topology], recompute=recompute)
-    # The interpreter takes as long for two windows as for one.
-    config = replace(config, ops=OpsSection(backend="triton"), train=replace(config.train, micro_batch_size=2))
-    model, made = make(config, groups)
+    model, made = make(replace(config, ops=OpsSection(backend="triton")), groups)
     found = train(model, made, groups, STEPS)
     want, weights = plainly_trained()
     pairs = [(a.loss, b.loss) for a, b in zip(found, want, strict=True)]
