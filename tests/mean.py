@@ -80,7 +80,7 @@ class MeanKind(MixerKind):
                 "mean": Part(tokens * D, 2 * tokens * D, tokens * D)}
 
     def memory(self, section: ModelSection, seq_len: int, batch: int, *, itemsize: int, wide: bool,  # noqa: ARG002
-               device: torch.device, split: Split = WHOLE) -> Working:  # noqa: ARG002
+               device: torch.device, split: Split = WHOLE, backend: str = "auto") -> Working:  # noqa: ARG002
         D, tokens = section.hidden_size, batch * seq_len // split.context
         return Working((FP32 + 4 * itemsize) * tokens * D, (2 * FP32 + 2 * itemsize) * tokens * D)
 

@@ -25,7 +25,7 @@ from hyena_dist.ops.chunking import product_elements
 MLP_CHUNK = 6
 """Float32 tensors of one chunk that live at a time in the backward pass of an MLP."""
 WHOLE_MLP_CHUNK = 2
-"""The same in half precision where one kernel makes all of them."""
+"""The same in half precision where one kernel makes all of them, as wide as the inner channels."""
 
 
 @dataclass(frozen=True)
@@ -120,13 +120,15 @@ def _activations(section: ModelSection, seq_len: int, micro_batch_size: int, pre
     stream = FP32 * tokens * section.hidden_size
     wide = activation_checkpointing in ("none", "block")
     mixers = {letter: mixer_kind(letter).memory(section, seq_len, micro_batch_size, itemsize=E, wide=wide,
-                                                device=torch.device(device), split=split)
+                                                device=torch.device(device), split=split, backend=backend)
               for letter in kinds_of(section)}
     inner = tokens * section.inner_size // split.tensor
     # On a GPU what is as wide as the inner channels is in half precision, as long as it lives.
     one_kernel = (backend == "triton" and device != "cpu" and E < FP32
                   and section.hidden_size <= MOST_KEPT_CHANNELS)
-    held_at_a_time = WHOLE_MLP_CHUNK * E if one_kernel else MLP_CHUNK * (FP32 if device == "cpu" else E)
+    held_at_a_time = MLP_CHUNK * (FP32 if device == "cpu" else E)
+    if one_kernel:  # of which three are as wide as the model, and not as the inner channels
+        held_at_a_time = (WHOLE_MLP_CHUNK + 3 * section.hidden_size * split.tensor / section.inner_size) * E
     chunk = held_at_a_time * min(inner, product_elements(torch.device(device), inner))
     summed = stream if split.tensor > 1 else 0.0  # the gradient at an MLP is summed over tensor ranks in a copy
     mlp = Working(stream + (wide and not one_kernel) * E * inner, 2 * stream + chunk + summed)

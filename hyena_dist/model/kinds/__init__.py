@@ -149,7 +149,7 @@ class MixerKind:
         return Repeated(0.0, 0.0)
 
     def memory(self, section: ModelSection, seq_len: int, batch: int, *, itemsize: int, wide: bool,
-               device: "torch.device", split: Split = WHOLE) -> Working:
+               device: "torch.device", split: Split = WHOLE, backend: str = "auto") -> Working:
         """What it needs in training, on one rank.
 
         Args:
@@ -157,6 +157,7 @@ class MixerKind:
             wide: inner tensors, several times as wide as the input, are kept (train.activation_checkpointing is none
                 or block).
             device: whose chunks it works through.
+            backend: a value of `ops.backend`.
         """
         raise NotImplementedError
 

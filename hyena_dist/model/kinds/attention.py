@@ -63,7 +63,8 @@ class AttentionKind(MixerKind):
                 "attention": Part(2 * 2.0 * batch * D * seq_len * (seq_len + 1) / 2, 3 * tokens * D, tokens * D)}
 
     def memory(self, section: ModelSection, seq_len: int, batch: int, *, itemsize: int, wide: bool,  # noqa: ARG002
-               device: "torch.device", split: Split = WHOLE) -> Working:  # noqa: ARG002 - everywhere the same
+               device: "torch.device", split: Split = WHOLE,  # noqa: ARG002 - everywhere the same
+               backend: str = "auto") -> Working:  # noqa: ARG002
         """Saves x; q, k and v, q and k with their positions, and the heads' output in both layouts; cosines and sines
         for q and for k, and a number of every token and head. A fused kernel has no [L, L] matrix. Works in the
         gradients of q, k and v in two layouts, and over context ranks in what they are sent in."""

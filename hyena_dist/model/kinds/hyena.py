@@ -133,7 +133,7 @@ class HyenaKind(MixerKind):
         return Repeated(0.0 if keeps_trunk(seq_len) else trunk, projection + trunk)
 
     def memory(self, section: ModelSection, seq_len: int, batch: int, *, itemsize: int, wide: bool,
-               device: "torch.device", split: Split = WHOLE) -> Working:
+               device: "torch.device", split: Split = WHOLE, backend: str = "auto") -> Working:
         """Saves x, the filters, and where `wide` things are kept the projection and the trunk; works in the gradients
         of its output, input and filters, in the projection where it was not kept, and in chunks of at least one
         channel. Over context ranks it saves what was exchanged too, and no trunk."""
@@ -154,8 +154,9 @@ class HyenaKind(MixerKind):
         activations = section.filter_emb_dim + 3 * (section.filter_num_inner_mlps + 1) * section.filter_order
         trunk = FP32 * activations * seq_len + filters if keeps_trunk(seq_len) else 0  # and the filters' window
         elements = min(D * tokens, max(tokens, transform_elements(seq_len, device)))
-        chunk = _chunk(section, seq_len, batch, elements, itemsize=E, device=device)
-        plans = CUFFT * elements if device.type == "cuda" and not _by_kernels(section, seq_len, E) else 0.0
+        by_kernels = device.type == "cuda" and _by_kernels(section, seq_len, E, backend)
+        chunk = _chunk(section, seq_len, batch, elements, itemsize=E, by_kernels=by_kernels)
+        plans = CUFFT * elements if device.type == "cuda" and not by_kernels else 0.0
         return Working(stream + filters + wide * (projection + trunk),
                        2 * stream + (not wide) * projection + filters + chunk, plans=plans)
 
@@ -194,16 +195,19 @@ class HyenaKind(MixerKind):
         }
 
 
-def _by_kernels(section: ModelSection, seq_len: int, itemsize: int) -> bool:
-    """Whether Triton's kernels compute the operator on a GPU that they were measured on."""
+def _by_kernels(section: ModelSection, seq_len: int, itemsize: int, backend: str) -> bool:
+    """Whether Triton's kernels compute the operator in half precision on a GPU; with `auto`, one that they were
+    measured on."""
     from hyena_dist.ops.triton.plans import measured
-    return itemsize < FP32 and section.hyena_order == 2 and measured(seq_len)
+    if itemsize == FP32 or backend not in ("auto", "triton"):
+        return False
+    return backend == "triton" or (section.hyena_order == 2 and measured(seq_len))
 
 
 def _chunk(section: ModelSection, seq_len: int, batch: int, elements: int, *, itemsize: int,
-           device: "torch.device") -> float:
+           by_kernels: bool) -> float:
     """Bytes of what lives as long as a chunk of this many elements of one tensor, in the backward pass."""
-    if device.type == "cuda" and _by_kernels(section, seq_len, itemsize):
+    if by_kernels:
         from hyena_dist.ops.triton.plans import GROUP_ELEMENTS
         tokens, width = batch * seq_len, section.hidden_size
         group = min(tokens * width, max(tokens, GROUP_ELEMENTS))
