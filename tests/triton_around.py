@@ -83,9 +83,8 @@ def one_kernel(tokens: int, width: int, inner: int, dtype: torch.dtype, *, strea
     of. The control has another second weight."""
     torch.manual_seed(width + inner)
     bands = Bands()
-    factors = {(inner, width): scale * width**-0.5, (inner,): 0.3, (width, inner): inner**-0.5, (width,): 1.0}
-    first, first_bias, second, second_bias = (bands.around((normal(*shape) * factor).to(dtype))
-                                              for shape, factor in factors.items())
+    first, first_bias, second, second_bias = (bands.around((normal(*shape) * factor).to(dtype)) for *shape, factor in (
+        (inner, width, scale * width**-0.5), (inner, 0.3), (width, inner, inner**-0.5), (width, 1.0)))
     weight, shift = (bands.around(t) for t in (1 + 0.2 * normal(width), normal(width)))
     x, dy = (bands.around(t.to(dtype).to(stream or dtype)) for t in (2 * normal(tokens, width), normal(tokens, width)))
     n, left = x.double(), first_bias.double().requires_grad_()
@@ -149,17 +148,27 @@ def far_product(*sizes: int) -> dict[str, float]:
     return {"refused": 0.0}
 
 
-def whole(function: Callable[..., Tensor], *shapes: tuple[int, ...], product: torch.dtype = FP32) -> dict[str, float]:
+def whole(function: Callable[..., Tensor], *shapes: tuple[int, ...], product: torch.dtype = FP32,
+          chunk: int = 2**17) -> dict[str, float]:
     """A function of tensors and a backend, by kernels and by torch's operations in float64: y and every gradient.
-    `product`: of its products, by autocast."""
+    `product`: of its products, by autocast; `chunk`: elements of a chunk, about."""
     results = []
     for dtype, backend in ((FP32, "triton"), (torch.float64, "torch")):
         torch.manual_seed(1)
         leaves = [torch.randn(*shape).to(dtype).requires_grad_() for shape in shapes]
-        with torch.autocast("cpu", product, enabled=backend == "triton" and product != FP32):
-            y = function(backend, *leaves)
-        results.append([y, *torch.autograd.grad(y, leaves, torch.randn(y.shape).to(dtype))])
+        with patch.multiple(chunking, CHUNK_ELEMENTS=chunk, LEAST_TOKENS=3):
+            with torch.autocast("cpu", product, enabled=backend == "triton" and product != FP32):
+                y = function(backend, *leaves)
+            results.append([y, *torch.autograd.grad(y, leaves, torch.randn(y.shape).to(dtype))])
     return {str(i): relative(a.detach(), b.detach()) for i, (a, b) in enumerate(zip(*results, strict=True))}
+
+
+def no_token() -> dict[str, float]:
+    leaves = [torch.randn(*shape, requires_grad=True) for shape in ((0, 2, 12), (48, 12), (48,), (12, 48), (12,), (12,),
+                                                                    (12,))]
+    with torch.autocast("cpu", FP16):
+        whole_mlp("triton", *leaves).sum().backward()
+    return {"left": float(sum(leaf.grad is not None and bool(leaf.grad.any()) for leaf in leaves))}
 
 
 def whole_mlp(backend: str, x: Tensor, *tensors: Tensor) -> Tensor:
@@ -294,6 +303,11 @@ CASES: dict[str, Callable[[], dict[str, float]]] = {
     "gelu fp16": lambda: gelu(1, 256, FP16),
     "mlp": lambda: whole(whole_mlp, (7, 2, 12), (48, 12), (48,), (12, 48), (12,), (12,), (12,)),
     "mlp fp16": lambda: whole(whole_mlp, (7, 2, 12), (48, 12), (48,), (12, 48), (12,), (12,), (12,), product=FP16),
+    "mlp fp16, chunks": lambda: whole(whole_mlp, (7, 2, 12), (48, 12), (48,), (12, 48), (12,), (12,), (12,),
+                                      product=FP16, chunk=60),
+    "mlp fp16, as wide inside": lambda: whole(whole_mlp, (5, 2, 12), (12, 12), (12,), (12, 12), (12,), (12,), (12,),
+                                              product=FP16),
+    "mlp fp16, no token": no_token,
     "one kernel": lambda: one_kernel(150, 40, 70, FP16, stream=FP32),
     "one kernel, large": lambda: one_kernel(7, 16, 64, FP16, scale=30.0, bias=False, normed=False),
     "one kernel bf16": lambda: one_kernel(130, 128, 96, BF16, stream=FP32),

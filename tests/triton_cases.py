@@ -40,6 +40,7 @@ from hyena_dist.ops.hyena import HyenaWeights, hyena
 from hyena_dist.ops.long_conv import causal_conv_reference
 from hyena_dist.ops.mix import MixWeights, mix_reference
 from hyena_dist.ops.segments import Segments
+from hyena_dist.ops.triton import groups as triton_groups
 from hyena_dist.ops.triton import long_row, short
 from hyena_dist.ops.triton import operator as triton_operator
 from hyena_dist.ops.triton.groups import Operator, Plan, convolution
@@ -247,7 +248,8 @@ def kept_spectra(*shape: int, order: int = 2, spoilt: bool = False) -> dict[str,
     control spoils a spectrum."""
     p, dy, *weights = inputs(*shape, dtype=FP16, order=order)
     results, backends = [], (triton_operator, triton_operator.Keeping())
-    with patch.object(triton_operator, "plan_for", return_value=THREE_SMALL):
+    with (patch.object(triton_operator, "plan_for", return_value=THREE_SMALL),
+          patch.object(triton_groups, "GROUP_ELEMENTS", 1)):  # a channel at a time
         for backend in backends:
             q, gradient, given = p.flatten(1, 2).clone(), dy.clone(), MixWeights(*weights)
             y, kept = backend.mix(q, given, None)

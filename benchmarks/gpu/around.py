@@ -287,7 +287,7 @@ OPTIONS: dict[str, Options] = {
         "128 tokens": partial(tile, project, 8, 2, TOKENS=128)}),
     "filter": (filter_sides, {
         "as it is": contextlib.nullcontext, "512 programs": constant(filters, PROGRAMS=512),
-        "chunks of 2^17": constant(filters, CHUNK=2**17), "2^20": constant(filters, CHUNK=2**20),
+        "chunks of 2^17": constant(filters, CHUNK=2**17), "2^18": constant(filters, CHUNK=2**18),
         "32 lags": partial(trunk, 32, 4), "64 lags, 8 warps": partial(trunk, 64, 8),
         "128 lags, 8 warps": partial(trunk, 128, 8)}),
 }

@@ -47,11 +47,13 @@ class Case:
     order: int = 2
     segments: int = 1
     """Of each row, the later ones longer; of row b one more than of row b - 1."""
+    kept: bool = False
+    """The filters' spectra are kept from the forward pass."""
 
     def __str__(self) -> str:
         return (f"{self.length:,} x {self.batch} x {self.channels} {str(self.dtype).removeprefix('torch.')}"
                 f"{' cufft' if self.cufft else ''}{f' order {self.order}' if self.order > 2 else ''}"
-                f"{f' {self.segments} segments' if self.segments > 1 else ''}")
+                f"{f' {self.segments} segments' if self.segments > 1 else ''}{' kept spectra' if self.kept else ''}")
 
     def offsets(self) -> list[list[int]]:
         """Of the segments of every row."""
@@ -68,6 +70,7 @@ CHECKED = (
     Case(1048576, 1, 1, FP32, cufft=True),
     Case(8191, 2, 2, BF16, order=3), Case(131071, 2, 2, BF16, order=3), Case(1021, 1, 2, FP32, order=3),
     Case(8191, 2, 2, BF16, segments=7), Case(131071, 2, 2, BF16, segments=3), Case(4096, 2, 2, FP32, segments=5),
+    Case(131071, 2, 2, BF16, order=3, kept=True), Case(1048576, 1, 2, BF16, kept=True),
 )
 REPEATED = (Case(8192, 64, 8, BF16), Case(131072, 8, 4, BF16), Case(1048576, 2, 4, BF16))
 TIMED = (Case(8192, 2, 2, BF16), Case(1 << 20, 1, 2, BF16), Case(131072, 2, 2, BF16), Case(1024, 2, 2, BF16),
@@ -168,7 +171,7 @@ def changed(case: Case, p: Tensor, given: list[Tensor], change: Change) -> Itera
 def both_directions(case: Case, given: list[Tensor], change: Change = unchanged) -> dict[str, Tensor]:
     p, dy = given[0].clone(), given[1].clone()
     with changed(case, p, given, change) as found:
-        y = found.mix(*given[4:])
+        y = found.mix_and_keep(*given[4:])[0] if case.kept else found.mix(*given[4:])
         grads = found.mix_backward(dy, *given[4:])
     return dict(zip(("y", "dp", "dweight", "dbias", "dh", "ddirect", "y again"), (y, p, *grads, dy), strict=True))
 

@@ -126,7 +126,7 @@ def _activations(section: ModelSection, seq_len: int, micro_batch_size: int, pre
     # On a GPU what is as wide as the inner channels is in half precision, as long as it lives.
     one_kernel = (backend == "triton" and device != "cpu" and E < FP32
                   and section.hidden_size <= MOST_KEPT_CHANNELS)
-    held_at_a_time = MLP_CHUNK * (FP32 if device == "cpu" else E)
+    held_at_a_time: float = MLP_CHUNK * (FP32 if device == "cpu" else E)
     if one_kernel:  # of which three are as wide as the model, and not as the inner channels
         held_at_a_time = (WHOLE_MLP_CHUNK + 3 * section.hidden_size * split.tensor / section.inner_size) * E
     chunk = held_at_a_time * min(inner, product_elements(torch.device(device), inner))

@@ -125,8 +125,8 @@ def send_seconds(sent: dict[str, float], rates: Rates) -> dict[str, float]:
 
 
 def uses_kernels(config: Config, gpu: Gpu) -> bool:
-    """Whether Triton's kernels compute what is not a product: in half precision; the Hyena operator only at one context
-    rank and order 2, and with `ops.backend=auto` at lengths and on GPUs on which it was measured."""
+    """Whether the times of a step by Triton's kernels are known: in half precision; of the Hyena operator at one
+    context rank, order 2 and the lengths that were measured. Elsewhere those of torch's operations stand in."""
     from hyena_dist.ops.triton.plans import measured
     section, seq_len, backend = config.model, config.data.seq_len, config.ops.backend
     if config.train.precision == "fp32" or (gpu.name not in ("h100", "h200") if backend == "auto" else

@@ -264,5 +264,6 @@ def _gradients(kernels: ModuleType | None, dy: Tensor, u: Tensor, h: Tensor, bia
 
 
 def _tokens_in_order(x: Tensor) -> Tensor:
-    """[P, S, R, l] -> [S, R, P l]."""
-    return x.movedim(0, 2).flatten(2, 3)
+    """[P, S, R, l] -> [S, R, P l], of one token after the other: of slices of one token flattening makes a view that
+    is not."""
+    return x.movedim(0, 2).flatten(2, 3).contiguous()

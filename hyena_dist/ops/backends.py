@@ -76,7 +76,8 @@ def mix_kernels(backend: str, asked: Asked) -> Backend | None:
         say_once(reason)
     if reason or kernels is None:
         return None
-    return torch.is_grad_enabled() and kernels.keeping(asked) or kernels
+    keeps = backend == "triton" and torch.is_grad_enabled()  # which was not measured
+    return keeps and kernels.keeping(asked) or kernels
 
 
 def _library(name: str, asked: Asked) -> Backend | None:

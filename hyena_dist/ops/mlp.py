@@ -147,7 +147,8 @@ class _OneKernel(torch.autograd.Function):
         tape = NormTape((*tensors[4:], *norm), compute_dtype(x, tensors[0]), dtype)
         rows, grads = x.flatten(0, -2), dy.flatten(0, -2).contiguous()
         dx = torch.empty(rows.shape, dtype=x.dtype, device=x.device)
-        dfirst = dsecond = sums = None
+        dfirst = dsecond = None
+        sums = torch.zeros(sum(first.shape), dtype=torch.float32, device=x.device)
         work, (inner, width) = Workspace(dtype, x.device), first.shape
         with without_autocast(x):
             for part in token_chunks(len(rows), inner, x.device):
@@ -158,9 +159,8 @@ class _OneKernel(torch.autograd.Function):
                 found = kernels.backward(n, g, first, first_bias, second, a, dh, dn, lower)
                 dfirst = accumulate_product(dfirst, dh.t(), n, tensors[0].dtype)
                 dsecond = accumulate_product(dsecond, (g if lower is None else lower).t(), a, tensors[2].dtype)
-                sums = accumulate(sums, found)
+                sums += found
                 tape.backward(dn, dx[part], g if residual else None)
-        assert sums is not None
         dfirst_bias, dsecond_bias = sums.split([inner, width])
         return (dx.view(x.shape), None, None, None, dfirst, dfirst_bias.to(tensors[1].dtype), dsecond,
                 None if tensors[3] is None else dsecond_bias.to(tensors[3].dtype), *tape.gradients())

@@ -52,7 +52,8 @@ class NormTape:
         self.reads = product if self._kernels else dtype
         """The dtype of the gradients that `backward` takes as they are."""
         whole = weight is not None and len(weight) % 8 == 0  # else rows do not begin at multiples of 16 bytes
-        self.padding = padding if self._kernels and product.itemsize == 2 and whole else 0
+        asked_for = backend == "triton"  # `auto` takes no way that was not measured
+        self.padding = padding if self._kernels and asked_for and product.itemsize == 2 and whole else 0
         """The columns that `forward` does add to each row, a 1 and zeros: the kernels write them as they go, while
         torch would copy the rows."""
 

@@ -103,3 +103,12 @@ def test_the_trunk_is_computed_once_in_each_pass(monkeypatch: pytest.MonkeyPatch
     for part in context.AllToAll(mixer.axis, batch=1, channels=16, groups=groups).channels:
         mixer.filter([slice(0, 64)], [part])
     assert computed == [64] * (2 + groups)
+
+
+def test_tokens_in_order_are_one_after_the_other():
+    """Kernels read them so; of slices of one token flattening alone makes a view that is not."""
+    for tokens in (1, 3):
+        rows = torch.arange(4 * 2 * 2 * tokens).view(4, 2, 2, tokens)
+        found = context._tokens_in_order(rows)
+        assert found.is_contiguous()
+        assert torch.equal(found[1, 0], rows[:, 1, 0].flatten())

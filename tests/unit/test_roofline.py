@@ -248,6 +248,19 @@ def test_a_million_tokens_by_kernels_stay_below_the_bars():
     assert million("torch").total.launches > 4_000
 
 
+@pytest.mark.parametrize(("layers", "width", "length", "batch", "order"), [
+    (2, 128, 65_536, 1, 2), (8, 256, 200_000, 1, 2), (4, 256, 8192, 4, 3), (4, 256, 1024, 16, 2)])
+def test_the_memory_formula_knows_the_backend(layers, width, length, batch, order):
+    """By kernels it is that of the tensors; torch's transforms work in memory besides, which is no tensor's."""
+    pytest.importorskip("triton", reason="needs the extra `kernels`")
+    section = dataclasses.replace(Size(length, width, batch=batch, layers=layers).section(), hyena_order=order)
+    kernels, plain = (roofline.count(section, batch, "bf16", backend=backend) for backend in ("triton", "torch"))
+    print(kernels.memory.total / kernels.peak_bytes, plain.memory.total / plain.peak_bytes)
+    assert 0.98 <= kernels.memory.total / kernels.peak_bytes <= 1.2
+    assert plain.memory.total >= plain.peak_bytes
+    assert plain.peak_bytes > 1.2 * kernels.memory.total  # the control
+
+
 def test_a_short_step_stays_below_its_bar():
     found = roofline.count(SHORT.section(), SHORT.batch, "bf16")
     print(f"{found.total.launches:,} launches")

@@ -14,7 +14,7 @@ from hyena_dist.ops import backends
 from hyena_dist.ops.hyena import HyenaWeights, hyena
 from hyena_dist.ops.linear import to_channels
 from hyena_dist.ops.mix import Asked
-from hyena_dist.ops.norm import NormWeights
+from hyena_dist.ops.norm import NormTape, NormWeights
 
 pytest.importorskip("triton", reason="needs the extra `kernels`")
 
@@ -26,7 +26,9 @@ FAST = {
     "norm 96, padded": FLOAT16, "norm 256 bf16, padded, three rows": BFLOAT16, "norm 8, padded, one token": FLOAT16,
     "norm 768": FLOAT32, "norm 7, one token": FLOAT32, "norm 1100": FLOAT32,
     "gelu": FLOAT32, "gelu, large": FLOAT32, "gelu bf16": BFLOAT16, "gelu fp16": FLOAT16,
-    "mlp fp16": FLOAT16, "one kernel": FLOAT16, "one kernel, large": FLOAT16, "one kernel bf16": BFLOAT16,
+    "mlp fp16": FLOAT16, "mlp fp16, chunks": FLOAT16, "mlp fp16, as wide inside": FLOAT16,
+    "mlp fp16, no token": FLOAT16,
+    "one kernel": FLOAT16, "one kernel, large": FLOAT16, "one kernel bf16": BFLOAT16,
     "one kernel, 256": FLOAT16, "one kernel, one token": FLOAT16,
     "last product": FLOAT16, "last product, 256": FLOAT16, "last product bf16": BFLOAT16,
     "last product of one": FLOAT16, "last product, neither": FLOAT16, "operator fp16": 2 * FLOAT16,
@@ -140,5 +142,12 @@ def test_auto_takes_each_where_it_was_measured(monkeypatch):
         taken = {other: choose() for other, choose in choices.items()}
         assert [other for other, module in taken.items() if module] == [name]
         assert taken[name].__name__ == f"hyena_dist.ops.triton.{name}"
+    monkeypatch.setattr(backends, "_MEASURED", {name: frozenset([((9, 0), torch.bfloat16), ((9, 0), torch.float32)])
+                                                for name in choices})
+    asked, norm = Asked(CPU, torch.bfloat16, 2, 3, length=2**20), (torch.ones(8), torch.zeros(8), 1e-5)
+    for backend in ("auto", "triton"):  # neither kept spectra nor padded rows were measured
+        assert backends.mix_kernels(backend, asked).keeps_spectra == (backend == "triton")
+        tape = NormTape((*norm, backend), torch.float32, torch.bfloat16, padding=8)
+        assert tape.padding == (8 if backend == "triton" else 0)
     monkeypatch.setattr(backends, "_installed", lambda: False)
     assert not any(choose() for choose in choices.values())

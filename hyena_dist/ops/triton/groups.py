@@ -88,7 +88,8 @@ class Operator:
         return y
 
     def mix_and_keep(self, h: Tensor, direct: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`mix`, and the filters' spectra; of rows of one size, by three kernels."""
+        """`mix`, and the filters' spectra, which `mix_backward` takes from then on; of rows of one size by three
+        kernels."""
         (rows, plan), = self.rows
         assert isinstance(plan, LargePlan)
         shape = len(h), self.channels

@@ -193,7 +193,8 @@ def backward(n: Tensor, dy: Tensor, first: Tensor, first_bias: Tensor, second: T
 
 
 def _norm(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    return (x, x) if weight is None or bias is None else (weight, bias)
+    """In the place of a norm that is not there something to point to."""
+    return x if weight is None else weight, x if bias is None else bias
 
 
 def _plan(x: Tensor, *, backward: bool) -> tuple[Options, Options]:

@@ -39,7 +39,7 @@ keeps_spectra = False
 
 class Keeping:
     """The same backend, which keeps the filters' spectra for the backward pass in the filters' place: in float16 they
-    take as much memory, and are not made twice."""
+    take as much memory, but for the plan's padding, and are not made twice."""
 
     keeps_spectra = True
     refusal = staticmethod(refusal)
@@ -56,7 +56,7 @@ class Keeping:
 
 
 def keeping(asked: Asked) -> Keeping | None:
-    """The backend that keeps spectra, where that is no more memory than the filters: of whole rows by three kernels in
+    """The backend that keeps spectra, where they are about as large as the filters: of whole rows by three kernels in
     half precision."""
     if asked.segmented or asked.dtype.itemsize > 2:
         return None
