@@ -2,15 +2,14 @@
 made from. The interpreter itself reads and writes anywhere: what is read outside and masked away later leaves no trace
 there, and ends a GPU's kernel in an illegal memory access.
 
-Tensors on meta have addresses and no memory: of a launch with such a tensor only the programs at the grid's corners
-run, what they load is 0 and what they store is dropped. So the addresses of any size are checked, whatever memory the
-machine has: offsets of 32 bits that overflow end outside.
+Tensors on meta have addresses and no memory: of a launch with such a tensor only the first and the last program of the
+grid run, what they load is 0 and what they store is dropped. So the addresses of any size are checked, whatever memory
+the machine has: offsets of 32 bits that overflow end outside.
 
 `check` is called once, before anything is launched, and holds for the whole process.
 """
 
 import inspect
-import itertools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -83,17 +82,17 @@ class _Launches:
         if any(n > most for n, most in zip(grid, MOST_PROGRAMS, strict=False)):
             raise OutsideError(f"{self.kernel}: a grid of {grid}")
         if any(t.is_meta for t in self.tensors.values()):
-            self._corners(executor, (*grid, 1, 1)[:3], {k: v for k, v in given.items() if k in executor.arg_names})
+            self._ends(executor, (*grid, 1, 1)[:3], {k: v for k, v in given.items() if k in executor.arg_names})
         else:
             self._run(executor, *args, **options)
 
-    def _corners(self, executor: GridExecutor, grid: tuple[int, ...], given: dict[str, Any]) -> None:
+    def _ends(self, executor: GridExecutor, grid: tuple[int, ...], given: dict[str, Any]) -> None:
         scope = interpreter._patch_lang(executor.fn)
         try:
             given = {name: value if name in executor.constexprs else self.converted(value)
                      for name, value in inspect.getcallargs(executor.fn, **given).items()}
             builder.set_grid_dim(*grid)
-            for place in itertools.product(*(range(0, n, max(1, n - 1)) for n in grid)):
+            for place in {(0, 0, 0), tuple(n - 1 for n in grid)} if min(grid) else ():
                 builder.set_grid_idx(*place)
                 executor.fn(**given)
         finally:

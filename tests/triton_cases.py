@@ -46,7 +46,7 @@ from hyena_dist.ops.triton import operator as triton_operator
 from hyena_dist.ops.triton.groups import Operator, Plan, convolution
 from hyena_dist.ops.triton.plans import LargePlan, SmallPlan, plan_for
 from hyena_dist.parallel.groups import Groups
-from tests import triton_bounds
+from tests import triton_bounds, triton_sizes
 from tests.triton_traffic import Traffic
 from tests.unit.test_convert import golden
 from tests.unit.test_fused import OneSlice
@@ -675,7 +675,7 @@ CASES: dict[str, Callable[[], dict[str, float]]] = {
     "far apart": far_apart,
     "one token": lambda: by_kernels(2, 1, 1, 3, dtype=FP32),
     "three tokens": lambda: by_kernels(1, 2, 3, 5, dtype=FP16),
-} | {f"{what}, {name}": lambda what=what, dtype=dtype, plan=plan: hard(what, dtype, plan)
+} | triton_sizes.CASES | {f"{what}, {name}": lambda what=what, dtype=dtype, plan=plan: hard(what, dtype, plan)
      for what in HARD
      for name, dtype, plan in (("one kernel", BF16, SmallPlan(16, 16, 16)),
                                ("one kernel, float32", FP32, SmallPlan(16, 16, 16)),

@@ -37,7 +37,8 @@ CONTROLS = ("control", "control of tables", "control of segments", "control of s
 HARD = {f"{what}, {name}": FLOAT32 if "float32" in name else BFLOAT16
         for what in ("zeros", "constant", "tone", "loud", "huge", "tiny", "nan")
         for name in ("one kernel", "one kernel, float32", "three kernels", "three kernels, float32")}
-SLOW = HARD | {
+SIZES = "three kernels", "one kernel", "columns of 64", "order 3", "around"
+SLOW = HARD | {f"sizes, {name}": FLOAT32 for name in SIZES} | {
     "three kernels 1021, float32": FLOAT32, "three kernels, blocks": BFLOAT16,
     "one kernel 256, five rows": FLOAT16, "three kernels 1000, five rows, no taps": FLOAT16,
     "three kernels 601, order 3, no taps": FLOAT32, "order 3, three kernels": 2 * FLOAT16, "order 3, cufft": FLOAT32,
