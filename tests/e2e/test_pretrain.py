@@ -95,6 +95,7 @@ def test_killed_and_resumed_is_bit_equal(whole, shards, tmp_path):
     assert losses(tmp_path / "cut") == losses(whole)
 
 
+@pytest.mark.slow
 def test_torchrun_and_python_run_the_same_file(whole, shards, tmp_path):
     for launcher in ("torchrun", "python"):
         result = run(command(launcher, shards, tmp_path / launcher, "train.steps=40", "train.eval_every=0",

@@ -291,7 +291,8 @@ def test_every_sweep_that_comes_with_the_project_can_be_planned(monkeypatch, pat
         assert load_config(find_base(path), [f"{key}={json.dumps(value)}" for key, value in point.set.items()])
 
 
-@pytest.mark.parametrize("path", LARGE, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [LARGE[0], *(pytest.param(path, marks=pytest.mark.slow) for path in LARGE[1:])],
+                         ids=lambda path: path.stem)
 def test_every_point_of_a_large_study_passes_a_dry_run_of_a_node(monkeypatch, tmp_path, capsys, path):
     """Eight H100, as the pages say; a far deeper model is the control."""
     monkeypatch.chdir(tmp_path)
