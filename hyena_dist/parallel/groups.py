@@ -88,16 +88,26 @@ def init_groups(*, tensor: int = 1, context: int = 1) -> Groups:
     """
     world = dist.get_world_size()
     if world % (tensor * context):
+        _meet()
         raise agreed(ConfigError(f"{world} ranks cannot be split into parallel.tensor={tensor} x parallel.context="
                                  f"{context}: start a multiple of {tensor * context} ranks"))
     ranks = torch.arange(world, device="cpu").view(-1, context, tensor)  # [data, context, tensor]
-    return Groups(
+    groups = Groups(
         tensor=_axis(ranks.reshape(-1, tensor), "tensor"),
         context=_axis(ranks.movedim(1, -1).reshape(-1, context), "context"),
         data=_axis(ranks.movedim(0, -1).flatten(0, 1), "data"),
         data_context=_axis(ranks.movedim(2, 0).flatten(1), "data_context"),
         world=Axis.of(dist.group.WORLD),
     )
+    _meet()
+    return groups
+
+
+def _meet(group: dist.ProcessGroup | None = None) -> None:
+    """Wait until every rank has connected the groups that it has made. Gloo lets a rank go on when its own connections
+    stand: if it then ends, or ends a group, a rank that is still connecting to others fails, and hides why it ended."""
+    if dist.get_backend(group) == "gloo":
+        dist.barrier(group)
 
 
 def _axis(groups: torch.Tensor, name: str) -> Axis:
@@ -122,6 +132,7 @@ def gloo_copy(axis: Axis) -> Axis:
     if axis.size == 1 or axis.group is None:
         return Axis()
     group = dist.new_group(dist.get_process_group_ranks(axis.group), backend="gloo", timeout=_timeout())
+    _meet(group)
     return Axis(group, axis.rank, axis.size)
 
 

@@ -77,6 +77,13 @@ def _threads(world: Axis) -> tuple[int, int]:
     return more, count() - before
 
 
+def _short_groups(world: Axis) -> int:
+    """Groups that are ended as soon as they are made, while others may still be connecting them."""
+    for _ in range(50):
+        give_back(gloo_copy(world))
+    return 50
+
+
 def _cases(run_dir: str) -> dict[str, Any]:
     groups = init_groups()
     axis = gloo_copy(groups.world)
@@ -85,7 +92,7 @@ def _cases(run_dir: str) -> dict[str, Any]:
         return RunLock(Path(run_dir)) if axis.rank == 0 else None
 
     return {"starts": _starts(groups.world), "slow": _warnings(axis, 1), "equal": _warnings(axis, None),
-            "threads": _threads(groups.world),
+            "threads": _threads(groups.world), "short": _short_groups(groups.world),
             "locked": _refusal(lambda: agree(lock, groups))}
 
 
@@ -125,6 +132,11 @@ def test_a_slow_rank_is_named_once_by_the_first(ranks):
     assert "loading data takes it 0.300 s per step, 3.0 times the ranks' median of 0.100 s" in said
     assert ranks[1]["slow"] == ranks[2]["slow"] == []
     assert [rank["equal"] for rank in ranks] == [[], [], []]  # the control
+
+
+def test_a_group_may_be_given_back_as_soon_as_it_is_made(ranks):
+    """Each was connected on every rank first; one that is torn down in between fails the rank that still connects."""
+    assert [rank["short"] for rank in ranks] == [50, 50, 50]
 
 
 def test_a_locked_run_directory_is_refused_on_every_rank(ranks):
