@@ -62,7 +62,7 @@ gpu:
 	$(PYTHON) launchers/gpu_check.py $(ARGS)
 
 gpu-kernels:
-	$(PYTHON) launchers/gpu_check.py --parts kernels around --total 300 $(ARGS)
+	$(PYTHON) launchers/gpu_check.py --parts kernels around across --total 300 $(ARGS)
 
 lint: setup
 	ruff check .

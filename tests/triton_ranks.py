@@ -19,16 +19,16 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from hyena_dist.config.sections.ops import OpsSection
-from hyena_dist.model.context import AllToAll
-from hyena_dist.ops.hyena import HyenaWeights, hyena
 from hyena_dist.ops.triton import across, arrived
 from hyena_dist.parallel.groups import Axis
 from tests import triton_bounds
 from tests.compare import rel
+from tests.context_operator import Sizes, computed
 from tests.dist.test_engine_model import STEPS, TOPOLOGIES, groups_of, make, run_config, train, train_plain
 from tests.dist.toy import Record
 
-RANKS, LENGTH, BATCH, WIDTH, CHANNELS = 2, 30, 3, 6, 4
+RANKS = 2
+SIZES = Sizes(length=30, batch=3, width=6, channels=4)
 """Three windows of two channels of a group are three rows for each rank: a channel and a half."""
 CASES: dict[str, dict[str, Any]] = {
     "whole": {}, "recomputed": {"recompute": True},
@@ -39,22 +39,6 @@ CASES: dict[str, dict[str, Any]] = {
 ENGINES = ((3, "data", False), ("fsdp", "context", True), (1, "tensor", False))
 NORMS = "final_norm.weight", "layers.0.input_norm.weight"
 """They begin as 1: what they moved by is compared."""
-NAMES = ("y", "x", "in_weight", "in_bias", "short_weight", "short_bias", "filters", "bias", "out_weight", "out_bias")
-
-
-def computed(axis: Axis, backend: str, dtype: torch.dtype, order: int = 2, **options: Any) -> dict[str, Tensor]:
-    """This rank's result, and its part of every gradient."""
-    exchange = AllToAll(axis, batch=BATCH, channels=CHANNELS, groups=2, backend=backend)
-    draw, rows = torch.Generator().manual_seed(7), (order + 1) * CHANNELS
-    shapes = [(RANKS * LENGTH, BATCH, WIDTH), (rows, WIDTH), (rows,), (rows, 3), (rows,),
-              (order - 1, CHANNELS, RANKS * LENGTH), (order - 1, CHANNELS), (WIDTH, CHANNELS), (WIDTH,),
-              (RANKS * LENGTH, BATCH, WIDTH)]
-    x, *weights, dy = (torch.randn(shape, generator=draw).to(dtype) for shape in shapes)
-    weights[4] = torch.cat([weights[4][:, part] for part in exchange.channels], dim=1)
-    x, dy = (t.chunk(RANKS)[axis.rank].contiguous() for t in (x, dy))
-    leaves = [t.requires_grad_() for t in (x, *weights)]
-    y = hyena(leaves[0], HyenaWeights(*leaves[1:]), backend=backend, exchange=exchange, **options)
-    return dict(zip(NAMES, (y.detach(), *torch.autograd.grad(y, leaves, dy)), strict=True))
 
 
 def trained(engine: int | str, topology: str, *, recompute: bool) -> dict[str, float]:
@@ -88,10 +72,10 @@ def run(rank: int, place: str) -> None:
     for name, options in CASES.items():
         with (mock.patch.object(arrived, "convolve", wraps=arrived.convolve) as rows,
               mock.patch.object(across, "enter", wraps=across.enter) as halo):
-            found = computed(axis, "triton", torch.float32, **options)
+            found = computed(axis, "triton", torch.float32, SIZES, **options)
             assert rows.called
             assert halo.called
-        want = computed(axis, "torch", torch.float64, **options)
+        want = computed(axis, "torch", torch.float64, SIZES, **options)
         errors[name] = {what: rel(found[what], want[what]) for what in want}
         results[name] = found["y"], want["y"]
     errors["control"] = {"borders left out": rel(results["whole"][0], results["segments"][1])}

@@ -8,6 +8,7 @@ from benchmarks.gpu.measure import Size, cost, forget_peak, kernels, waits
 from benchmarks.gpu.task import Task
 
 SIZES = (Size(8, 256, 1 << 20), Size(8, 256, 1 << 20, backend="triton"),
+         Size(8, 256, 1 << 20, backend="triton", checkpointing="selective"),
          Size(8, 256, 1 << 20, checkpointing="selective"), Size(8, 256, 1 << 20, checkpointing="full"))
 TINY = (Size(2, 16, 512), Size(2, 16, 512, checkpointing="full"))
 SHOWN_KERNELS = 8

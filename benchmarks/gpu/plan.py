@@ -41,6 +41,7 @@ PARTS = (
          default=False),
     Part("around", 120, "Triton's kernels of norm, GELU and filter: right, the same twice, their times, a step's",
          lines=24, default=False),
+    Part("across", 45, "Triton's kernels over two context ranks that share the GPU: right", default=False),
 )
 
 

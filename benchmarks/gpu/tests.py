@@ -17,7 +17,7 @@ CORES_OF_ONE = 2
 def run(task: Task) -> None:
     files = [TINY[0]] if task.tiny else _files()
     with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // CORES_OF_ONE)) as pool:
-        for _ in pool.map(lambda file: _one(task, file), files):
+        for _ in pool.map(lambda file: one_file(task, file), files):
             pass
 
 
@@ -29,8 +29,8 @@ def _files() -> list[str]:
     return [str(path.relative_to(ROOT)) for path in (*first, *others)]
 
 
-def _one(task: Task, file: str) -> None:
-    """Run the tests of a file; every one notes how it went in a directory of its own."""
+def one_file(task: Task, file: str) -> None:
+    """Run the tests of a file that need a GPU; every one notes how it went in a directory of its own."""
     work = task.work / Path(file).stem
     work.mkdir(exist_ok=True)
     status = task.command([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "benchmarks.gpu.notes",

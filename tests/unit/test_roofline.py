@@ -220,8 +220,8 @@ MILLION, SHORT = Size(2**20, 256, batch=1, layers=8), Size(1024, 128, batch=4, l
 
 
 @cache
-def million(backend: str) -> roofline.Counted:
-    return roofline.count(MILLION.section(), MILLION.batch, "bf16", backend=backend)
+def million(backend: str, activation_checkpointing: str = "none") -> roofline.Counted:
+    return roofline.count(MILLION.section(), MILLION.batch, "bf16", activation_checkpointing, backend)
 
 
 def test_a_million_tokens_stay_below_the_bars():
@@ -246,6 +246,16 @@ def test_a_million_tokens_by_kernels_stay_below_the_bars():
     assert found.peak_bytes == pytest.approx(found.memory.total, rel=0.1)
     assert million("torch").total.bytes > 1_800 * GIB
     assert million("torch").total.launches > 4_000
+
+
+def test_a_million_tokens_by_kernels_fit_into_40_gigabytes_when_a_little_is_computed_again():
+    """The control: with nothing computed again they do not."""
+    pytest.importorskip("triton", reason="needs the extra `kernels`")
+    none, selective = million("triton"), million("triton", "selective")
+    print(f"{selective.total.bytes / GIB:,.0f} GiB, {selective.peak_bytes / 1e9:.1f}, {none.peak_bytes / 1e9:.1f} GB")
+    assert selective.peak_bytes <= 32e9
+    assert none.peak_bytes > 40e9
+    assert selective.total.bytes <= 1.05 * none.total.bytes
 
 
 @pytest.mark.parametrize(("layers", "width", "length", "batch", "order"), [
