@@ -172,13 +172,14 @@ def test_a_mistake_is_one_line_and_status_2(shards, tmp_path, overrides, message
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
-def test_a_resume_refuses_another_run(whole, shards):
-    for overrides, message in ((["data.rc_augment=true"], "data.rc_augment: saved false, now true"),
-                               (["model.hidden_size=32"], "model.hidden_size: saved 16, now 32"),
-                               (["train.resume=none"], "holds a run already")):
-        result = run(command("python", shards, whole, "train.steps=40", *overrides))
-        assert result.returncode == 2, result.stderr
-        assert message in result.stderr
+@pytest.mark.parametrize(("override", "message"), [
+    ("model.hidden_size=32", "model.hidden_size: saved 16, now 32"),
+    pytest.param("data.rc_augment=true", "data.rc_augment: saved false, now true", marks=pytest.mark.slow),
+    pytest.param("train.resume=none", "holds a run already", marks=pytest.mark.slow)])
+def test_a_resume_refuses_another_run(whole, shards, override, message):
+    result = run(command("python", shards, whole, "train.steps=40", override))
+    assert result.returncode == 2, result.stderr
+    assert message in result.stderr
 
 
 @pytest.mark.slow

@@ -105,7 +105,7 @@ def test_norm_and_gelu_are_compiled_for_a_gpu_that_is_not_there():
         check([launch for launch in gelus(1023) if launch.name == "gelu.gelu_backward"])
 
 
-@pytest.mark.parametrize("width", [256, *(pytest.param(width, marks=pytest.mark.slow) for width in (64, 96, 128))])
+@pytest.mark.parametrize("width", [64, *(pytest.param(width, marks=pytest.mark.slow) for width in (96, 128, 256))])
 def test_an_mlp_in_one_kernel(monkeypatch, width):
     """The control: with the tile of a Hopper a program of a smaller device has not the memory."""
     check(mlps(width), 90, WIDE_MEMORY)
@@ -128,7 +128,7 @@ def test_an_mlp_of_tensor_ranks_and_of_float16(width):
         assert not got.misplaced, launch
 
 
-@pytest.mark.parametrize("width", [256, *(pytest.param(width, marks=pytest.mark.slow) for width in (16, 96, 128))])
+@pytest.mark.parametrize("width", [96, *(pytest.param(width, marks=pytest.mark.slow) for width in (16, 128, 256))])
 def test_the_operators_last_product(width):
     """On a Hopper two programs at a time have their registers and their shared memory, and nothing is spilled. The
     control: of an odd width no load is of 16 bytes."""
@@ -136,9 +136,9 @@ def test_the_operators_last_product(width):
     for launch, got in zip(found, check(found), strict=True):
         assert got.registers * 32 * dict(launch.options)["num_warps"] <= 2**15
     check(found, 80)
-    if width == 256:
+    if width == 96:
         with pytest.raises(AssertionError, match="project_forward"):
-            check(products(255))
+            check(products(95)[:1])
 
 
 @pytest.mark.slow
