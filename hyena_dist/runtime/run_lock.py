@@ -44,14 +44,30 @@ class RunLock:
             self._file.flush()
 
     def is_ours(self) -> bool:
-        """Whether the file is still there and names this process; by its text, for inodes change on some FUSE."""
+        """Whether the file is still there and names this process.
+
+        Read through the descriptor that holds the lock: a process that closes any other one of the file loses it. Only
+        where the path leads to another file is that opened. Inodes change on some FUSE: then its text tells that it is
+        the same, and the lock is taken again.
+        """
         try:
+            here = self._file.fileno()
+            if os.path.samestat(os.fstat(here), self.path.stat()):
+                return os.pread(here, len(self._text) + 1, 0) == self._text.encode()
             with open_regular(self.path) as file:
-                return file.read() == self._text.encode()
+                text = file.read()
+            return text == self._text.encode() and self._is_taken_again()
         except FileNotFoundError:
             return False
         except OSError:  # it may be there
             return True
+
+    def _is_taken_again(self) -> bool:
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return False
+        return True
 
     def release(self) -> None:
         """Free the directory; the file goes too."""

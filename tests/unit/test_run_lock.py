@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from hyena_dist.config.errors import ConfigError
+from hyena_dist.runtime.requeue import in_use
 from hyena_dist.runtime.run_lock import RunLock
 from tests.dist.harness import fork_server
 
@@ -74,6 +75,49 @@ def _refused(run_dir: str) -> None:
     with pytest.raises(ConfigError) as refused:
         RunLock(Path(run_dir))
     Path(run_dir, "said").write_text(str(refused.value))
+
+
+def _look(run_dir: str) -> None:
+    Path(run_dir, "seen").write_text(str(in_use(Path(run_dir))))
+
+
+def _seen_by_another(run_dir: Path) -> bool:
+    process = fork_server().Process(target=_look, args=(str(run_dir),))
+    process.start()
+    process.join()
+    return (run_dir / "seen").read_text() == "True"
+
+
+def test_whoever_looks_whether_it_is_still_his_keeps_it(tmp_path):
+    lock = RunLock(tmp_path)
+    assert lock.is_ours()
+    assert _seen_by_another(tmp_path)
+    (tmp_path / "lock").open().close()
+    assert not _seen_by_another(tmp_path), "the control: a process that closes another descriptor loses its lock"
+    lock.release()
+
+
+def test_where_inodes_change_it_is_known_by_its_text_and_kept(tmp_path, monkeypatch):
+    """As on some FUSE file systems."""
+    lock = RunLock(tmp_path)
+    monkeypatch.setattr(os.path, "samestat", lambda *_: False)
+    assert lock.is_ours()
+    monkeypatch.undo()
+    assert _seen_by_another(tmp_path)
+    lock.release()
+
+
+@pytest.mark.parametrize("change", [lambda path: path.write_text("{}\n"), lambda path: path.unlink(),
+                                    lambda path: (path.unlink(), path.write_text("{}\n"))],
+                         ids=["written over", "deleted", "replaced"])
+def test_what_another_run_has_taken_is_not_his_and_is_left(tmp_path, change):
+    """As where a file system has no locks."""
+    lock = RunLock(tmp_path)
+    change(lock.path)
+    assert not lock.is_ours()
+    there = lock.path.exists()
+    lock.release()
+    assert lock.path.exists() == there
 
 
 def test_what_stands_in_its_place_is_not_waited_for(tmp_path):
