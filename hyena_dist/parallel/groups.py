@@ -106,8 +106,8 @@ def init_groups(*, tensor: int = 1, context: int = 1) -> Groups:
 def _meet(group: dist.ProcessGroup | None = None) -> None:
     """Wait until every rank has connected the groups that it has made. Gloo lets a rank go on when its own connections
     stand: if it then ends, or ends a group, a rank that is still connecting to others fails, and hides why it ended."""
-    if dist.get_backend(group) == "gloo":
-        dist.barrier(group)
+    if "gloo" in dist.get_backend_config(group):
+        dist.all_reduce(torch.zeros(1, device="cpu"), group=group)  # a barrier may ask another backend of the group
 
 
 def _axis(groups: torch.Tensor, name: str) -> Axis:

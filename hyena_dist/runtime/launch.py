@@ -76,8 +76,8 @@ def init_distributed(timeout: timedelta | None = None, *, dump_dir: Path | None 
         met, places = meet(rank, ranks, timeout)
         ours, store = dist.PrefixStore("hyena_dist", met), dist.PrefixStore("default_pg", met)
         if device.type == "cuda":
-            _refuse_shared_devices(device, ours, rank, ranks)
             with _together(ours, rank, ranks):
+                _refuse_shared_devices(device, ours, rank, ranks)
                 dist.init_process_group("nccl", store=store, rank=rank, world_size=ranks, timeout=timeout,
                                         device_id=device)
         else:

@@ -10,6 +10,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from hyena_dist.runtime import launch
@@ -94,6 +95,31 @@ def test_a_second_step_with_the_port_of_the_first_is_refused_and_does_not_distur
     assert winner == ["joined", "joined"]
     assert "another run has the port: choose another with deepspeed --master_port PORT, torchrun" in loser[0]
     assert "s for rank 0, of 2 ranks" in loser[1] or "could not meet rank 0 (127.0.0.1:" in loser[1]
+
+
+def _share_a_gpu(directory: Path, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    card = mock.Mock(uuid="GPU-1")
+    with (mock.patch.object(launch, "_select_device", lambda _: torch.device("cuda")),
+          mock.patch.object(torch.cuda, "get_device_properties", lambda _: card)):
+        try:
+            init_distributed(TIMEOUT)
+        except Exception as error:  # noqa: BLE001 - whatever a rank would say
+            (directory / environment["SLURM_PROCID"]).write_text(f"{type(error).__name__}: {error}")
+    os._exit(0)  # at once: the first rank takes the store with it
+
+
+def test_ranks_that_share_a_gpu_are_refused_by_every_rank(tmp_path) -> None:
+    """The first one, which is done first, keeps the store until the others have read in it too."""
+    same = port()
+    started = [fork_server().Process(target=_share_a_gpu, args=(tmp_path, of_srun(rank, 6, same))) for rank in range(6)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(60)
+    said = [(tmp_path / str(rank)).read_text() for rank in range(6)]
+    assert set(said) == {said[0]}
+    assert said[0].startswith("ConfigError: ranks 0 and 1 share GPU GPU-1 of host ")
 
 
 def _fail_or_wait(environment: dict[str, str]) -> None:

@@ -15,6 +15,7 @@ from hyena_dist.config.schema import Config
 from hyena_dist.config.sections.data import DataSection
 from hyena_dist.config.sections.optim import OptimSection
 from hyena_dist.config.sections.train import TrainSection
+from hyena_dist.parallel import groups
 from hyena_dist.parallel.groups import Axis, give_back, gloo_copy, init_groups
 from hyena_dist.runtime import startup
 from hyena_dist.runtime.agree import agree
@@ -85,15 +86,15 @@ def _short_groups(world: Axis) -> int:
 
 
 def _cases(run_dir: str) -> dict[str, Any]:
-    groups = init_groups()
-    axis = gloo_copy(groups.world)
+    split = init_groups()
+    axis = gloo_copy(split.world)
 
     def lock() -> RunLock | None:
         return RunLock(Path(run_dir)) if axis.rank == 0 else None
 
-    return {"starts": _starts(groups.world), "slow": _warnings(axis, 1), "equal": _warnings(axis, None),
-            "threads": _threads(groups.world), "short": _short_groups(groups.world),
-            "locked": _refusal(lambda: agree(lock, groups))}
+    return {"starts": _starts(split.world), "slow": _warnings(axis, 1), "equal": _warnings(axis, None),
+            "threads": _threads(split.world), "short": _short_groups(split.world),
+            "locked": _refusal(lambda: agree(lock, split))}
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +138,16 @@ def test_a_slow_rank_is_named_once_by_the_first(ranks):
 def test_a_group_may_be_given_back_as_soon_as_it_is_made(ranks):
     """Each was connected on every rank first; one that is torn down in between fails the rank that still connects."""
     assert [rank["short"] for rank in ranks] == [50, 50, 50]
+
+
+@pytest.mark.parametrize(("backends", "meet"), [("cpu:gloo", True), ("cpu:gloo,cuda:nccl", True), ("cuda:nccl", False)])
+def test_ranks_meet_where_gloo_connects_them_whatever_the_group_is_called(monkeypatch, backends, meet):
+    """A group that was made without the name of a backend has gloo for CPUs."""
+    met: list[str] = []
+    monkeypatch.setattr(dist, "get_backend_config", lambda _: backends)
+    monkeypatch.setattr(dist, "all_reduce", lambda x, group: met.append(x.device.type))
+    groups._meet()
+    assert met == ["cpu"] * meet
 
 
 def test_a_locked_run_directory_is_refused_on_every_rank(ranks):
