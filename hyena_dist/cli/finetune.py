@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hyena_dist.cli.pretrain import add_run_arguments, exit_status, logger
-from hyena_dist.config.errors import UserError, agreed, one_line
+from hyena_dist.config.errors import UserError, of_machine, one_line
 from hyena_dist.config.load import dump_config, load_config
 from hyena_dist.config.presets import find
 from hyena_dist.config.schema import Config
@@ -139,7 +139,7 @@ def _run(args: argparse.Namespace) -> int:
         check(config, world_size=(dry_run_ranks() or 1) if args.dry_run else int(environment["WORLD_SIZE"]))
         check_raw_section(config.engine.deepspeed)
     except UserError as error:
-        raise agreed(error) from None  # every rank has read the same
+        raise of_machine(error) from None
     if args.dry_run:
         print(dump_config(config), end="")
         for kind, lines in (("note", contents(config, labelled)), ("warning", labelled.notes)):

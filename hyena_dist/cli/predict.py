@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hyena_dist.cli.reading import add_context_option, check_context, open_ranks, quiet
 from hyena_dist.cli.status import exit_status
-from hyena_dist.config.errors import UserError, agreed, one_line
+from hyena_dist.config.errors import UserError, of_machine, one_line
 from hyena_dist.runtime.signals import raise_interrupts
 
 
@@ -59,7 +59,7 @@ def _run(args: argparse.Namespace) -> int:
         if args.dry_run:
             check_request(request)
     except UserError as error:
-        raise agreed(error) from None  # every rank has read the same
+        raise of_machine(error) from None
     seeds = f"{len(runs)} seeds" if len(runs) > 1 else f"seed {first.config.train.seed}"
     what = f"{len(asked.examples):,} sequences, {first.task} by {seeds} of {args.source}"
     if args.dry_run:

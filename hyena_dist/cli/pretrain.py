@@ -14,14 +14,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from hyena_dist.cli.status import is_first, print_error
 from hyena_dist.config.errors import (
     ConfigError,
     TrainingError,
     UserError,
-    agreed,
     first_sentence,
-    is_agreed,
     is_out_of_memory,
+    of_machine,
     one_line,
 )
 from hyena_dist.config.load import dump_config, load_config
@@ -68,8 +68,7 @@ def exit_status(args: argparse.Namespace, run: Callable[[argparse.Namespace], in
     """Run a command that trains; the status that it ends with, as `main` says."""
     if args.local_rank is not None:
         os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
-    first = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
-    logging.basicConfig(level=logging.INFO if first else logging.ERROR, format="%(asctime)s %(message)s",
+    logging.basicConfig(level=logging.INFO if is_first() else logging.ERROR, format="%(asctime)s %(message)s",
                         datefmt="%H:%M:%S", stream=sys.stderr)
     for library in ("megatron", "deepspeed"):  # their chatter about optional parts
         logging.getLogger(library).setLevel(logging.WARNING)
@@ -79,8 +78,7 @@ def exit_status(args: argparse.Namespace, run: Callable[[argparse.Namespace], in
     except (UserError, TrainingError, OSError) as error:  # the last: a full disk, a peer that is gone
         if isinstance(error, ConnectionError):
             PROCESS.end_alone()
-        if first or not is_agreed(error):  # what all ranks raise the first one says
-            print(f"error: {one_line(error)}", file=sys.stderr)
+        print_error(error)
         return 2 if isinstance(error, UserError) else 1
     except Exception as error:  # noqa: BLE001 - a defect: its traceback is wanted, and the end of this process
         PROCESS.end_alone()
@@ -102,7 +100,7 @@ def _dry_run(args: argparse.Namespace) -> int:
 
     asked = dry_run_ranks()
     collective_timeout()
-    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0":
+    if not is_first():
         return 0  # the first rank says it
     config = load_config(find(args.config), args.overrides)
     ranks, notes = check_ranks(config, asked)
@@ -141,7 +139,7 @@ def _run(args: argparse.Namespace) -> int:
         check_raw_section(config.engine.deepspeed)
         check_installed(config.train.wandb)
     except UserError as error:
-        raise agreed(error) from None  # every rank has read the same
+        raise of_machine(error) from None
     first = environment["RANK"] == "0"
     PROCESS.until_first_step(partial(end_alone, Path(config.train.run_dir), first), first=first)
     if first:

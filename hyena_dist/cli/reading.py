@@ -7,7 +7,7 @@ import warnings
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from hyena_dist.config.errors import ConfigError, agreed
+from hyena_dist.config.errors import ConfigError, UserError, agreed, of_machine
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +39,7 @@ def quiet() -> None:
 
 
 def open_model(args: argparse.Namespace, *, single_bases: bool) -> "tuple[Trained, Groups]":
-    """The model of `add_model_options`, and of --context where there is one, over the ranks that torchrun started.
+    """The model of `add_model_options`, and of --context where there is one, over the ranks that were started.
 
     Raises:
         UserError: the model cannot be read, or the ranks cannot share a sequence as asked.
@@ -49,27 +49,36 @@ def open_model(args: argparse.Namespace, *, single_bases: bool) -> "tuple[Traine
 
     context = getattr(args, "context", 1)
     check_context(context)
-    trained = load_trained(args.source, args.checkpoint, single_bases=single_bases)
+    try:
+        trained = load_trained(args.source, args.checkpoint, single_bases=single_bases)
+    except UserError as error:
+        raise of_machine(error) from None
     device, groups = open_ranks(context)
     return trained.to(device, args.precision, groups), groups
 
 
 def check_context(context: int) -> None:
-    """Raises ConfigError: the ranks that torchrun started cannot share a sequence by so many."""
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    """Raises ConfigError: the ranks that were started cannot share a sequence by so many."""
+    ranks = _ranks()
     if context < 1 or ranks % context:
         raise agreed(ConfigError(f"--context {context}: {ranks} ranks cannot share a sequence by so many: start a "
-                                 "multiple of it with torchrun --nproc_per_node"))
+                                 "multiple of it with torchrun --nproc_per_node, or srun"))
 
 
 def open_ranks(context: int) -> "tuple[torch.device, Groups]":
-    """This rank's device, a GPU if there is one, and the groups of the ranks that torchrun started."""
+    """This rank's device, a GPU if there is one, and the groups of the ranks that torchrun or srun started."""
     import torch
 
     from hyena_dist.parallel.groups import Groups, init_groups
     from hyena_dist.runtime.launch import init_distributed
 
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if _ranks() == 1:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu"), Groups.single()
     device = init_distributed(timedelta(days=7))  # ranks are apart by as much as a chunk takes
     return device, init_groups(context=context)
+
+
+def _ranks() -> int:
+    from hyena_dist.runtime.launcher import rank_environment
+
+    return int(rank_environment(os.environ)["WORLD_SIZE"])

@@ -25,13 +25,25 @@ class TrainingError(RuntimeError):
 
 def agreed(error: Raised) -> Raised:
     """Mark an error that every rank raises: one of them is enough to print it."""
-    error.__dict__["agreed"] = True
+    error.__dict__["raised_by"] = "every rank"
+    return error
+
+
+def of_machine(error: Raised) -> Raised:
+    """Mark an error that every rank of this machine raises, as of a file that each reads for itself: one of them is
+    enough to print it. Another machine may have another file, or none."""
+    error.__dict__["raised_by"] = "every rank of this machine"
     return error
 
 
 def is_agreed(error: BaseException) -> bool:
-    """Whether every rank raises this error; otherwise this may be the only one that can print it."""
-    return isinstance(error, TrainingError) or bool(error.__dict__.get("agreed", False))
+    """Whether every rank raises this error; otherwise the first one may not be able to print it."""
+    return isinstance(error, TrainingError) or error.__dict__.get("raised_by") == "every rank"
+
+
+def is_of_machine(error: BaseException) -> bool:
+    """Whether every rank of this machine raises this error, and perhaps those of no other."""
+    return error.__dict__.get("raised_by") == "every rank of this machine"
 
 
 def one_line(error: object) -> str:

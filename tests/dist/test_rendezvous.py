@@ -100,8 +100,8 @@ def test_a_second_step_with_the_port_of_the_first_is_refused_and_does_not_distur
 def _share_a_gpu(directory: Path, environment: dict[str, str]) -> None:
     os.environ.update(environment)
     card = mock.Mock(uuid="GPU-1")
-    with (mock.patch.object(launch, "_select_device", lambda _: torch.device("cuda")),
-          mock.patch.object(torch.cuda, "get_device_properties", lambda _: card)):
+    with (mock.patch.object(launch, "_select_device", return_value=torch.device("cuda")),
+          mock.patch.object(torch.cuda, "get_device_properties", return_value=card)):
         try:
             init_distributed(TIMEOUT)
         except Exception as error:  # noqa: BLE001 - whatever a rank would say
