@@ -57,7 +57,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     fork.add_argument("--cooldown", type=int, required=True, metavar="STEPS", help="steps of the cool-down")
     fork.add_argument("--out", metavar="DIR", help="directory of the branch; of a point's run it is a new point")
     fork.add_argument("--launch", default="", metavar="WORDS", help="what starts its ranks, as 'torchrun "
-                      "--nproc-per-node=2'; without it as the sweep of the run, else one process")
+                      "--nproc-per-node=2'; without it as the sweep of the run where that is torchrun or deepspeed, "
+                      "else one process")
     return parser.parse_args(argv)
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
-from hyena_dist.config.errors import ConfigError
+from hyena_dist.config.errors import ConfigError, one_line
+from hyena_dist.config.plain import read_object
 from hyena_dist.parallel.groups import Groups
 from hyena_dist.runtime.files import write_durably, write_whole, writing
 
@@ -50,20 +51,28 @@ class Parts:
         """Begin, or go on with what an earlier call has left there. One that has left no part is forgotten.
 
         Raises:
-            ConfigError: that call would have written another file.
+            ConfigError: that call would have written another file, or it cannot be read what it would have.
             OSError: it cannot be made.
         """
         with writing(self.path, ANOTHER):
             self.path.mkdir(exist_ok=True)
         path = self.path / "facts.json"
         facts = json.loads(json.dumps(facts))
-        if not path.exists() or not any(self.path.glob("*.npz")):
+        if not path.exists() or not self.has_any:
             write_whole(path, lambda aside: write_durably(aside, json.dumps(facts, indent=1)), ANOTHER)
             return
-        there = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            there = read_object(path)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path}: cannot be read ({one_line(error)}): remove {self.path} to begin anew") from None
         if changed := sorted(key for key in facts.keys() | there.keys() if facts.get(key) != there.get(key)):
             raise ConfigError(f"{self.path}: was begun with another {', '.join(changed)}: go on as it was begun, or "
                               "remove it")
+
+    @property
+    def has_any(self) -> bool:
+        """Whether an earlier call has left a part; what it was writing when it was killed is none."""
+        return any(not path.stem.endswith(".tmp") for path in self.path.glob("*.npz"))
 
     def save(self, name: str, **arrays: np.ndarray) -> None:
         """Write a part."""

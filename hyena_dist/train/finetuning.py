@@ -218,7 +218,7 @@ class Finetuning:
         """This data rank's batches of a split, or of some of its sequences, each of one strand and then of the other;
         as many on every rank, all of the same number of rows."""
         data, micro = self._groups.data, self._config.train.micro_batch_size
-        numbers = numbers or range(len(self._labelled.splits[split]))
+        numbers = range(len(self._labelled.splits[split])) if numbers is None else numbers
         for first in range(numbers.start, numbers.stop, micro * data.size):
             start = first + data.rank * micro
             shown = range(start, min(start + micro, numbers.stop))

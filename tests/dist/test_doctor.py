@@ -58,16 +58,23 @@ def _shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(facts_of.shutil, "disk_usage", lambda _path: full)
 
 
+def _collective(monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(*_: Any) -> None:
+        raise RuntimeError("Connection closed by peer. And more")
+    monkeypatch.setattr(examining, "measure", measure)
+
+
 def _nothing(_monkeypatch: pytest.MonkeyPatch) -> None:
     """The control."""
 
 
 FAULTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str, str]] = {
-    # Planted on rank 1, what is found, and what is said to do.
+    # Planted on rank 1, the collective on both, what is found, and what is said to do.
     "nothing": (_nothing, "", ""),
     "clock": (_clock, "its clock is +90 s off that of rank 0", "NTP"),
     "versions": (_versions, "version of torch differs", "install the same versions"),
     "interface": (_interface, "GLOO_SOCKET_IFNAME=ib7: no such interface is up", "set GLOO_SOCKET_IFNAME to one of"),
+    "collective": (_collective, "a collective over all ranks failed (Connection closed by peer)", "GLOO_SOCKET_IFNAME"),
     "one GPU": (_one_gpu, "sees one GPU, beside 1 other rank:", "--gpus-per-node"),
     "shared memory": (_shared_memory, "/dev/shm: 0 MiB free, 2 ranks want 128 MiB", "--ipc=host"),
     "shards": (_nothing, "shards differ", "copy the same shards"),
@@ -86,7 +93,7 @@ def _rank(rank: int, directory: str, ports: dict[str, str], config: Config, othe
         if name == "run directory":  # nobody can write there, not even root
             own = replace(config, train=replace(config.train, run_dir="/proc/sys/run"))
         with pytest.MonkeyPatch.context() as monkeypatch:
-            if rank:
+            if rank or name == "collective":
                 plant(monkeypatch)
             if name == "interface":  # gloo would refuse it, too
                 monkeypatch.setattr(examining, "measure", lambda *_: [])
@@ -136,7 +143,8 @@ def test_each_planted_fault_is_found_with_what_to_do(found: dict[str, Any], name
         [finding] = findings  # and nothing else
         assert what in finding["what"]
         assert remedy in finding["remedy"]
-        assert "rank 0" in finding["where"] if name == "run directory" else "rank 1" in finding["where"]
+        where = {"run directory": "rank 0", "collective": "ranks 0, 1"}
+        assert where.get(name, "rank 1") in finding["where"]
 
 
 def test_a_rank_that_does_not_come_is_named_with_its_host(found: dict[str, Any]) -> None:

@@ -318,6 +318,14 @@ def test_a_head_is_taken_over_only_for_the_same_answers(runs: Any, caplog: pytes
     assert torch.equal(model.backbone.final_norm.bias, weights["final_norm.bias"])
 
 
+def test_of_no_sequences_there_are_no_batches(tmp_path: Path) -> None:
+    table(tmp_path / "table")
+    config = config_of(tmp_path, "run", 1)
+    task = Finetuning(config, Groups.single(), torch.device("cpu"), labelled=labelled_of(config), weights=None)
+    counts = [len(list(task.batches("test", [False], some))) for some in (range(3, 3), range(3, 9), None)]
+    assert counts == [0, 2, 4]
+
+
 def test_classes_that_are_not_known_are_others(runs: Any, tmp_path: Path) -> None:
     """A checkpoint alone does not say in which order its classes were."""
     _, weights, checkpoint = read_start(runs[0] / "alone-max/seed-0")

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -309,13 +310,31 @@ def weights(run_dir: Path, step: int) -> dict[str, bytes]:
     return {key: value.numpy().tobytes() for key, value in reader.read(reader.shapes).items()}
 
 
-def test_a_fork_starts_as_its_sweep_does(tmp_path, shards):
+def test_a_fork_starts_as_its_sweep_does_but_no_program_that_a_file_names(tmp_path, shards, capsys):
     code = "import sys; sys.exit(3)"
     assert main(["run", "--config", write(tmp_path, shards, steps=[8], launch=program(code), ranks=2,
                                               set_keys={"train.global_batch_size": 4})]) == 1
-    resolved = tmp_path / "runs" / "sweep.yaml"
-    assert launch_of(resolved) == (tuple(program(code)), 2)
-    for text in ("", "launch: 3\nranks: 1", "ranks: 2", "a: [", "launch: []\nranks: x"):
+    resolved, point = tmp_path / "runs" / "sweep.yaml", Path(states(tmp_path)[0]["run_dir"]).parent
+    (point / "run").mkdir(exist_ok=True)
+    shutil.copy(point / "config.yaml", point / "run")
+    capsys.readouterr()
+    assert main(["fork", str(point), "--at", "4", "--cooldown", "2"]) == 2
+    assert re.search(rf"error: {resolved}: launch has words that may be any program.* -c .*sys.exit\(3\).*: "
+                     "give --launch with what starts 2 ranks\n$", capsys.readouterr().err)
+
+    def left(*words: str) -> Path:
+        resolved.write_text(yaml.safe_dump({"launch": list(words), "ranks": 2}))
+        return resolved
+    for words in ((), ("torchrun", "--nproc-per-node=2", "--master-port={port}"), ("deepspeed", "--num_gpus=2"),
+                  ("torchrun", "--standalone", "--nproc_per_node=2")):
+        assert launch_of(left(*words)) == (words, 2)
+    for words in (("sh", "-c", "true"), ("torchrun", "their.py"), ("torchrun", "--no-python", "sh"), ("./torchrun",),
+                  ("torchrun", "-m", "theirs"), ("torchrun", "--nproc-per-node=2\nsh"), ("\x1b[31mtorchrun",)):
+        with pytest.raises(ConfigError, match="may be any program") as raised:
+            launch_of(left(*words))
+        assert str(raised.value).isprintable(), "the file's words are shown as text"
+    for text in ("", "launch: 3\nranks: 1", "ranks: 2", "a: [", "launch: []\nranks: x", "launch: []\nranks: 0",
+                 "launch: [[]]\nranks: 1", "[" * 5000):
         resolved.write_text(text)
         with pytest.raises(ConfigError, match="sweep.yaml: cannot be read .*: run the sweep again, which writes it"):
             launch_of(resolved)

@@ -13,11 +13,13 @@ import pytest
 from hyena_dist.config.errors import UserError
 from hyena_dist.config.sections.finetune import FinetuneSection
 from hyena_dist.data.labelled import read_labelled
-from hyena_dist.data.tables import reverse_complement
+from hyena_dist.data.places import Values
+from hyena_dist.data.tables import Columns, Example, read_table, reverse_complement
 from hyena_dist.tasks.suites import SUITES, basenji
 from hyena_dist.tasks.suites.description import Suite
 from hyena_dist.tasks.suites.prepare import look, prepare
 from hyena_dist.tasks.suites.tfrecords import records
+from hyena_dist.tasks.suites.writer import Writer, thin
 
 GENOME = b"ACGTTGCAAC" * 300
 
@@ -186,6 +188,21 @@ def test_the_rows_that_are_drawn_keep_their_numbers(tmp_path: Path) -> None:
     array = np.load(tmp_path / "out/table/train.npy")
     names = [line.split(",")[2] for line in (tmp_path / "out/table/train.csv").read_text().splitlines()[1:]]
     assert [int(name.partition(":")[2].partition("-")[0]) - 67 for name in names] == array[:, 0, 0].tolist()
+
+
+def test_rows_are_drawn_whole_whatever_breaks_their_names(tmp_path: Path) -> None:
+    bases = b"ACGT" * 40_000  # a field of more than the csv module takes by itself
+    with Writer(tmp_path) as writer:
+        for row in range(8):
+            name = f'{row},"a\u2028b\x85c\nd'
+            writer.write(Example(name, bases, "-", "here", "train", values=Values(np.full((1, 2), row), "here")), bases)
+    assert thin(tmp_path, 5) == "5 of 8 training sequences were drawn at random, and only these are used"
+    found = read_table(tmp_path / "train.csv", Columns())
+    rows = [int(example.name[0]) for example in found]
+    assert len(set(rows)) == 5
+    assert rows == np.load(tmp_path / "train.npy")[:, 0, 0].tolist()
+    assert {example.bases for example in found} == {bases}
+    assert {example.name[1:] for example in found} == {',"a\u2028b\x85c\nd'}
 
 
 GOOD = np.arange(6, dtype=np.float16).tobytes()

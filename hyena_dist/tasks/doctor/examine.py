@@ -4,7 +4,7 @@ named: nothing here may hang, because what is looked for are reasons to hang."""
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -92,12 +92,7 @@ def examine(environment: Mapping[str, str], config: Config | None, *, seconds: f
     whole = len(report.facts) == ranks
     board.put("measure", whole)
     if whole:
-        hosts_of = [report.facts[number]["host"] for number in range(ranks)]
-        board.put("hosts", hosts_of)
-        try:
-            report.bandwidth = measure(board.store, 0, hosts_of, seconds)
-        except RuntimeError as error:
-            own.setdefault("problems", []).append(_unconnected(error))
+        report.bandwidth = _measure(board, report.facts, seconds)
     report.findings = diagnose(report.facts, ranks, hosts=hosts)
     board.put("end", True)
     for number in list(report.facts)[1:]:  # they are to hear of it before the store goes with this process
@@ -148,6 +143,29 @@ def _check_directory(board: _Board, facts: dict[int, dict[str, Any]], run_dir: P
     facts_of.bounded(probe.remove, seconds)
 
 
+def _measure(board: _Board, facts: dict[int, dict[str, Any]], seconds: float) -> list[dict[str, Any]]:
+    """The rates between all ranks. Where a collective fails each rank says why: the cause may be known to one alone."""
+    hosts = [facts[rank]["host"] for rank in range(len(facts))]
+    board.put("hosts", hosts)
+    rates, failed = _measured(board, 0, hosts, seconds)
+    end = time.monotonic() + 2 * seconds
+    for rank in facts:
+        found = _patiently(board, f"measured/{rank}", end - time.monotonic()) if rank else failed
+        if found is not None:
+            facts[rank].setdefault("problems", []).append(found)
+    return rates
+
+
+def _measured(board: _Board, rank: int, hosts: Sequence[str],
+              seconds: float) -> tuple[list[dict[str, Any]], dict[str, str] | None]:
+    """This rank's part of it: the rates, and what failed."""
+    try:
+        return measure(board.store, rank, hosts, seconds), None
+    except RuntimeError as error:
+        return [], {"what": f"a collective over all ranks failed ({first_sentence(error)})",
+                    "remedy": "set NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME to the interface that joins the hosts"}
+
+
 def _serve(board: _Board, rank: int, own: dict[str, Any], config: Config | None, seconds: float) -> None:
     """The part of a rank that is not the first: it answers, and hears nothing of what was found.
 
@@ -166,14 +184,9 @@ def _serve(board: _Board, rank: int, own: dict[str, Any], config: Config | None,
                     found = [problem(Path(path), found)]
                 board.put(f"directory/{rank}", found)
         if board.get("measure", 8 * seconds):
-            measure(board.store, rank, board.get("hosts", seconds), seconds)
+            board.put(f"measured/{rank}", _measured(board, rank, board.get("hosts", seconds), seconds)[1])
         board.get("end", 8 * seconds)
         board.put(f"bye/{rank}", True)
     except (RuntimeError, TimeoutError) as error:
         raise ConnectionError(f"rank {rank} ({own['host']}): rank 0 did not answer ({first_sentence(error)}): its "
                               "own output says why") from error
-
-
-def _unconnected(error: RuntimeError) -> dict[str, str]:
-    return {"what": f"a collective over all ranks failed ({first_sentence(error)})",
-            "remedy": "set NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME to the interface that joins the hosts"}

@@ -205,7 +205,7 @@ def _read_part(parts: Parts, number: int, count: int) -> np.ndarray | None:
 
 def _parts_there(request: Request, found: Survey, parts: Parts) -> frozenset[int]:
     """Numbers of the parts that a call before has left whole."""
-    if not any(parts.path.glob("*.npz")):
+    if not parts.has_any:
         return frozenset()
     return frozenset(number for number, chunk in enumerate(_chunks(request, found))
                      if _read_part(parts, number, len(chunk)) is not None)

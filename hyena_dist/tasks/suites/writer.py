@@ -84,9 +84,12 @@ class _Array:
 def thin(directory: Path, most: int) -> str:
     """Keep so many rows of the training sequences, in their order; says of how many."""
     path = directory / FILES["train"]
-    header, *rows = path.read_text("utf-8").splitlines(keepends=True)
+    csv.field_size_limit(1 << 31)
+    with path.open(encoding="utf-8", newline="") as table:
+        header, *rows = csv.reader(table)
     kept = np.sort(np.random.default_rng(0).choice(len(rows), size=most, replace=False))
-    path.write_text(header + "".join(rows[row] for row in kept.tolist()), encoding="utf-8")
+    with path.open("w", encoding="utf-8", newline="") as table:
+        csv.writer(table, lineterminator="\n").writerows([header, *(rows[row] for row in kept.tolist())])
     array = path.with_suffix(".npy")
     if array.exists():
         chosen = np.load(array, mmap_mode="r")[kept]

@@ -1,5 +1,6 @@
 """A branch of one run as a point of its own: one long run gives several budgets."""
 
+import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import yaml
 from hyena_dist.checkpoint.directory import open_checkpoint
 from hyena_dist.config.errors import ConfigError, one_line
 from hyena_dist.config.load import load_config
-from hyena_dist.config.plain import read_object
+from hyena_dist.config.plain import open_regular, read_object
 from hyena_dist.tasks.sweep.expand import forked
 from hyena_dist.tasks.sweep.file import Sweep
 from hyena_dist.tasks.sweep.places import RESOLVED
@@ -27,7 +28,8 @@ def fork_point(run: Path, *, at: int, cooldown: int, out: Path | None = None, la
         launch: what starts its ranks; empty: as the sweep that the run is of, else one process.
 
     Raises:
-        UserError: there is no such run or checkpoint, or it cannot be branched there.
+        UserError: there is no such run or checkpoint, it cannot be branched there, or only `launch` can say what starts
+            it.
     """
     run_dir = run / RUN if (run / STATE).exists() else run
     if not (run_dir / "config.yaml").is_file():
@@ -54,18 +56,30 @@ def fork_point(run: Path, *, at: int, cooldown: int, out: Path | None = None, la
     return point, sweep
 
 
+_LAUNCHERS = ("torchrun", "deepspeed")
+_COUNTS = re.compile(r"--(nproc[-_]per[-_]node|nnodes|num_gpus|master[-_]port)=([0-9]+|\{port\})|--standalone")
+
+
 def launch_of(resolved: Path) -> tuple[tuple[str, ...], int]:
-    """What starts the ranks of a sweep's points, and how many these are.
+    """What starts the ranks of a sweep's points, and how many these are. Whoever made the directory has written it, and
+    any word may be a program or name one: only a launcher with nothing but counts is taken.
 
     Raises:
-        ConfigError: the file is not what a sweep leaves.
+        ConfigError: the file is not what a sweep leaves, or what it starts the ranks with is for the user to say.
     """
     try:
-        content = yaml.safe_load(resolved.read_text(encoding="utf-8"))
-        return tuple(map(str, content["launch"])), int(content["ranks"])
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
+        with open_regular(resolved) as stream:
+            content = yaml.safe_load(stream)
+        words, ranks = content["launch"], content["ranks"]
+        if type(words) is not list or {type(word) for word in words} - {str} or type(ranks) is not int or ranks < 1:
+            raise ValueError("launch is no list of words, or ranks no number of ranks")
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"{resolved}: cannot be read ({one_line(error)}): run the sweep again, which writes it, or "
                           "give --launch") from error
+    if words and not (words[0] in _LAUNCHERS and all(map(_COUNTS.fullmatch, words[1:]))):
+        raise ConfigError(f"{resolved}: launch has words that may be any program, and is not taken from a file beside "
+                          f"the run: {shlex.join(words)!r:.200}: give --launch with what starts {ranks} ranks")
+    return tuple(words), ranks
 
 
 def _ranks(run_dir: Path, fewest: int) -> int:
