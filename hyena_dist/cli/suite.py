@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     # Imported here: some of it takes seconds, --help should not.
-    from hyena_dist.runtime.run_lock import RunLock
+    from hyena_dist.runtime.run_lock import InUse, RunLock
     from hyena_dist.tasks.suites import SUITES
     from hyena_dist.tasks.suites.runner import SUITE, Runner, Stopped
     from hyena_dist.tasks.suites.settings import changes_of
@@ -104,7 +104,7 @@ def _run(args: argparse.Namespace) -> int:
             from None
     try:
         lock = RunLock(runner.out)
-    except ConfigError:
+    except InUse:
         raise ConfigError(f"--out {runner.out}: another suite runs in it: wait for its end, stop it, or give another") \
             from None
     own = not PROCESS.installed and PROCESS.install() is PROCESS

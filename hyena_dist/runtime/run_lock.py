@@ -17,6 +17,13 @@ from hyena_dist.runtime.launcher import job_id
 logger = logging.getLogger(__name__)
 
 
+class InUse(ConfigError):
+    """Another process has the directory."""
+
+    holder = ""
+    """Who it is, in words."""
+
+
 class RunLock:
     """Holds `run_dir/lock` until `release`, or until this process ends in whatever way: the kernel frees it.
 
@@ -28,7 +35,7 @@ class RunLock:
         run_dir: exists.
 
     Raises:
-        ConfigError: another process holds it.
+        InUse: another process holds it.
         OSError: the file cannot be made.
     """
 
@@ -85,8 +92,10 @@ class RunLock:
             except (BlockingIOError, PermissionError):  # POSIX allows both
                 holder = _holder(file)
                 file.close()
-                raise ConfigError(f"train.run_dir={self.path.parent} is in use by another run ({holder}): wait for it "
-                                  "to end, stop it, or choose another train.run_dir") from None
+                error = InUse(f"train.run_dir={self.path.parent} is in use by another run ({holder}): wait for it to "
+                              "end, stop it, or choose another train.run_dir")
+                error.holder = holder
+                raise error from None
             except OSError as error:
                 logger.warning("%s: this file system has no locks (%s): nothing keeps a second run out of the run "
                                "directory", self.path, error.strerror)

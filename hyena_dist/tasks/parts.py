@@ -14,6 +14,7 @@ from hyena_dist.config.errors import ConfigError, one_line
 from hyena_dist.config.plain import read_object
 from hyena_dist.parallel.groups import Groups
 from hyena_dist.runtime.files import write_durably, write_whole, writing
+from hyena_dist.runtime.run_lock import InUse, RunLock
 
 ANOTHER = "choose another --out"
 """What else to do where a file cannot be written."""
@@ -28,6 +29,7 @@ class Parts:
         if not out.name:
             raise ConfigError(f"--out {out}: is a directory: name a file in it")
         self.path = out.with_name(f"{out.name}.parts")
+        self._lock: RunLock | None = None
 
     def check_outputs(self, files: Mapping[str, Path]) -> None:
         """Refuse to write over what is there, before anything is computed.
@@ -48,14 +50,18 @@ class Parts:
             raise ConfigError(f"{' and '.join(files)} name one file: choose another for one of them")
 
     def begin(self, facts: Mapping[str, Any]) -> None:
-        """Begin, or go on with what an earlier call has left there. One that has left no part is forgotten.
+        """Begin, or go on with what an earlier call has left there. One that has left no part is forgotten. For the
+        first rank: until this process ends, or the parts go, no other process may begin here.
 
         Raises:
-            ConfigError: that call would have written another file, or it cannot be read what it would have.
+            ConfigError: that call would have written another file, it cannot be read what it would have, or it is still
+                at work.
             OSError: it cannot be made.
         """
         with writing(self.path, ANOTHER):
             self.path.mkdir(exist_ok=True)
+        if self._lock is None:
+            self._lock = self._taken()
         path = self.path / "facts.json"
         facts = json.loads(json.dumps(facts))
         if not path.exists() or not self.has_any:
@@ -120,6 +126,16 @@ class Parts:
     def remove(self) -> None:
         """All of it."""
         shutil.rmtree(self.path)
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def _taken(self) -> RunLock:
+        try:
+            return RunLock(self.path)
+        except InUse as error:
+            raise ConfigError(f"{self.path}: another call is writing these parts ({error.holder}): wait for its end, "
+                              f"stop it, or {ANOTHER}") from None
 
     def _file(self, name: str) -> Path:
         return self.path / f"{name}.npz"

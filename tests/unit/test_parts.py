@@ -7,6 +7,7 @@ import pytest
 
 from hyena_dist.config.errors import ConfigError
 from hyena_dist.tasks.parts import Parts
+from tests.dist.harness import fork_server
 
 
 def begun(tmp_path: Path) -> Parts:
@@ -34,3 +35,28 @@ def test_damaged_facts_are_one_line_with_the_remedy(tmp_path: Path, content: byt
     (parts.path / "facts.json").write_bytes(content)
     with pytest.raises(ConfigError, match=r"facts.json: cannot be read \(.*\): remove .*out.npy.parts to begin anew"):
         parts.begin({"window": 5})
+
+
+def _begin(out: str) -> None:
+    try:
+        Parts(Path(out)).begin({"window": 5})
+        said = "begun"
+    except ConfigError as error:
+        said = str(error)
+    Path(out).with_name("said").write_text(said)
+
+
+def _of_another(out: Path) -> str:
+    process = fork_server().Process(target=_begin, args=(str(out),))
+    process.start()
+    process.join()
+    return out.with_name("said").read_text()
+
+
+def test_two_calls_do_not_write_the_same_parts(tmp_path: Path) -> None:
+    parts = begun(tmp_path)
+    said = _of_another(tmp_path / "out.npy")
+    assert said.startswith(f"{parts.path}: another call is writing these parts (host ")
+    assert said.endswith("wait for its end, stop it, or choose another --out")
+    parts.remove()
+    assert _of_another(tmp_path / "out.npy") == "begun"

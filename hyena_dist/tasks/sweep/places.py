@@ -12,7 +12,7 @@ import yaml
 from hyena_dist.config.errors import ConfigError
 from hyena_dist.runtime.files import write_whole
 from hyena_dist.runtime.requeue import in_use
-from hyena_dist.runtime.run_lock import RunLock
+from hyena_dist.runtime.run_lock import InUse, RunLock
 from hyena_dist.tasks.sweep.file import Sweep
 from hyena_dist.tasks.sweep.point import Point, costs
 from hyena_dist.tasks.sweep.state import State, new_state, read_state, write_state
@@ -36,7 +36,7 @@ def _lock(directory: Path) -> RunLock | None:
     for _ in range(_TRIES):
         try:
             return RunLock(directory)
-        except ConfigError:
+        except InUse:
             time.sleep(0.1)
     return None
 
