@@ -10,7 +10,6 @@ example: python launchers/evaluate.py runs/quickstart
 
 import argparse
 import json
-import math
 import sys
 import warnings
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from rich.table import Column, Table
 
 from hyena_dist.cli.status import exit_status
 from hyena_dist.config.errors import ConfigError, one_line
+from hyena_dist.config.plain import finite
 from hyena_dist.runtime.signals import raise_interrupts
 
 if TYPE_CHECKING:
@@ -111,16 +111,7 @@ def _names(directories: Sequence[str]) -> str:
 
 def _json(result: "Evaluation") -> str:
     content = {**asdict(result), "checkpoint": result.checkpoint.name}
-    return json.dumps(_finite(content), indent=1) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    """The same with null for what JSON has no number for."""
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.dumps(finite(content), indent=1) + "\n"
 
 
 def _tsv(result: "Evaluation") -> str:

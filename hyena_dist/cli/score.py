@@ -25,7 +25,6 @@ examples: python launchers/score.py variants --from runs/mine --table calls.tsv 
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -36,6 +35,7 @@ from typing import TYPE_CHECKING, Any
 from hyena_dist.cli.reading import add_context_option, add_model_options, open_model, quiet
 from hyena_dist.cli.status import exit_status
 from hyena_dist.config.errors import ConfigError, agreed
+from hyena_dist.config.plain import finite
 from hyena_dist.runtime.signals import raise_interrupts
 
 if TYPE_CHECKING:
@@ -222,7 +222,7 @@ def _report(args: argparse.Namespace) -> int:
     if args.json is not None:
         content = {"file": str(args.file), "label": labels.says, "facts": table.facts, "cost": cost,
                    "unlabelled": labels.unlabelled, "left_out": left_out(table, labels, args.score),
-                   "worth": [_finite(asdict(worth)) for worth in found]}
+                   "worth": [finite(asdict(worth)) for worth in found]}
         write_whole(args.json, lambda aside: write_durably(aside, json.dumps(content, indent=1) + "\n"),
                     "choose another --json")
     for path in filter(None, (args.picture, args.json)):
@@ -330,12 +330,6 @@ def _write(out: Path, parts: "Parts", rows: list[dict[str, Any]], facts: dict[st
     parts.remove()
     print(page.read_text(encoding="utf-8"))
     print(f"written: {', '.join(map(str, [out, page, *([picture] if drawn else [])]))}")
-
-
-def _finite(values: dict[str, Any]) -> dict[str, Any]:
-    """The same with null for what JSON has no number for."""
-    return {key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in values.items()}
 
 
 def _print(found: "Sequence[Worth]") -> None:

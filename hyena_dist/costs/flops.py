@@ -65,13 +65,9 @@ def recomputed_flops(section: ModelSection, seq_len: int, micro_batch_size: int,
             "full": blocks + inner}[activation_checkpointing]
 
 
-def forward_bytes(part: Part, itemsize: int) -> float:
-    """What a part must move through memory in a forward pass, at least."""
-    return itemsize * (part.inputs + part.outputs)
-
-
 def training_bytes(part: Part, itemsize: int) -> float:
-    """The same of forward and backward: that reads the inputs and the outputs' gradients and writes the inputs'."""
+    """What a part must move through memory in forward and backward, at least: forward reads the inputs and writes the
+    outputs, backward reads the inputs and the outputs' gradients and writes the inputs'."""
     return itemsize * (3 * part.inputs + 2 * part.outputs)
 
 

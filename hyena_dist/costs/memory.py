@@ -160,16 +160,3 @@ def run_memory(config: Config, *, world_size: int, device: str = "cuda") -> Trai
                              micro_batches=stage.global_batch_size // (stage.micro_batch_size * layout.data))
              for stage in stages(config, data_ranks=layout.data)]
     return max(found, key=lambda memory: memory.total)
-
-
-def longest_sequence(section: ModelSection, memory_bytes: float, *, precision: str = "fp32",
-                     activation_checkpointing: str = "none") -> int:
-    """The most tokens of one sequence, a multiple of 1024, with which a CUDA device of this memory can train; 0: not
-    even 1024."""
-    low, high = 0, 2**17  # in 1024 tokens
-    while high - low > 1:
-        middle = (low + high) // 2
-        needed = training_memory(section, 1024 * middle, precision=precision,
-                                 activation_checkpointing=activation_checkpointing)
-        low, high = (middle, high) if needed.total <= memory_bytes else (low, middle)
-    return 1024 * low

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from hyena_dist.config.errors import ConfigError
-from hyena_dist.tasks.score.output import MARK
 
+MARK = "hyena_dist."
+"""Before every key of a header."""
 ENDINGS = (".tsv", ".parquet")
 
 Columns = dict[str, Any]
@@ -21,11 +22,28 @@ def check_ending(option: str, path: Path, endings: Iterable[str] = ENDINGS) -> N
     if path.suffix not in endings:
         raise ConfigError(f"{option} {path}: name a file that ends in {' or '.join(endings)}")
     if path.suffix == ".parquet":
-        try:
-            import pyarrow  # noqa: F401 - whether it is there
-        except ImportError:
-            raise ConfigError(f"{option} {path}: parquet is written with pyarrow; install it with pip install "
-                              "'hyena-dist[tables]', or name another kind of file") from None
+        need_pyarrow(option, path)
+
+
+def need_pyarrow(option: str, path: Path) -> None:
+    """Raises ConfigError: parquet cannot be written."""
+    try:
+        import pyarrow  # noqa: F401 - whether it is there
+    except ImportError:
+        raise ConfigError(f"{option} {path}: parquet is written with pyarrow; install it with pip install "
+                          "'hyena-dist[tables]', or name another kind of file") from None
+
+
+def marked(facts: Mapping[str, Any]) -> dict[str, str]:
+    """A header's keys and values as they stand in a file."""
+    return {f"{MARK}{key}": value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
+
+
+def text_of(value: Any) -> str:
+    """Of a number nine digits, which give float32 back; nothing of None, and of a float that is no number."""
+    if isinstance(value, float):
+        return f"{value:.9g}" if value == value else ""
+    return "" if value is None else str(value)
 
 
 def write_columns(path: Path, ending: str, facts: Mapping[str, Any], groups: Iterable[Columns]) -> None:
@@ -35,7 +53,7 @@ def write_columns(path: Path, ending: str, facts: Mapping[str, Any], groups: Ite
         ending: of ENDINGS; `path` may be a temporary name.
         facts: of the header.
     """
-    header = {f"{MARK}{key}": value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
+    header = marked(facts)
     if ending == ".parquet":
         _parquet(path, header, groups)
         return
@@ -50,14 +68,7 @@ def write_columns(path: Path, ending: str, facts: Mapping[str, Any], groups: Ite
 def _lines(columns: Columns) -> Iterator[str]:
     for row in zip(*(values.tolist() if isinstance(values, np.ndarray) else values for values in columns.values()),
                    strict=True):
-        yield "\t".join(_text(value) for value in row) + "\n"
-
-
-def _text(value: Any) -> str:
-    """Of a number nine digits, which give float32 back; nothing for one that is none."""
-    if isinstance(value, float):
-        return f"{value:.9g}" if value == value else ""
-    return str(value)
+        yield "\t".join(map(text_of, row)) + "\n"
 
 
 def _parquet(path: Path, header: Mapping[str, str], groups: Iterable[Columns]) -> None:

@@ -26,7 +26,7 @@ from hyena_dist.model.evaluate import SplitLoss, evaluate_split
 from hyena_dist.model.loss import perplexity
 from hyena_dist.model.model import HyenaModel, build_model
 from hyena_dist.parallel.groups import Groups
-from hyena_dist.tasks.held_out import HeldOut
+from hyena_dist.tasks.held_out import HeldOut, in_order
 from hyena_dist.tasks.markov import fit, score
 
 ROWS_PER_BATCH_TOKENS = 2**15
@@ -200,10 +200,5 @@ def _groups(held_out: HeldOut, found: SplitLoss, chains: np.ndarray) -> dict[str
             own, *others = (by(sums, names) for sums in (found, *of_orders))
             groups[what] = {name: Group(own[name].scored, perplexity(own[name].loss),
                                         [perplexity(other[name].loss) for other in others])
-                            for name in sorted(own, key=_in_order)}
+                            for name in sorted(own, key=in_order)}
     return {what: by_name for what, by_name in groups.items() if by_name}
-
-
-def _in_order(name: str) -> tuple[int, str]:
-    """Decile 10 comes behind decile 9."""
-    return len(name.partition(":")[0]) if name.startswith("decile ") else 0, name

@@ -150,3 +150,8 @@ def _gc_deciles(batches: ValidationBatches) -> tuple[np.ndarray, list[Collection
             inside = shares[has & (deciles == decile)]
             names[decile] = (f"decile {decile + 1}: {inside.min():.3f} to {inside.max():.3f}",)
     return deciles, names
+
+
+def in_order(name: str) -> tuple[int, str]:
+    """A key to sort names of groups by: decile 10 comes behind decile 9."""
+    return len(name.partition(":")[0]) if name.startswith("decile ") else 0, name

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
+from hyena_dist.config.plain import finite
 from hyena_dist.runtime.files import surviving
 from hyena_dist.train.board import Board, flat
 from hyena_dist.train.progress import Countable, RunProgress
@@ -211,7 +212,7 @@ class Metrics:
         assert row.time is not None
         assert row.extras.keys() <= self._extras, f"undeclared metrics: {sorted(row.extras.keys() - self._extras)}"
         own = {name: getattr(row, name) for name in _FIELDS if name != "perplexity" or row.perplexity is not None}
-        self._rows.write(row.step, {name: _finite(value) for name, value in {**own, **row.extras}.items()})
+        self._rows.write(row.step, finite({**own, **row.extras}))
         board, self._board = self._board, None
         if board is not None:
             with surviving(self._board_path, "TensorBoard's curves end here"):
@@ -243,10 +244,6 @@ class Metrics:
         if self._board is not None:
             self._board.close()
             self._board = None
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def elapsed(rows: Iterable[Row]) -> list[float]:

@@ -13,8 +13,8 @@ import numpy as np
 
 from hyena_dist.config.errors import ConfigError
 from hyena_dist.data.variants import Judged, Variants, window_of
+from hyena_dist.tasks.columns import MARK, marked, need_pyarrow, text_of
 from hyena_dist.tasks.score.observe import SCORES
-from hyena_dist.tasks.score.tables import MARK, marked, need_pyarrow
 
 _ROWS = 4096
 """Written at a time."""
@@ -39,7 +39,7 @@ def check_ending(path: Path, variants: Variants) -> None:
     if ending.startswith(".vcf") and not variants.is_vcf:
         raise ConfigError(f"--out {path}: a VCF is written of a VCF alone: name a .tsv or .parquet")
     if ending == ".parquet":
-        need_pyarrow(path)
+        need_pyarrow("--out", path)
     if ending == ".vcf.gz" and find_spec("pysam") is None:
         raise ConfigError(f"--out {path}: bgzip is written with pysam; install it with pip install "
                           "'hyena-dist[tables]', or name a .vcf")
@@ -81,10 +81,6 @@ def _values(row: Scored, window: int) -> list[Any]:
     return [*found, *scores, site.alt.size - site.removed, length, int(length < window)]
 
 
-def _text(value: Any) -> str:
-    return "" if value is None else f"{value:.9g}" if isinstance(value, float) else str(value)
-
-
 def column_names(wanted: Iterable[str], taken: Iterable[str], prefix: str = "given_") -> list[str]:
     """Names of further columns of a file, none of which is one of those taken or comes twice: to such a one the prefix
     is added."""
@@ -104,7 +100,7 @@ def _tsv(path: Path, rows: Iterable[Scored], variants: Variants, facts: Mapping[
         others = column_names(variants.names, OWN)
         file.write("\t".join([*OWN, *others]) + "\n")
         for row in rows:
-            values = [*map(_text, _values(row, window)), *_carried(row, len(others))]
+            values = [*map(text_of, _values(row, window)), *_carried(row, len(others))]
             file.write("\t".join(" ".join(value.split()) for value in values) + "\n")
 
 
@@ -191,7 +187,7 @@ def _vcf_lines(rows: Iterable[Scored], variants: Variants, facts: Mapping[str, s
             continue
         alleles = [_values(row, window)[4:] for row in group]
         columns = zip(OWN[4:], zip(*alleles, strict=True), strict=True)
-        info = ";".join(f"HD_{name}=" + ",".join(_text(value).replace(",", "&") or "." for value in values)
+        info = ";".join(f"HD_{name}=" + ",".join(text_of(value).replace(",", "&") or "." for value in values)
                         for name, values in columns)
         fields = raw.split(b"\t")
         fields[7] = b";".join(filter(None, (_without_scores(fields[7]), info.encode())))
@@ -273,5 +269,5 @@ def _read_parquet(path: Path) -> Table:
         raise OSError(str(error)) from error
     facts = {key.decode().removeprefix(MARK): value.decode() for key, value in (table.schema.metadata or {}).items()
              if key.decode().startswith(MARK)}
-    columns = [[_text(value) for value in column.to_pylist()] for column in table.columns]
+    columns = [[text_of(value) for value in column.to_pylist()] for column in table.columns]
     return Table(facts, table.column_names, [list(row) for row in zip(*columns, strict=True)])

@@ -25,7 +25,7 @@ from hyena_dist.parallel.groups import Groups
 from hyena_dist.parallel.tokens import part_of_window, slice_tokens
 from hyena_dist.runtime.agree import agree
 from hyena_dist.tasks import markov
-from hyena_dist.tasks.held_out import HeldOut
+from hyena_dist.tasks.held_out import HeldOut, in_order
 from hyena_dist.tasks.parts import Parts
 from hyena_dist.tasks.score.intervals import Blocks
 from hyena_dist.tasks.score.pieces import piece, read_pieces
@@ -323,12 +323,7 @@ def _rows(held_out: HeldOut, cells: np.ndarray, sums: _Sums, chains: Mapping[str
 def _members(names: Sequence[Collection[str]]) -> list[tuple[str, np.ndarray]]:
     """Each name, and bool [n], which have it."""
     found = dict.fromkeys(name for of_one in names for name in of_one)
-    return [(name, np.array([name in of_one for of_one in names])) for name in sorted(found, key=_in_order)]
-
-
-def _in_order(name: str) -> tuple[int, str]:
-    """Decile 10 comes behind decile 9."""
-    return len(name.partition(":")[0]) if name.startswith("decile ") else 0, name
+    return [(name, np.array([name in of_one for of_one in names])) for name in sorted(found, key=in_order)]
 
 
 def _row(by: str, group: str, by_block: np.ndarray, blocks: Blocks) -> Row:

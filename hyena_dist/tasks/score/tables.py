@@ -1,7 +1,5 @@
 """Small tables of results, as TSV, parquet and Markdown, and the bar that shows how far a reader is."""
 
-import json
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,16 +10,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from hyena_dist.config.digests import file_sha256
 from hyena_dist.config.errors import ConfigError
+from hyena_dist.config.plain import finite
 from hyena_dist.config.versions import library_version, own_version
 from hyena_dist.data.manifest import Manifest
 from hyena_dist.model.trained import Trained
 from hyena_dist.parallel.groups import Groups
 from hyena_dist.runtime.files import write_durably, write_whole
+from hyena_dist.tasks.columns import check_ending, marked, text_of
 from hyena_dist.tasks.parts import ANOTHER, Parts
-
-MARK = "hyena_dist."
-"""Before every key of a header."""
-ENDINGS = (".tsv", ".parquet")
 
 
 def outputs(out: Path) -> dict[str, Path]:
@@ -35,22 +31,10 @@ def parts_of(out: Path) -> Parts:
     Raises:
         ConfigError: it cannot be.
     """
-    if out.suffix not in ENDINGS:
-        raise ConfigError(f"--out {out}: name a file that ends in {' or '.join(ENDINGS)}")
-    if out.suffix == ".parquet":
-        need_pyarrow(out)
+    check_ending("--out", out)
     parts = Parts(out)
     parts.check_outputs(outputs(out))
     return parts
-
-
-def need_pyarrow(out: Path) -> None:
-    """Raises ConfigError: parquet cannot be written."""
-    try:
-        import pyarrow  # noqa: F401 - whether it is there
-    except ImportError:
-        raise ConfigError(f"--out {out}: parquet is written with pyarrow; install it with pip install "
-                          "'hyena-dist[tables]', or name a .tsv") from None
 
 
 def facts_of(trained: Trained) -> dict[str, Any]:
@@ -82,20 +66,13 @@ def digest_of(path: Path, option: str) -> str:
         raise ConfigError(f"{option} {path}: cannot be read ({error.strerror or error}): give another") from error
 
 
-def marked(facts: Mapping[str, Any]) -> dict[str, str]:
-    """A header's keys and values as they stand in a file."""
-    return {f"{MARK}{key}": value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
-
-
 def write_table(out: Path, rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> None:
     """Write rows of the same columns with a header; what is None, NaN or infinite is empty.
 
     Raises:
         OSError: it cannot be written.
     """
-    names, header = list(rows[0]), marked(facts)
-    rows = [{name: None if isinstance(value, float) and not math.isfinite(value) else value
-             for name, value in row.items()} for row in rows]
+    names, header, rows = list(rows[0]), marked(facts), [finite(dict(row)) for row in rows]
     if out.suffix == ".parquet":
         import pyarrow as pa
         from pyarrow import parquet
@@ -104,12 +81,8 @@ def write_table(out: Path, rows: Sequence[Mapping[str, Any]], facts: Mapping[str
         write_whole(out, lambda aside: parquet.write_table(table, aside), ANOTHER)
         return
     lines = [*(f"##{key}={value}" for key, value in header.items()), "\t".join(names),
-             *("\t".join(_text(row[name]) for name in names) for row in rows)]
+             *("\t".join(" ".join(text_of(row[name]).split()) for name in names) for row in rows)]
     write_whole(out, lambda aside: write_durably(aside, "\n".join(lines) + "\n"), ANOTHER)
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else f"{value:.9g}" if isinstance(value, float) else " ".join(str(value).split())
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
