@@ -8,23 +8,26 @@ from pathlib import Path
 import pytest
 import torch
 
+from hyena_dist.checkpoint.directory import step_directory
 from hyena_dist.cli.suite import main
 from hyena_dist.config.schema import Config
 from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.convert import write_model
 from hyena_dist.model.model import build_model
 from hyena_dist.parallel.groups import Groups
+from hyena_dist.tasks.suites.runner import Runner
+from tests.checkpoints import edit_metadata, latest
 
 HOLD = ("import sys; from pathlib import Path; from hyena_dist.runtime.run_lock import RunLock; "
         "lock = RunLock(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()")
 
 
-def write(path: Path, *, add: float = 0.0) -> Path:
+def write(path: Path, *, add: float = 0.0, format: str = "safetensors") -> Path:
     section = ModelSection(num_layers=1, hidden_size=16, max_seq_len=64, filter_order=8)
     model = build_model(Config(model=section), Groups.single())
     with torch.no_grad():
         next(model.parameters())[0, 0] += add
-    write_model(path, "safetensors", section, model)
+    write_model(path, format, section, model)
     return path
 
 
@@ -120,3 +123,28 @@ def test_another_model_or_configuration_under_the_same_name_is_refused(tmp_path:
     assert "optim.eps" in json.loads(noted.read_text("utf-8"))["configuration"]
     noted.write_text("{", encoding="utf-8")
     assert "suite.json: cannot be read" in _refused(capsys, argv)
+
+
+def test_every_task_starts_from_the_weights_that_the_suite_found(tmp_path: Path,
+                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run that they are of saves others meanwhile."""
+    run, taken = tmp_path / "run", list[str]()
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "config.yaml").touch()
+    begun = write(step_directory(run / "checkpoints", 0), format="checkpoint")
+    for task in ("mouse/0", "mouse/2"):
+        (tmp_path / task).mkdir(parents=True)
+        for name, base in (("train", "A"), ("dev", "C"), ("test", "G")):
+            (tmp_path / task / f"{name}.csv").write_text(f"sequence,label\nAC{base},0\nGT{base},1\n", encoding="utf-8")
+
+    def fails(_self: Runner, _run_dir: Path, arguments: list[str]) -> str:
+        taken.append(arguments[0])
+        saved = write(tmp_path / f"saved {len(taken)}", add=1.0, format="checkpoint")
+        edit_metadata(saved, step=len(taken))
+        saved.rename(step_directory(run / "checkpoints", len(taken)))
+        return "as far as this test goes"
+
+    monkeypatch.setattr(Runner, "_run", fails)
+    assert main(command(tmp_path, run, "--tasks", "mouse/0", "mouse/2")) == 1
+    assert taken == [f"finetune.from={begun}"] * 2
+    assert latest(run / "checkpoints") == step_directory(run / "checkpoints", 2), "the control"
