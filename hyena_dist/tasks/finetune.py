@@ -226,7 +226,9 @@ def _judge(trainer: Trainer, config: Config, labelled: Labelled) -> dict[str, An
     """The scores of a run's best weights, by its validation loss; here, and nowhere else, the test split is read."""
     task, groups = trainer.objective, trainer.groups
     assert isinstance(task, Finetuning)
-    best = agree(lambda: find_best(Path(config.train.run_dir, "checkpoints")), groups)
+    checkpoints = Path(config.train.run_dir, "checkpoints")
+    # The first rank's choice: the others may see the last ones later.
+    best = broadcast(agree(lambda: None if groups.world.rank else find_best(checkpoints), groups), groups)
     if best is None:
         raise TrainingError(f"train.run_dir={config.train.run_dir} has no checkpoint with a validation loss: none of "
                             "its losses on valid was finite; lower optim.lr")

@@ -12,7 +12,9 @@ import torch.distributed as dist
 
 from hyena_dist.config.errors import ConfigError
 from hyena_dist.parallel.groups import Groups
+from hyena_dist.runtime.agree import agree
 from hyena_dist.runtime.files import write_durably, write_whole, writing
+from hyena_dist.runtime.startup import refuse_differences
 
 ANOTHER = "choose another --out"
 """What else to do where a file cannot be written."""
@@ -46,13 +48,25 @@ class Parts:
         if len({path.absolute() for path in files.values()}) < len(files):
             raise ConfigError(f"{' and '.join(files)} name one file: choose another for one of them")
 
-    def begin(self, facts: Mapping[str, Any]) -> None:
-        """Begin, or go on with what an earlier call has left there. One that has left no part is forgotten.
+    def begin(self, facts: Mapping[str, Any], groups: Groups) -> None:
+        """Begin, or go on with what an earlier call has left there; on the first rank. Collective.
+
+        Each rank has read model and inputs by itself, and one of them may have found others: those of another machine,
+        or the checkpoint that a run has saved meanwhile. So the ranks compare their facts; but for counts and
+        measurements, which are mappings: they follow from the others, or depend on the device.
 
         Raises:
-            ConfigError: that call would have written another file.
-            OSError: it cannot be made.
+            ConfigError: on every rank. The facts are not the same on all, or an earlier call would have written another
+                file.
+            OSError: on every rank. It cannot be made.
         """
+        refuse_differences({key: json.dumps(value) for key, value in facts.items() if not isinstance(value, Mapping)},
+                           groups.world, remedy="give every machine the same files, and name the checkpoint itself "
+                           "where its run still saves")
+        agree(lambda: self._begin(facts) if groups.world.rank == 0 else None, groups)
+
+    def _begin(self, facts: Mapping[str, Any]) -> None:
+        """What an earlier call has left is forgotten where that is no part."""
         with writing(self.path, ANOTHER):
             self.path.mkdir(exist_ok=True)
         path = self.path / "facts.json"
