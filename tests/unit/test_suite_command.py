@@ -15,7 +15,8 @@ from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.convert import write_model
 from hyena_dist.model.model import build_model
 from hyena_dist.parallel.groups import Groups
-from hyena_dist.tasks.suites.runner import Runner
+from hyena_dist.tasks.suites import SUITES
+from hyena_dist.tasks.suites.runner import Runner, Stopped
 from tests.checkpoints import edit_metadata, latest
 
 HOLD = ("import sys; from pathlib import Path; from hyena_dist.runtime.run_lock import RunLock; "
@@ -79,6 +80,25 @@ def test_one_suite_at_a_time(tmp_path: Path, model: Path, capsys: pytest.Capture
         other.wait(30)
     main(command(tmp_path, model))
     assert "another suite runs in it" not in capsys.readouterr().err, "the control"
+
+
+@pytest.mark.parametrize("place", ["seed-0", "seed-1/cnn", "seed-0/scratch"])
+def test_a_run_that_has_outlived_its_suite_is_waited_for(tmp_path: Path, model: Path, place: str) -> None:
+    """Until the suite is asked to stop, or the run has ended."""
+    (tmp_path / "run" / place).mkdir(parents=True)
+    (tmp_path / "run" / "seed-0").mkdir(exist_ok=True)
+    (tmp_path / "run/seed-0/metrics.jsonl").touch()
+    looks = iter([None, None, "SIGTERM"])
+    runner = Runner(SUITES["gue-dnabert2"], str(model), tmp_path, tmp_path, stop=lambda: next(looks))
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "run" / place)], stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(Stopped):
+            runner._wait_for_orphan(tmp_path / "run")
+        other.stdin.close()
+        other.wait(30)
+    looks = iter([None])
+    runner._wait_for_orphan(tmp_path / "run")
 
 
 def _refused(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:

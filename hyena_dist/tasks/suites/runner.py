@@ -202,11 +202,12 @@ class Runner:
 
 
     def _wait_for_orphan(self, run_dir: Path) -> None:
-        """A run whose command was killed outright notices that, saves and ends; until then it has its directory."""
+        """A run whose command was killed outright notices that, saves and ends; until then it has its directory, or
+        that of what stands beside it (cnn, scratch)."""
         for _ in range(int(_ORPHAN / _POLL)):
             if self.stop():
                 raise Stopped
-            if not any(in_use(path) for path in run_dir.glob("seed-*")):
+            if not any(in_use(path) for pattern in ("seed-*", "seed-*/*") for path in run_dir.glob(pattern)):
                 return
             time.sleep(_POLL)
 
