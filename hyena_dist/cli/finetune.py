@@ -45,9 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return exit_status(parse_args(argv), _run)
 
 
-def _resolved(args: argparse.Namespace) -> tuple[Config, "Callable[[int], Labelled]", Mapping[str, Any] | None]:
-    """The configuration with all that model and table decide, the reader of each seed's sequences, and the weights.
-    The sequences of every seed are looked at, so that none is refused after others have been trained on.
+def _resolved(args: argparse.Namespace
+              ) -> tuple[Config, "Callable[[int], Labelled]", Mapping[str, Any] | None, Path | None]:
+    """The configuration with all that model and table decide, the reader of each seed's sequences, and the weights with
+    the place where they were. The sequences of every seed are looked at, so that none is refused after others have
+    been trained on.
 
     Raises:
         UserError: one of them cannot be used.
@@ -61,7 +63,7 @@ def _resolved(args: argparse.Namespace) -> tuple[Config, "Callable[[int], Labell
     from hyena_dist.data.tokenizer import tokenizer_of
 
     config = load_config(find(args.config), args.overrides, base=NOT_READ)
-    weights = None
+    weights = path = None
     if config.finetune.from_ is not None:
         from hyena_dist.convert.start import read_start, without_other_head
 
@@ -72,7 +74,7 @@ def _resolved(args: argparse.Namespace) -> tuple[Config, "Callable[[int], Labell
     tokenizer = tokenizer_of(config.model)
     read = reader_of(config.finetune, most=tokenizer.bases(config.model.max_seq_len))
     labelled = read(config.train.seed)
-    if weights is not None:
+    if weights is not None and path is not None:
         weights = without_other_head(weights, path, config.finetune, labelled.classes)
     shortest, longest = (choose(example.length for examples in labelled.splits.values() for example in examples)
                          for choose in (min, max))
@@ -87,7 +89,7 @@ def _resolved(args: argparse.Namespace) -> tuple[Config, "Callable[[int], Labell
     if (epochs := config.finetune.epochs) is not None:
         steps = max(1, round(epochs * len(labelled.splits["train"]) / config.train.global_batch_size))
         config = replace(config, train=replace(config.train, steps=steps))
-    return config, read, weights
+    return config, read, weights, path
 
 
 def _of_all_seeds(config: Config, read: "Callable[[int], Labelled]") -> Config:
@@ -134,7 +136,7 @@ def _run(args: argparse.Namespace) -> int:
     launchers = launcher_processes()
     environment = rank_environment(os.environ)
     try:
-        config, read, weights = _resolved(args)
+        config, read, weights, path = _resolved(args)
         labelled = read(config.train.seed)
         check(config, world_size=(dry_run_ranks() or 1) if args.dry_run else int(environment["WORLD_SIZE"]))
         check_raw_section(config.engine.deepspeed)
@@ -154,13 +156,16 @@ def _run(args: argparse.Namespace) -> int:
         logger.warning("%s", line)
     import torch.distributed as dist
 
+    from hyena_dist.model.trained import tensors_digest
     from hyena_dist.parallel.groups import Axis, init_groups
     from hyena_dist.runtime.launch import init_distributed
-    from hyena_dist.runtime.startup import check_same_start
+    from hyena_dist.runtime.startup import check_same_start, check_same_weights
     from hyena_dist.tasks.finetune import finetune
 
     device = init_distributed(dump_dir=Path(config.train.run_dir) / "logs")
     check_same_start(config, Axis.of(dist.group.WORLD))
+    if weights is not None and path is not None:
+        check_same_weights("finetune.from", path, partial(tensors_digest, weights), Axis.of(dist.group.WORLD))
     groups = init_groups(tensor=config.parallel.tensor, context=config.parallel.context)
     reason = finetune(config, groups, device, read=read, weights=weights, launchers=launchers)
     dist.destroy_process_group()

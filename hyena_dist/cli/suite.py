@@ -93,7 +93,7 @@ def _run(args: argparse.Namespace) -> int:
                     changes_of(args.overrides), shlex.split(args.launch), args.most, stop=lambda: PROCESS.reason)
     _check(runner, tasks)
     if not args.dry_run or (runner.out / SUITE).exists():
-        runner.content = _content(runner)
+        runner.content, runner.start = _content(runner)
     if args.dry_run:
         runner.check_same()
         return _dry_run(runner, tasks, asked=bool(args.tasks))
@@ -138,9 +138,9 @@ def _check(runner: "Runner", tasks: "list[Task]") -> None:
             runner.suite, task, point, runner.changes, None)], base=NOT_READ)
 
 
-def _content(runner: "Runner") -> dict[str, Any]:
-    """What the model and the configuration hold (`Runner.content`). Of the protocol it has the keys of the first task
-    that can be run.
+def _content(runner: "Runner") -> tuple[dict[str, Any], str]:
+    """What the model and the configuration hold (`Runner.content`), and where the model was found. Of the protocol
+    it has the keys of the first task that can be run.
 
     Raises:
         UserError: there is no model.
@@ -153,14 +153,14 @@ def _content(runner: "Runner") -> dict[str, Any]:
     from hyena_dist.model.trained import tensors_digest
     from hyena_dist.tasks.suites.settings import arguments_of, points_of
 
-    section, weights, _ = read_start(runner.model)
+    section, weights, where = read_start(runner.model)
     task = next(task for task in runner.suite.tasks if not task.lacks)
     point = points_of(runner.suite, runner.changes)[0]
     config = load_config(find(runner.config), [f"finetune.from={runner.model}", *arguments_of(
         runner.suite, task, point, runner.changes, None)], base=NOT_READ)
     dropouts = {key: getattr(config.model, key) for key in ("embed_dropout", "resid_dropout")}
     return {"weights": tensors_digest(weights),
-            "configuration": identity(replace(config, model=replace(section, **dropouts)))}
+            "configuration": identity(replace(config, model=replace(section, **dropouts)))}, str(where)
 
 
 def _dry_run(runner: "Runner", tasks: "list[Task]", *, asked: bool) -> int:

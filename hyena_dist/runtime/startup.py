@@ -3,7 +3,7 @@
 import hashlib
 import json
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -48,6 +48,22 @@ def check_same_data(identity: str, axis: Axis) -> None:
     """
     refuse_differences({"data.shards (sha256 of their content)": identity[:16]}, axis,
                        remedy="copy the same shards to every machine")
+
+
+def check_same_weights(key: str, path: Path, digest: Callable[[], str], axis: Axis) -> None:
+    """Refuse ranks that have read different weights: the run that they are of may save while ranks read. Collective.
+
+    Args:
+        key: by which the weights were given.
+        path: where this rank has found them.
+        digest: sha256 of them; asked for where there are other ranks.
+
+    Raises:
+        ConfigError: the same on every rank.
+    """
+    if axis.size > 1:
+        refuse_differences({f"{key} (weights and their sha256)": f"{path.name} {digest()[:16]}"}, axis,
+                           remedy="name the checkpoint itself, and have the same files on every machine")
 
 
 def refuse_differences(facts: Mapping[str, str], axis: Axis, *, remedy: str) -> None:

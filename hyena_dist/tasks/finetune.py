@@ -21,7 +21,7 @@ from hyena_dist.config.sections.finetune import words_of
 from hyena_dist.data.labelled import Labelled
 from hyena_dist.model.trained import tensors_digest
 from hyena_dist.parallel.groups import Groups
-from hyena_dist.runtime.agree import agree, broadcast
+from hyena_dist.runtime.agree import agree, agree_at_length, broadcast
 from hyena_dist.runtime.files import write_whole
 from hyena_dist.tasks.baselines import kmer_baseline
 from hyena_dist.tasks.comparison import in_words, markdown, on_screen, summary
@@ -197,28 +197,25 @@ def _beside(run: Config, labelled: Labelled, place: Place) -> dict[str, Any]:
 
 
 def _kmers(run: Config, labelled: Labelled, place: Place) -> dict[str, dict[str, Any]]:
-    """The regression on k-mers, and of places what is said without them; the first rank alone computes both."""
+    """The regression on k-mers, and of places what is said without them; the first rank alone computes and writes
+    both."""
     path, groups, both = Path(run.train.run_dir, KMERS), place.groups, run.finetune.rc != "none"
-    first, made = groups.world.rank == 0, of_kmers(_made(run, labelled, place))
+    made = of_kmers(_made(run, labelled, place))
 
-    def found() -> dict[str, Any] | None:
-        if not first or not path.is_file():
-            return None
-        there = read_found(path)
-        check_kmers(path, there, made)
-        return there
-
-    def computed() -> dict[str, Any]:
-        if not first:
+    def found() -> dict[str, Any]:
+        if groups.world.rank:
             return {}
+        if path.is_file():
+            there = read_found(path)
+            check_kmers(path, there, made)
+            return there
         beside = (kmer_baseline(labelled, both_strands=both) if labelled.places is None else
                   place_baselines(labelled, both_strands=both, seed=run.train.seed))
-        return {**beside, "made_of": made}
+        now = {**beside, "made_of": made}
+        _write_json(path, now, groups)
+        return now
 
-    known = broadcast(agree(found, groups), groups)
-    if known is None:
-        known = broadcast(agree(computed, groups), groups)
-        agree(partial(_write_json, path, known, groups), groups)
+    known = broadcast(agree_at_length(found, groups), groups)
     return {"kmers": known} if labelled.places is None else {name: known[name] for name in ("kmers", "mean")}
 
 
@@ -226,7 +223,9 @@ def _judge(trainer: Trainer, config: Config, labelled: Labelled) -> dict[str, An
     """The scores of a run's best weights, by its validation loss; here, and nowhere else, the test split is read."""
     task, groups = trainer.objective, trainer.groups
     assert isinstance(task, Finetuning)
-    best = agree(lambda: find_best(Path(config.train.run_dir, "checkpoints")), groups)
+    checkpoints = Path(config.train.run_dir, "checkpoints")
+    # The first rank's choice: the others may see the last ones later.
+    best = broadcast(agree(lambda: None if groups.world.rank else find_best(checkpoints), groups), groups)
     if best is None:
         raise TrainingError(f"train.run_dir={config.train.run_dir} has no checkpoint with a validation loss: none of "
                             "its losses on valid was finite; lower optim.lr")

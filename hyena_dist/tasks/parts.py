@@ -13,8 +13,10 @@ import torch.distributed as dist
 from hyena_dist.config.errors import ConfigError, one_line
 from hyena_dist.config.plain import read_object
 from hyena_dist.parallel.groups import Groups
+from hyena_dist.runtime.agree import agree
 from hyena_dist.runtime.files import write_durably, write_whole, writing
 from hyena_dist.runtime.run_lock import InUse, RunLock
+from hyena_dist.runtime.startup import refuse_differences
 
 ANOTHER = "choose another --out"
 """What else to do where a file cannot be written."""
@@ -49,15 +51,26 @@ class Parts:
         if len({path.absolute() for path in files.values()}) < len(files):
             raise ConfigError(f"{' and '.join(files)} name one file: choose another for one of them")
 
-    def begin(self, facts: Mapping[str, Any]) -> None:
-        """Begin, or go on with what an earlier call has left there. One that has left no part is forgotten. For the
-        first rank: until this process ends, or the parts go, no other process may begin here.
+    def begin(self, facts: Mapping[str, Any], groups: Groups) -> None:
+        """Begin, or go on with what an earlier call has left there; on the first rank. Until its process ends, or the
+        parts go, no other process may begin here. Collective.
+
+        Each rank has read model and inputs by itself, and one of them may have found others: those of another machine,
+        or the checkpoint that a run has saved meanwhile. So the ranks compare their facts; but for counts and
+        measurements, which are mappings: they follow from the others, or depend on the device.
 
         Raises:
-            ConfigError: that call would have written another file, it cannot be read what it would have, or it is still
-                at work.
-            OSError: it cannot be made.
+            ConfigError: on every rank. The facts are not the same on all, an earlier call would have written another
+                file, it cannot be read what it would have, or it is still at work.
+            OSError: on every rank. It cannot be made.
         """
+        refuse_differences({key: json.dumps(value) for key, value in facts.items() if not isinstance(value, Mapping)},
+                           groups.world, remedy="give every machine the same files, and name the checkpoint itself "
+                           "where its run still saves")
+        agree(lambda: self._begin(facts) if groups.world.rank == 0 else None, groups)
+
+    def _begin(self, facts: Mapping[str, Any]) -> None:
+        """What an earlier call has left is forgotten where that is no part."""
         with writing(self.path, ANOTHER):
             self.path.mkdir(exist_ok=True)
         if self._lock is None:

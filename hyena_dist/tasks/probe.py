@@ -15,7 +15,7 @@ from hyena_dist.config.schema import Config
 from hyena_dist.data.labelled import Labelled
 from hyena_dist.model.pooled import PooledModel
 from hyena_dist.parallel.groups import Groups
-from hyena_dist.runtime.agree import agree, broadcast
+from hyena_dist.runtime.agree import agree_at_length, broadcast
 from hyena_dist.tasks.baselines import CHOOSES
 from hyena_dist.tasks.features import distinct, features
 from hyena_dist.train.finetuning import Finetuning
@@ -55,7 +55,7 @@ def probe(config: Config, labelled: Labelled, groups: Groups, device: torch.devi
                     for name, examples in labelled.splits.items()}
         return choose(labelled, of_split, average=average, seed=config.train.seed)
 
-    return broadcast(agree(chosen, groups), groups)
+    return broadcast(agree_at_length(chosen, groups), groups)
 
 
 def choose(labelled: Labelled, of_split: Mapping[str, np.ndarray], *, average: bool,

@@ -23,7 +23,7 @@ from hyena_dist.model.model import build_model
 from hyena_dist.ops.dropout import DropoutKey
 from hyena_dist.parallel.groups import Groups
 from hyena_dist.parallel.tokens import part_of_window
-from hyena_dist.runtime.agree import agree
+from hyena_dist.runtime.agree import agree, agree_at_length
 from hyena_dist.runtime.startup import check_same_data
 from hyena_dist.train.curriculum import Curriculum
 from hyena_dist.train.loss_mass import LossMass
@@ -54,7 +54,8 @@ class Pretraining:
     def __init__(self, config: Config, groups: Groups, device: torch.device) -> None:
         self._config, self._groups, self._device = config, groups, device
         self.nothing_to_validate = f"{config.data.shards} has no validation bases, or the model gives no number"
-        self.pools = agree(lambda: open_pools(config.data, copy=True), groups)
+        # A node that has no copy in data.cache yet makes one first.
+        self.pools = agree_at_length(lambda: open_pools(config.data, copy=True), groups)
         check_same_data(identity_of(self.pools), groups.world)
         model = build_model(config, groups)
         self._token_multiple = model.token_multiple

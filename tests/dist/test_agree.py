@@ -1,5 +1,8 @@
 """An error of one rank is every rank's, so that none is left waiting, and the first rank can say it."""
 
+import json
+import os
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
@@ -19,15 +22,21 @@ from hyena_dist.config.sections.data import DataSection
 from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.config.sections.train import TrainSection
 from hyena_dist.data.errors import DataError
+from hyena_dist.data.pool import Pool, open_pools
 from hyena_dist.model.placement import Placement
 from hyena_dist.parallel.groups import Groups, gloo_copy, init_groups
-from hyena_dist.runtime.agree import agree, broadcast
+from hyena_dist.runtime.agree import agree, agree_at_length, broadcast
 from hyena_dist.runtime.startup import check_same_data
+from hyena_dist.tasks.finetune import Place, _kmers
+from hyena_dist.train.pretraining import Pretraining
 from hyena_dist.train.session import open_trainer
 from tests.dist.harness import run_distributed
 from tests.dist.test_checkpoint import DictEngine
+from tests.dist.test_finetuning import config_of, labelled_of, table
 
 TIMEOUT = 123.0
+SHORT, LONG = 3.0, 4.5
+"""Seconds that a collective may take, and that a baseline does."""
 
 
 def _refuse(rank: int, groups: Groups) -> str:
@@ -103,3 +112,65 @@ def test_an_error_of_one_rank_is_raised_on_all(shards: Path, tmp_path: Path) -> 
     assert first[5] == second[5] == {timedelta(seconds=TIMEOUT)}, "every group's time-out is the world's"
     assert first[6] == second[6] == [2, 1, 1, 1, 2]
     assert first[7] == second[7] == ("rank 1 cannot read it", True, ["w0"])
+
+
+def _baseline(*_: Any, **__: Any) -> dict[str, Any]:
+    assert dist.get_rank() == 0, "the first rank alone computes it"
+    time.sleep(LONG)
+    return {"k": 6}
+
+
+def _short_groups(directory: Path) -> Groups:
+    """Of the same ranks, whose collectives may take a few seconds."""
+    rank = dist.get_rank()
+    dist.destroy_process_group()
+    dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2,
+                            timeout=timedelta(seconds=SHORT))
+    return init_groups()
+
+
+def _short_of_time(directory: Path) -> None:
+    """A baseline that takes longer than a collective may, and then the end of the rank that the other waits for."""
+    groups, config, found = _short_groups(directory), config_of(directory, "run", 1), list[Any]()
+    place = Place(groups, torch.device("cpu"), None, None)
+    with mock.patch("hyena_dist.tasks.finetune.kmer_baseline", _baseline):
+        for _ in range(2):
+            start = time.monotonic()
+            found += [_kmers(config, labelled_of(config), place)["kmers"]["k"], time.monotonic() - start]
+    if groups.world.rank == 0:
+        agree_at_length(lambda: os._exit(0), groups)
+    start = time.monotonic()
+    with pytest.raises(RuntimeError):
+        agree_at_length(lambda: None, groups)
+    (directory / "found.json").write_text(json.dumps([*found, time.monotonic() - start]), encoding="utf-8")
+    os._exit(0)
+
+
+def test_what_takes_longer_than_a_collective_may_is_waited_for_while_its_rank_is_there(tmp_path: Path) -> None:
+    table(tmp_path / "table")
+    with pytest.raises(FileNotFoundError, match=r"result\.0"):  # of a rank that has ended
+        run_distributed(_short_of_time, 2, tmp_path)
+    k, seconds, again, then, lost = json.loads((tmp_path / "found.json").read_text("utf-8"))
+    assert k == again == 6
+    assert seconds > SHORT, "the control"
+    assert then < SHORT, "what the first rank has found is kept"
+    assert lost < SHORT, "the other waits no longer than it is there"
+
+
+def _copied(data: DataSection, *, copy: bool = False) -> list[Pool]:
+    if dist.get_rank() == 1:
+        time.sleep(LONG)
+    return open_pools(data, copy=copy)
+
+
+def _with_a_slow_copy(shards: str, directory: Path) -> int:
+    groups = _short_groups(directory)
+    config = Config(model=ModelSection(hidden_size=8), data=DataSection(shards=shards),
+                    train=TrainSection(run_dir=str(directory / "run"), global_batch_size=2))
+    with mock.patch("hyena_dist.train.pretraining.open_pools", _copied):
+        return len(Pretraining(config, groups, torch.device("cpu")).pools)
+
+
+@pytest.mark.slow
+def test_nodes_wait_for_one_that_copies_its_shards_first(shards: Path, tmp_path: Path) -> None:
+    assert run_distributed(_with_a_slow_copy, 2, str(shards), tmp_path) == [1, 1]

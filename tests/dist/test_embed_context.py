@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
+from hyena_dist.config.errors import ConfigError
 from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.convert.trained import load_trained
 from hyena_dist.data.tokenizer import A, T
@@ -67,13 +69,28 @@ def test_ranks_write_the_file_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyP
     draw = np.random.default_rng(1)
     fasta.write_text("".join(f">s{size}\n{''.join(draw.choice(list('ACGT'), size))}\n" for size in range(5, 200, 13)))
     write(model, str(fasta), f"{tmp_path}/one.npy", 0)
-    run_distributed(write_both, 2, model, str(fasta), str(tmp_path))
+    save(tmp_path / "other", num_layers=1)
+    (tmp_path / "other.fa").write_text(fasta.read_text("utf-8").replace("A", "C", 1), encoding="utf-8")
+    first, second = run_distributed(write_both, 2, model, str(fasta), str(tmp_path))
     for name in ("npy", "npy.tsv"):
         assert (tmp_path / f"data.{name}").read_bytes() == (tmp_path / f"one.{name}").read_bytes()
     assert rel(torch.from_numpy(np.load(tmp_path / "context.npy")), np.load(tmp_path / "one.npy")) < TOLERANCE
     assert "##hyena_dist.context=2\n" in (tmp_path / "context.npy.tsv").read_text()
+    assert first == second, "what one rank reads otherwise all refuse"
+    assert f'the ranks differ: model is "{model}" on rank 0' in first[0]
+    assert f'"{tmp_path}/other" on rank 1' in first[0]
+    assert "; weights_sha256 is " in first[0]
+    assert "; sequences_sha256 is " in first[1]
+    assert not list(tmp_path.glob("refused*"))
 
 
-def write_both(model: str, fasta: str, folder: str) -> None:
+def write_both(model: str, fasta: str, folder: str) -> list[str]:
+    """And what is said where the second rank reads another model, or other sequences."""
     for name, context in (("data", 1), ("context", 2)):
         write(model, fasta, f"{folder}/{name}.npy", context)
+    other, refused = dist.get_rank() == 1, []
+    for source, file in ((f"{folder}/other", fasta), (model, f"{folder}/other.fa")):
+        with pytest.raises(ConfigError) as caught:
+            write(source if other else model, file if other else fasta, f"{folder}/refused.npy", 1)
+        refused.append(str(caught.value))
+    return refused

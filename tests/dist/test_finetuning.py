@@ -1,10 +1,12 @@
 """Fine-tuning through the trainer as it is: it learns, is stopped and goes on bit for bit, is the same over context
 ranks, and judges the weights of the best validation."""
 
+import io
 import json
 import os
 import shutil
 import signal
+from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,11 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
+from hyena_dist.checkpoint.directory import Checkpoint, find_best
 from hyena_dist.checkpoint.reader import TensorReader
+from hyena_dist.cli.finetune import main as finetune_command
 from hyena_dist.cli.predict import main as predict
 from hyena_dist.config.errors import UserError
 from hyena_dist.config.schema import Config
@@ -123,7 +128,8 @@ def _asked_again(directory: Path, weights: dict[str, torch.Tensor]) -> dict[str,
 def _two_ranks(directory: Path) -> dict[str, Any]:
     found = {}
     for engine in (2, "fsdp"):
-        assert run(config_of(directory, f"whole-{engine}", engine)) is None
+        with patch("hyena_dist.tasks.finetune.find_best", _best_of_the_first):
+            assert run(config_of(directory, f"whole-{engine}", engine)) is None
         assert run(config_of(directory, f"cut-{engine}", engine), STOP) is not None
         found[f"stopped {engine}"] = (directory / f"cut-{engine}" / "result.json").exists()
         found[f"unfinished {engine}"] = refused(config_of(directory, f"cut-{engine}", engine, lr_decay=0.5))
@@ -131,7 +137,24 @@ def _two_ranks(directory: Path) -> dict[str, Any]:
     for pooling in ("max", "last"):
         assert run(config_of(directory, f"context-{pooling}", 1, context=2, pooling=pooling)) is None
     _ask(directory)
+    found["other weights"] = _other_weights(directory)
     return found
+
+
+def _best_of_the_first(checkpoints: Path) -> Checkpoint | None:
+    """The others do not see it yet."""
+    return find_best(checkpoints) if dist.get_rank() == 0 else None
+
+
+def _other_weights(directory: Path) -> str:
+    """What the command says where the run that it starts from has saved between the readings of two ranks."""
+    section = config_of(directory, "none", 1).model
+    read = section, {"weight": torch.full((2,), float(dist.get_rank()))}, Path(f"run/step-{dist.get_rank()}")
+    with (patch("hyena_dist.convert.start.read_start", lambda source: read), redirect_stderr(io.StringIO()) as said,
+          patch.dict(os.environ, MASTER_ADDR="they.have.met", MASTER_PORT="1")):
+        assert finetune_command(["--config", "finetune/gue", "finetune.from=run", f"finetune.table={directory}/table",
+                                 f"train.run_dir={directory}/none", "finetune.epochs=30"]) == 2
+    return said.getvalue()
 
 
 def _ask(directory: Path) -> None:
@@ -246,6 +269,14 @@ def test_it_learns_and_says_so_beside_k_mers(runs: Any) -> None:
     assert len(lines) == 17
     right = sum(line.split("\t")[1] == line.split("\t")[2] for line in lines[1:])
     assert right / 16 == result["metrics"]["accuracy"]["mean"]
+
+
+def test_ranks_that_have_read_other_weights_are_refused(runs: Any) -> None:
+    said = runs[1]["other weights"].splitlines()[-1]
+    assert said.startswith("error: the ranks differ: finetune.from (weights and their sha256) is step-0 ")
+    assert " on rank 0 (host " in said
+    assert ", step-1 " in said
+    assert not (runs[0] / "none").exists()
 
 
 def test_a_frozen_backbone_stays_that_of_the_weights(runs: Any) -> None:

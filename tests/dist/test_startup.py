@@ -21,7 +21,7 @@ from hyena_dist.runtime import startup
 from hyena_dist.runtime.agree import agree
 from hyena_dist.runtime.logs import StepTimes
 from hyena_dist.runtime.run_lock import RunLock
-from hyena_dist.runtime.startup import check_same_data, check_same_start, source_hash
+from hyena_dist.runtime.startup import check_same_data, check_same_start, check_same_weights, source_hash
 from tests.dist.harness import run_distributed
 
 
@@ -48,6 +48,10 @@ def _starts(axis: Axis) -> dict[str, str]:
     startup.library_version = version
     found["same data"] = _refusal(check_same_data, "0123456789abcdef", axis)
     found["data"] = _refusal(check_same_data, "fedcba9876543210" if odd else "0123456789abcdef", axis)
+    latest = Path("runs/a/checkpoints", "step-00000008" if odd else "step-00000004")
+    for what, path in (("same weights", latest.parent), ("weights", latest)):
+        found[what] = _refusal(check_same_weights, "finetune.from", path,
+                               lambda path=path: path.name.rjust(16, "0"), axis)
     return found
 
 
@@ -112,7 +116,7 @@ def test_differences_are_named_on_every_rank(ranks):
     assert all(rank["starts"] == starts for rank in ranks)
     for what, said in starts.items():
         print(f"{what}: {said}")
-    assert starts["same"] == starts["same data"] == "accepted"  # the control
+    assert starts["same"] == starts["same data"] == starts["same weights"] == "accepted"  # the control
     assert "optim.lr is 0.25 on ranks 0, 2 (host " in starts["config"]
     assert "), 0.5 on rank 1 (host " in starts["config"]
     assert 'train.run_dir is "runs/x" on ranks 0, 2' in starts["config"]
@@ -124,6 +128,9 @@ def test_differences_are_named_on_every_rank(ranks):
     assert "2.7.0 on rank 1" in starts["torch"]
     assert "hyena_dist" not in starts["torch"].partition(": ")[2]
     assert "data.shards (sha256 of their content) is 0123456789abcdef on ranks 0, 2" in starts["data"]
+    assert "finetune.from (weights and their sha256) is step-00000004 000step-00000004 on ranks 0, 2" in starts[
+        "weights"]
+    assert "step-00000008 000step-00000008 on rank 1" in starts["weights"]
 
 
 def test_a_slow_rank_is_named_once_by_the_first(ranks):

@@ -6,26 +6,27 @@ import numpy as np
 import pytest
 
 from hyena_dist.config.errors import ConfigError
+from hyena_dist.parallel.groups import Groups
 from hyena_dist.tasks.parts import Parts
 from tests.dist.harness import fork_server
 
 
 def begun(tmp_path: Path) -> Parts:
     parts = Parts(tmp_path / "out.npy")
-    parts.begin({"window": 5})
+    parts.begin({"window": 5}, Groups.single())
     return parts
 
 
 def test_what_was_being_written_is_no_part(tmp_path: Path) -> None:
     parts = begun(tmp_path)
     (parts.path / "00000000.tmp.npz").write_bytes(b"half")
-    parts.begin({"window": 6})
+    parts.begin({"window": 6}, Groups.single())
     assert not parts.has_any
     parts.save("00000000", scores=np.zeros(1))
     assert parts.has_any
-    parts.begin({"window": 6})
+    parts.begin({"window": 6}, Groups.single())
     with pytest.raises(ConfigError, match="was begun with another window: go on as it was begun, or remove it"):
-        parts.begin({"window": 5})
+        parts.begin({"window": 5}, Groups.single())
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff", b"[" * 100_000])
@@ -34,12 +35,12 @@ def test_damaged_facts_are_one_line_with_the_remedy(tmp_path: Path, content: byt
     parts.save("00000000", scores=np.zeros(1))
     (parts.path / "facts.json").write_bytes(content)
     with pytest.raises(ConfigError, match=r"facts.json: cannot be read \(.*\): remove .*out.npy.parts to begin anew"):
-        parts.begin({"window": 5})
+        parts.begin({"window": 5}, Groups.single())
 
 
 def _begin(out: str) -> None:
     try:
-        Parts(Path(out)).begin({"window": 5})
+        Parts(Path(out)).begin({"window": 5}, Groups.single())
         said = "begun"
     except ConfigError as error:
         said = str(error)

@@ -8,23 +8,27 @@ from pathlib import Path
 import pytest
 import torch
 
+from hyena_dist.checkpoint.directory import step_directory
 from hyena_dist.cli.suite import main
 from hyena_dist.config.schema import Config
 from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.convert import write_model
 from hyena_dist.model.model import build_model
 from hyena_dist.parallel.groups import Groups
+from hyena_dist.tasks.suites import SUITES
+from hyena_dist.tasks.suites.runner import Runner, Stopped
+from tests.checkpoints import edit_metadata, latest
 
 HOLD = ("import sys; from pathlib import Path; from hyena_dist.runtime.run_lock import RunLock; "
         "lock = RunLock(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()")
 
 
-def write(path: Path, *, add: float = 0.0) -> Path:
+def write(path: Path, *, add: float = 0.0, format: str = "safetensors") -> Path:
     section = ModelSection(num_layers=1, hidden_size=16, max_seq_len=64, filter_order=8)
     model = build_model(Config(model=section), Groups.single())
     with torch.no_grad():
         next(model.parameters())[0, 0] += add
-    write_model(path, "safetensors", section, model)
+    write_model(path, format, section, model)
     return path
 
 
@@ -78,6 +82,25 @@ def test_one_suite_at_a_time(tmp_path: Path, model: Path, capsys: pytest.Capture
     assert "another suite runs in it" not in capsys.readouterr().err, "the control"
 
 
+@pytest.mark.parametrize("place", ["seed-0", "seed-1/cnn", "seed-0/scratch"])
+def test_a_run_that_has_outlived_its_suite_is_waited_for(tmp_path: Path, model: Path, place: str) -> None:
+    """Until the suite is asked to stop, or the run has ended."""
+    (tmp_path / "run" / place).mkdir(parents=True)
+    (tmp_path / "run" / "seed-0").mkdir(exist_ok=True)
+    (tmp_path / "run/seed-0/metrics.jsonl").touch()
+    looks = iter([None, None, "SIGTERM"])
+    runner = Runner(SUITES["gue-dnabert2"], str(model), tmp_path, tmp_path, stop=lambda: next(looks))
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "run" / place)], stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(Stopped):
+            runner._wait_for_orphan(tmp_path / "run")
+        other.stdin.close()
+        other.wait(30)
+    looks = iter([None])
+    runner._wait_for_orphan(tmp_path / "run")
+
+
 def _refused(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:
     """Why the command does not go on; "": it does, as far as it comes without a task's files."""
     assert main(argv) == 2
@@ -120,3 +143,28 @@ def test_another_model_or_configuration_under_the_same_name_is_refused(tmp_path:
     assert "optim.eps" in json.loads(noted.read_text("utf-8"))["configuration"]
     noted.write_text("{", encoding="utf-8")
     assert "suite.json: cannot be read" in _refused(capsys, argv)
+
+
+def test_every_task_starts_from_the_weights_that_the_suite_found(tmp_path: Path,
+                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run that they are of saves others meanwhile."""
+    run, taken = tmp_path / "run", list[str]()
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "config.yaml").touch()
+    begun = write(step_directory(run / "checkpoints", 0), format="checkpoint")
+    for task in ("mouse/0", "mouse/2"):
+        (tmp_path / task).mkdir(parents=True)
+        for name, base in (("train", "A"), ("dev", "C"), ("test", "G")):
+            (tmp_path / task / f"{name}.csv").write_text(f"sequence,label\nAC{base},0\nGT{base},1\n", encoding="utf-8")
+
+    def fails(_self: Runner, _run_dir: Path, arguments: list[str]) -> str:
+        taken.append(arguments[0])
+        saved = write(tmp_path / f"saved {len(taken)}", add=1.0, format="checkpoint")
+        edit_metadata(saved, step=len(taken))
+        saved.rename(step_directory(run / "checkpoints", len(taken)))
+        return "as far as this test goes"
+
+    monkeypatch.setattr(Runner, "_run", fails)
+    assert main(command(tmp_path, run, "--tasks", "mouse/0", "mouse/2")) == 1
+    assert taken == [f"finetune.from={begun}"] * 2
+    assert latest(run / "checkpoints") == step_directory(run / "checkpoints", 2), "the control"

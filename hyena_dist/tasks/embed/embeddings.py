@@ -82,7 +82,7 @@ def write_embeddings(trained: Trained, request: Request, groups: Groups) -> Resu
     found = agree(lambda: _check(trained, request, parts), groups)
     facts = _facts(trained, request, found, groups)
     first = groups.world.rank == 0
-    agree(lambda: parts.begin(facts) if first else None, groups)
+    parts.begin(facts, groups)
     start = time.monotonic()
     bases = agree_where_shared(lambda: _embed_chunks(trained, request, found, parts, groups), groups)
     seconds = time.monotonic() - start

@@ -116,7 +116,7 @@ def generate(trained: Trained, request: Request, groups: Groups) -> Result:
     """
     parts = Parts(request.out)
     facts = agree(lambda: _check(trained, request, parts), groups)
-    agree(lambda: parts.begin(facts) if groups.world.rank == 0 else None, groups)
+    parts.begin(facts, groups)
     start = time.monotonic()
     made = agree(lambda: _make(trained, request, parts, groups), groups)
     seconds = time.monotonic() - start

@@ -78,7 +78,7 @@ def predict(request: Request, groups: Groups, device: torch.device) -> Counter[s
     agree(lambda: refuse_context(request.runs[0].config.model, groups.context.size), groups)
     facts = _facts(request, read[0], groups, device)
     first = groups.world.rank == 0
-    agree(lambda: parts.begin(facts) if first else None, groups)
+    parts.begin(facts, groups)
     for number, (run, labelled) in enumerate(zip(request.runs, read, strict=True)):
         task = open_model(run, labelled, groups, device)
         agree_where_shared(partial(_answer, request, number, task, parts, groups), groups)

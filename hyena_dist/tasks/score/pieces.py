@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from hyena_dist.parallel.groups import Groups
-from hyena_dist.runtime.agree import agree, agree_where_shared, broadcast
+from hyena_dist.runtime.agree import agree_where_shared, broadcast
 from hyena_dist.tasks.parts import Parts, names
 from hyena_dist.tasks.score.tables import bar
 
@@ -25,7 +25,7 @@ def read_pieces(parts: Parts, facts: Mapping[str, Any], count: int, read: Callab
     Raises:
         ConfigError: the parts that are there are those of other facts.
     """
-    agree(lambda: parts.begin(facts) if groups.world.rank == 0 else None, groups)
+    parts.begin(facts, groups)
     there = broadcast(frozenset(number for number in range(count) if parts.load(names([number])) is not None)
                       if groups.world.rank == 0 else frozenset(), groups)
 

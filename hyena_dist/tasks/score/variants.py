@@ -158,7 +158,7 @@ def score_variants(trained: Trained, request: Request, groups: Groups) -> Result
     card = agree(lambda: measure(trained, found.sample, request.reference.ids, request.window,
                                  accept=request.accept_numerics), groups)
     facts, parts = _facts(trained, request, found, card), Parts(request.out)
-    agree(lambda: parts.begin(facts) if groups.world.rank == 0 else None, groups)
+    parts.begin(facts, groups)
     there = broadcast(_parts_there(request, found, parts) if groups.world.rank == 0 else frozenset(), groups)
     start = time.monotonic()
     scored = agree_where_shared(lambda: _score_chunks(trained, request, found, parts, there, groups), groups)

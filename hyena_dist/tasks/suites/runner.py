@@ -62,6 +62,9 @@ class Runner:
     launch: Sequence[str] = ()
     most: int | None = None
     """Training sequences of a task that are used; None: all."""
+    start: str = ""
+    """Where the weights of `model` were found when the command began: every run takes them from there, though the run
+    that they are of may save others meanwhile."""
     content: Mapping[str, Any] = field(default_factory=dict)
     """What `model` and `config` hold, since both may change and keep their names: `weights`, a digest, and
     `configuration`, its values by key."""
@@ -150,7 +153,7 @@ class Runner:
         for point in points_of(self.suite, self.changes):
             run_dir = directory / point.name
             if (result := _result(run_dir)) is None:
-                arguments = [f"finetune.from={self.model}", f"finetune.table={directory / TABLE}",
+                arguments = [f"finetune.from={self.start}", f"finetune.table={directory / TABLE}",
                              f"train.run_dir={run_dir}",
                              *arguments_of(self.suite, task, point, self.changes, prepared)]
                 if error := self._run(run_dir, arguments):
@@ -199,11 +202,12 @@ class Runner:
 
 
     def _wait_for_orphan(self, run_dir: Path) -> None:
-        """A run whose command was killed outright notices that, saves and ends; until then it has its directory."""
+        """A run whose command was killed outright notices that, saves and ends; until then it has its directory, or
+        that of what stands beside it (cnn, scratch)."""
         for _ in range(int(_ORPHAN / _POLL)):
             if self.stop():
                 raise Stopped
-            if not any(in_use(path) for path in run_dir.glob("seed-*")):
+            if not any(in_use(path) for pattern in ("seed-*", "seed-*/*") for path in run_dir.glob(pattern)):
                 return
             time.sleep(_POLL)
 
