@@ -221,6 +221,7 @@ def test_wandb_gets_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     metrics.write(dataclasses.replace(row(1, 1.25), extras={"mfu": 0.5}))
     metrics.write(dataclasses.replace(row(1, 2.5), split="val"))
     metrics.close()
+    metrics.close_wandb()
     [log] = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
     content = log.read_bytes()
     for text in (b"train/loss", b"1.25", b"train/mfu", b"0.5", b"val/loss", b"2.5", b"a.b"):
