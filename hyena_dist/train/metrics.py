@@ -232,13 +232,16 @@ class Metrics:
         return self._progress.validating(batches)
 
     def close(self) -> None:
-        """Raises OSError when rows could not be written to the end."""
+        """All but W&B. Raises OSError when rows could not be written to the end."""
         self._progress.close()
         self._close_board()
+        self._rows.close()
+
+    def close_wandb(self) -> None:
+        """Wait for W&B, when nobody waits for this rank any more."""
         if self._wandb is not None:
             self._wandb.close()
             self._wandb = None
-        self._rows.close()
 
     def _close_board(self) -> None:
         if self._board is not None:

@@ -48,7 +48,7 @@ def open_trainer(config: Config, groups: Groups, device: torch.device, *,
     first = groups.world.rank == 0
     run = RunDirectory(config, first=first)
     control = gloo_copy(groups.world)
-    with ExitStack() as stack:
+    with ExitStack() as last, ExitStack() as stack:
         stop = stack.enter_context(StopSignal(control, seconds=_seconds(config)))
         agree(run.claim, groups)
         stack.callback(run.release)
@@ -77,6 +77,7 @@ def open_trainer(config: Config, groups: Groups, device: torch.device, *,
                                         extras=task.extras, anew=start is None or not start.own)
                         if first else None, groups)
         if metrics is not None:
+            last.callback(metrics.close_wandb)  # it may wait for its network: no rank waits here any more
             stack.callback(metrics.close)
         lost = LostSteps(config.train.on_nonfinite)
         ledger = Ledger(device, metrics, times, lost, loss_scaler=engine.loss_scaler, objective=task,

@@ -7,6 +7,10 @@ from typing import Any
 
 from hyena_dist.config.errors import ConfigError
 
+FINISH_SECONDS = 300.0
+"""In which W&B may send the rest at the end of a run: less than the time-out of a collective, in which the other ranks
+of a fine-tuning wait for its next run. What it has not sent by then is on the disk."""
+
 
 def check_installed(project: str) -> None:
     """Raises ConfigError: `train.wandb` names a project, and the library is not there."""
@@ -29,7 +33,8 @@ class WandbRun:
 
         try:
             self._run = wandb.init(project=project, name=run_dir.name, group=run_dir.name, dir=str(run_dir),
-                                   config=dict(settings), settings=wandb.Settings(console="off"))
+                                   config=dict(settings), settings=wandb.Settings(console="off",
+                                                                                finish_timeout=FINISH_SECONDS))
         except (wandb.Error, ValueError, OSError) as error:
             raise ConfigError(f"train.wandb={project}: W&B does not start ({error}): log in with `wandb login`, set "
                               "WANDB_MODE=offline, or leave train.wandb out") from error
@@ -41,5 +46,5 @@ class WandbRun:
         self._run.log({"step": step, **{f"{split}/{name}": value for name, value in values.items()}})
 
     def close(self) -> None:
-        """Wait until all is sent."""
+        """Wait until all is sent, or W&B has said that it gives up and how the rest is sent later (`wandb sync`)."""
         self._run.finish()

@@ -1,12 +1,15 @@
 """The directory of a run: damaged, moved, deleted or unwritable, and what the next start does about it."""
 
+import json
 import os
 import resource
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -104,8 +107,33 @@ def _runs(shards: str, directory: Path) -> dict[str, Any]:
             on_first(lambda _: _flip_all(directory / "rotten", ("step-00000009",)), run_dir)
         found[name] = _fit(config, groups)
     found["agreed"] = _one_rank_sees_damage(directory / "whole" / "checkpoints", groups)
+    _with_wandb(config_of(shards, directory / "sent", **SETTINGS), groups)
     return found | {"deleted": _deleted(config_of(shards, directory / "deleted", **SETTINGS), groups),
                     "full": _full(config_of(shards, directory / "full", **SETTINGS), groups)}
+
+
+class _Waits:
+    """W&B whose network comes back when the second rank has left the run: when it closes, what is there is noted."""
+
+    def __init__(self, _project: str, run_dir: Path, _settings: Any) -> None:
+        self._run_dir = run_dir
+
+    def add(self, _split: str, _values: Any, *, step: int) -> None:
+        assert step > 0
+
+    def close(self) -> None:
+        deadline = time.monotonic() + 10
+        while not (self._run_dir / "left").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        there = sorted({path.name for path in self._run_dir.iterdir()} & {"left", "summary.json"})
+        (self._run_dir / "closed").write_text(json.dumps(there), encoding="utf-8")
+
+
+def _with_wandb(config: Config, groups: Groups) -> None:
+    with mock.patch("hyena_dist.train.metrics.WandbRun", _Waits):
+        assert _fit(replace(config, train=replace(config.train, steps=1, wandb="mine")), groups) is None
+    if groups.world.rank == 1:
+        Path(config.train.run_dir, "left").touch()
 
 
 def _one_rank_sees_damage(checkpoints: Path, groups: Groups) -> list[str]:
@@ -214,6 +242,10 @@ def test_whether_a_checkpoint_can_be_written_is_tried_before_the_first_step(runs
     assert "\n" not in found["full"]
     assert _losses(directory / "full") == {}
     assert list((directory / "full" / "checkpoints").iterdir()) == []
+
+
+def test_nobody_waits_while_wandb_sends_the_rest(runs: tuple[Path, dict[str, Any]]) -> None:
+    assert json.loads((runs[0] / "sent/closed").read_text("utf-8")) == ["left", "summary.json"]
 
 
 def test_the_trial_leaves_nothing_and_is_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

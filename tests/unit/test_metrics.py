@@ -214,13 +214,15 @@ def test_wandb_that_is_missing_ends_the_command_before_anything_is_made(
 
 
 def test_wandb_gets_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("wandb", reason="the extra wandb is not installed")
+    wandb = pytest.importorskip("wandb", reason="the extra wandb is not installed")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     metrics = Metrics(tmp_path, last_step=0, total_steps=10, now=0.0, settings={"a": {"b": 7}}, wandb="mine")
     metrics.write(dataclasses.replace(row(1, 1.25), extras={"mfu": 0.5}))
     metrics.write(dataclasses.replace(row(1, 2.5), split="val"))
     metrics.close()
+    metrics.close_wandb()
+    wandb.teardown()  # its own process may write the end of the log a moment later
     [log] = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
     content = log.read_bytes()
     for text in (b"train/loss", b"1.25", b"train/mfu", b"0.5", b"val/loss", b"2.5", b"a.b"):
