@@ -54,8 +54,9 @@ class Pretraining:
     def __init__(self, config: Config, groups: Groups, device: torch.device) -> None:
         self._config, self._groups, self._device = config, groups, device
         self.nothing_to_validate = f"{config.data.shards} has no validation bases, or the model gives no number"
-        # A node that has no copy in data.cache yet makes one first.
-        self.pools = agree_at_length(lambda: open_pools(config.data, copy=True), groups)
+        # Nodes that have no copy in data.cache yet make one first, which takes each as long as it takes.
+        opened = agree_at_length if config.data.cache else agree
+        self.pools = opened(lambda: open_pools(config.data, copy=True), groups)
         check_same_data(identity_of(self.pools), groups.world)
         model = build_model(config, groups)
         self._token_multiple = model.token_multiple
