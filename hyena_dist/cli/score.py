@@ -346,8 +346,15 @@ def _print(found: "Sequence[Worth]") -> None:
         rows = [worth for worth in found if worth.group == group]
         for number, worth in enumerate(rows):
             table.add_row("" if number else group, f"{'-' if worth.sign < 0 else ''}{worth.score}",
-                          f"{worth.variants:,}", f"{worth.positive:,}", f"{worth.auroc:.4f}", f"{worth.auprc:.4f}",
+                          f"{worth.variants:,}", f"{worth.positive:,}", *map(_area, (worth.auroc, worth.auprc)),
                           end_section=number == len(rows) - 1)
     console = Console()
     console.width = max(console.width, 90)
     console.print(table)
+    if one_sided := [group for group in groups if any(worth.group == group and worth.auroc != worth.auroc
+                                                      for worth in found)]:
+        print(f"-: of {', '.join(one_sided)} there are no positive variants or no negative ones to tell apart")
+
+
+def _area(value: float) -> str:
+    return f"{value:.4f}" if value == value else "-"
