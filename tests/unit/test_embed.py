@@ -202,8 +202,8 @@ REFUSED = {"another ending": (["--out", "x.csv"], "--out x.csv: name a file that
            "a region of the reverse": (["--bed", "bad.bed"], "bad.bed: line 1: start '20' and end '10' must be"),
            "a strand": (["--bed", "strand.bed"], "strand.bed: line 2: strand 'x' in the sixth column"),
            "columns": (["--bed", "short.bed"], "short.bed: line 1: has 2 columns"),
-           "nothing fits": (["--bed", "other.bed"], "none of its sequences can be embedded (1 unknown_contig; the file has Y (1), "
-                           "the reference s0, ")}
+           "nothing fits": (["--bed", "other.bed"], "none of its sequences can be embedded (1 unknown_contig; "
+                           "the file has Y (1), the reference s0, ")}
 
 
 @pytest.mark.parametrize(("arguments", "said"), REFUSED.values(), ids=REFUSED)
