@@ -238,7 +238,8 @@ REFUSED = {"too long": (["--bases", "201"], "--bases 201: are more than the 200 
            "no file": (["--bases", "9", "--prompts", "nothing.fa"], "nothing.fa"),
            "another ending": (["--bases", "9", "--likelihoods", "x.csv"], "--likelihoods x.csv: name a file that ends"),
            "a directory": (["--bases", "9", "--out", "."], "--out .: is a directory: name a file"),
-           "a place that takes no file": (["--bases", "9", "--out", "/proc/x.fa"], "choose another --out"),
+           "a place that takes no file": (["--bases", "9", "--out", "/proc/x.fa"],
+                                          "error: --out /proc/x.fa: its directory /proc cannot be written: "),
            "no directory": (["--bases", "9", "--likelihoods", "no/x.tsv"], "there is no directory no"),
            "text under the name of gzip": (["--bases", "9", "--out", "x.fa.gz"], "--out x.fa.gz: name a file that ends "
                                            "in .fa or .fasta or .fna")}
