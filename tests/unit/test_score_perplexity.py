@@ -175,6 +175,21 @@ def test_ranks_share_the_windows_and_each_window(shards: Path, tmp_path: Path, m
         assert (row.low, row.gain_high) == pytest.approx((other.low, other.gain_high), rel=1e-3, abs=1e-4, nan_ok=True)
 
 
+def test_a_batch_has_few_tokens_and_the_numbers_do_not_depend_on_it(shards: Path, tmp_path: Path,
+                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the bar moves, and a kill loses little, also where all windows would fit into the memory at once."""
+    facts = facts_of_file(model_of(), request(shards))
+    assert 0 < facts["windows_of_a_batch"] * L <= 2**14
+    found = []
+    for windows in (100, 7):
+        monkeypatch.setattr(perplexity_module, "TOKENS", {"cpu": windows * L})
+        found.append(found_by(model_of(), request(shards), tmp_path / f"{windows}.tsv", Groups.single()).rows)
+    assert [len(list((tmp_path / f"{windows}.tsv.parts").glob("0*.npz"))) for windows in (100, 7)] == [1, 3]
+    for row, other in zip(*found, strict=True):
+        assert (row.by, row.group, row.bases, row.blocks) == (other.by, other.group, other.bases, other.blocks)
+        assert row.perplexity == pytest.approx(other.perplexity, rel=TOLERANCE)
+
+
 @pytest.mark.parametrize("overlap", [False, True])
 def test_models_of_k_mers_are_scored_per_base(shards: Path, overlap: bool, tmp_path: Path) -> None:
     trained = model_of(kmer=3, kmer_overlap=overlap)

@@ -29,6 +29,7 @@ from hyena_dist.tasks.held_out import HeldOut, in_order
 from hyena_dist.tasks.parts import Parts
 from hyena_dist.tasks.score.intervals import Blocks
 from hyena_dist.tasks.score.pieces import piece, read_pieces
+from hyena_dist.tasks.score.read import TOKENS
 from hyena_dist.tasks.score.tables import digest_of, facts_of, facts_of_shards
 
 ORDERS = 7
@@ -40,7 +41,7 @@ ENOUGH = 20
 MOST_NAMED = 8
 """Groups that a note names; the table has all."""
 LOGITS = {"cpu": 2**23, "cuda": 2**27}
-"""Most logits of a forward pass of several windows."""
+"""Most logits of a forward pass of several windows, which is of TOKENS at most: a batch is what a kill can cost."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def facts_of_file(trained: Trained, request: Request) -> dict[str, Any]:
 
 def _batch_size(trained: Trained, request: Request) -> int:
     device = next(trained.model.parameters()).device.type
-    return max(1, LOGITS[device] // trained.section.padded_vocab_size // request.window)
+    return max(1, min(LOGITS[device] // trained.section.padded_vocab_size, TOKENS[device]) // request.window)
 
 
 def score_perplexity(trained: Trained, request: Request, facts: Mapping[str, Any], parts: Parts,
