@@ -146,7 +146,7 @@ def _example(command: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, 2 a mistake of the user's, 3 a precision that changes the order of the variants, 130
-    interrupted."""
+    or 143 interrupted."""
     args = parse_args(argv)
     quiet()
     commands = {"variants": _variants, "report": _report, "perplexity": _perplexity, "distance": _distance,
