@@ -17,6 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hyena_dist.cli.status import interrupt_status
 from hyena_dist.config.errors import UserError, one_line, write_remedy
 from hyena_dist.runtime.signals import raise_interrupts
 
@@ -137,8 +138,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("error: out of memory: a contig is held whole, and so are the tables of all contigs: build on a machine "
               "with more memory", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as interrupt:
+        return interrupt_status(interrupt)
     except OSError as error:
         print(f"error: {args.out}: cannot be written ({error}): nothing is left behind; "
               f"{write_remedy(error, 'change --out')}", file=sys.stderr)

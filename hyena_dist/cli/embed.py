@@ -38,7 +38,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0, 2 a mistake of the user's, 130 interrupted."""
+    """Exit status: 0, 2 a mistake of the user's, 130 or 143 interrupted."""
     args = parse_args(argv)
     quiet()
     return exit_status(lambda: _run(args))

@@ -34,14 +34,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
                         help="draw from the likeliest bases that have probability P together (1)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn (0)")
     parser.add_argument("--batch", type=int, default=8, metavar="N", help="sequences at a time (8)")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="a new file of FASTA")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="a new .fa, .fasta or .fna")
     parser.add_argument("--likelihoods", type=Path, metavar="FILE",
                         help="also write the log-likelihood of every base to a new .tsv or .parquet")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0, 2 a mistake of the user's, 130 interrupted."""
+    """Exit status: 0, 2 a mistake of the user's, 130 or 143 interrupted."""
     args = parse_args(argv)
     quiet()
     return exit_status(lambda: _run(args))

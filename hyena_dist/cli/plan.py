@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hyena_dist.cli.status import interrupt_status
 from hyena_dist.config.errors import ConfigError, UserError, one_line, write_remedy
 from hyena_dist.config.load import dump_config, load_config
 from hyena_dist.config.presets import find, names
@@ -62,7 +63,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0, 1 nothing fits or the file could not be written, 2 a mistake of the user's, 130 interrupted."""
+    """Exit status: 0, 1 nothing fits or the file could not be written, 2 a mistake of the user's, 130 or 143
+    interrupted."""
     args = parse_args(argv)
     warnings.filterwarnings("ignore", module=r"megatron\.")
     try:
@@ -73,8 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as interrupt:
+        return interrupt_status(interrupt)
 
 
 def _run(args: argparse.Namespace) -> int:

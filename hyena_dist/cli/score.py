@@ -70,7 +70,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     report.add_argument("--min-stars", type=int, metavar="N", help="of --preset clinvar: stars of the "
                         "review, 0 to 4 (1)")
     report.add_argument("--picture", type=Path, metavar="FILE", help="draw the ROC curves into this .png or .pdf")
-    report.add_argument("--json", type=Path, metavar="FILE", help="write what was found to this file, too")
+    report.add_argument("--json", type=Path, metavar="FILE", help="write what was found to this .json, too")
     _add_perplexity(commands.add_parser("perplexity", help="of held-out bases, by what they are and what is seen "
                                         "before them", formatter_class=argparse.RawDescriptionHelpFormatter,
                                         epilog=_example("perplexity")))
@@ -146,7 +146,7 @@ def _example(command: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, 2 a mistake of the user's, 3 a precision that changes the order of the variants, 130
-    interrupted."""
+    or 143 interrupted."""
     args = parse_args(argv)
     quiet()
     commands = {"variants": _variants, "report": _report, "perplexity": _perplexity, "distance": _distance,
@@ -187,6 +187,7 @@ def _variants(args: argparse.Namespace) -> int:
 
 def _report(args: argparse.Namespace) -> int:
     from hyena_dist.runtime.files import write_durably, write_whole
+    from hyena_dist.tasks.columns import check_ending
     from hyena_dist.tasks.score.output import read_scores
     from hyena_dist.tasks.score.report import PRESETS, check_picture, draw, labels_of, left_out, remarks, worths
     from hyena_dist.tasks.score.variants import cost_path
@@ -200,6 +201,8 @@ def _report(args: argparse.Namespace) -> int:
     if args.min_stars is not None and (args.preset != "clinvar" or not 0 <= args.min_stars <= 4):
         raise ConfigError(f"--min-stars {args.min_stars}: give 0 to 4, with --preset clinvar alone")
     check_picture(args.picture)
+    if args.json is not None:
+        check_ending("--json", args.json, [".json"])
     if args.json is not None and not args.json.absolute().parent.is_dir():
         raise ConfigError(f"--json {args.json}: there is no directory {args.json.parent}: make it, or choose another")
     table = read_scores(args.file)
@@ -343,8 +346,15 @@ def _print(found: "Sequence[Worth]") -> None:
         rows = [worth for worth in found if worth.group == group]
         for number, worth in enumerate(rows):
             table.add_row("" if number else group, f"{'-' if worth.sign < 0 else ''}{worth.score}",
-                          f"{worth.variants:,}", f"{worth.positive:,}", f"{worth.auroc:.4f}", f"{worth.auprc:.4f}",
+                          f"{worth.variants:,}", f"{worth.positive:,}", *map(_area, (worth.auroc, worth.auprc)),
                           end_section=number == len(rows) - 1)
     console = Console()
     console.width = max(console.width, 90)
     console.print(table)
+    if one_sided := [group for group in groups if any(worth.group == group and worth.auroc != worth.auroc
+                                                      for worth in found)]:
+        print(f"-: of {', '.join(one_sided)} there are no positive variants or no negative ones to tell apart")
+
+
+def _area(value: float) -> str:
+    return f"{value:.4f}" if value == value else "-"

@@ -41,7 +41,7 @@ def _count(text: str) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0, 2 a mistake of the user's, 130 interrupted."""
+    """Exit status: 0, 2 a mistake of the user's, 130 or 143 interrupted."""
     args = parse_args(argv)
     return exit_status(lambda: _run(args))
 

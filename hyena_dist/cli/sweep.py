@@ -71,7 +71,7 @@ def _jobs(text: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, 1 when a point has failed or diverged, 2 a mistake of the user's, 85 stopped before its end, 130
-    interrupted."""
+    or 143 interrupted."""
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     logging.getLogger("megatron").setLevel(logging.WARNING)  # its chatter about optional parts

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from hyena_dist.cli.status import interrupt_status
 from hyena_dist.config.errors import UserError, one_line
 from hyena_dist.runtime.signals import raise_interrupts
 
@@ -33,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as interrupt:
+        return interrupt_status(interrupt)
     except OSError as error:
         print(f"error: {args.directory}: cannot be read ({error})", file=sys.stderr)
         return 1

@@ -17,8 +17,10 @@ MOST_BYTES = 1 << 30
 
 
 def _start(parent: int) -> None:
-    """What a worker does first: Ctrl-C is for its parent, and when that is gone, so is the worker."""
+    """What a worker does first: Ctrl-C is for its parent, SIGTERM ends it at once, whatever its parent does of it, and
+    when that is gone, so is the worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def watch() -> None:
         while os.getppid() == parent:

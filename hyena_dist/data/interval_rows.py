@@ -51,13 +51,15 @@ def intervals_in(path: Path, rows: Iterable[tuple[int, list[str]]], label: str,
         DataError: a column is missing, or a row is no interval.
     """
     places: dict[str, int] = {}
+    first = 0
+    """The line of the first row where no header is above it."""
     for line, fields in rows:
         where, fields = f"{path}: line {line}", [field.strip() for field in fields]
         if not places:
             if _is_header(_plain(fields)):
                 places = _under_header(fields, label, split, where)
                 continue
-            places = _as_bed(fields, label, where)
+            places, first = _as_bed(fields, label, where), line
         if len(fields) <= max(places.values()):
             columns = ", ".join(sorted(places, key=places.__getitem__))
             raise DataError(f"{where}: has {len(fields)} columns; write {columns}, separated by tabs")
@@ -66,20 +68,30 @@ def intervals_in(path: Path, rows: Iterable[tuple[int, list[str]]], label: str,
         strand = said.get("strand", "+")
         if strand not in _STRANDS:
             raise DataError(f"{where}: strand {strand!r} must be +, - or .")
+        own = _strand_of_bed(fields) if first else places.get("strand")
+        if (strand == "-") != (own is not None and fields[own] == "-"):
+            raise DataError(f"{where}: by its own columns the strand is another than by those of line {first}, the "
+                            "first row, by which all rows are read: give every row the same columns, or write a header "
+                            "that names them (chrom, start, end, strand)")
         yield Interval(said["contig"], start, end, strand, said.get("label", ""), said.get("split"), where)
 
 
 def _as_bed(fields: list[str], label: str, where: str) -> dict[str, int]:
-    """Columns of rows without a header. The strand is the sixth, as in BED; of five columns it is the last."""
+    """Columns of rows without a header."""
     places = {"contig": 0, "start": 1, "end": 2} | ({"label": 3} if label else {})
-    if len(fields) > 5 and fields[5] in _STRANDS and fields[4] not in ("+", "-"):
-        places["strand"] = 5
-    elif len(fields) > 4 and fields[4] in _STRANDS:
-        places["strand"] = 4
+    if strand := _strand_of_bed(fields):
+        places["strand"] = strand
     if len(fields) > 2 and not any(field.isdigit() for field in fields):
         raise DataError(f"{where}: {', '.join(fields)[:200]!r} is neither an interval nor a header: a header names "
                         "the contig (chrom), start and end")
     return places
+
+
+def _strand_of_bed(fields: list[str]) -> int | None:
+    """Where a row without a header has its strand: in the sixth column, as in BED; of five in the last; or nowhere."""
+    if len(fields) > 5 and fields[5] in _STRANDS and fields[4] not in ("+", "-"):
+        return 5
+    return 4 if len(fields) > 4 and fields[4] in _STRANDS else None
 
 
 def _under_header(header: list[str], label: str, split: str | None, where: str) -> dict[str, int]:

@@ -5,7 +5,8 @@ write it, or is given.
 """
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -22,6 +23,9 @@ _REGION = re.compile(r"(?P<contig>[^:\s]+):(?P<first>[\d,]+)-(?P<last>[\d,]+)")
 _ENSEMBL = re.compile(r"[a-z_]+:(?P<assembly>[^:\s]+):(?P<contig>[^:\s]+):(?P<first>\d+):(?P<last>\d+)"
                       r"(?::(?P<strand>-?1))?")
 _UCSC = re.compile(r"range=(?P<contig>[^:\s]+):(?P<first>\d+)-(?P<last>\d+)\b")
+
+_NAMED = 3
+"""Chromosomes that a message names."""
 
 
 class Place(NamedTuple):
@@ -96,6 +100,15 @@ class Reference:
         """The name that a chromosome has here; None where it is not here."""
         return contig if contig in self.stretches else self.names.get(contig)
 
+    def against(self, unknown: Mapping[str, int]) -> str:
+        """The names of a file's chromosomes that are not here beside those that are, for messages.
+
+        Args:
+            unknown: how many rows have each.
+        """
+        theirs = [f"{name} ({count:,})" for name, count in Counter(unknown).most_common()]
+        return f"the file has {_few(theirs)}, the reference {_few(list(self.stretches))}"
+
 
 def read_reference(path: Path, region: Region | None = None) -> Reference:
     """Read a reference; all of it is held, a byte for each base and an eighth more. While it is read its longest
@@ -124,6 +137,12 @@ def read_reference(path: Path, region: Region | None = None) -> Reference:
         held.extend(memoryview(ids))
     return Reference(np.frombuffer(held, np.uint8), stretches, ",".join(sorted(filter(None, assemblies))),
                      digest.hexdigest(), _other_names(list(stretches)))
+
+
+def _few(names: Sequence[str]) -> str:
+    """The first of some names, and how many more there are."""
+    more = [f"{len(names) - _NAMED:,} more"] if len(names) > _NAMED else []
+    return ", ".join([*names[:_NAMED], *more])
 
 
 def _place_of(contig: Contig, path: Path, region: Region | None) -> Place:

@@ -144,7 +144,19 @@ def die_of_interrupts() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does."""
+
+
 def raise_interrupts() -> None:
-    """Let Ctrl-C be a KeyboardInterrupt again, so that what was begun can be cleaned up."""
+    """Let Ctrl-C be a KeyboardInterrupt again, and SIGTERM one too, so that what was begun can be cleaned up: a bar of
+    progress has hidden the terminal's cursor."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminate)
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # launchers repeat themselves, in the middle of the cleaning up
+    raise Terminated

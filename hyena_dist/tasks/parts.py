@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
-from hyena_dist.config.errors import ConfigError, one_line
+from hyena_dist.config.errors import ConfigError, one_line, write_remedy
 from hyena_dist.config.plain import read_object
 from hyena_dist.parallel.groups import Groups
 from hyena_dist.runtime.agree import agree
-from hyena_dist.runtime.files import write_durably, write_whole, writing
+from hyena_dist.runtime.files import write_durably, write_whole
 from hyena_dist.runtime.run_lock import InUse, RunLock
 from hyena_dist.runtime.startup import refuse_differences
 
@@ -30,7 +30,7 @@ class Parts:
         """Raises ConfigError: `out` is no name of a file."""
         if not out.name:
             raise ConfigError(f"--out {out}: is a directory: name a file in it")
-        self.path = out.with_name(f"{out.name}.parts")
+        self._out, self.path = out, out.with_name(f"{out.name}.parts")
         self._lock: RunLock | None = None
 
     def check_outputs(self, files: Mapping[str, Path]) -> None:
@@ -40,16 +40,13 @@ class Parts:
             files: to be written, by the option that names each.
 
         Raises:
-            ConfigError: one exists and is not of an earlier call that goes on now, two are the same, or a directory is
-                missing.
+            ConfigError: one exists and is not of an earlier call that goes on now, or a directory is missing.
         """
         for option, path in files.items():
             if path.exists() and not self.path.is_dir():
                 raise ConfigError(f"{option} {path}: exists: choose another, or remove it")
             if not path.absolute().parent.is_dir():
                 raise ConfigError(f"{option} {path}: there is no directory {path.parent}: make it, or choose another")
-        if len({path.absolute() for path in files.values()}) < len(files):
-            raise ConfigError(f"{' and '.join(files)} name one file: choose another for one of them")
 
     def begin(self, facts: Mapping[str, Any], groups: Groups) -> None:
         """Begin, or go on with what an earlier call has left there; on the first rank. Until its process ends, or the
@@ -71,8 +68,12 @@ class Parts:
 
     def _begin(self, facts: Mapping[str, Any]) -> None:
         """What an earlier call has left is forgotten where that is no part."""
-        with writing(self.path, ANOTHER):
+        try:
             self.path.mkdir(exist_ok=True)
+        except OSError as error:
+            raise OSError(f"--out {self._out}: its directory {self._out.absolute().parent} cannot be written: "
+                          f"{self.path.name} could not be made there ({error.strerror or error}): "
+                          f"{write_remedy(error, ANOTHER)}") from error
         if self._lock is None:
             self._lock = self._taken()
         path = self.path / "facts.json"

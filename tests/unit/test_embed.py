@@ -197,12 +197,14 @@ REFUSED = {"another ending": (["--out", "x.csv"], "--out x.csv: name a file that
            "a region of nothing": (["--region", "17:1-100"], "give --bed, or leave it out"),
            "no file": (["--fasta", "nothing.fa"], "nothing.fa"),
            "a directory": (["--out", "."], "--out .:"),
-           "a place that takes no file": (["--out", "/proc/x.npy"], "choose another --out"),
+           "a place that takes no file": (["--out", "/proc/x.npy"],
+                                          "error: --out /proc/x.npy: its directory /proc cannot be written: "),
            "no directory": (["--out", "no/x.npy"], "there is no directory no"),
            "a region of the reverse": (["--bed", "bad.bed"], "bad.bed: line 1: start '20' and end '10' must be"),
            "a strand": (["--bed", "strand.bed"], "strand.bed: line 2: strand 'x' in the sixth column"),
            "columns": (["--bed", "short.bed"], "short.bed: line 1: has 2 columns"),
-           "nothing fits": (["--bed", "other.bed"], "none of its sequences can be embedded (1 unknown_contig)")}
+           "nothing fits": (["--bed", "other.bed"], "none of its sequences can be embedded (1 unknown_contig; "
+                           "the file has Y (1), the reference s0, ")}
 
 
 @pytest.mark.parametrize(("arguments", "said"), REFUSED.values(), ids=REFUSED)

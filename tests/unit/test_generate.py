@@ -238,9 +238,11 @@ REFUSED = {"too long": (["--bases", "201"], "--bases 201: are more than the 200 
            "no file": (["--bases", "9", "--prompts", "nothing.fa"], "nothing.fa"),
            "another ending": (["--bases", "9", "--likelihoods", "x.csv"], "--likelihoods x.csv: name a file that ends"),
            "a directory": (["--bases", "9", "--out", "."], "--out .: is a directory: name a file"),
-           "a place that takes no file": (["--bases", "9", "--out", "/proc/x.fa"], "choose another --out"),
+           "a place that takes no file": (["--bases", "9", "--out", "/proc/x.fa"],
+                                          "error: --out /proc/x.fa: its directory /proc cannot be written: "),
            "no directory": (["--bases", "9", "--likelihoods", "no/x.tsv"], "there is no directory no"),
-           "one file twice": (["--bases", "9", "--likelihoods", "made.tsv"], "name one file")}
+           "text under the name of gzip": (["--bases", "9", "--out", "x.fa.gz"], "--out x.fa.gz: name a file that ends "
+                                           "in .fa or .fasta or .fna")}
 
 
 @pytest.mark.parametrize(("arguments", "said"), REFUSED.values(), ids=REFUSED)
@@ -248,7 +250,7 @@ def test_what_cannot_be_made_is_refused_in_one_line(arguments: list[str], said: 
                                                     monkeypatch: pytest.MonkeyPatch,
                                                     capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["--from", str(model), "--out", "made.tsv", *arguments]) == 2
+    assert main(["--from", str(model), "--out", "made.fa", *arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1

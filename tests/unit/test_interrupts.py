@@ -1,13 +1,17 @@
-"""Ctrl-C ends a command without a traceback, from its first line on."""
+"""Ctrl-C and SIGTERM end a command without a traceback, from its first line on."""
 
+import io
 import os
 import signal
 import subprocess
 import sys
+import time
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+from rich.progress import Progress
 
 from benchmarks.start import ROOT
 
@@ -47,12 +51,15 @@ def test_python_by_itself_writes_one(tmp_path: Path) -> None:
     assert "KeyboardInterrupt" in done.stderr
 
 
-@pytest.mark.parametrize(("command", "function", "arguments"), [
+WORK = [
     ("evaluate", "hyena_dist.tasks.evaluate.evaluate", ["run"]),
     ("convert", "hyena_dist.convert.read_model", ["run", "there"]),
     ("build", "hyena_dist.data.build.build", ["a.fa", "--out", "there"]),
     ("verify", "hyena_dist.data.verify.verify", ["shards"]),
-    ("show", "hyena_dist.data.manifest.Manifest.load", ["shards"])])
+    ("show", "hyena_dist.data.manifest.Manifest.load", ["shards"])]
+
+
+@pytest.mark.parametrize(("command", "function", "arguments"), WORK)
 def test_an_interrupt_of_the_work_is_its_status(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture,
                                                 command: str, function: str, arguments: list[str]) -> None:
     def interrupted(*_arguments: object, **_keywords: object) -> None:
@@ -61,3 +68,29 @@ def test_an_interrupt_of_the_work_is_its_status(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(function, interrupted)
     assert import_module(f"hyena_dist.cli.{command}").main(arguments) == 130
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("command", "function", "arguments"), [
+    *WORK, ("generate", "hyena_dist.tasks.generate.sequences.prompt_of_text", ["--from", "run", "--bases", "9", "--out",
+                                                                              "made.fa"])])
+def test_sigterm_closes_what_is_shown_and_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture,
+                                                  command: str, function: str, arguments: list[str]) -> None:
+    """By its default a process ends at once: in a terminal the cursor, which a bar hides, would stay hidden."""
+    terminal = io.StringIO()
+
+    def terminated(*_arguments: object, **_keywords: object) -> None:
+        assert callable(signal.getsignal(signal.SIGTERM)), "the default would end these tests"
+        with Progress(console=Console(file=terminal, force_terminal=True)):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+
+    monkeypatch.setattr(function, terminated)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert import_module(f"hyena_dist.cli.{command}").main(arguments) == 143
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN, "a second one does not disturb the end"
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert capsys.readouterr().err == "stopped by SIGTERM: give the same command again\n"
+    hidden, shown = "\x1b[?25l", "\x1b[?25h"
+    assert terminal.getvalue().rindex(shown) > terminal.getvalue().rindex(hidden)

@@ -58,3 +58,10 @@ def test_a_reference_is_held_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     print(f"peak of {peak:,} bytes for {found.ids.size:,}")
     assert found.ids.size == count * each
     assert peak < 1.5 * count * each
+
+
+def test_names_that_do_not_meet_are_told_beside_each_other(tmp_path: Path) -> None:
+    (tmp_path / "r.fa").write_text("".join(f">{name}\nACGT\n" for name in "abcde"))
+    reference = read_reference(tmp_path / "r.fa")
+    assert reference.against({"x": 1, "y": 1200, "z": 1, "w": 1}) == (
+        "the file has y (1,200), x (1), z (1), 1 more, the reference a, b, c, 2 more")

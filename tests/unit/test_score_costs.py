@@ -83,7 +83,7 @@ def test_a_part_keeps_the_variants_of_a_window_together(tmp_path: Path) -> None:
     """So each reference window is made once; a part has its end where all variants share one."""
     _, sites = write_inputs(tmp_path, 300, TINY)
     request = request_of(tmp_path, tmp_path / "o.tsv")
-    found = task.survey(task._judged(request), "variants.vcf")
+    found = task.survey(task._judged(request), request.reference, "variants.vcf")
     parts = list(task._chunks(request, found))
     assert [site.at for part in parts for site in part] == [site.at for site in sites]
     assert len({site.at for part in parts for site in part}) == sum(len({site.at for site in part}) for part in parts)

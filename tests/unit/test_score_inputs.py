@@ -253,7 +253,8 @@ def test_a_file_without_a_row_makes_one_without_a_row(name: str, out: str, input
 
 @pytest.mark.parametrize(("row", "remedy"), [
     (["1", "x", "A", "C"], "(1 malformed): write places as whole numbers"),
-    (["9", "5", "A", "C"], "(1 unknown_contig): give the reference that it was made with, or chromosomes by its names"),
+    (["9", "5", "A", "C"], "(1 unknown_contig; the file has 9 (1), the reference 1): "
+     "give the reference that it was made with, or chromosomes by its names"),
     (["1", "50", BASES[49], "<DEL>"], "(1 symbolic): give variants of which both alleles are written in bases"),
     (["1", "50", BASES[49], "ACGT" * 9], "(1 too_long): give a longer --window")])
 def test_what_is_to_be_done_depends_on_what_is_the_matter(row: list[str], remedy: str, inputs: Path, tmp_path: Path,

@@ -1,8 +1,10 @@
 """`score perplexity` against sums that are made base by base, by the definitions."""
 
 import json
+import re
 import tracemalloc
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -30,6 +32,7 @@ from hyena_dist.tasks.score import perplexity as perplexity_module
 from hyena_dist.tasks.score.intervals import Blocks
 from hyena_dist.tasks.score.output import read_scores
 from hyena_dist.tasks.score.perplexity import Found, Request, facts_of_file, score_perplexity
+from hyena_dist.tasks.score.perplexity_report import _bars, report
 from hyena_dist.tasks.score.tables import write_table
 from tests.dist.harness import run_distributed
 from tests.genomes import genome, write_fasta
@@ -164,12 +167,27 @@ def test_ranks_share_the_windows_and_each_window(shards: Path, tmp_path: Path, m
     one = found_by(model_of(), request(shards), tmp_path / "one.tsv", Groups.single())
     (pairs, four), *others = run_distributed(_of_ranks, 4, shards, tmp_path)
     assert others == [[None, None]] * 3
-    assert four == one, "the numbers do not depend on how many ranks share the windows"
+    assert repr(four) == repr(one), "the numbers do not depend on how many ranks share the windows"
     assert len(list((tmp_path / "1.tsv.parts").glob("0*.npz"))) > 4
     for row, other in zip(pairs.rows, one.rows, strict=True):
         assert (row.by, row.group, row.bases) == (other.by, other.group, other.bases)
         assert row.perplexity == pytest.approx(other.perplexity, rel=2e-5)
-        assert (row.low, row.gain_high) == pytest.approx((other.low, other.gain_high), rel=1e-3, abs=1e-4)
+        assert (row.low, row.gain_high) == pytest.approx((other.low, other.gain_high), rel=1e-3, abs=1e-4, nan_ok=True)
+
+
+def test_a_batch_has_few_tokens_and_the_numbers_do_not_depend_on_it(shards: Path, tmp_path: Path,
+                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the bar moves, and a kill loses little, also where all windows would fit into the memory at once."""
+    facts = facts_of_file(model_of(), request(shards))
+    assert 0 < facts["windows_of_a_batch"] * L <= 2**14
+    found = []
+    for windows in (100, 7):
+        monkeypatch.setattr(perplexity_module, "TOKENS", {"cpu": windows * L})
+        found.append(found_by(model_of(), request(shards), tmp_path / f"{windows}.tsv", Groups.single()).rows)
+    assert [len(list((tmp_path / f"{windows}.tsv.parts").glob("0*.npz"))) for windows in (100, 7)] == [1, 3]
+    for row, other in zip(*found, strict=True):
+        assert (row.by, row.group, row.bases, row.blocks) == (other.by, other.group, other.bases, other.blocks)
+        assert row.perplexity == pytest.approx(other.perplexity, rel=TOLERANCE)
 
 
 @pytest.mark.parametrize("overlap", [False, True])
@@ -243,6 +261,30 @@ def test_intervals_hold_what_is_true_as_often_as_they_say() -> None:
         held += interval.low <= 0 <= interval.high
     assert 0.88 <= held / 400 <= 0.98
     assert all(np.isnan(end) for end in Blocks(1).interval(np.ones(1000)))
+
+
+def test_what_lies_in_one_block_has_no_interval(tmp_path: Path) -> None:
+    """Resamples of a class in one block are all the same: an interval of width zero, as if it were known exactly."""
+    text = {"chr1": genome(5, 2000)["chr1"], "chr2": genome(6, 300)["chr1"]}
+    build([Source(write_fasta(tmp_path / "s.fa", text), "s")], tmp_path / "shards", ContigSplits(["s.chr1"]))
+    (tmp_path / "r.bed").write_text("s.chr1\t90\t120\tone\ns.chr1\t90\t310\ttwo\n")
+    trained, asked = model_of(), Request(tmp_path / "shards", "val", L, L, tmp_path / "r.bed")
+    found = found_by(trained, asked, tmp_path / "p.tsv", Groups.single())
+    one, _, two = (row for row in found.rows if row.by == "region")
+    assert (one.group, one.bases, one.blocks) == ("one", 30, 1)
+    assert np.isnan([one.low, one.high, one.gain_low, one.gain_high]).all()
+    assert (two.group, two.blocks) == ("two", 3)
+    assert two.low < two.perplexity < two.high, "the control"
+    assert found.blocks >= 20
+    [note] = found.notes
+    assert "region one (1), region two (3)" in note
+    text = report(found, facts_of_file(trained, asked), "")
+    assert re.search(r"\| one \| 30 \| 1 \| [0-9.]+ \| one block \| .* \| one block \|", text)
+    drawn = []
+    axes = Mock(set_yticks=lambda _, labels, **__: drawn.extend(labels))
+    _bars(axes, found.rows)
+    assert "region: one (one block)" in drawn
+    assert "region: two" in drawn
 
 
 def test_many_blocks_and_short_contigs_take_little_memory(tmp_path: Path) -> None:

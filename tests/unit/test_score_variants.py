@@ -269,7 +269,8 @@ def test_a_wrong_assembly_stops(trained: Trained, bases: str, fasta: Path, tmp_p
     assert run(model, "--vcf", vcf(tmp_path / "v.vcf", *rows), "--fasta", fasta, "--out", out) == 2
     assert "of the first 100 variants on this reference REF fits its bases in" in capsys.readouterr().err
     assert run(model, "--vcf", tmp_path / "v.vcf", "--fasta", fasta, "--region", "18:1001-1600", "--out", out) == 2
-    assert "no variant can be scored on this reference (150 unknown_contig)" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "no variant can be scored on this reference (150 unknown_contig; the file has 17 (150), the refer" in said
     assert run(model, "--vcf", tmp_path / "v.vcf", "--fasta", fasta, "--region", "17:1001-1700", "--out", out) == 2
     assert "has 600 bases" in capsys.readouterr().err
     assert not out.exists()
@@ -445,6 +446,23 @@ def test_labelled_rows_that_are_left_out_are_counted(tmp_path: Path, capsys: pyt
     assert found["left_out"] == {}
     assert "left out" not in said
     assert "count again" not in said
+
+
+def test_a_class_of_one_label_has_no_area(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Without a negative variant every order of the variants has an AUPRC of 1, which says nothing of a score."""
+    names = ["outcome", "llr_mean", "llr_site", "jsd", "embedding_l2", "label", "class"]
+    rows = [["scored", str(number), "2", "0", "1", label, name] for number, (label, name) in
+            enumerate((("1", "both"), ("0", "both"), ("1", "harmful"), ("1", "harmful"), ("0", "harmless")))]
+    (tmp_path / "s.tsv").write_text("".join("\t".join(row) + "\n" for row in [names, *rows]))
+    assert main(["report", str(tmp_path / "s.tsv"), "--label", "label", "--by", "class", "--json",
+                 str(tmp_path / "r.json")]) == 0
+    said = capsys.readouterr().out
+    assert "nan" not in said
+    assert "-: of harmful, harmless there are no positive variants or no negative ones" in said
+    found = {worth["group"]: (worth["auroc"], worth["auprc"]) for worth in
+             json.loads((tmp_path / "r.json").read_text())["worth"] if worth["score"] == "llr_mean"}
+    assert found["harmful"] == found["harmless"] == (None, None)
+    assert found["both"] == (1, 1), "the control"
 
 
 @pytest.mark.parametrize(("value", "label"), [

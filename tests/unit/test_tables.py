@@ -105,6 +105,19 @@ def test_broken_intervals_are_one_line(tmp_path: Path, row: str, said: str) -> N
         read_table(write(tmp_path / "t.bed", f"chr1\t0\t4\tx\n{row}\n"), Columns(), genome)
 
 
+@pytest.mark.parametrize(("first", "row"), [
+    ("chr1\t0\t4\tx", "chr1\t0\t4\ty\t0\t-"), ("chr1\t0\t4\tx", "chr1\t0\t4\ty\t-"),
+    ("chr1\t0\t4\tx\t.", "chr1\t0\t4\ty\t.\t-"), ("chr1\t0\t4\tx\t0\tNA", "chr1\t0\t4\ty\t0\t-"),
+])
+def test_a_strand_that_the_first_row_has_no_column_for_is_not_passed_over(tmp_path: Path, first: str, row: str) -> None:
+    """The first row says where the strand is; a later row must not be read forward against what it says itself."""
+    genome = write(tmp_path / "g.fa", ">chr1\nAACCGTTT\n")
+    with pytest.raises(DataError, match="t.bed: line 3: .* line 2, the first row"):
+        read_table(write(tmp_path / "t.bed", f"# peaks\n{first}\n{row}\n"), Columns(), genome)
+    found = read_table(write(tmp_path / "t.bed", f"{first}\n{row[:-1]}+\n"), Columns(), genome)
+    assert [example.bases for example in found] == [b"AACC"] * 2, "the control: forward is forward by both"
+
+
 def rows(count: int, first: int = 0) -> str:
     """Different sequences of two classes."""
     letters = np.array(list("ACGT"))

@@ -100,15 +100,18 @@ def _check(trained: Trained, request: Request, parts: Parts) -> _Survey:
     if request.layer is not None and not 0 <= request.layer <= layers:
         raise ConfigError(f"--layer {request.layer}: {trained.path} has {layers} layers: give 0, what the embedding "
                           f"gives, to {layers}")
-    outcomes, rows, digest = Counter(dict.fromkeys(OUTCOMES, 0)), 0, sha256()
+    outcomes, unknown, rows, digest = Counter(dict.fromkeys(OUTCOMES, 0)), Counter[str](), 0, sha256()
     for sequence in request.inputs.read(trained.seq_len):
         outcomes[sequence.outcome] += 1
+        unknown.update([sequence.contig] if sequence.outcome == "unknown_contig" else [])
         if sequence.outcome == "embedded":
             rows += rows_of(sequence.ids.size, request.bin)
         digest.update("\t".join(map(str, sequence[:6])).encode() + b"\n")
         digest.update(sequence.ids.tobytes())
     if not outcomes["embedded"]:
         counts = ", ".join(f"{count:,} {name}" for name, count in outcomes.items() if count) or "it has none"
+        if isinstance(request.inputs, Regions) and unknown:
+            counts += f"; {request.inputs.reference.against(unknown)}"
         raise ConfigError(f"{request.inputs.path}: none of its sequences can be embedded ({counts}): give regions of "
                           f"this reference, of at most {trained.seq_len:,} bases")
     return _Survey(dict(outcomes), rows, digest.hexdigest())

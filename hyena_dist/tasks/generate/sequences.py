@@ -34,6 +34,8 @@ from hyena_dist.tasks.parts import ANOTHER, Parts, names
 
 STRETCH = 2**15
 """Bases: what a kill can cost, and the length of a memory (`model.decode`)."""
+FASTAS = (".fa", ".fasta", ".fna")
+"""Endings of what is written: of text, which under a name such as made.fa.gz would be taken for compressed."""
 _LINE = 80
 """Bases of a line of FASTA."""
 _NO_PROMPT = "generated"
@@ -137,6 +139,7 @@ def _check(trained: Trained, request: Request, parts: Parts) -> dict[str, Any]:
             raise ConfigError(f"--bases {request.bases}: {before}are more than the {trained.seq_len} that "
                               f"{trained.path} was trained on, and of more it says nothing sensible: give fewer bases"
                               + (", or a shorter prompt" if prompt.text else ""))
+    check_ending("--out", request.out, FASTAS)
     files = {"--out": request.out}
     if request.likelihoods is not None:
         check_ending("--likelihoods", request.likelihoods)

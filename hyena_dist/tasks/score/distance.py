@@ -235,7 +235,7 @@ def survey_of(variants: Variants, reference: Reference, window: int, most: int) 
     Raises:
         UserError: unreadable variants, or of another assembly, or fewer than three that can be compared.
     """
-    found = survey(_without_long(judge(variants, reference, window)), str(variants.path), most)
+    found = survey(_without_long(judge(variants, reference, window)), reference, str(variants.path), most)
     if len(found.sample) < 3:
         raise ConfigError(f"{variants.path}: {found.scored} variants of at most {LEAST} bases can be scored"
                           f"{'' if found.scored < 3 else f', and --most {most} of them are read'}, too few to compare "

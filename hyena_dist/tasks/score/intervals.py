@@ -36,10 +36,15 @@ class Blocks:
         return np.concatenate([self._weights[first : first + self._step].astype(np.float64) @ of_blocks
                                for first in range(0, RESAMPLES, self._step)])
 
-    def interval(self, values: np.ndarray) -> Interval:
-        """Of a number that each resample has, [RESAMPLES]."""
+    def interval(self, values: np.ndarray, holding: int | None = None) -> Interval:
+        """Of a number that each resample has, [RESAMPLES].
+
+        Args:
+            holding: blocks that have something of what the number is of; None: all. What lies in one block is the same
+                in every resample that has it, and its spread of nothing would say that it is known exactly.
+        """
         known = values[np.isfinite(values)]
-        if self.count < 2 or not known.size:
+        if (self.count if holding is None else holding) < 2 or not known.size:
             return Interval(np.nan, np.nan)
         low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         return Interval(float(low), float(high))

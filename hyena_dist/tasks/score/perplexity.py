@@ -29,14 +29,19 @@ from hyena_dist.tasks.held_out import HeldOut, in_order
 from hyena_dist.tasks.parts import Parts
 from hyena_dist.tasks.score.intervals import Blocks
 from hyena_dist.tasks.score.pieces import piece, read_pieces
+from hyena_dist.tasks.score.read import TOKENS
 from hyena_dist.tasks.score.tables import digest_of, facts_of, facts_of_shards
 
 ORDERS = 7
 """Markov chains are of order 0 to this."""
 LEAST_CONTEXT = 16
 """Tokens."""
+ENOUGH = 20
+"""Blocks of an interval that is to be trusted."""
+MOST_NAMED = 8
+"""Groups that a note names; the table has all."""
 LOGITS = {"cpu": 2**23, "cuda": 2**27}
-"""Most logits of a forward pass of several windows."""
+"""Most logits of a forward pass of several windows, which is of TOKENS at most: a batch is what a kill can cost."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class Row:
     group: str
     bases: int
     perplexity: float
-    """Per base, with an interval."""
+    """Per base, with an interval; nan where there is one block."""
     low: float
     high: float
     markov: list[float]
@@ -69,6 +74,8 @@ class Row:
     """Nats a base by which the model is better than the best of these chains, with an interval; below 0 worse."""
     gain_low: float
     gain_high: float
+    blocks: int
+    """That have such bases."""
 
     def values(self) -> dict[str, Any]:
         """By the names of the columns of a file."""
@@ -127,7 +134,7 @@ def facts_of_file(trained: Trained, request: Request) -> dict[str, Any]:
 
 def _batch_size(trained: Trained, request: Request) -> int:
     device = next(trained.model.parameters()).device.type
-    return max(1, LOGITS[device] // trained.section.padded_vocab_size // request.window)
+    return max(1, min(LOGITS[device] // trained.section.padded_vocab_size, TOKENS[device]) // request.window)
 
 
 def score_perplexity(trained: Trained, request: Request, facts: Mapping[str, Any], parts: Parts,
@@ -167,10 +174,20 @@ def _found(pools: Sequence[Pool], request: Request, held_out: HeldOut, cells: _C
     chains = parts.once("chains", lambda: _chains(pools, request, held_out, cells.of_window, sums, parts))
     rows = _rows(held_out, cells.pairs, sums, chains, request.window)
     blocks = int(cells.pairs[:, 0].max()) + 1
-    notes = [f"there are {blocks} blocks of {request.block:,} bases, too few for intervals to be trusted: give a "
-             "smaller --block, or more bases"] if blocks < 20 else []
+    notes = _few_blocks(rows, blocks, request.block)
     missing = {name for names in held_out.of_kinds.get("region", []) for name in names} - {row.group for row in rows}
     return Found(rows, blocks, notes + [f"no scored base is of class {name}" for name in sorted(missing)])
+
+
+def _few_blocks(rows: Sequence[Row], blocks: int, bases: int) -> list[str]:
+    """A note on intervals of too few blocks: of all, or of some groups alone."""
+    if blocks < ENOUGH:
+        return [f"there are {blocks} blocks of {bases:,} bases, too few for intervals to be trusted: give a smaller "
+                "--block, or more bases"]
+    few = [f"{row.by} {row.group} ({row.blocks})" for row in rows if row.blocks < ENOUGH]
+    more = ["..."] if len(few) > MOST_NAMED else []
+    return [f"{len(few)} groups have bases in fewer than {ENOUGH} blocks, too few for their intervals to be trusted: "
+            f"{', '.join(few[:MOST_NAMED] + more)}; give a smaller --block, or more bases"] if few else []
 
 
 def _contexts(window: int) -> list[int]:
@@ -328,11 +345,11 @@ def _members(names: Sequence[Collection[str]]) -> list[tuple[str, np.ndarray]]:
 
 def _row(by: str, group: str, by_block: np.ndarray, blocks: Blocks) -> Row:
     """Of [blocks, 2 + orders]: the model's losses, the bases, and the losses of each chain."""
-    total, drawn = by_block.sum(0), blocks.sums(by_block)
+    total, drawn, holding = by_block.sum(0), blocks.sums(by_block), int(np.count_nonzero(by_block[:, 1]))
     best = 2 + int(total[2:].argmin())
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         mean, of_draws = np.exp(total[0] / total[1]), np.exp(drawn[:, 0] / drawn[:, 1])
         gain = (drawn[:, best] - drawn[:, 0]) / drawn[:, 1]
         chains = np.exp(total[2:] / total[1]).tolist()
-    return Row(by, group, int(total[1]), float(mean), *blocks.interval(of_draws), chains,
-               float((total[best] - total[0]) / total[1]), *blocks.interval(gain))
+    return Row(by, group, int(total[1]), float(mean), *blocks.interval(of_draws, holding), chains,
+               float((total[best] - total[0]) / total[1]), *blocks.interval(gain, holding), holding)

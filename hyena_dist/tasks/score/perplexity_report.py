@@ -42,14 +42,14 @@ def report(found: Found, facts: Mapping[str, Any], picture: str) -> str:
     for by, heading in HEADINGS.items():
         if rows := [row for row in found.rows if row.by == by]:
             lines += [f"## {heading}", "", *([SAYS[by], ""] if by in SAYS else []),
-                      markdown([[by, "bases", "perplexity", "interval", "best chain", "gain", "interval"],
+                      markdown([[by, "bases", "blocks", "perplexity", "interval", "best chain", "gain", "interval"],
                                 *map(_cells, rows)])]
     return "\n".join(lines)
 
 
 def _cells(row: Row) -> list[str]:
     best = int(np.argmin(row.markov))
-    return [row.group, f"{row.bases:,}", f"{row.perplexity:.4f}", _interval(row.low, row.high),
+    return [row.group, f"{row.bases:,}", f"{row.blocks:,}", f"{row.perplexity:.4f}", _interval(row.low, row.high),
             f"{row.markov[best]:.4f} (order {best})", f"{row.gain:+.4f}", _interval(row.gain_low, row.gain_high)]
 
 
@@ -89,8 +89,8 @@ def _bars(axes: Any, rows: Sequence[Row]) -> None:
     ends = np.array([[row.gain_low, row.gain_high] for row in rows])
     errors = np.nan_to_num(np.abs(ends.T - gains)).clip(min=0)
     axes.barh(range(len(rows)), gains, xerr=errors, color="tab:blue", alpha=0.7)
-    axes.set_yticks(range(len(rows)), [row.group if row.by == "all" else f"{row.by}: {row.group}" for row in rows],
-                    fontsize=7)
+    axes.set_yticks(range(len(rows)), [("" if row.by == "all" else f"{row.by}: ") + row.group
+                                       + (" (one block)" if row.blocks == 1 else "") for row in rows], fontsize=7)
     axes.invert_yaxis()
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set(xlabel="nats a base better than the best Markov chain")

@@ -59,10 +59,11 @@ def auroc(positive: np.ndarray, values: np.ndarray) -> float:
 
 def auprc(positive: np.ndarray, values: np.ndarray) -> float:
     """Average precision: the mean, over the positives, of the precision among the values at least as high; nan without
-    a positive."""
+    both, for without a negative every order of the variants has 1."""
     from sklearn.metrics import average_precision_score
 
-    return float(average_precision_score(positive, values)) if positive.any() else float("nan")
+    return (float(average_precision_score(positive, values)) if positive.any() and not positive.all()
+            else float("nan"))
 
 
 def _column(table: Table, *names: str) -> list[str]:

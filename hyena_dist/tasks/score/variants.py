@@ -101,10 +101,11 @@ class Result:
     """Variants that this rank scored in this call."""
 
 
-def survey(variants: Iterable[Judged], where: str, most: int = CARD) -> Survey:
+def survey(variants: Iterable[Judged], reference: Reference, where: str, most: int = CARD) -> Survey:
     """Count the outcomes, draw a sample, and refuse variants of another assembly.
 
     Args:
+        reference: by which the variants are judged.
         where: the file, for messages.
         most: variants of the sample, by default as many as the numerics card has.
 
@@ -112,13 +113,14 @@ def survey(variants: Iterable[Judged], where: str, most: int = CARD) -> Survey:
         ConfigError: of the first hundred variants that lie on the reference too few have its bases, or there are rows
             and none can be scored.
     """
-    outcomes, notes = Counter(dict.fromkeys(OUTCOMES, 0)), Counter[str]()
+    outcomes, notes, unknown = Counter(dict.fromkeys(OUTCOMES, 0)), Counter[str](), Counter[str]()
     digest, random, sample = sha256(), np.random.default_rng(0), list[Site]()
     placed = fits = 0
     for judged in variants:
         row = judged.row
         outcomes[judged.outcome] += 1
         notes.update(judged.notes)
+        unknown.update([row.chrom] if judged.outcome == "unknown_contig" else [])
         digest.update("\t".join([row.chrom, row.pos, row.ref, row.alt, *row.others]).encode() + b"\n")
         digest.update(row.raw)
         if placed < _FIRST and judged.outcome in ("scored", "ref_mismatch"):
@@ -135,7 +137,9 @@ def survey(variants: Iterable[Judged], where: str, most: int = CARD) -> Survey:
     if outcomes.total() and not outcomes["scored"]:
         found = ", ".join(f"{count:,} {name}" for name, count in outcomes.items() if count)
         commonest = max(outcomes, key=outcomes.__getitem__)
-        raise ConfigError(f"{where}: no variant can be scored on this reference ({found}): {_REMEDIES[commonest]}")
+        named = f"; {reference.against(unknown)}" if unknown else ""
+        raise ConfigError(f"{where}: no variant can be scored on this reference ({found}{named}): "
+                          f"{_REMEDIES[commonest]}")
     return Survey(dict(outcomes), dict(sorted(notes.items())), digest.hexdigest(), sample)
 
 
@@ -181,7 +185,7 @@ def _prepare(trained: Trained, request: Request) -> Survey:
                           f"{_SHORTEST} to {trained.seq_len}")
     check_ending(request.out, request.variants)
     Parts(request.out).check_outputs({"--out": request.out})
-    return survey(_judged(request), str(request.variants.path))
+    return survey(_judged(request), request.reference, str(request.variants.path))
 
 
 def _facts(trained: Trained, request: Request, found: Survey, card: Card) -> dict[str, Any]:
