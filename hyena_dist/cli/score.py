@@ -70,7 +70,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     report.add_argument("--min-stars", type=int, metavar="N", help="of --preset clinvar: stars of the "
                         "review, 0 to 4 (1)")
     report.add_argument("--picture", type=Path, metavar="FILE", help="draw the ROC curves into this .png or .pdf")
-    report.add_argument("--json", type=Path, metavar="FILE", help="write what was found to this file, too")
+    report.add_argument("--json", type=Path, metavar="FILE", help="write what was found to this new file, too")
     _add_perplexity(commands.add_parser("perplexity", help="of held-out bases, by what they are and what is seen "
                                         "before them", formatter_class=argparse.RawDescriptionHelpFormatter,
                                         epilog=_example("perplexity")))
@@ -186,9 +186,9 @@ def _variants(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from hyena_dist.runtime.files import write_durably, write_whole
+    from hyena_dist.runtime.files import check_new, check_picture, write_durably, write_whole
     from hyena_dist.tasks.score.output import read_scores
-    from hyena_dist.tasks.score.report import PRESETS, check_picture, draw, labels_of, left_out, remarks, worths
+    from hyena_dist.tasks.score.report import PRESETS, draw, labels_of, left_out, remarks, worths
     from hyena_dist.tasks.score.variants import cost_path
 
     raise_interrupts()
@@ -200,8 +200,8 @@ def _report(args: argparse.Namespace) -> int:
     if args.min_stars is not None and (args.preset != "clinvar" or not 0 <= args.min_stars <= 4):
         raise ConfigError(f"--min-stars {args.min_stars}: give 0 to 4, with --preset clinvar alone")
     check_picture(args.picture)
-    if args.json is not None and not args.json.absolute().parent.is_dir():
-        raise ConfigError(f"--json {args.json}: there is no directory {args.json.parent}: make it, or choose another")
+    if args.json is not None:
+        check_new("--json", args.json)
     table = read_scores(args.file)
     labels = (labels_of(table, args.label, args.by) if args.preset is None
               else PRESETS[args.preset](table, args.by, 1 if args.min_stars is None else args.min_stars))

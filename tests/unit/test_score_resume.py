@@ -193,6 +193,7 @@ def test_options_that_would_do_nothing_are_refused(inputs: Path, tmp_path: Path,
                          ([*report, "--picture", f"{tmp_path}/a.txt"], "a.txt: let its name end in .png or .pdf"),
                          ([*report, "--picture", f"{tmp_path}/no/a.png"], "no/a.png: there is no directory"),
                          ([*report, "--json", f"{tmp_path}/no/a.json"], "no/a.json: there is no directory"),
+                         ([*report, "--json", f"{tmp_path}/s.tsv"], "s.tsv: exists: choose another"),
                          (report, "s.tsv: has no column y: give one of outcome, llr_mean")):
         assert main(bad) == 2
         captured = capsys.readouterr()
