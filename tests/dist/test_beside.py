@@ -3,7 +3,9 @@ cached features, over data, context and tensor ranks, once each, and again after
 
 import io
 import json
+import logging
 import os
+import re
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -232,7 +234,9 @@ def _labelled(directory: Path, task: str, labels: list[str]) -> Any:
 @pytest.mark.parametrize(("task", "labels"), [
     ("classification", ["a", "b"]), ("classification", ["a", "b", "c"]), ("multilabel", ["a", "b", "a;b", "-"]),
     ("regression", ["0.5", "1", "-2"])])
-def test_probes_of_every_task_learn_what_is_in_the_features(tmp_path: Path, task: str, labels: list[str]) -> None:
+def test_probes_of_every_task_learn_what_is_in_the_features(tmp_path: Path, task: str, labels: list[str],
+                                                            caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     labelled = _labelled(tmp_path, task, labels * 40)
     rng = np.random.default_rng(1)
     for told in (True, False):
@@ -250,6 +254,9 @@ def test_probes_of_every_task_learn_what_is_in_the_features(tmp_path: Path, task
         assert value > 0.8 if told else value < 0.75, "without what tells the label there is nothing to learn"
         assert answers["valid"].shape == (len(labelled.splits["valid"]), labelled.outputs)
         assert value == max(one[chosen["chosen_by"]] for one in chosen["tried"])
+    line = re.compile(r"probe: (forest|(logistic|ridge), strength (0.01|0.1|1|10)): \w+ (-?\d\.\d{4}|none) on valid")
+    assert all(line.fullmatch(record.getMessage()) for record in caplog.records)
+    assert len(caplog.records) == 2 * len(chosen["tried"])
 
 
 def test_features_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
