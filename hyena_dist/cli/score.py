@@ -188,7 +188,7 @@ def _variants(args: argparse.Namespace) -> int:
 def _report(args: argparse.Namespace) -> int:
     from hyena_dist.runtime.files import check_new, check_picture, write_durably, write_whole
     from hyena_dist.tasks.score.output import read_scores
-    from hyena_dist.tasks.score.report import PRESETS, draw, labels_of, left_out, remarks, worths
+    from hyena_dist.tasks.score.report import PRESETS, draw, labels_of, left_out, outcomes, remarks, worths
     from hyena_dist.tasks.score.variants import cost_path
 
     raise_interrupts()
@@ -209,7 +209,7 @@ def _report(args: argparse.Namespace) -> int:
     cost = json.loads(cost_path(args.file).read_text("utf-8")) if cost_path(args.file).is_file() else {}
     print(f"{args.file}: {labels.says}; {table.facts.get('model', 'unknown model')}, windows of "
           f"{table.facts.get('window', '?')} bases, {table.facts.get('precision', '?')}")
-    print(f"  {table.facts.get('counts', '')}")
+    print(f"  {outcomes(table)}")
     if cost:
         seconds = cost["seconds_per_variant"]
         print(f"  {'not measured' if seconds is None else f'{seconds:.4f}'} seconds a variant, at most "

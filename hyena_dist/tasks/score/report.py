@@ -186,6 +186,12 @@ def _counted(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} {cause}" for cause, count in counts.items())
 
 
+def outcomes(table: Table) -> str:
+    """How many rows have which outcome, in words."""
+    found = _column(table, "outcome")
+    return f"{len(found):,} alleles: {_counted(dict(Counter(found).most_common()))}"
+
+
 def remarks(table: Table, labels: Labels, others: Sequence[str]) -> list[str]:
     """What is to be known of the rows that are compared, and of those that are not."""
     found, without = [], left_out(table, labels, others)
