@@ -12,6 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the benchmarks stand beside the package, not in it
 
 from hyena_dist.config.errors import ConfigError, UserError, one_line
+from hyena_dist.runtime.files import check_directory
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from benchmarks.studies import draw, score_sweep, tables  # numpy and torch take seconds, --help should not
 
     try:
+        check_directory("--out", args.out)
         scores = score_sweep(args.config, args.names, shards=args.shards, split=args.split, regions=args.regions,
                              by=args.by)
         base = next((each for each in scores if each.name == (args.against or scores[0].name)), None)

@@ -23,6 +23,7 @@ from rich.table import Column, Table
 from hyena_dist.cli.status import exit_status
 from hyena_dist.config.errors import ConfigError, one_line
 from hyena_dist.config.plain import finite
+from hyena_dist.runtime.files import check_new, write_whole
 from hyena_dist.runtime.signals import raise_interrupts
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--split", default="val", choices=("val", "test", "train"), help="the bases to score (val)")
     parser.add_argument("--regions", metavar="FILE", help="a BED of contig, start, end, class, or an "
                         "annotation (.gff, .gff3, .gtf): the perplexity of each class is shown, and of the rest")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write what was found to this .json or .tsv, too")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write what was found to this new .json or .tsv, too")
     parser.add_argument("--must-beat-order", type=int, choices=ORDERS, metavar="K",
                         help="exit with status 1 unless the model beats the Markov chain of this order")
     return parser.parse_args(argv)
@@ -61,8 +62,8 @@ def _run(args: argparse.Namespace) -> int:
     raise_interrupts()
     if args.out is not None and args.out.suffix not in FORMATS:
         raise ConfigError(f"--out {args.out}: name a file that ends in {' or '.join(FORMATS)}")
-    if args.out is not None and not args.out.absolute().parent.is_dir():
-        raise ConfigError(f"--out {args.out}: there is no directory {args.out.parent}: make it, or choose another")
+    if args.out is not None:
+        check_new("--out", args.out)
     result = evaluate(args.run_dir, checkpoint=args.checkpoint, shards=args.shards, split=args.split,
                       regions=args.regions)
     _print(result)
@@ -128,8 +129,6 @@ FORMATS = {".json": _json, ".tsv": _tsv}
 
 
 def _write(path: Path, text: str) -> None:
-    from hyena_dist.runtime.files import write_whole
-
     write_whole(path, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 

@@ -11,7 +11,8 @@ commands: pretrain   train a model on shards
           evaluate   score a run on held-out bases
           generate   sequence by a trained model, one base after the other
           embed      sequences, by a trained model: its hidden states
-          score      variants, by a trained model; reports on the scores
+          score      variants by a trained model, and reports on the scores; perplexity, distance, substitutions: what a
+                     model knows of held-out bases, how far it looks, whether it notices single changed ones
           convert    a run, checkpoint or published weights, to any of their formats
           build      shards of files of sequence
           verify     shards, against their index and the files they came from

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from hyena_dist.data.errors import DataError
 from hyena_dist.data.manifest import Manifest
 from hyena_dist.data.splits import SPLITS
 
@@ -17,13 +16,10 @@ def draw(manifest: Manifest, contigs: Sequence[int], path: Path) -> None:
         contigs: their numbers in the index.
 
     Raises:
-        DataError: matplotlib is missing, or the name of the file has an ending that it does not know.
         OSError: the file cannot be written.
     """
-    try:
-        import matplotlib
-    except ImportError:
-        raise DataError(f"{path}: is drawn by matplotlib; install it with pip install 'hyena-dist[plots]'") from None
+    import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
     from matplotlib.ticker import EngFormatter
@@ -47,7 +43,5 @@ def draw(manifest: Manifest, contigs: Sequence[int], path: Path) -> None:
     figure.legend(fontsize=7, loc="outside right upper")
     try:
         figure.savefig(path, dpi=110)
-    except ValueError as error:
-        raise DataError(f"{path}: cannot be drawn ({error}); let its name end in .png or .pdf") from None
     finally:
         plt.close(figure)

@@ -24,6 +24,7 @@ from hyena_dist.config.schema import Config
 from hyena_dist.config.sections.data import DataSection
 from hyena_dist.config.sections.model import ModelSection
 from hyena_dist.config.sections.train import TrainSection
+from hyena_dist.runtime.files import check_picture
 from hyena_dist.runtime.signals import raise_interrupts
 
 if TYPE_CHECKING:
@@ -96,7 +97,9 @@ def _run(args: argparse.Namespace) -> int:
     else:
         print_plans(shown, said, machines, legal=len(plans), fitting=len(ranked))
     if args.picture:
-        _draw(args.picture, ranked[0] if ranked else min(plans, key=lambda plan: plan.bytes))
+        from hyena_dist.cli.plan_picture import draw_bytes
+        draw_bytes(ranked[0] if ranked else min(plans, key=lambda plan: plan.bytes), args.picture)
+        print(f"written: {args.picture}", file=sys.stderr)
     if not ranked:
         return 1
     if args.out:
@@ -114,8 +117,7 @@ def _config(args: argparse.Namespace) -> Config:
         if override.partition("=")[0] in PLANNED:
             raise ConfigError(f"argument {override!r}: this is what a plan chooses: leave it out, or ask about one "
                               "layout with pretrain.py --dry-run --gpu NAME")
-    if args.picture is not None and args.picture.suffix != ".png":
-        raise ConfigError(f"--picture {args.picture}: is written as a PNG: let its name end in .png")
+    check_picture(args.picture, (".png",))
     if args.out is not None and args.out.exists():
         raise ConfigError(f"--out {args.out}: is there already: give another name, or remove it")
     if (args.config is None) == (args.size is None):
@@ -186,21 +188,6 @@ def _watched(plans: Sequence["Plan"]) -> Iterator["Plan"]:
     from rich.console import Console
     from rich.progress import track
     yield from track(plans, "layouts", console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
-
-
-def _draw(path: Path, plan: "Plan") -> None:
-    """Draw a plan.
-
-    Raises:
-        ConfigError: matplotlib is missing.
-        OSError: it cannot be written.
-    """
-    from hyena_dist.cli.plan_picture import draw_bytes
-    try:
-        draw_bytes(plan, path)
-    except ImportError:
-        raise ConfigError("--picture: matplotlib is missing; install it with pip install 'hyena-dist[plots]'") from None
-    print(f"written: {path}", file=sys.stderr)
 
 
 def _write(path: Path, plan: "Plan") -> None:

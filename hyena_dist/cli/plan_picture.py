@@ -27,7 +27,6 @@ def draw_bytes(plan: Plan, path: Path) -> None:
     """Draw the bytes of a rank by what they are, one on the other, against the length of the windows.
 
     Raises:
-        ImportError: matplotlib is missing.
         OSError: the file cannot be written.
     """
     found = bytes_by_length(plan)

@@ -17,6 +17,9 @@ from hyena_dist.cli.status import exit_status
 from hyena_dist.config.errors import UserError, of_machine, one_line
 from hyena_dist.runtime.signals import raise_interrupts
 
+MOST_NAMED = 20
+"""Answers that are counted by name on the screen; combinations of labels may be thousands."""
+
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -61,7 +64,7 @@ def _run(args: argparse.Namespace) -> int:
     except UserError as error:
         raise of_machine(error) from None
     seeds = f"{len(runs)} seeds" if len(runs) > 1 else f"seed {first.config.train.seed}"
-    what = f"{len(asked.examples):,} sequences, {first.task} by {seeds} of {args.source}"
+    what = f"{_counted(len(asked.examples))}, {first.task} by {seeds} of {args.source}"
     if args.dry_run:
         print(f"would answer {what}")
         _warn(asked.notes)
@@ -70,10 +73,26 @@ def _run(args: argparse.Namespace) -> int:
     said = predict(request, groups, device)
     if groups.world.rank == 0:
         print(f"{args.out}: {what}")
-        for name, count in said.most_common(20):
-            print(f"  {count:,} {name}")
+        most = said.most_common(MOST_NAMED)
+        for name, count in most:
+            print(f"  {_counted(count)}: {_answer(first.task, name)}")
+        if rest := said.total() - sum(count for _, count in most):
+            print(f"  {_counted(rest)}: other answers")
         _warn(asked.notes)
     return 0
+
+
+def _counted(count: int) -> str:
+    return f"{count:,} sequence{'s' * (count != 1)}"
+
+
+def _answer(task: str, answer: str) -> str:
+    """What a table of answers says of a sequence, as words: a class, or the labels that it has."""
+    from hyena_dist.data.tables import NO_LABEL
+
+    if task == "classification":
+        return f"class {answer}"
+    return "no label" if answer == NO_LABEL else f"label{'s' * (';' in answer)} {answer}"
 
 
 def _warn(notes: Sequence[str]) -> None:

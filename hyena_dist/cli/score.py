@@ -70,7 +70,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     report.add_argument("--min-stars", type=int, metavar="N", help="of --preset clinvar: stars of the "
                         "review, 0 to 4 (1)")
     report.add_argument("--picture", type=Path, metavar="FILE", help="draw the ROC curves into this .png or .pdf")
-    report.add_argument("--json", type=Path, metavar="FILE", help="write what was found to this .json, too")
+    report.add_argument("--json", type=Path, metavar="FILE", help="write what was found to this new .json, too")
     _add_perplexity(commands.add_parser("perplexity", help="of held-out bases, by what they are and what is seen "
                                         "before them", formatter_class=argparse.RawDescriptionHelpFormatter,
                                         epilog=_example("perplexity")))
@@ -186,10 +186,10 @@ def _variants(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from hyena_dist.runtime.files import write_durably, write_whole
+    from hyena_dist.runtime.files import check_new, check_picture, write_durably, write_whole
     from hyena_dist.tasks.columns import check_ending
     from hyena_dist.tasks.score.output import read_scores
-    from hyena_dist.tasks.score.report import PRESETS, check_picture, draw, labels_of, left_out, remarks, worths
+    from hyena_dist.tasks.score.report import PRESETS, draw, labels_of, left_out, outcomes, remarks, worths
     from hyena_dist.tasks.score.variants import cost_path
 
     raise_interrupts()
@@ -203,8 +203,7 @@ def _report(args: argparse.Namespace) -> int:
     check_picture(args.picture)
     if args.json is not None:
         check_ending("--json", args.json, [".json"])
-    if args.json is not None and not args.json.absolute().parent.is_dir():
-        raise ConfigError(f"--json {args.json}: there is no directory {args.json.parent}: make it, or choose another")
+        check_new("--json", args.json)
     table = read_scores(args.file)
     labels = (labels_of(table, args.label, args.by) if args.preset is None
               else PRESETS[args.preset](table, args.by, 1 if args.min_stars is None else args.min_stars))
@@ -212,7 +211,7 @@ def _report(args: argparse.Namespace) -> int:
     cost = json.loads(cost_path(args.file).read_text("utf-8")) if cost_path(args.file).is_file() else {}
     print(f"{args.file}: {labels.says}; {table.facts.get('model', 'unknown model')}, windows of "
           f"{table.facts.get('window', '?')} bases, {table.facts.get('precision', '?')}")
-    print(f"  {table.facts.get('counts', '')}")
+    print(f"  {outcomes(table)}")
     if cost:
         seconds = cost["seconds_per_variant"]
         print(f"  {'not measured' if seconds is None else f'{seconds:.4f}'} seconds a variant, at most "

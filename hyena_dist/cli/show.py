@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hyena_dist.cli.status import interrupt_status
 from hyena_dist.config.errors import UserError, one_line, write_remedy
+from hyena_dist.runtime.files import check_picture
 from hyena_dist.runtime.signals import raise_interrupts
 
 if TYPE_CHECKING:  # numpy takes a second: --help should not
@@ -108,6 +109,7 @@ def run(args: argparse.Namespace) -> None:
     from hyena_dist.data.manifest import Manifest
     from hyena_dist.data.splits import SPLITS
     raise_interrupts()
+    check_picture(args.picture)
     manifest = Manifest.load(args.directory)
     audit = _read_audit(args.directory, manifest)
     if audit is not None:

@@ -102,7 +102,11 @@ def _validation(metadata: Mapping[str, Any]) -> Iterator[str]:
         yield "This checkpoint was not validated" + (f"; the best of its run had {best:.4f} nats a base." if best
                                                      else ".")
         return
-    yield (f"Held-out bases: {loss:.4f} nats a base, a perplexity of {math.exp(loss):.4f}; the best of its run had "
+    identity = metadata.get("identity", {})
+    tokens = identity.get("data.val_tokens")
+    of = ("" if "data.val_tokens" not in identity else ", the whole validation split" if tokens is None else
+          f", {tokens:,} tokens (data.val_tokens) at even distances over the validation split")
+    yield (f"Held-out bases{of}: {loss:.4f} nats a base, a perplexity of {math.exp(loss):.4f}; the best of its run had "
            f"{best if best is not None else loss:.4f}. Even guessing has 1.3863.")
 
 

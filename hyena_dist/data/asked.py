@@ -62,7 +62,7 @@ def _read(path: Path, column: str, genome: Path | None) -> Asked:
     start, _ = start_of(path, empty_is="the file is empty: give a file of sequences")
     if not start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b">"):
         return _of_table(path, column)
-    return Asked([Example(contig.header or contig.name, as_dna(contig.bases).tobytes(), "", f"{path}: {contig.name}")
+    return Asked([Example(contig.name, as_dna(contig.bases).tobytes(), "", f"{path}: {contig.name}")
                   for contig in contigs_of(Source(path))])
 
 

@@ -2,15 +2,43 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from hyena_dist.config.errors import write_remedy
+from hyena_dist.config.errors import ConfigError, write_remedy
 
 _ELSEWHERE = "change train.run_dir"
 
 logger = logging.getLogger(__name__)
+
+
+def check_directory(option: str, path: Path) -> None:
+    """Raises ConfigError: there is no directory for the file that an option names; known before anything is
+    computed."""
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"{option} {path}: there is no directory {path.parent}: make it, or choose another")
+
+
+def check_new(option: str, path: Path) -> None:
+    """Raises ConfigError: the file that an option names would be written over, or has no directory."""
+    if path.exists():
+        raise ConfigError(f"{option} {path}: exists: choose another, or remove it")
+    check_directory(option, path)
+
+
+def check_picture(path: Path | None, endings: Sequence[str] = (".png", ".pdf")) -> None:
+    """Raises ConfigError: --picture names a file that cannot be drawn; known before anything is computed."""
+    if path is None:
+        return
+    if path.suffix.lower() not in endings:
+        raise ConfigError(f"--picture {path}: let its name end in {' or '.join(endings)}")
+    check_directory("--picture", path)
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise ConfigError(f"--picture {path}: is drawn by matplotlib; install it with pip install "
+                          "'hyena-dist[plots]'") from None
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 
 COMMON = ("task", "classes", "from", "trained", "pooling", "rc", "judged_on", "notes")
 OTHERS = {"kmers": "k-mer regression", "cnn": "CNN, from nothing", "scratch": "this model, from nothing",
@@ -46,9 +46,10 @@ def in_words(whole: Mapping[str, Any]) -> list[str]:
     """A summary as lines for a person."""
     lines = []
     for name, found in whole["metrics"].items():
-        beside = [f"{kind} {_number(metrics[name]['mean'])}" for kind, metrics in whole["baselines"].items()]
-        lines.append(f"{whole['judged_on']} {name}: {_number(found['mean'])}, from {_number(found['lowest'])} to "
-                     f"{_number(found['highest'])} over {len(whole['seeds'])} seeds"
+        beside = [f"{kind} {number(metrics[name]['mean'])}" for kind, metrics in whole["baselines"].items()]
+        spread = (f", from {number(found['lowest'])} to {number(found['highest'])} over {len(whole['seeds'])} seeds"
+                  if len(whole["seeds"]) > 1 else "")
+        lines.append(f"{whole['judged_on']} {name}: {number(found['mean'])}{spread}"
                      + (f"; beside it {', '.join(beside)}" if beside else ""))
     if whole["collapsed_seeds"]:
         seeds = ", ".join(map(str, whole["collapsed_seeds"]))
@@ -56,7 +57,8 @@ def in_words(whole: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """A metric for a person; None: there is none."""
     return "none" if value is None else f"{value:.4f}"
 
 
@@ -65,7 +67,7 @@ def _rows(whole: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     metrics = list(whole["metrics"])
 
     def cell(found: Mapping[str, Any]) -> str:
-        return _number(found["mean"]) + ("" if found["deviation"] is None else f" ± {found['deviation']:.4f}")
+        return number(found["mean"]) + ("" if found["deviation"] is None else f" ± {found['deviation']:.4f}")
 
     def row(name: str, found: Mapping[str, Mapping[str, Any]]) -> list[str]:
         return [name, *(cell(found[metric]) for metric in metrics)]
@@ -80,17 +82,26 @@ def markdown(whole: Mapping[str, Any]) -> str:
     header, rows = _rows(whole)
     lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |"
              for row in (header, ["---"] * len(header), *rows)]
-    lines += ["", f"{len(whole['seeds'])} seeds; after a ± stands the deviation over them (n - 1)."]
+    count = len(whole["seeds"])
+    lines += ["", f"{count} seeds; after a ± stands the deviation over them (n - 1)." if count > 1 else "1 seed."]
     lines += [f"- {note}" for note in [*whole["notes"], *in_words(whole)[len(whole["metrics"]):]]]
     return "\n".join(lines) + "\n"
 
 
 def on_screen(whole: Mapping[str, Any]) -> Table:
-    """The same table for a terminal."""
-    header, rows = _rows(whole)
-    table = Table()
-    for number, name in enumerate(header):
-        table.add_column(name, justify="right" if number else "left")
-    for row in rows:
-        table.add_row(*row)
+    """What the table says, for a terminal of 80 columns: a row for each metric, of fewer digits, and what stands beside
+    the result by its name in finetune.baselines."""
+    columns = {"this run": whole["metrics"], **whole["baselines"]}
+    table = Table(f"on {whole['judged_on']}", *(Column(name, justify="right") for name in columns), show_edge=False,
+                  pad_edge=False)
+    for metric in whole["metrics"]:
+        cells = [_short(found[metric]) for found in columns.values()]
+        table.add_row(metric.replace("mean_squared_error", "mse"), *cells)
     return table
+
+
+def _short(found: Mapping[str, Any]) -> str:
+    """A mean and, of several seeds, its deviation, in as few characters as say enough."""
+    said = [f"{value:.3f}" if abs(value) < 100 else f"{value:,.0f}" if abs(value) < 1e6 else f"{value:.2e}"
+            for value in (found["mean"], found["deviation"]) if value is not None]
+    return " ± ".join(said) or "none"

@@ -24,7 +24,7 @@ from hyena_dist.parallel.groups import Groups
 from hyena_dist.runtime.agree import agree, agree_at_length, broadcast
 from hyena_dist.runtime.files import write_whole
 from hyena_dist.tasks.baselines import kmer_baseline
-from hyena_dist.tasks.comparison import in_words, markdown, on_screen, summary
+from hyena_dist.tasks.comparison import OTHERS, in_words, markdown, on_screen, summary
 from hyena_dist.tasks.made_of import (
     RESULT,
     check_kmers,
@@ -39,7 +39,6 @@ from hyena_dist.tasks.probe import probe
 from hyena_dist.train.answers import Judgement
 from hyena_dist.train.convolutional import Convolutional
 from hyena_dist.train.finetuning import Finetuning
-from hyena_dist.train.history import Start
 from hyena_dist.train.predictions import Predictions
 from hyena_dist.train.prompting import Prompting
 from hyena_dist.train.session import open_trainer
@@ -79,6 +78,18 @@ def of_seed(config: Config, seed: int) -> Config:
     return replace(config, train=replace(config.train, seed=seed, run_dir=run_dir))
 
 
+def check_runs(config: Config, *, read: Callable[[int], Labelled], weights: Mapping[str, Tensor] | None) -> None:
+    """Refuse before anything is begun what `finetune` would refuse of the runs that there are.
+
+    Raises:
+        UserError: one was made of something else.
+    """
+    place = Place(Groups.single(), torch.device("cpu"), weights, None)
+    for seed in range(config.train.seed, config.train.seed + config.finetune.seeds):
+        run = of_seed(config, seed)
+        check_made_of(Path(run.train.run_dir), _made(run, read(seed), place))
+
+
 def finetune(config: Config, groups: Groups, device: torch.device, *, read: Callable[[int], Labelled],
              weights: Mapping[str, Tensor] | None, launchers: Sequence[psutil.Process] | None = None) -> str | None:
     """Every run that has no result yet, and then result.json and result.md in train.run_dir. Collective.
@@ -101,7 +112,8 @@ def finetune(config: Config, groups: Groups, device: torch.device, *, read: Call
                 found = _remembered(run, labelled, place, partial(_probed, run, labelled, place))
             else:
                 learns = Prompting if config.finetune.by_tokens else Finetuning
-                found = _trained(run, labelled, place, partial(learns, labelled=labelled, weights=weights))
+                found = _trained(run, labelled, place, partial(learns, labelled=labelled, weights=weights),
+                                 announced="fine-tuning")
             results.append({**found, "baselines": _beside(run, labelled, place)})
     except Stopped as stopped:
         return stopped.reason
@@ -115,13 +127,18 @@ def finetune(config: Config, groups: Groups, device: torch.device, *, read: Call
     return None
 
 
-def _trained(run: Config, labelled: Labelled, place: Place, objective: Callable[..., Finetuning]) -> dict[str, Any]:
+def _trained(run: Config, labelled: Labelled, place: Place, objective: Callable[..., Finetuning], *, announced: str
+             ) -> dict[str, Any]:
     """The result of a run of the trainer.
+
+    Args:
+        announced: what the steps are of that follow in the log.
 
     Raises:
         Stopped: before its end.
     """
     def compute() -> dict[str, Any]:
+        logger.info("seed %d: %s", run.train.seed, announced)
         with open_trainer(run, place.groups, place.device, launchers=place.launchers, objective=objective) as trainer:
             _keep(run, labelled, place)  # before there is a checkpoint, and after all that could refuse the run
             if reason := trainer.fit():
@@ -191,7 +208,8 @@ def _beside(run: Config, labelled: Labelled, place: Place) -> dict[str, Any]:
             continue  # a model that starts from nothing is its own comparison
         tune = replace(run.finetune, from_=None, trained="all", lr_decay=1.0, shots=None)
         train = replace(run.train, run_dir=str(Path(run.train.run_dir, name)))
-        one = _trained(replace(run, finetune=tune, train=train), labelled, place, objective)
+        one = _trained(replace(run, finetune=tune, train=train), labelled, place, objective,
+                       announced=f"now beside it: {OTHERS[name]}")
         found[name] = {key: one[key] for key in ("scores", "steps", "checkpoint")}
     return found
 
@@ -209,6 +227,7 @@ def _kmers(run: Config, labelled: Labelled, place: Place) -> dict[str, dict[str,
             there = read_found(path)
             check_kmers(path, there, made)
             return there
+        logger.info("seed %d: now beside it: %s", run.train.seed, OTHERS["kmers"])
         beside = (kmer_baseline(labelled, both_strands=both) if labelled.places is None else
                   place_baselines(labelled, both_strands=both, seed=run.train.seed))
         now = {**beside, "made_of": made}
@@ -229,9 +248,10 @@ def _judge(trainer: Trainer, config: Config, labelled: Labelled) -> dict[str, An
     if best is None:
         raise TrainingError(f"train.run_dir={config.train.run_dir} has no checkpoint with a validation loss: none of "
                             "its losses on valid was finite; lower optim.lr")
-    trainer.state.restore(Start(best, takes="weights"))
-    found = [task.predict(trainer.engine.module, split, trainer.watched) for split in ("valid", "test")
-             if split in labelled.splits]
+    splits = [split for split in ("valid", "test") if split in labelled.splits]
+    logger.info("judging the best weights, those of step %d, on %s", best.metadata["step"], " and ".join(splits))
+    trainer.state.load(best, weights_alone=True)
+    found = [task.predict(trainer.engine.module, split, trainer.watched) for split in splits]
     return {**_result_of(config, labelled, found, groups), "checkpoint": best.path.name, "steps": trainer.status.step}
 
 

@@ -14,7 +14,7 @@ from hyena_dist.config.errors import ConfigError, one_line, write_remedy
 from hyena_dist.config.plain import read_object
 from hyena_dist.parallel.groups import Groups
 from hyena_dist.runtime.agree import agree
-from hyena_dist.runtime.files import write_durably, write_whole
+from hyena_dist.runtime.files import check_directory, check_new, write_durably, write_whole
 from hyena_dist.runtime.run_lock import InUse, RunLock
 from hyena_dist.runtime.startup import refuse_differences
 
@@ -43,10 +43,7 @@ class Parts:
             ConfigError: one exists and is not of an earlier call that goes on now, or a directory is missing.
         """
         for option, path in files.items():
-            if path.exists() and not self.path.is_dir():
-                raise ConfigError(f"{option} {path}: exists: choose another, or remove it")
-            if not path.absolute().parent.is_dir():
-                raise ConfigError(f"{option} {path}: there is no directory {path.parent}: make it, or choose another")
+            (check_directory if self.path.is_dir() else check_new)(option, path)
 
     def begin(self, facts: Mapping[str, Any], groups: Groups) -> None:
         """Begin, or go on with what an earlier call has left there; on the first rank. Until its process ends, or the

@@ -17,6 +17,7 @@ from hyena_dist.model.pooled import PooledModel
 from hyena_dist.parallel.groups import Groups
 from hyena_dist.runtime.agree import agree_at_length, broadcast
 from hyena_dist.tasks.baselines import CHOOSES
+from hyena_dist.tasks.comparison import number
 from hyena_dist.tasks.features import distinct, features
 from hyena_dist.train.finetuning import Finetuning
 from hyena_dist.train.predictions import scores_of
@@ -95,7 +96,8 @@ def choose(labelled: Labelled, of_split: Mapping[str, np.ndarray], *, average: b
         answers = answer(model, "valid")
         value = scores_of(labelled.task, answers, labelled.targets("valid"))[chooses]
         tried.append({"probe": name, "strength": strength, chooses: value})
-        logger.info("probe: %s, strength %s: %s %s on valid", name, strength, chooses, value)
+        logger.info("probe: %s%s: %s %s on valid", name, "" if strength is None else f", strength {strength:g}",
+                    chooses, number(value))
         value = -np.inf if value is None else value
         if best is None or value > best[0]:
             best, chosen = (value, model, answers), tried[-1]

@@ -3,6 +3,7 @@
 import logging
 from typing import Any
 
+from hyena_dist.checkpoint.directory import Checkpoint
 from hyena_dist.checkpoint.format import load_checkpoint
 from hyena_dist.config.identity import identity, measured_alike
 from hyena_dist.config.load import dump_config
@@ -34,6 +35,14 @@ class RunState:
                 "loss_scale": None if scaler is None else scaler.state_dict(), "seconds": self.status.seconds,
                 "version": own_version()}
 
+    def load(self, checkpoint: Checkpoint, *, weights_alone: bool) -> dict[str, Any]:
+        """Load weights, and with them the moments unless they are wanted alone; returns the metadata. Collective.
+
+        Raises:
+            UserError: as of `restore`.
+        """
+        return load_checkpoint(checkpoint, self.engine, self.objective.table, self._groups, new_optimizer=weights_alone)
+
     def restore(self, start: Start) -> None:
         """Go on from a checkpoint; with its weights alone, at the start. Collective.
 
@@ -41,8 +50,7 @@ class RunState:
             UserError: it is damaged, or of another model or other data.
         """
         weights = start.takes == "weights"
-        metadata = load_checkpoint(start.checkpoint, self.engine, self.objective.table, self._groups,
-                                   new_optimizer=weights)
+        metadata = self.load(start.checkpoint, weights_alone=weights)
         logger.info("going on from the %s of %s, at step %d", start.takes, start.checkpoint.path, start.step)
         if weights:
             return

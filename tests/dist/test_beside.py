@@ -1,8 +1,11 @@
 """What stands beside a fine-tuning, and what takes no step: the CNN, the same model from nothing, and the probe on
 cached features, over data, context and tensor ranks, once each, and again after a stop."""
 
+import io
 import json
+import logging
 import os
+import re
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from rich.console import Console
 
 from hyena_dist.config.errors import UserError
 from hyena_dist.config.schema import Config
@@ -22,12 +26,13 @@ from hyena_dist.model.model import HyenaModel, build_model
 from hyena_dist.model.pooled import PooledModel
 from hyena_dist.parallel.groups import Groups, init_groups
 from hyena_dist.tasks import features as module
-from hyena_dist.tasks.comparison import markdown, summary
+from hyena_dist.tasks.comparison import in_words, markdown, on_screen, summary
 from hyena_dist.tasks.features import digest_of, distinct
 from hyena_dist.tasks.probe import choose
 from hyena_dist.train.convolutional import Convolutional
 from hyena_dist.train.finetuning import Finetuning
 from hyena_dist.train.metrics import read_rows
+from hyena_dist.train.predictions import METRICS
 from hyena_dist.train.session import open_trainer
 from tests.compare import rel
 from tests.dist.harness import run_distributed
@@ -229,7 +234,9 @@ def _labelled(directory: Path, task: str, labels: list[str]) -> Any:
 @pytest.mark.parametrize(("task", "labels"), [
     ("classification", ["a", "b"]), ("classification", ["a", "b", "c"]), ("multilabel", ["a", "b", "a;b", "-"]),
     ("regression", ["0.5", "1", "-2"])])
-def test_probes_of_every_task_learn_what_is_in_the_features(tmp_path: Path, task: str, labels: list[str]) -> None:
+def test_probes_of_every_task_learn_what_is_in_the_features(tmp_path: Path, task: str, labels: list[str],
+                                                            caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     labelled = _labelled(tmp_path, task, labels * 40)
     rng = np.random.default_rng(1)
     for told in (True, False):
@@ -247,6 +254,9 @@ def test_probes_of_every_task_learn_what_is_in_the_features(tmp_path: Path, task
         assert value > 0.8 if told else value < 0.75, "without what tells the label there is nothing to learn"
         assert answers["valid"].shape == (len(labelled.splits["valid"]), labelled.outputs)
         assert value == max(one[chosen["chosen_by"]] for one in chosen["tried"])
+    line = re.compile(r"probe: (forest|(logistic|ridge), strength (0.01|0.1|1|10)): \w+ (-?\d\.\d{4}|none) on valid")
+    assert all(line.fullmatch(record.getMessage()) for record in caplog.records)
+    assert len(caplog.records) == 2 * len(chosen["tried"])
 
 
 def test_features_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
@@ -287,3 +297,30 @@ def test_a_table_of_several_seeds() -> None:
     assert lines[3] == "| k-mer regression | 0.7500 ± 0.0000 | 0.2500 ± 0.0000 |"
     assert "- seeds 0, 1 collapsed: the model says the same of everything" in lines
     assert "- odd | letters" in lines
+
+
+def _screen(whole: dict[str, Any]) -> list[str]:
+    console = Console(width=80, file=io.StringIO())
+    console.print(on_screen(whole))
+    return console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("task", METRICS)
+def test_a_result_of_any_task_fits_on_the_screen(task: str) -> None:
+    scores = {**dict.fromkeys(METRICS[task], -0.049774), "sequences": 9, "collapsed": False}
+    one = {"task": task, "classes": ["a", "b"], "from": "runs/" + 60 * "a", "trained": "all", "pooling": "mean",
+           "rc": "none", "judged_on": "test", "notes": [], "seed": 0, "scores": {"test": scores},
+           "baselines": {name: {"scores": {"test": scores}} for name in ("kmers", "cnn", "scratch")}}
+    two = {**one, "seed": 1, "scores": {"test": {name: 0.5 for name in scores} | {"collapsed": False}}}
+    alone, several = summary([one]), summary([one, two])
+    for whole, own, others in ((alone, "-0.050", "-0.050"), (several, "0.225 ± 0.389", "-0.050 ± 0.000")):
+        head, line, *rows = _screen(whole)
+        assert [cell.strip() for cell in head.split("┃")] == ["on test", "this run", "kmers", "cnn", "scratch"]
+        assert set(line) == set("━╇")
+        assert len(rows) == len(METRICS[task]), "no row is folded"
+        for row in rows:
+            assert [cell.strip() for cell in row.split("│")[1:]] == [own, others, others, others]
+    assert in_words(alone)[0] == (f"test {METRICS[task][0]}: -0.0498; beside it kmers -0.0498, cnn -0.0498, scratch "
+                                  "-0.0498")
+    assert ": 0.2251, from -0.0498 to 0.5000 over 2 seeds; beside it " in in_words(several)[0]
+    assert "1 seed." in markdown(alone).splitlines()

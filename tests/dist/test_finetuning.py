@@ -3,10 +3,13 @@ ranks, and judges the weights of the best validation."""
 
 import io
 import json
+import logging
 import os
+import re
 import shutil
 import signal
-from contextlib import redirect_stderr
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -167,11 +170,27 @@ def _ask(directory: Path) -> None:
             ask(request, init_groups(context=context), torch.device("cpu"))
 
 
+@contextmanager
+def _logged() -> Iterator[io.StringIO]:
+    """What the log says meanwhile."""
+    root, handler = logging.getLogger(), logging.StreamHandler(io.StringIO())
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    try:
+        yield handler.stream
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(level)
+
+
 def _one_rank(directory: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     init_groups()
-    for pooling in ("max", "last"):
-        run(config_of(directory, f"alone-{pooling}", 1, pooling=pooling))
+    run(config_of(directory, "alone-max", 1, pooling="max"))
+    with _logged() as said:
+        run(config_of(directory, "alone-last", 1, pooling="last", baselines="kmers,cnn"))
+    found["said"] = said.getvalue()
     config = config_of(directory, "frozen", 1, from_="somewhere", trained="head")
     pretrained = build_model(replace(config, train=replace(config.train, seed=9)), Groups.single())
     weights = {name: weight.detach() for name, weight in pretrained.named_parameters()}
@@ -257,6 +276,16 @@ def test_context_ranks_change_nothing(runs: Any) -> None:
         assert [row.scored for row in split] == [row.scored for row in alone]
     assert [row.loss for row in rows(directory / "alone-max")] != pytest.approx(
         [row.loss for row in rows(directory / "alone-last")], rel=1e-3), "the control"
+
+
+def test_the_log_says_of_what_the_steps_are(runs: Any) -> None:
+    said = runs[2]["said"]
+    heads = [line for line in said.splitlines() if line.startswith(("seed 0: ", "judging ", "going on from "))]
+    assert heads[0] == "seed 0: fine-tuning"
+    assert re.fullmatch(r"judging the best weights, those of step (4|8|12), on valid and test", heads[1])
+    assert heads[2:4] == ["seed 0: now beside it: k-mer regression", "seed 0: now beside it: CNN, from nothing"]
+    assert heads[4].startswith("judging the best weights, those of step ")
+    assert len(heads) == 5
 
 
 def test_it_learns_and_says_so_beside_k_mers(runs: Any) -> None:

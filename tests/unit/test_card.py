@@ -43,6 +43,15 @@ def test_a_card_says_how_the_model_was_trained(tmp_path: Path) -> None:
                  "library_name: transformers", "trust_remote_code=True"):
         assert said in text, said
     assert "Not known" not in text
+    assert "Held-out bases: 1.2528" in text, "a checkpoint that does not say of how many"
+
+
+@pytest.mark.parametrize(("tokens", "said"), [
+    (None, "the whole validation split"),
+    (65536, "65,536 tokens (data.val_tokens) at even distances over the validation split")])
+def test_a_card_says_over_what_the_model_was_validated(tokens: int | None, said: str, tmp_path: Path) -> None:
+    text = card(checkpoint(tmp_path, RUN, IDENTITY | {"data.val_tokens": tokens}), tmp_path / "out")
+    assert f"Held-out bases, {said}: 1.2528 nats a base" in text
 
 
 @pytest.mark.parametrize("format", ["huggingface", "safetensors", "published"])

@@ -254,10 +254,13 @@ def test_classes_without_a_held_out_base_are_said(run_dir, tmp_path, capsys, cap
 
 def test_what_cannot_be_scored_or_written(run_dir, tmp_path, sets, capsys):
     build([Source(sets / "worm.fa")], tmp_path / "trains", Splits())
+    (tmp_path / "there.tsv").write_text("kept")
     for arguments, message in ((["--shards", str(tmp_path / "trains")], "trains: no bases of split val to score"),
                                (["--shards", str(tmp_path / "none")], "none: is no shard directory, nor one in which "),
                                (["--out", "a.xlsx"], "--out a.xlsx: name a file that ends in .json or .tsv"),
-                               (["--out", "no/where.tsv"], "--out no/where.tsv: there is no directory no")):
+                               (["--out", "no/where.tsv"], "--out no/where.tsv: there is no directory no"),
+                               (["--out", str(tmp_path / "there.tsv")], "there.tsv: exists: choose another")):
         assert main([str(run_dir), *arguments]) == 2
         assert message in capsys.readouterr().err
     assert main([str(run_dir), "--shards", str(tmp_path / "trains"), "--split", "train"]) == 0, "control"
+    assert (tmp_path / "there.tsv").read_text() == "kept"

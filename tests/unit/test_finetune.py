@@ -5,6 +5,10 @@ from pathlib import Path
 import pytest
 
 from hyena_dist.cli.finetune import main
+from hyena_dist.config.load import read_config
+from hyena_dist.data.labelled import reader_of
+from hyena_dist.tasks.finetune import of_seed
+from hyena_dist.tasks.made_of import keep_made_of, made_of
 
 RUN = ["--config", "finetune/gue", "--dry-run"]
 
@@ -26,6 +30,25 @@ def test_a_dry_run_says_what_is_in_a_table(tmp_path: Path, capsys: pytest.Captur
     assert "  from: null" in said.out
     assert "steps: 50" in said.out
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_refuses_what_the_run_would(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = [*RUN, f"train.run_dir={tmp_path / 'run'}", "finetune.epochs=400", "finetune.seeds=1"]
+    argv = [*run, f"finetune.table={gue(tmp_path / 'gue')}"]
+    assert main(argv) == 0
+    (tmp_path / "config.yaml").write_text(capsys.readouterr().out, encoding="utf-8")
+    config = of_seed(read_config(tmp_path / "config.yaml"), 0)
+    seed = tmp_path / "run/seed-0"
+    keep_made_of(seed, made_of(config, reader_of(config.finetune, most=config.model.max_seq_len)(0).digest(), None))
+    (seed / "result.json").write_text("{}", encoding="utf-8")
+    assert main(argv) == 0, "the control: the same is handed back"
+    capsys.readouterr()
+    other = gue(tmp_path / "other")
+    (other / "train.csv").write_text("sequence,label\nACGTC,0\nACCC,1\nTTACG,0\nGGC,1\n", encoding="utf-8")
+    assert main([*run, f"finetune.table={other}"]) == 2
+    said = capsys.readouterr()
+    assert "run/seed-0 holds a result or a run of other settings: finetune.table was " in said.err
+    assert (said.err.count("\n"), said.out) == (1, "")
 
 
 @pytest.mark.parametrize(("argument", "said"), [

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.start import COMMANDS, ROOT
 from hyena_dist.cli.main import COMMANDS as CALLED
+from hyena_dist.cli.main import main
 
 HEAVY = {"torch", "numpy", "scipy", "deepspeed", "megatron", "triton", "webdataset", "tensorboard", "matplotlib",
          "safetensors", "transformers"}
@@ -37,6 +38,13 @@ def test_help_imports_nothing_heavy(path: Path) -> None:
 @pytest.mark.parametrize("command", ["", *CALLED])
 def test_help_of_the_installed_command_imports_nothing_heavy(command: str) -> None:
     assert imported(str(ROOT / "hyena_dist/cli/main.py"), *filter(None, [command]), "--help") & HEAVY == set()
+
+
+def test_all_that_score_can_do_is_named_beside_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    entry = capsys.readouterr().out.partition("          score ")[2].partition("          convert ")[0]
+    named = ("variants", "report", "perplexity", "distance", "substitutions")
+    assert [word for word in named if word not in entry] == []
 
 
 def test_what_is_heavy_is_seen() -> None:

@@ -4,6 +4,8 @@ in; averaged over seeds, killed and gone on."""
 import csv
 import json
 import shutil
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import numpy as np
 import pytest
 
 from hyena_dist.cli.predict import main
+from hyena_dist.config.load import dump_config, read_config
+from hyena_dist.config.sections.finetune import FinetuneSection
 from hyena_dist.tasks.predict import answers
 from hyena_dist.train.predictions import probabilities
 from tests.finished import config_of, finish
@@ -102,7 +106,7 @@ def test_files_of_other_kinds_say_the_same(runs: dict[str, Path], tmp_path: Path
         (tmp_path / f"{contig}.bed").write_text("".join(
             f"{contig}\t{start}\t{end}\tpeak\t.\t{strand}\n" for start, end in zip(ends, ends[1:], strict=False)),
             encoding="utf-8")
-    for file, more, names in ((fasta, [], "{} of them"), (packed, [], "x{}"),
+    for file, more, names in ((fasta, [], "{}"), (packed, [], "x{}"),
                               *((tmp_path / f"{contig}.bed", ["--fasta", str(genome)], None)
                                 for contig in ("chr1", "chr2"))):
         out = tmp_path / f"{file.name}.tsv"
@@ -129,6 +133,9 @@ def test_seeds_are_averaged_before_the_softmax(runs: dict[str, Path], tmp_path: 
     assert np.abs(found["all"] - (found["0"] + found["1"]) / 2).max() > 1e-4, "the control: not of probabilities"
     said = capsys.readouterr()
     assert "10 sequences, classification by 2 seeds" in said.out
+    counts = "".join(f"  {count} sequence{'s' * (count > 1)}: class {answer}\n"
+                     for answer, count in Counter(table["answer"].to_pylist()).most_common())
+    assert said.out.endswith(counts)
     assert "sequences were longer than 64 bases, and their center part was kept" in said.err
     assert "are no A, C, G or T" in said.err
 
@@ -190,11 +197,14 @@ def test_what_does_not_fit_behind_examples_is_refused(runs: dict[str, Path], tmp
     assert "and the model takes 64 (model.max_seq_len): lower them, or shorten the" in capsys.readouterr().err
 
 
-def test_columns_that_are_called_as_ours_are_renamed(runs: dict[str, Path], tmp_path: Path) -> None:
+def test_columns_that_are_called_as_ours_are_renamed(runs: dict[str, Path], tmp_path: Path,
+                                                      capsys: pytest.CaptureFixture[str]) -> None:
     new, out = tmp_path / "new.csv", tmp_path / "answers.tsv"
     new.write_text("sequence,answer,class_answer,,a\nACGTACGT,1,2,3,4\n", encoding="utf-8")
     assert main(["--from", str(runs["multilabel"]), "--sequences", str(new), "--out", str(out)]) == 0
     row = read(out)[0]
+    words = {"-": "no label", "a": "label a", "answer": "label answer", "a;answer": "labels a;answer"}
+    assert capsys.readouterr().out.endswith(f"  1 sequence: {words[row['answer']]}\n")
     assert list(row) == ["name", "given_answer", "given_class_answer", "column", "given_a", "answer", "a",
                          "class_answer"]
     assert list(row.values())[1:5] == ["1", "2", "3", "4"]
@@ -230,6 +240,8 @@ NEW = "name,sequence\n1,ACGTACGT\n"
 MISTAKES = {
     "no run": ({}, ["--from", "nowhere"], "--from nowhere: there is no such directory"),
     "not ended": ({}, ["--from", "unfinished"], "unfinished: this fine-tuning has not ended, there is no result.json"),
+    "one seed not ended": ({}, ["--from", "begun"], "begun: this fine-tuning has not ended, there is no result.json"),
+    "a pretraining": ({}, ["--from", "pretrained"], "pretrained: is no fine-tuning, there is no result.json"),
     "no fine-tuning": ({}, ["--from", "."], "is no fine-tuning, there is no result.json"),
     "probe": ({}, ["--from", "probed"], "is of finetune.trained=probe, which keeps no model"),
     "too long": ({"new.csv": f"sequence\n{'A' * 65}\n"}, [], "new.csv: line 2: has 65 bases, and the model takes 64: "
@@ -250,6 +262,10 @@ def test_mistakes_are_one_line(files: dict[str, str], more: list[str], wanted: s
     monkeypatch.chdir(tmp_path)
     Path("unfinished/seed-0").mkdir(parents=True)
     Path("probed").mkdir()
+    for name, tune in (("begun", FinetuneSection(table="a.tsv")), ("pretrained", FinetuneSection())):
+        Path(name).mkdir()
+        config = replace(read_config(runs["regression"] / "seed-0/config.yaml"), finetune=tune)
+        Path(name, "config.yaml").write_text(dump_config(config), encoding="utf-8")
     Path("probed/result.json").write_text(json.dumps({"seed": 0, "classes": ["a"], "checkpoint": None, "sequences": "",
                                                       "trained": "probe"}), encoding="utf-8")
     for name, text in ({"new.csv": NEW} | files).items():

@@ -130,7 +130,7 @@ def test_every_group_is_that_of_the_bases_one_by_one(shards: Path, tmp_path: Pat
     for name, is_lower in (("lower", True), ("upper", False)):
         wanted["case", name] = [base[3] for base, low in zip(bases, lower, strict=True) if low == is_lower]
     for first, last in ((1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 32), (33, 64), (65, 80)):
-        name = "1" if last == 1 else f"{first} to {last}"
+        name = f"{last}" if first == last else f"{first} to {last}"
         wanted["position", name] = [loss for _, _, at, loss, _ in bases if first <= at <= last]
     wanted["context", "33 to 64"] = wanted["position", "33 to 64"]
     for context in (16, 32):

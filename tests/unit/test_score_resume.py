@@ -185,6 +185,7 @@ def test_a_call_that_read_nothing_leaves_nothing_that_refuses_the_next(inputs: P
 
 def test_options_that_would_do_nothing_are_refused(inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "s.tsv").write_text("outcome\tllr_mean\nscored\t1\n")
+    (tmp_path / "there.json").write_text("{}")
     report = ["report", f"{tmp_path}/s.tsv", "--label", "y"]
     shards = ["distance", "--from", f"{inputs}/model", "--shards", f"{inputs}/shards", "--out", f"{tmp_path}/d.tsv"]
     for bad, message in (([*shards, "--region", "1:1-400"], "--region 1:1-400: says where the slice in --fasta lies"),
@@ -194,6 +195,7 @@ def test_options_that_would_do_nothing_are_refused(inputs: Path, tmp_path: Path,
                          ([*report, "--picture", f"{tmp_path}/no/a.png"], "no/a.png: there is no directory"),
                          ([*report, "--json", f"{tmp_path}/no/a.json"], "no/a.json: there is no directory"),
                          ([*report, "--json", f"{tmp_path}/a.json.gz"], "a.json.gz: name a file that ends in .json"),
+                         ([*report, "--json", f"{tmp_path}/there.json"], "there.json: exists: choose another"),
                          (report, "s.tsv: has no column y: give one of outcome, llr_mean")):
         assert main(bad) == 2
         captured = capsys.readouterr()

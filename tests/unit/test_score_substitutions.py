@@ -82,7 +82,9 @@ def test_the_command_finds_what_is_planted(tmp_path: Path, capsys: pytest.Captur
     common = ["substitutions", "--from", str(tmp_path / "model"), "--shards", str(tmp_path / "shards"), "--most", "20",
               "--out"]
     assert main([*common, str(tmp_path / "s.tsv")]) == 0, capsys.readouterr().err
-    assert "## Classes that change" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "## Classes that change" in said
+    assert "| 1 substitution | 4 substitutions |" in said
     assert (tmp_path / "s.png").stat().st_size > 1000
     names, *rows = [line.split("\t") for line in (tmp_path / "s.tsv").read_text().splitlines() if line[:2] != "##"]
     found = {(row[0], row[1], int(row[2])): float(row[names.index("value")]) for row in rows}

@@ -438,6 +438,7 @@ def test_labelled_rows_that_are_left_out_are_counted(tmp_path: Path, capsys: pyt
 
     found, said = report([*scored, *copied, *lost])
     assert found["left_out"] == {"duplicate": 1, "ref_mismatch": 1, "no number in llr_site": 1, "no number in cadd": 1}
+    assert said.splitlines()[1] == "  9 alleles: 5 duplicate, 3 scored, 1 ref_mismatch"
     assert "4 rows with a label are left out of every number: 1 duplicate, 1 ref_mismatch" in said
     assert "2 of the rows below are of variants that have a row before them" in said
     variants = {worth["group"]: worth["variants"] for worth in found["worth"]}

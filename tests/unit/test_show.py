@@ -56,10 +56,11 @@ def test_mistakes_end_in_one_line(directory, tmp_path, capsys, monkeypatch):
     for arguments, status, message in (
             ([tmp_path / "none"], 2, "shards.json: cannot be read"),
             ([directory, "--picture", tmp_path / "a.xyz"], 2, "let its name end in .png or .pdf"),
-            ([directory, "--picture", tmp_path / "no/a.png"], 1, "change --picture")):
+            ([directory, "--picture", tmp_path / "no/a.png"], 2, "no/a.png: there is no directory")):
         assert show([str(argument) for argument in arguments]) == status
-        error = capsys.readouterr().err
+        shown, error = capsys.readouterr()
         assert message in error
+        assert shown == "", "nothing is said before the picture is known to have a place"
         assert error.count("\n") == 1
     imported = builtins.__import__
     monkeypatch.setattr(builtins, "__import__", lambda name, *rest: imported(

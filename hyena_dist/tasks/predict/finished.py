@@ -109,7 +109,7 @@ def _result(directory: Path) -> dict[str, Any]:
     """
     path = directory / RESULT
     if not path.exists():
-        if (directory / "config.yaml").exists() or any(directory.glob("seed-*")):
+        if _has_begun(directory):
             raise ConfigError(f"{directory}: this fine-tuning has not ended, there is no {RESULT}: give its command "
                               "again, which goes on where it was, or pick a finished seed with --seed")
         raise ConfigError(f"{directory}: is no fine-tuning, there is no {RESULT}: give the train.run_dir of one")
@@ -117,6 +117,12 @@ def _result(directory: Path) -> dict[str, Any]:
     if not ("seeds" in found or {"seed", "classes", "checkpoint", "sequences"} <= found.keys()):
         raise ConfigError(f"{path}: is no result of a fine-tuning: give the train.run_dir of one")
     return found
+
+
+def _has_begun(directory: Path) -> bool:
+    """Whether a fine-tuning has begun there: a run of another kind has a configuration, too, but no table of labels."""
+    config = directory / "config.yaml"
+    return any(directory.glob("seed-*")) or (config.exists() and bool(read_config(config).finetune.table))
 
 
 def _one(directory: Path) -> Finished:

@@ -330,11 +330,16 @@ def _rows(held_out: HeldOut, cells: np.ndarray, sums: _Sums, chains: Mapping[str
             rows += row(what, name, whole * inside, of_chains * inside)
     last = window.bit_length() - 1  # the position of the targets of every context
     for context, values in (*sums.contexts.items(), (1 << last, sums.positions[:, last : last + 1])):
-        rows += row("context", f"{context // 2 + 1:,} to {context:,}", values[:, 0], chains["positions"][:, :, last])
+        rows += row("context", _span(context // 2 + 1, context), values[:, 0], chains["positions"][:, :, last])
     for bits in range(sums.positions.shape[1]):
-        name = "1" if not bits else f"{(1 << bits - 1) + 1:,} to {min(1 << bits, window):,}"
+        name = _span(((1 << bits) >> 1) + 1, min(1 << bits, window))
         rows += row("position", name, sums.positions[:, bits], chains["positions"][:, :, bits])
     return rows
+
+
+def _span(first: int, last: int) -> str:
+    """The name of a row of these numbers of tokens."""
+    return f"{first:,} to {last:,}" if first < last else f"{last:,}"
 
 
 def _members(names: Sequence[Collection[str]]) -> list[tuple[str, np.ndarray]]:

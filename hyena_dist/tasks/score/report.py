@@ -18,7 +18,6 @@ finds unlikely is taken for harmful."""
 
 MOST_REASONS = 8
 """Reasons why rows have no label that are told apart, for a column may have thousands of values."""
-PICTURES = (".png", ".pdf")
 
 
 @dataclass(frozen=True)
@@ -188,6 +187,12 @@ def _counted(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} {cause}" for cause, count in counts.items())
 
 
+def outcomes(table: Table) -> str:
+    """How many rows have which outcome, in words."""
+    found = _column(table, "outcome")
+    return f"{len(found):,} alleles: {_counted(dict(Counter(found).most_common()))}"
+
+
 def remarks(table: Table, labels: Labels, others: Sequence[str]) -> list[str]:
     """What is to be known of the rows that are compared, and of those that are not."""
     found, without = [], left_out(table, labels, others)
@@ -231,27 +236,10 @@ def worths(table: Table, labels: Labels, others: Sequence[str]) -> list[Worth]:
     return found
 
 
-def check_picture(path: Path | None) -> None:
-    """Raises ConfigError: a picture cannot be drawn there."""
-    if path is None:
-        return
-    if path.suffix.lower() not in PICTURES:
-        raise ConfigError(f"--picture {path}: let its name end in {' or '.join(PICTURES)}")
-    if not path.absolute().parent.is_dir():
-        raise ConfigError(f"--picture {path}: there is no directory {path.parent}: make it, or choose another")
-
-
 def draw(table: Table, labels: Labels, found: Sequence[Worth], path: Path, title: str) -> None:
-    """Draw the ROC curve of each score over all variants.
+    """Draw the ROC curve of each score over all variants."""
+    import matplotlib
 
-    Raises:
-        ConfigError: matplotlib is missing.
-    """
-    try:
-        import matplotlib
-    except ImportError:
-        raise ConfigError(f"--picture {path}: is drawn by matplotlib; install it with pip install "
-                          "'hyena-dist[plots]'") from None
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
     from sklearn.metrics import roc_curve

@@ -37,7 +37,7 @@ def report(rows: Sequence[Row], facts: Mapping[str, Any], picture: str) -> str:
         counts, models = sorted({row.substitutions for row in chosen}), list(dict.fromkeys(row.model for row in chosen))
         cells = {(row.model, row.substitutions): _cell(row) for row in chosen}
         lines += [f"## {what[0].upper()}{what[1:]}", "", says, "",
-                  markdown([["", *(f"{count:,} substitutions" for count in counts)],
+                  markdown([["", *(f"{count:,} substitution{'s' * (count != 1)}" for count in counts)],
                             *([model, *(cells[model, count] for count in counts)] for model in models)])]
     return "\n".join(lines)
 
