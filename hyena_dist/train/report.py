@@ -27,8 +27,12 @@ EASIER = ("Validation lies below training. It scores other bases, which may be o
           "training loss is from before the step.")
 
 
-def write_report(run_dir: Path) -> Path | None:
-    """Draw every metric of the rows against training tokens; None without matplotlib or rows."""
+def write_report(run_dir: Path, scored_name: str = "bases") -> Path | None:
+    """Draw every metric of the rows against training tokens; None without matplotlib or rows.
+
+    Args:
+        scored_name: what the run's objective scores.
+    """
     try:
         import matplotlib
     except ImportError:
@@ -53,11 +57,13 @@ def write_report(run_dir: Path) -> Path | None:
     else:  # of labels
         _draw_points(top, series.get("loss", {}), smooth=True)
         top.set_ylabel("loss")
+        if series.get("loss"):
+            top.legend(fontsize=8)
     top.set_title(_title(run_dir.name, rows))
     all_axes = [top]
     for number, panel in enumerate(panels):
         axes = figure.add_subplot(grid[1 + number // 2, number % 2])
-        _draw_panel(axes, panel, series.get(panel, {}))
+        _draw_panel(axes, panel, series.get(panel, {}), scored_name)
         _draw_members(axes, {name: points for name, points in series.items() if name.startswith(f"{panel}/")})
         for name in series:
             if metric_of(name).beside == panel and (of_training := series[name].get("train")):
@@ -126,13 +132,15 @@ def _draw_perplexity(axes: Any, points: Points, floors: Sequence[float]) -> None
         axes.legend(loc="upper center", fontsize=8)
 
 
-def _draw_panel(axes: Any, name: str, points: Points) -> None:
+def _draw_panel(axes: Any, name: str, points: Points, scored_name: str) -> None:
     if name == "wall_time":
         seconds = max(value for _, values in points.values() for value in values)
         size, unit = next((size, unit) for size, unit in ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
                           if seconds >= 2 * size or size == 1)
-        points = {split: (tokens, [value / size for value in values]) for split, (tokens, values) in points.items()}
-        label, smooth = f"time since the first row [{unit}]", False
+        points, label, smooth = _divided(points, size), f"time since the first row [{unit}]", False
+    elif name == "scored":
+        size, unit = scale_of(max((value for _, values in points.values() for value in values), default=0))
+        points, label, smooth = _divided(points, size), f"{scored_name} scored{unit and f' [{unit}s]'}", True
     else:
         metric = metric_of(name)
         label, smooth = metric.label, metric.smooth
@@ -141,6 +149,10 @@ def _draw_panel(axes: Any, name: str, points: Points) -> None:
     _draw_points(axes, points, smooth=smooth, legend=False)
     axes.set_title(label, fontsize=9, loc="left")
     axes.tick_params(labelsize=8)
+
+
+def _divided(points: Points, unit: float) -> Points:
+    return {split: (tokens, [value / unit for value in values]) for split, (tokens, values) in points.items()}
 
 
 def _draw_members(axes: Any, series: Mapping[str, Points]) -> None:
