@@ -50,7 +50,7 @@ METRICS = (
     Metric("peak_memory_bytes", "peak memory of rank 0 [GiB]", unit=2.0**30),
     Metric("seq_len", "sequence length [tokens]"),
     Metric("scored", "scored", smooth=True),
-    Metric("epoch", "epochs of the training bases"),
+    Metric("epoch", "epochs of the training data"),
     Metric("source_perplexity", "perplexity per base, by source"),
     Metric("species_perplexity", "perplexity per base, by species"),
     Metric("case_perplexity", "perplexity per base, by case"),

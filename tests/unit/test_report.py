@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -108,13 +109,18 @@ def test_validation_below_training_is_explained_where_it_is_seen(tmp_path: Path,
 def test_floors_are_drawn_where_they_are_known(tmp_path: Path, figures: list[Figure],
                                                caplog: pytest.LogCaptureFixture) -> None:
     rows = [line(step, 4.0 - step / 100) for step in range(1, 41)]
-    floors = [3.9, 3.8, 3.7]
+    floors = [3.9, 3.8, 3.7, 3.801]  # of short training data the last is none of the best
     content = {"split": "val", "markov": floors}
     (tmp_path / EVALUATION).write_text(json.dumps(content))
     axes = draw(tmp_path, figures, *rows).axes[0]
     levels = {line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == ":"}
     assert levels == set(floors)
     assert "order 2: 3.7000" in [text.get_text() for text in axes.texts]
+    curves_end = max(axes.transData.transform(line.get_xydata())[:, 0].max() for line in axes.lines)
+    places = [text.get_window_extent() for text in axes.texts]
+    assert all(one.y1 < other.y0 or other.y1 < one.y0 for one, other in combinations(places, 2)), "none on another"
+    for place in places:
+        assert curves_end < place.x0 < place.x1 < axes.get_window_extent().x1, "beside all curves, and in the chart"
     for other in (json.dumps({**content, "split": "test"}), "{", "[]", '{"markov": 3, "split": "val"}'):
         (tmp_path / EVALUATION).write_text(other)
         axes = draw(tmp_path, figures, *rows).axes[0]
