@@ -16,7 +16,17 @@ from hyena_dist.config.sections.parallel import ParallelSection
 from hyena_dist.config.sections.train import TrainSection
 from hyena_dist.costs.devices import GPUS, find_gpu
 from hyena_dist.costs.engines import Layout
-from hyena_dist.costs.plan import Machines, Plan, candidates, fastest, fewest_gpus, longest, nearest
+from hyena_dist.costs.plan import (
+    LENGTH_STEP,
+    Machines,
+    Plan,
+    at_length,
+    candidates,
+    fastest,
+    fewest_gpus,
+    longest,
+    nearest,
+)
 from hyena_dist.costs.seconds import compute_seconds, gpu_rates, uses_kernels
 from hyena_dist.costs.traffic import links, step_traffic
 from hyena_dist.model.kinds import check, is_legal
@@ -177,10 +187,11 @@ def test_a_file_has_the_whole_table(capsys) -> None:
 
 
 def test_a_picture_has_the_bytes_of_every_length(tmp_path, capsys) -> None:
-    from hyena_dist.cli.plan_picture import bytes_by_length
+    from hyena_dist.cli.plan_picture import bytes_by_length, lengths_around
     length, path = 3 * 5 * 7 * 11 * 13, tmp_path / "plan.png"
     whole = Plan(config(length=length, batch=1), machines(gpus=1))
-    found = bytes_by_length(whole)
+    found = bytes_by_length(whole, lengths_around(length, 0))
+    assert max(found) == 2 * length
     assert found[length] == whole.categories
     totals = [sum(of.values()) for of in found.values()]
     assert all(after > 0.97 * before for before, after in zip(totals, totals[1:], strict=False)), "but for chunks"
@@ -191,6 +202,27 @@ def test_a_picture_has_the_bytes_of_every_length(tmp_path, capsys) -> None:
     for name, message, status in (("plan.txt", "let its name end in .png", 2), ("no/plan.png", "could not be", 1)):
         assert run("--picture", str(tmp_path / name)) == status
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("layers", "width", "length"), [(2, 64, 1024), (8, 256, MILLION), (8, 256, 8 * MILLION)])
+def test_a_picture_shows_where_the_memory_ends(tmp_path, monkeypatch, layers: int, width: int, length: int) -> None:
+    from matplotlib.figure import Figure
+
+    from hyena_dist.cli.plan_picture import draw_bytes
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: (drawn.append(figure), path.touch()))
+    whole = Plan(config(layers, width, length, batch=1), machines(gpus=1))
+    draw_bytes(whole, tmp_path / "plan.png")
+    [axes], memory = drawn[0].axes, whole.machines.gpu.memory / 2**30
+    lines = {line.get_label(): line for line in axes.lines}
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    assert bottom < lines["memory of h100"].get_ydata()[0] == memory < top
+    [longest] = [line.get_xdata()[0] for label, line in lines.items() if label.startswith("longest that fits")]
+    assert left < longest < right
+    assert left < length < right
+    assert (longest < length) == (not whole.fits)
+    assert Plan(at_length(whole.config, longest), whole.machines).fits
+    assert not Plan(at_length(whole.config, longest + LENGTH_STEP), whole.machines).fits
 
 
 def test_nothing_that_fits_is_said(capsys) -> None:
