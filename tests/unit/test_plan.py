@@ -1,7 +1,10 @@
 """The planner: what it lays out is legal, adds up and fits; what it writes passes a dry run; mistakes are refused."""
 
 import json
+import re
+import shlex
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -202,6 +205,24 @@ def test_a_picture_has_the_bytes_of_every_length(tmp_path, capsys) -> None:
     for name, message, status in (("plan.txt", "let its name end in .png", 2), ("no/plan.png", "could not be", 1)):
         assert run("--picture", str(tmp_path / name)) == status
         assert message in capsys.readouterr().err
+
+
+def test_the_page_has_the_numbers_that_its_first_command_prints(capsys) -> None:
+    page = (Path(__file__).parents[2] / "docs/planning.md").read_text("utf-8")
+    command = next(line for line in page.splitlines() if line.startswith("    python launchers/plan.py"))
+    assert plan.main(shlex.split(command)[2:]) == 0
+    said = capsys.readouterr().out
+    printed = {tuple(cell.strip() for cell in line.strip("│").split("│")) for line in said.splitlines() if "│" in line}
+    rows = [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in page.splitlines()
+            if line.startswith("| ") and "GiB" in line]
+    assert len(rows) == 5
+    assert set(rows) <= printed
+    answered = page.split("    longest length", 1)[1].split("\n\n", 1)[0]
+    for sentence in f"    longest length{answered}".splitlines():
+        assert sentence.strip().removesuffix(" ...") in said
+    legal, fit = re.search(r"\(([0-9,]+) layouts are legal, ([0-9,]+) fit\)", page).groups()
+    assert f"{legal} legal layouts" in said
+    assert f" {fit} fit;" in said
 
 
 @pytest.mark.parametrize(("layers", "width", "length"), [(2, 64, 1024), (8, 256, MILLION), (8, 256, 8 * MILLION)])
