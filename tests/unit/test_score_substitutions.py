@@ -17,7 +17,7 @@ from hyena_dist.data.splits import FractionSplits
 from hyena_dist.data.tokenizer import A, T, tokenizer_of
 from hyena_dist.tasks import markov
 from hyena_dist.tasks.score.substitutions import Row, aurocs, chain_surprise, planted, read_windows
-from hyena_dist.tasks.score.substitutions_report import draw
+from hyena_dist.tasks.score.substitutions_report import SITES, draw
 from tests.genomes import write_fasta
 from tests.unit.test_score_perplexity import model_of, shards  # noqa: F401 - a fixture
 
@@ -104,6 +104,9 @@ def test_the_command_finds_what_is_planted(tmp_path: Path, capsys: pytest.Captur
     assert (tmp_path / "s.png").stat().st_size > 1000
     names, *rows = [line.split("\t") for line in (tmp_path / "s.tsv").read_text().splitlines() if line[:2] != "##"]
     found = {(row[0], row[1], int(row[2])): float(row[names.index("value")]) for row in rows}
+    chains = {what: {model for model, of, _ in found if of == what} - {"model"} for what in ("accuracy", SITES)}
+    assert chains == {"accuracy": {f"chain of order {order}" for order in (2, 5, 7)},
+                      SITES: {f"chain of order {order}" for order in range(8)}}
     assert found["chain of order 7", "AUROC of the site", 1] > 0.95
     assert 0.3 < found["chain of order 0", "AUROC of the site", 1] < 0.7
     assert found["chain of order 5", "accuracy", 0] == 1
