@@ -175,6 +175,9 @@ def test_a_file_of_the_sample_is_named_where_it_lies():
     paths = [(where, Path(word.rpartition("=")[2])) for where, word in words]
     of_sample = [(where, path) for where, path in paths if path.name in names or path.parts[:2] == ("shards", "sample")]
     assert "docs/mixtures.md" in {where for where, _ in of_sample}
+    for page in (ROOT / "README.md", SAMPLE / "README.md", *(ROOT / "docs").rglob("*.md")):
+        found = re.findall(r"shards/sample/[\w.*]+\b", page.read_text("utf-8"))
+        of_sample += [(page.name, Path(path)) for path in found]
     assert not [f"{where}: {path}" for where, path in of_sample if not list(ROOT.glob(str(path)))]
 
 
