@@ -19,7 +19,8 @@ ACCELERATE := accelerate==1.12.0
 .PHONY: help setup quickstart test test-all transformers gpu gpu-kernels lint types clean
 
 help:
-	@echo "make quickstart  set-up, shards from shards/sample, pretrain on 2 processes (1 with one GPU), report (about 7 minutes)"
+	@echo "make quickstart  set-up, shards from shards/sample, pretrain on 2 processes (1 with one GPU), report:"
+	@echo "                 about four minutes on two CPU cores, set-up included"
 	@echo "make test        set-up and the fast tests, where there is a GPU those on it too"
 	@echo "make test-all    set-up and every test; takes long"
 	@echo "make transformers  transformers 4 and 5 with what their Trainer wants, which test-all then tests with exports"

@@ -27,6 +27,8 @@ made = model.generate(**batch, max_new_tokens=20, do_sample=True)
 ```
 
 `modeling_hyena_dist.py` beside this file is all the code that is run, and needs torch and transformers 4 or 5 alone.
+Under transformers 5 the line of the tokenizer prints "You are using a model of type `hyenadna` to instantiate a model
+of type ``": it is harmless, and says that without trust_remote_code no code for the model was looked at.
 `generate` reads the whole sequence again for every base; `hyena-dist generate` does not."""}
 """By format: how it is loaded where hyena_dist is not installed."""
 

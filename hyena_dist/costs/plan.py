@@ -198,20 +198,20 @@ def longest(config: Config, machines: Machines) -> tuple[int, Plan] | None:
         train = replace(split.train, micro_batch_size=1, activation_checkpointing="full",
                         global_batch_size=-(-config.train.global_batch_size // data) * data)
         base = replace(split, train=train, engine=replace(config.engine, name="deepspeed", zero_stage=3))
-        at_least = best[0] // LENGTH_STEP if best else 0
-        length = _longest_of(base, machines, at_least)
+        at_least = best[0] if best else 0
+        length = longest_of(base, machines, at_least)
         if length > at_least:
-            best = length * LENGTH_STEP, Plan(at_length(base, length * LENGTH_STEP), machines)
+            best = length, Plan(at_length(base, length), machines)
     return best
 
 
-def _longest_of(base: Config, machines: Machines, at_least: int) -> int:
-    """In LENGTH_STEP tokens, more than `at_least`; else 0."""
+def longest_of(base: Config, machines: Machines, at_least: int = 0) -> int:
+    """The longest data.seq_len that this layout trains, in tokens and more than `at_least`; else 0."""
     def fits(length: int) -> bool:
         config = at_length(base, length * LENGTH_STEP)
         return is_legal(config, world_size=machines.gpus) and Plan(config, machines).fits
 
-    low, high = at_least, at_least + 1
+    low, high = at_least // LENGTH_STEP, at_least // LENGTH_STEP + 1
     if not fits(high):
         return 0
     while fits(high):
@@ -219,7 +219,7 @@ def _longest_of(base: Config, machines: Machines, at_least: int) -> int:
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+    return low * LENGTH_STEP
 
 
 def at_length(config: Config, length: int) -> Config:

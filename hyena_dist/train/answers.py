@@ -74,6 +74,8 @@ class Answers(Protocol):
 
     metrics: Collection[str]
     """Names of what a `Judgement` scores."""
+    scored_name: str
+    """What the loss is the mean of, in the plural."""
     scale: Scale | None
     """By which numbers are learnt; None: the labels are classes."""
 
@@ -103,6 +105,8 @@ class Answers(Protocol):
 
 class WholeAnswers:
     """One answer for each sequence: a class, several of n, or a number."""
+
+    scored_name = "sequences"
 
     def __init__(self, labelled: Labelled, context: Axis) -> None:
         self._labelled = labelled

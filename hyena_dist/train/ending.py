@@ -44,14 +44,14 @@ def note_end(run: RunDirectory, state: RunState, groups: Groups, steady_rate: fl
                       parameters=sum(shape.numel() for shape in state.engine.parameter_shapes.values()))
     clear_requeue(run.path)
     logger.info(last_line(run.path, steps=status.step, seconds=status.seconds, rate=steady_rate, final=final, best=best,
-                          what=what, report=report_of(run.path)))
+                          what=what, report=report_of(run.path, state.objective.scored_name)))
 
 
-def report_of(run_dir: Path) -> Path | None:
+def report_of(run_dir: Path, scored_name: str) -> Path | None:
     """Draw the report of a run whose weights are saved: where it cannot be drawn, that is logged, and the run has not
     failed for it. None: there is no report."""
     try:
-        return write_report(run_dir)
+        return write_report(run_dir, scored_name)
     except OSError as error:
         logger.error("%s; the run is whole, and has no report", error)
         return None

@@ -83,6 +83,7 @@ class Finetuning:
         model = self._build(weights)
         self._answers: Answers = answers_of(labelled, self._section, model, groups.context)
         self.extras: Collection[str] = self._answers.metrics
+        self.scored_name = self._answers.scored_name
         self._multiple = model.token_multiple
         self.module: nn.Module = model.to(device)
         self.table: Table = scaled_by_depth(model.placement(), config.model.num_layers, self._section.lr_decay)

@@ -49,8 +49,8 @@ METRICS = (
     Metric("bandwidth", "share of the memory bandwidth", smooth=True),
     Metric("peak_memory_bytes", "peak memory of rank 0 [GiB]", unit=2.0**30),
     Metric("seq_len", "sequence length [tokens]"),
-    Metric("scored", "bases scored [thousands]", smooth=True, unit=1e3),
-    Metric("epoch", "epochs of the training bases"),
+    Metric("scored", "scored", smooth=True),
+    Metric("epoch", "epochs of the training data"),
     Metric("source_perplexity", "perplexity per base, by source"),
     Metric("species_perplexity", "perplexity per base, by species"),
     Metric("case_perplexity", "perplexity per base, by case"),
@@ -80,8 +80,8 @@ class Row:
     tokens: int
     """Training tokens seen so far, over all ranks."""
     scored: float | None = None
-    """Bases that `loss` is the mean of, over all ranks: of this step, or of the validation; where they have weights,
-    the sum of those."""
+    """Bases, or sequences of a fine-tuning, that `loss` is the mean of (`Objective.scored_name`), over all ranks: of
+    this step, or of the validation; where they have weights, the sum of those."""
     seq_len: int
     lr: float | None
     grad_norm: float | None

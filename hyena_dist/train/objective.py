@@ -76,6 +76,8 @@ class Objective(Protocol[B]):
     as that says, any other plainly."""
     has_perplexity: bool
     """Whether its loss is in nats per base, so that its exponential is a perplexity; the loss of a label is not."""
+    scored_name: str
+    """What it scores, in the plural, as `bases` or `sequences`."""
     no_batch: str
     """Why a batch may not come, and what to do; said after "a batch did not come for N s: "."""
     nothing_to_train: str

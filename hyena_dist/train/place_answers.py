@@ -32,6 +32,7 @@ class PlaceAnswers:
     """What the three have in common."""
 
     metrics: Collection[str]
+    scored_name: str
     scale: Scale | None = None
 
     def __init__(self, labelled: Labelled, section: FinetuneSection, model: BinMeans) -> None:
@@ -113,6 +114,7 @@ class BaseAnswers(PlaceAnswers):
     """A class for each base."""
 
     metrics: Collection[str] = ("accuracy", "f1_macro", "mcc")
+    scored_name = "bases"
     unknown = IGNORE
 
     def known(self, targets: Tensor) -> Tensor:
@@ -163,6 +165,7 @@ class BinAnswers(_Numbers):
     """Numbers for each bin, one for each track."""
 
     metrics: Collection[str] = ("pearson", "mean_squared_error")
+    scored_name = "numbers of bins"
 
     def tally(self, split: str) -> NumberTally:
         return bin_tally(self._labelled, split, self, self._mean)
@@ -172,6 +175,7 @@ class PairAnswers(_Numbers):
     """A number for each pair of bins."""
 
     metrics: Collection[str] = ("pearson", "stratum_pearson", "mean_squared_error")
+    scored_name = "pairs of bins"
     sides = 2
 
     def turn(self, array: Tensor) -> Tensor:

@@ -46,6 +46,7 @@ class Pretraining:
 
     name = PRETRAINING
     has_perplexity = True
+    scored_name = "bases"
     extras: Collection[str] = ()
     no_batch = ("a reader process stands still, or the file system of data.shards does not answer: look at both, and "
                 "resume with the same command; DEEPSPEED_TIMEOUT sets how many minutes ranks wait")

@@ -22,13 +22,19 @@ STEPS_PER_REACH = 20
 """A running median reaches one step to each side for as many steps of the run."""
 COLORS = {"train": "tab:blue", "val": "tab:red"}
 MAIN = ("loss", "perplexity")
+MARGIN = 1.12
+"""Where the top chart ends, in all tokens of the run, if what is beside its curves has names there."""
 EASIER = ("Validation lies below training. It scores other bases, which may be of other species or of regions that are "
           "easier to predict, such as repeats;\nand it scores the model after a step and without dropout, where a "
           "training loss is from before the step.")
 
 
-def write_report(run_dir: Path) -> Path | None:
-    """Draw every metric of the rows against training tokens; None without matplotlib or rows."""
+def write_report(run_dir: Path, scored_name: str = "bases") -> Path | None:
+    """Draw every metric of the rows against training tokens; None without matplotlib or rows.
+
+    Args:
+        scored_name: what the run's objective scores.
+    """
     try:
         import matplotlib
     except ImportError:
@@ -41,6 +47,7 @@ def write_report(run_dir: Path) -> Path | None:
     if not rows:
         return None
     unit, unit_name = scale_of(max(row.tokens for row in rows))
+    last = max(row.tokens for row in rows) / unit
     series = _series(rows, unit)
     panels = list(dict.fromkeys(name.partition("/")[0] for name in series
                                 if name not in MAIN and not metric_of(name).beside))
@@ -49,24 +56,25 @@ def write_report(run_dir: Path) -> Path | None:
     grid = figure.add_gridspec(lines + 1, 2, height_ratios=[2.2] + [1] * lines)
     top = figure.add_subplot(grid[0, :])
     if series["perplexity"]:
-        _draw_perplexity(top, series["perplexity"], _floors(run_dir / EVALUATION))
+        _draw_perplexity(top, series["perplexity"], _floors(run_dir / EVALUATION), last)
     else:  # of labels
         _draw_points(top, series.get("loss", {}), smooth=True)
         top.set_ylabel("loss")
+        if series.get("loss"):
+            top.legend(fontsize=8)
     top.set_title(_title(run_dir.name, rows))
     all_axes = [top]
     for number, panel in enumerate(panels):
         axes = figure.add_subplot(grid[1 + number // 2, number % 2])
-        _draw_panel(axes, panel, series.get(panel, {}))
+        _draw_panel(axes, panel, series.get(panel, {}), scored_name)
         _draw_members(axes, {name: points for name, points in series.items() if name.startswith(f"{panel}/")})
         for name in series:
             if metric_of(name).beside == panel and (of_training := series[name].get("train")):
                 axes.plot(*of_training, color="black", linewidth=1.0, label=metric_of(name).label)
                 axes.legend(fontsize=7)
         all_axes.append(axes)
-    last = max(row.tokens for row in rows) / unit
     for axes in all_axes:
-        axes.set_xlim(0, last * 1.01 or 1)
+        axes.set_xlim(0, last * (MARGIN if axes.texts else 1.01) or 1)
         axes.grid(alpha=0.3)
     for axes in all_axes[-2:] if panels else all_axes:
         axes.set_xlabel(f"training tokens{unit_name and f' [{unit_name}s]'}")
@@ -94,8 +102,9 @@ def _series(rows: Sequence[Row], unit: float) -> dict[str, Points]:
     return {name: points for name, points in found.items() if points or name == "perplexity"}
 
 
-def _draw_perplexity(axes: Any, points: Points, floors: Sequence[float]) -> None:
-    """Training and validation, with the loss as the scale on the right and the Markov chains that are known."""
+def _draw_perplexity(axes: Any, points: Points, floors: Sequence[float], last: float) -> None:
+    """Training and validation, with the loss as the scale on the right and the Markov chains that are known, whose
+    names stand beyond the last of the tokens, where no curve is."""
     import numpy as np
 
     _draw_points(axes, points, smooth=True)
@@ -109,15 +118,14 @@ def _draw_perplexity(axes: Any, points: Points, floors: Sequence[float]) -> None
         elif highest > 100 * lowest:
             axes.set_yscale("log")
     for order, floor in enumerate(floors):
-        axes.axhline(floor, color="tab:gray", linestyle=":", linewidth=0.9,
-                     label=f"Markov chains of order 0 to {len(floors) - 1}" if order == 0 else None)
+        axes.plot([0, last], [floor, floor], color="tab:gray", linestyle=":", linewidth=0.9,
+                  label=f"Markov chains of order 0 to {len(floors) - 1}" if order == 0 else None)
     bottom, top = axes.get_ylim()
-    labelled = math.inf
-    for order, floor in reversed(list(enumerate(floors))):  # the hardest to beat is labelled in any case
-        if bottom < floor < top and abs(floor - labelled) > 0.045 * (top - bottom):
-            axes.annotate(f"order {order}: {floor:.4f}", (0.99, floor), xycoords=("axes fraction", "data"), ha="right",
-                          va="center", fontsize=7, color="dimgray",
-                          bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.0})
+    labelled = -math.inf
+    for floor, order in sorted((floor, order) for order, floor in enumerate(floors)):  # the hardest to beat has a name
+        if bottom < floor < top and floor - labelled > 0.045 * (top - bottom):
+            axes.text(1.01 * last, floor, f"order {order}: {floor:.4f}", va="center", fontsize=7, color="dimgray",
+                      clip_on=True)
             labelled = floor
     right = axes.secondary_yaxis("right", functions=(lambda value: np.log(np.maximum(value, 1e-9)),
                                                      lambda loss: np.exp(np.minimum(loss, 700))))
@@ -126,13 +134,15 @@ def _draw_perplexity(axes: Any, points: Points, floors: Sequence[float]) -> None
         axes.legend(loc="upper center", fontsize=8)
 
 
-def _draw_panel(axes: Any, name: str, points: Points) -> None:
+def _draw_panel(axes: Any, name: str, points: Points, scored_name: str) -> None:
     if name == "wall_time":
         seconds = max(value for _, values in points.values() for value in values)
         size, unit = next((size, unit) for size, unit in ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
                           if seconds >= 2 * size or size == 1)
-        points = {split: (tokens, [value / size for value in values]) for split, (tokens, values) in points.items()}
-        label, smooth = f"time since the first row [{unit}]", False
+        points, label, smooth = _divided(points, size), f"time since the first row [{unit}]", False
+    elif name == "scored":
+        size, unit = scale_of(max((value for _, values in points.values() for value in values), default=0))
+        points, label, smooth = _divided(points, size), f"{scored_name} scored{unit and f' [{unit}s]'}", True
     else:
         metric = metric_of(name)
         label, smooth = metric.label, metric.smooth
@@ -141,6 +151,10 @@ def _draw_panel(axes: Any, name: str, points: Points) -> None:
     _draw_points(axes, points, smooth=smooth, legend=False)
     axes.set_title(label, fontsize=9, loc="left")
     axes.tick_params(labelsize=8)
+
+
+def _divided(points: Points, unit: float) -> Points:
+    return {split: (tokens, [value / unit for value in values]) for split, (tokens, values) in points.items()}
 
 
 def _draw_members(axes: Any, series: Mapping[str, Points]) -> None:

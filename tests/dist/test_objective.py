@@ -96,6 +96,7 @@ class Classification:
 
     name = "classification"
     has_perplexity = False
+    scored_name = "windows"
     extras = ("accuracy",)
     no_batch = "they are made here, and need no file"
     nothing_to_train = NOTHING

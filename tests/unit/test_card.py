@@ -59,7 +59,7 @@ def test_a_card_says_what_is_not_known(format: str, tmp_path: Path) -> None:
     text = card(save(tmp_path / "model"), tmp_path / "out", format)
     assert text.count("Not known: the files that it was exported from do not say.") == 2
     assert "This checkpoint was not validated." in text
-    assert ("transformers" in text) == (format == "huggingface")
+    assert ("transformers" in text) == ('": it is harmless' in text) == (format == "huggingface")
 
 
 def test_a_checkpoint_between_two_validations_has_the_best_of_its_run(tmp_path: Path) -> None:

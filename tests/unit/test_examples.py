@@ -35,6 +35,7 @@ from hyena_dist.cli import (
 )
 
 ROOT = Path(__file__).parents[2]
+SAMPLE = ROOT / "shards" / "sample"
 EXAMPLE = re.compile(r"^(?:[ #$]|examples?:)*((?:[A-Z_]+=\S+ )*(?:(?:deepspeed|torchrun|srun|sbatch) -|"
                      r"hyena-dist |python3? (?:launchers|shards)/)[^`|]*)$")
 TASKS_PER_NODE = 8  # of the batch script
@@ -117,6 +118,8 @@ def write_genomes(arguments: list[str]) -> None:
         for place, word in enumerate(arguments):
             if word == "--bed":
                 Path(arguments[place + 1]).write_text("chr1 0 2000 train\nchr1 2000 3000 valid\n")
+        if Path(path).exists():  # of the sample
+            continue
         Path(path).write_text("".join(f">{name}\n{''.join(draw.choice(list('ACGT'), 3000))}\n" for name in names))
 
 
@@ -125,6 +128,8 @@ def elsewhere(tmp_path, monkeypatch):
     """An empty directory with what a checkout has; no launcher's variables."""
     for name in ("configs", "launchers", "docs", "benchmarks"):
         (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards/sample").symlink_to(SAMPLE)
     monkeypatch.chdir(tmp_path)
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
@@ -162,6 +167,24 @@ def run(command: str, monkeypatch) -> int:
 def test_an_example_passes_its_own_checks(where, command, monkeypatch, capsys):
     assert run(command, monkeypatch) == 0, f"{where}: {command}: {capsys.readouterr().err}"
     assert "error" not in capsys.readouterr().err
+
+
+def test_a_file_of_the_sample_is_named_where_it_lies():
+    names = {path.name for path in SAMPLE.iterdir()}
+    words = [(where, word) for where, said in EXAMPLES for word in shlex.split(said, comments=True)]
+    paths = [(where, Path(word.rpartition("=")[2])) for where, word in words]
+    of_sample = [(where, path) for where, path in paths if path.name in names or path.parts[:2] == ("shards", "sample")]
+    assert "docs/mixtures.md" in {where for where, _ in of_sample}
+    for page in (ROOT / "README.md", SAMPLE / "README.md", *(ROOT / "docs").rglob("*.md")):
+        found = re.findall(r"shards/sample/[\w.*]+\b", page.read_text("utf-8"))
+        of_sample += [(page.name, Path(path)) for path in found]
+    assert not [f"{where}: {path}" for where, path in of_sample if not list(ROOT.glob(str(path)))]
+
+
+def test_the_quickstart_takes_as_long_wherever_it_is_said():
+    for name in ("README.md", "Makefile", "configs/quickstart.yaml"):
+        said = re.findall(r"\w+ minutes on two CPU cores", (ROOT / name).read_text("utf-8"))
+        assert said == ["four minutes on two CPU cores"], name
 
 
 def test_examples_are_found():

@@ -1,7 +1,10 @@
 """The planner: what it lays out is legal, adds up and fits; what it writes passes a dry run; mistakes are refused."""
 
 import json
+import re
+import shlex
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +19,17 @@ from hyena_dist.config.sections.parallel import ParallelSection
 from hyena_dist.config.sections.train import TrainSection
 from hyena_dist.costs.devices import GPUS, find_gpu
 from hyena_dist.costs.engines import Layout
-from hyena_dist.costs.plan import Machines, Plan, candidates, fastest, fewest_gpus, longest, nearest
+from hyena_dist.costs.plan import (
+    LENGTH_STEP,
+    Machines,
+    Plan,
+    at_length,
+    candidates,
+    fastest,
+    fewest_gpus,
+    longest,
+    nearest,
+)
 from hyena_dist.costs.seconds import compute_seconds, gpu_rates, uses_kernels
 from hyena_dist.costs.traffic import links, step_traffic
 from hyena_dist.model.kinds import check, is_legal
@@ -177,10 +190,11 @@ def test_a_file_has_the_whole_table(capsys) -> None:
 
 
 def test_a_picture_has_the_bytes_of_every_length(tmp_path, capsys) -> None:
-    from hyena_dist.cli.plan_picture import bytes_by_length
+    from hyena_dist.cli.plan_picture import bytes_by_length, lengths_around
     length, path = 3 * 5 * 7 * 11 * 13, tmp_path / "plan.png"
     whole = Plan(config(length=length, batch=1), machines(gpus=1))
-    found = bytes_by_length(whole)
+    found = bytes_by_length(whole, lengths_around(length, 0))
+    assert max(found) == 2 * length
     assert found[length] == whole.categories
     totals = [sum(of.values()) for of in found.values()]
     assert all(after > 0.97 * before for before, after in zip(totals, totals[1:], strict=False)), "but for chunks"
@@ -193,6 +207,45 @@ def test_a_picture_has_the_bytes_of_every_length(tmp_path, capsys) -> None:
         shown, error = capsys.readouterr()
         assert message in error
         assert shown == ""
+
+
+def test_the_page_has_the_numbers_that_its_first_command_prints(capsys) -> None:
+    page = (Path(__file__).parents[2] / "docs/planning.md").read_text("utf-8")
+    command = next(line for line in page.splitlines() if line.startswith("    python launchers/plan.py"))
+    assert plan.main(shlex.split(command)[2:]) == 0
+    said = capsys.readouterr().out
+    printed = {tuple(cell.strip() for cell in line.strip("│").split("│")) for line in said.splitlines() if "│" in line}
+    rows = [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in page.splitlines()
+            if line.startswith("| ") and "GiB" in line]
+    assert len(rows) == 5
+    assert set(rows) <= printed
+    answered = page.split("    longest length", 1)[1].split("\n\n", 1)[0]
+    for sentence in f"    longest length{answered}".splitlines():
+        assert sentence.strip().removesuffix(" ...") in said
+    legal, fit = re.search(r"\(([0-9,]+) layouts are legal, ([0-9,]+) fit\)", page).groups()
+    assert f"{legal} legal layouts" in said
+    assert f" {fit} fit;" in said
+
+
+@pytest.mark.parametrize(("layers", "width", "length"), [(2, 64, 1024), (8, 256, MILLION), (8, 256, 8 * MILLION)])
+def test_a_picture_shows_where_the_memory_ends(tmp_path, monkeypatch, layers: int, width: int, length: int) -> None:
+    from matplotlib.figure import Figure
+
+    from hyena_dist.cli.plan_picture import draw_bytes
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: (drawn.append(figure), path.touch()))
+    whole = Plan(config(layers, width, length, batch=1), machines(gpus=1))
+    draw_bytes(whole, tmp_path / "plan.png")
+    [axes], memory = drawn[0].axes, whole.machines.gpu.memory / 2**30
+    lines = {line.get_label(): line for line in axes.lines}
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    assert bottom < lines["memory of h100"].get_ydata()[0] == memory < top
+    [longest] = [line.get_xdata()[0] for label, line in lines.items() if label.startswith("longest that fits")]
+    assert left < longest < right
+    assert left < length < right
+    assert (longest < length) == (not whole.fits)
+    assert Plan(at_length(whole.config, longest), whole.machines).fits
+    assert not Plan(at_length(whole.config, longest + LENGTH_STEP), whole.machines).fits
 
 
 def test_nothing_that_fits_is_said(capsys) -> None:

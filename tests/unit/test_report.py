@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +73,26 @@ def test_every_metric_has_a_panel_and_so_has_one_that_nobody_declared(tmp_path: 
               **{f"{name}/{of}": 1.5 for name in of_several for of in ("human", "worm")}}
     figure = draw(tmp_path, figures, *(line(step, 4.0, **extras) for step in range(1, 5)), line(4, 3.9, "val"))
     drawn = {axes.get_title(loc="left") for axes in figure.axes[1:]}
-    wanted = {metric.label for metric in METRICS if metric.name not in ("loss", "perplexity") and not metric.beside}
-    assert drawn == wanted | {"of a newer version", "time since the first row [s]"}
+    wanted = {metric.label for metric in METRICS
+              if metric.name not in ("loss", "perplexity", "scored") and not metric.beside}
+    assert drawn == wanted | {"bases scored", "of a newer version", "time since the first row [s]"}
     [speed] = [axes for axes in figure.axes if axes.get_title(loc="left").startswith("tokens/s")]
     assert [text.get_text() for text in speed.get_legend().get_texts()] == ["steady"]
     assert figure.axes[0].get_title() == f"{tmp_path.name}: 4 steps, 32,768 tokens, 0.01 epochs, 3 s"
+
+
+@pytest.mark.parametrize(("scored", "label"), [(32, "sequences scored"), (32_000, "sequences scored [thousands]")])
+def test_a_fine_tuning_says_which_line_is_which_and_what_is_counted(tmp_path: Path, figures: list[Figure], scored: int,
+                                                                    label: str) -> None:
+    rows = [line(step, 1.9, scored=scored) for step in range(1, 5)] + [line(4, 1.8, "val", scored=scored)]
+    of_labels = [json.dumps({name: value for name, value in json.loads(row).items() if name != "perplexity"})
+                 for row in rows]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(of_labels))
+    write_report(tmp_path, "sequences")
+    assert legend(figures[-1]) == ["training", f"validation (last {math.log(1.8):.4f})"]
+    [counted] = [axes for axes in figures[-1].axes if "scored" in axes.get_title(loc="left")]
+    assert counted.get_title(loc="left") == label
+    assert counted.lines[0].get_ydata()[0] == 32
 
 
 def test_validation_below_training_is_explained_where_it_is_seen(tmp_path: Path, figures: list[Figure]) -> None:
@@ -93,13 +109,18 @@ def test_validation_below_training_is_explained_where_it_is_seen(tmp_path: Path,
 def test_floors_are_drawn_where_they_are_known(tmp_path: Path, figures: list[Figure],
                                                caplog: pytest.LogCaptureFixture) -> None:
     rows = [line(step, 4.0 - step / 100) for step in range(1, 41)]
-    floors = [3.9, 3.8, 3.7]
+    floors = [3.9, 3.8, 3.7, 3.801]  # of short training data the last is none of the best
     content = {"split": "val", "markov": floors}
     (tmp_path / EVALUATION).write_text(json.dumps(content))
     axes = draw(tmp_path, figures, *rows).axes[0]
     levels = {line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == ":"}
     assert levels == set(floors)
     assert "order 2: 3.7000" in [text.get_text() for text in axes.texts]
+    curves_end = max(axes.transData.transform(line.get_xydata())[:, 0].max() for line in axes.lines)
+    places = [text.get_window_extent() for text in axes.texts]
+    assert all(one.y1 < other.y0 or other.y1 < one.y0 for one, other in combinations(places, 2)), "none on another"
+    for place in places:
+        assert curves_end < place.x0 < place.x1 < axes.get_window_extent().x1, "beside all curves, and in the chart"
     for other in (json.dumps({**content, "split": "test"}), "{", "[]", '{"markov": 3, "split": "val"}'):
         (tmp_path / EVALUATION).write_text(other)
         axes = draw(tmp_path, figures, *rows).axes[0]
@@ -121,11 +142,11 @@ def test_rows_of_any_size_are_drawn(tmp_path: Path, figures: list[Figure], rows:
 
 def test_a_run_whose_report_cannot_be_written_has_not_failed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "metrics.jsonl").write_text(line(1, 4.0) + "\n")
-    assert report_of(tmp_path) == tmp_path / "report.png"
+    assert report_of(tmp_path, "bases") == tmp_path / "report.png"
     assert caplog.text == ""
     (tmp_path / "report.png").unlink()
     (tmp_path / "report.png").mkdir()
-    assert report_of(tmp_path) is None
+    assert report_of(tmp_path, "bases") is None
     assert "report.png: could not be written (Is a directory): change train.run_dir; the run is whole" in caplog.text
     with pytest.raises(OSError, match=r"report.png: could not be written"):
         write_report(tmp_path)

@@ -189,7 +189,7 @@ def test_a_parabola_without_a_lowest_point_among_its_sizes_is_not_bracketed() ->
              enumerate((1e6, 2e6, 4e6, 9e6))]
     curves = parabolas(choose(rows)[0])
     assert curves[-1].size is None
-    found = analyse(rows, resamples=20)
+    found = analyse(rows, resamples=5)
     assert any("not bracketed at 9e+15" in warning and "add smaller sizes" in warning for warning in found.warnings)
     whole = parabolas(choose(sweep())[0])
     assert sum(curve.size is not None for curve in whole) >= 3, "the control"
@@ -201,7 +201,7 @@ def test_epochs_are_told_apart_and_warned_of() -> None:
     rows = sweep()
     for r in rows[::6]:
         r["epochs"], r["loss"] = 6.0, r["loss"] * 1.1
-    found = analyse(rows, resamples=20)
+    found = analyse(rows, resamples=5)
     assert [fitted.name for fitted in found.fits] == ["runs of at most one epoch", "all runs"]
     assert found.fits[0].law.runs == 25
     text = " ".join(found.warnings)
@@ -214,7 +214,7 @@ def test_runs_are_told_apart_only_where_either_part_varies_as_all_do(tmp_path: P
     """What repeats its data has the most tokens: the rest have one number of tokens, and no law in them."""
     rows = [row(10 * i + j, params=10000 * 2**i, tokens=1000000 * 2**j, epochs=0.4 * 2**j, flops=1e12 * 2.0**(i + j),
                 loss=1.2 + 3 * (1e4 * 2**i)**-0.3 + 20 * (1e6 * 2**j)**-0.4) for i in range(6) for j in (1, 2, 3)]
-    found = analyse(rows, resamples=20)
+    found = analyse(rows, resamples=5)
     assert [fitted.name for fitted in found.fits] == ["all runs"]
     assert found.fits[0].law.axes == ("N", "D")
     assert any("too few of either to fit them apart" in warning for warning in found.warnings)
@@ -263,6 +263,25 @@ def test_few_runs_get_a_report_that_says_what_they_do_not_say(tmp_path: Path) ->
     text = (tmp_path / "report.md").read_text("utf-8")
     assert "There is no law: all runs: neither weights nor tokens nor length has three values" in text
     assert not (tmp_path / "profile.png").exists(), "a picture of other runs does not stay"
+
+
+@pytest.mark.parametrize("tokens", [1, 2], ids=["one token count", "several"])
+def test_a_colour_bar_is_of_several_values_and_a_title_of_a_law_that_is_drawn(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
+    from matplotlib.figure import Figure
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    monkeypatch.setattr(pictures, "write_whole", lambda path, write: write(path))
+    rows = [row(i, params=10**5 * 2**i, tokens=12_288 * 2**(i % tokens), loss=1.2 + 0.3 / 2**(0.3 * i))
+            for i in range(6)]
+    pictures.draw_loss(analyse(rows, resamples=5), tmp_path / "loss.png")
+    panels = [axes for axes in drawn[0].axes if axes.get_title(loc="left")]
+    bars = [axes.get_ylabel() for axes in drawn[0].axes if axes not in panels]
+    texts = [text.get_text() for axes in panels for text in axes.texts]
+    assert ("training tokens D" in bars) == (tokens > 1)
+    assert ("training tokens D: 12,288 in every run" in texts) == (tokens == 1)
+    title = drawn[0].get_suptitle()
+    assert ("law" in title) == any(axes.lines for axes in panels)
 
 
 def test_without_matplotlib_there_is_a_report_without_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

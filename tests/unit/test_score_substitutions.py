@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from hyena_dist.cli.score import main
 from hyena_dist.convert import write_model
@@ -15,7 +16,8 @@ from hyena_dist.data.pool import Pool
 from hyena_dist.data.splits import FractionSplits
 from hyena_dist.data.tokenizer import A, T, tokenizer_of
 from hyena_dist.tasks import markov
-from hyena_dist.tasks.score.substitutions import aurocs, chain_surprise, planted, read_windows
+from hyena_dist.tasks.score.substitutions import Row, aurocs, chain_surprise, planted, read_windows
+from hyena_dist.tasks.score.substitutions_report import SITES, draw
 from tests.genomes import write_fasta
 from tests.unit.test_score_perplexity import model_of, shards  # noqa: F401 - a fixture
 
@@ -68,6 +70,22 @@ def test_a_known_order_of_surprise() -> None:
     assert aurocs(np.array([[1.0, 1.0, 2.0, np.nan]]), changed)[0] == 0.25
 
 
+def test_a_picture_names_its_share_and_has_intervals_and_a_legend_beside_the_points(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    rows = [Row(model, what, count, 20, 0.9, 0.8, 0.97) for model in ("model", "chain of order 7")
+            for what, counts in (("AUROC of the site", (1,)), ("outputs that move", (1, 4, 16))) for count in counts]
+    draw(rows, tmp_path / "s.png", "title")
+    [drawn], (_, right) = figures, figures[0].axes
+    drawn.draw_without_rendering()
+    assert right.get_ylabel() == "share of outputs that move\nby more than 0.05 standard deviations"
+    assert [text.get_text() for text in right.get_xticklabels()] == ["1", "4", "16"]
+    assert drawn.legends[0].get_window_extent().x0 > right.get_window_extent().x1
+    found = [line[:, 1].tolist() for bars in right.containers for line in bars.lines[2][0].get_segments()]
+    assert found == [pytest.approx([0.8, 0.97])] * 6
+
+
 def test_the_command_finds_what_is_planted(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Two species, each a repeated word with few errors: a chain of order 5 knows every base, one of order 0 none."""
     files = []
@@ -88,6 +106,9 @@ def test_the_command_finds_what_is_planted(tmp_path: Path, capsys: pytest.Captur
     assert (tmp_path / "s.png").stat().st_size > 1000
     names, *rows = [line.split("\t") for line in (tmp_path / "s.tsv").read_text().splitlines() if line[:2] != "##"]
     found = {(row[0], row[1], int(row[2])): float(row[names.index("value")]) for row in rows}
+    chains = {what: {model for model, of, _ in found if of == what} - {"model"} for what in ("accuracy", SITES)}
+    assert chains == {"accuracy": {f"chain of order {order}" for order in (2, 5, 7)},
+                      SITES: {f"chain of order {order}" for order in range(8)}}
     assert found["chain of order 7", "AUROC of the site", 1] > 0.95
     assert 0.3 < found["chain of order 0", "AUROC of the site", 1] < 0.7
     assert found["chain of order 5", "accuracy", 0] == 1

@@ -11,6 +11,7 @@ from hyena_dist.runtime.files import write_whole
 from hyena_dist.tasks.scaling.analysis import Analysis, Fitted
 from hyena_dist.tasks.scaling.fit import BOX, Array, profile, profile_line, threshold
 from hyena_dist.tasks.scaling.points import Point, lengths_at_fixed_compute
+from hyena_dist.train.wording import amount
 
 LABELS = {"N": "weights N", "D": "training tokens D", "T": "window length T [tokens]",
           "C": "operations C [FLOPs]"}
@@ -71,6 +72,19 @@ def colours(values: Array) -> tuple[Any, Any]:
     return LogNorm(low / 1.001, high * 1.001), colormaps["viridis"]
 
 
+def coloured(axes: Any, x: Sequence[float], y: Sequence[float], axis: str, values: Array) -> tuple[Any, Any]:
+    """Draw points in the colours of a quantity, by its name, beside its colour bar, or beside its value where that is
+    the same of all; returns the scale and the map of the colours."""
+    norm, cmap = colours(values)
+    drawn = axes.scatter(x, y, c=values, norm=norm, cmap=cmap, s=22, edgecolor="white", linewidth=0.4, zorder=3)
+    if values.min() < values.max():
+        axes.figure.colorbar(drawn, ax=axes, label=LABELS[axis], pad=0.01)
+    else:
+        axes.annotate(f"{LABELS[axis]}: {amount(float(values[0]))} in every run", (1.01, 0.5),
+                      xycoords="axes fraction", rotation=90, va="center")
+    return norm, cmap
+
+
 def log_x(axes: Any, axis: str) -> None:
     """A logarithmic scale of a quantity, by its name."""
     axes.set_xscale("log", base=2 if axis == "T" else 10)
@@ -95,9 +109,11 @@ def draw_loss(found: Analysis, path: Path) -> bool:
             else:
                 _against(axes, found, panel)
             axes.set_ylabel("validation loss [nats]")
-        drawn.suptitle("Loss of every run" + ("" if found.main is None else ", and the law through them"
-                                               if found.main.trust.identified else
-                                               ", and a law that these runs do not identify"))
+        title, main = "Loss of every run", found.main
+        if main is not None and not {"N", "D"}.isdisjoint(main.law.axes):
+            title += (", and the law through them" if main.trust.identified else
+                      ", and a law that these runs do not identify")
+        drawn.suptitle(title)
     return True
 
 
@@ -106,19 +122,16 @@ def _against(axes: Any, found: Analysis, panel: str) -> None:
     values = {"N": np.array([point.params for point in found.points]),
               "D": np.array([point.tokens for point in found.points])}
     other = "D" if panel == "N" else "N"
-    norm, cmap = colours(values[other])
     loss = [point.loss for point in found.points]
-    drawn = axes.scatter(values[panel], loss, c=values[other], norm=norm, cmap=cmap, s=22, edgecolor="white",
-                         linewidth=0.4, zorder=3)
-    axes.figure.colorbar(drawn, ax=axes, label=LABELS[other], pad=0.01)
+    norm, cmap = coloured(axes, values[panel], loss, other, values[other])
     log_x(axes, panel)
     main = found.main
-    if main is not None and main.law.axes[:2] == ("N", "D"):
+    if main is not None and panel in main.law.axes:
         line = np.geomspace(values[panel].min() / 1.3, values[panel].max() * 1.3, 100)
         top = max(loss) + 0.06 * (max(loss) - min(loss))
-        for at in np.quantile(values[other], [0.0, 0.25, 0.5, 0.75, 1.0], method="nearest"):
-            x = np.column_stack([line, np.full(100, at)] if panel == "N" else [np.full(100, at), line])
-            curve = main.law(_with_length(main, x))
+        for at in np.unique(np.quantile(values[other], [0.0, 0.25, 0.5, 0.75, 1.0], method="nearest")):
+            of = {panel: line, other: np.full(100, at)}
+            curve = main.law(_with_length(main, np.column_stack([of[axis] for axis in main.law.axes if axis != "T"])))
             axes.plot(line, np.where(curve <= top, curve, np.nan), color=cmap(norm(at)), linewidth=1.0, alpha=0.8)
         if main.trust.floor.identified:
             axes.axhline(main.law.floor, color="grey", linestyle=":", linewidth=1.0)
@@ -128,19 +141,16 @@ def _against(axes: Any, found: Analysis, panel: str) -> None:
 
 
 def _with_length(main: Fitted, x: Array) -> Array:
-    """Quantities [n, 2] with the middle length of the runs beside them, where the law has a term in it."""
+    """Quantities [n, k] with the middle length of the runs beside them, where the law has a term in it."""
     if "T" not in main.law.axes:
         return x
-    return np.column_stack([x, np.full(len(x), np.median(main.x[:, 2]))])
+    return np.column_stack([x, np.full(len(x), np.median(main.x[:, -1]))])
 
 
 def _against_cost(axes: Any, found: Analysis, points: Sequence[Point]) -> None:
     cost = np.array([point.flops or point.budget or 0.0 for point in points])
     size = np.array([point.params for point in points])
-    norm, cmap = colours(size)
-    drawn = axes.scatter(cost, [point.loss for point in points], c=size, norm=norm, cmap=cmap, s=22, edgecolor="white",
-                         linewidth=0.4, zorder=3)
-    axes.figure.colorbar(drawn, ax=axes, label=LABELS["N"], pad=0.01)
+    coloured(axes, cost, [point.loss for point in points], "N", size)
     if found.allocation is not None:
         for beyond, style, label in ((False, "-", "the best size for each budget, by the law"),
                                      (True, "--", "the same, extrapolated")):
@@ -156,13 +166,10 @@ def _against_length(axes: Any, points: Sequence[Point]) -> None:
     """Lines join the runs of about the same operations and size: what a length costs at fixed compute."""
     known = [point for point in points if point.seq_len]
     size = np.array([point.params for point in known])
-    norm, cmap = colours(size)
+    norm, cmap = coloured(axes, [point.seq_len or 0 for point in known], [point.loss for point in known], "N", size)
     for _, of_size, losses in lengths_at_fixed_compute(known):
         axes.plot(sorted(losses), [losses[length] for length in sorted(losses)], linewidth=0.9, alpha=0.7,
                   color=cmap(norm(of_size)))
-    drawn = axes.scatter([point.seq_len for point in known], [point.loss for point in known], c=size, norm=norm,
-                         cmap=cmap, s=22, edgecolor="white", linewidth=0.4, zorder=3)
-    axes.figure.colorbar(drawn, ax=axes, label=LABELS["N"], pad=0.01)
     log_x(axes, "T")
     axes.set_title("against length; lines join one size at one budget")
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from hyena_dist.tasks.scaling.analysis import Analysis
 from hyena_dist.tasks.scaling.fit import Array
-from hyena_dist.tasks.scaling.pictures import LABELS, RUN, colours, figure, log_x
+from hyena_dist.tasks.scaling.pictures import LABELS, RUN, coloured, figure, log_x
 from hyena_dist.tasks.scaling.points import Point, without_seeds
 
 
@@ -59,15 +59,13 @@ def draw_metric(found: Analysis, path: Path) -> bool:
         return False
     size, values = np.array([point.params for point in known]), [point.metric for point in known]
     name = known[0].metric_name
-    norm, cmap = colours(np.array([point.tokens for point in known]))
+    tokens = np.array([point.tokens for point in known])
     with figure(path, 2, width=4.8, height=3.8) as (drawn, (left, right)):
         left.plot([point.loss for point in known], values, "o", color=RUN, markeredgecolor="white", markersize=6)
         left.invert_xaxis()
         left.set_xlabel("validation loss [nats], better to the right")
         left.set_ylabel(name)
-        shown = right.scatter(size, values, c=[point.tokens for point in known], norm=norm, cmap=cmap, s=30,
-                              edgecolor="white", linewidth=0.4)
-        drawn.colorbar(shown, ax=right, pad=0.01, label=LABELS["D"])
+        coloured(right, size, values, "D", tokens)
         log_x(right, "N")
         drawn.suptitle(f"{name} beside the loss")
     return True

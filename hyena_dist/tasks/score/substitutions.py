@@ -2,8 +2,8 @@
 
 Two questions. Whether the changed base stands out: the AUROC of how surprised the model is at a base, changed against
 unchanged ones of the same window. And whether a classifier notices: how far the outputs of one that reads the model's
-mean state move when its window has some bases changed. Markov chains of order 0 to 7 answer both beside the model:
-their classifier takes the species whose chain finds the window likeliest.
+mean state move when its window has some bases changed. Beside the model Markov chains of order 0 to 7 answer the first,
+and those of CLASSIFIED the second: a classifier that takes the species whose chain finds the window likeliest.
 
 What the model makes of some windows is a part in OUT.parts, and so are the Markov chains: what is killed goes on where
 it was, and its numbers are the same whatever the number of ranks that share the parts.
@@ -33,6 +33,8 @@ from hyena_dist.tasks.score.pieces import piece, read_pieces
 from hyena_dist.tasks.score.read import TOKENS
 from hyena_dist.tasks.score.tables import facts_of, facts_of_shards
 
+CLASSIFIED = (2, 5, ORDERS)
+"""Orders of the Markov chains that classify windows."""
 COUNTS = (1, 4, 16)
 """Substitutions of a window that a classifier reads."""
 MOVED = 0.05
@@ -270,7 +272,7 @@ def _classifiers(states: Mapping[str, np.ndarray], plan: _Plan, manifest: Manife
     of_species = [chains_of(parts, f"tables-{number}", [Pool(manifest, regions={
         contig.name: [(0, contig.bases)] for contig in manifest.contigs if contig.species == name})])
         for number, name in enumerate(sorted(set(species)))]
-    for order in (2, 5, ORDERS):
+    for order in CLASSIFIED:
         def by_chain(name: str, order: int = order) -> np.ndarray:
             return np.stack([-chain_surprise(tables[: order + 1], plan.sets[name])[order].mean(-1)
                              for tables in of_species], -1)

@@ -10,13 +10,13 @@ from hyena_dist.tasks.score.perplexity_report import pyplot
 from hyena_dist.tasks.score.substitutions import MOVED, Row
 from hyena_dist.tasks.score.tables import markdown
 
-SITES = "AUROC of the site"
+SITES, MOVES = "AUROC of the site", "outputs that move"
 SAYS = {
     SITES: "How often a changed base is more surprising than an unchanged one of the same window; 0.5 is chance.",
     "accuracy": "How often the classifier, which learnt the species of training windows, is right on unchanged ones.",
     "mean move of an output": "In units of the standard deviation of that output over all windows; one window has "
                               "none.",
-    "outputs that move": f"The share that move by more than {MOVED} of that standard deviation.",
+    MOVES: f"The share that move by more than {MOVED} of that standard deviation.",
     "classes that change": "The share of windows that are taken for another species than before."}
 
 
@@ -49,28 +49,38 @@ def _cell(row: Row) -> str:
 
 
 def draw(rows: Sequence[Row], path: Path, title: str) -> None:
-    """Draw the AUROC of the site, and how many outputs move.
+    """Draw the AUROC of the site, and the share of outputs that move, with their intervals.
 
     Raises:
         ConfigError: matplotlib is missing.
     """
     plt = pyplot(path)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4), layout="constrained")
     sites = [row for row in rows if row.what == SITES]
-    values = np.array([row.value for row in sites])
-    ends = np.nan_to_num(np.abs(np.array([[row.low, row.high] for row in sites]).T - values))
-    left.barh([row.model for row in sites], values, xerr=ends, color="tab:blue", alpha=0.7)
+    left.barh([row.model for row in sites], [row.value for row in sites], xerr=_reach(sites), color="tab:blue",
+              alpha=0.7)
     left.axvline(0.5, color="black", linewidth=0.8)
     left.invert_yaxis()
     left.set(xlabel=SITES)
-    for model in dict.fromkeys(row.model for row in rows):
-        chosen = [row for row in rows if (row.model, row.what) == (model, "outputs that move")]
-        if chosen:
-            right.plot([row.substitutions for row in chosen], [row.value for row in chosen], marker="o", label=model)
+    moves = [row for row in rows if row.what == MOVES]
+    counts, models = sorted({row.substitutions for row in moves}), list(dict.fromkeys(row.model for row in moves))
+    for place, model in enumerate(models):
+        chosen = [row for row in moves if row.model == model]
+        beside = 1 + 0.05 * (place - (len(models) - 1) / 2)  # intervals of several models do not lie on each other
+        right.errorbar([beside * row.substitutions for row in chosen], [row.value for row in chosen],
+                       yerr=_reach(chosen), marker="o", markersize=4, linewidth=1.2, capsize=2, label=model)
     right.set_xscale("log", base=2)
-    right.set(xlabel="substitutions of a window", ylabel="outputs that move", ylim=(0, 1.02))
-    if right.lines:
-        right.legend(fontsize=8)
+    right.set_xticks(counts, [f"{count:,}" for count in counts])
+    right.set(xlabel="substitutions of a window", ylim=(0, 1.02),
+              ylabel=f"share of outputs that move\nby more than {MOVED} standard deviations")
+    if models:
+        figure.legend(*right.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _reach(rows: Sequence[Row]) -> np.ndarray:
+    """[2, n], how far the ends of intervals are from their numbers; 0 where there are none."""
+    ends, values = np.array([[row.low, row.high] for row in rows]), np.array([[row.value] for row in rows])
+    return np.nan_to_num(np.abs(ends - values)).T
