@@ -141,8 +141,8 @@ def _draw_panel(axes: Any, name: str, points: Points, scored_name: str) -> None:
                           if seconds >= 2 * size or size == 1)
         points, label, smooth = _divided(points, size), f"time since the first row [{unit}]", False
     elif name == "scored":
-        size, unit = scale_of(max((value for _, values in points.values() for value in values), default=0))
-        points, label, smooth = _divided(points, size), f"{scored_name} scored{unit and f' [{unit}s]'}", True
+        scale, unit = scale_of(max((value for _, values in points.values() for value in values), default=0))
+        points, label, smooth = _divided(points, scale), f"{scored_name} scored{unit and f' [{unit}s]'}", True
     else:
         metric = metric_of(name)
         label, smooth = metric.label, metric.smooth

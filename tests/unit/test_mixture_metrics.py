@@ -239,9 +239,9 @@ def test_a_report_has_a_panel_of_each_kind(tmp_path, monkeypatch):
     assert read_rows(tmp_path / "metrics.jsonl")[0].extras[names[3]] == 0.05
     drawn, draw = [], report._draw_panel
 
-    def note(axes, name, points):
+    def note(axes, name, *what):
         drawn.append(name)
-        draw(axes, name, points)
+        draw(axes, name, *what)
 
     monkeypatch.setattr(report, "_draw_panel", note)
     assert write_report(tmp_path) is not None

@@ -72,7 +72,7 @@ def colours(values: Array) -> tuple[Any, Any]:
     return LogNorm(low / 1.001, high * 1.001), colormaps["viridis"]
 
 
-def coloured(axes: Any, x: Sequence[float], y: Sequence[float], axis: str, values: Array) -> tuple[Any, Any]:
+def coloured(axes: Any, x: Any, y: Any, axis: str, values: Array) -> tuple[Any, Any]:
     """Draw points in the colours of a quantity, by its name, beside its colour bar, or beside its value where that is
     the same of all; returns the scale and the map of the colours."""
     norm, cmap = colours(values)
