@@ -163,6 +163,7 @@ def _run(args: argparse.Namespace) -> int:
     from hyena_dist.parallel.groups import Axis, init_groups
     from hyena_dist.runtime.launch import init_distributed
     from hyena_dist.runtime.startup import check_same_start, check_same_weights
+
     device = init_distributed(dump_dir=Path(config.train.run_dir) / "logs")
     check_same_start(config, Axis.of(dist.group.WORLD))
     if weights is not None and path is not None:
