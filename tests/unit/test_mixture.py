@@ -481,8 +481,8 @@ def test_the_documented_mixture_runs(tmp_path, monkeypatch, capsys):
     """Its commands, its files and its configuration, as far as no training is needed."""
     text = (ROOT / "docs/mixtures.md").read_text()
     monkeypatch.chdir(tmp_path)
-    for name in ("human_chr2.fa.gz", "cress.fa.gz"):
-        (tmp_path / name).symlink_to(ROOT / "shards/sample" / name)
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards/sample").symlink_to(ROOT / "shards/sample")
     commands = re.findall(r"^    python shards/build.py (.*)$", text, re.MULTILINE)
     assert [build(shlex.split(command)) for command in commands] == [0, 0]
     (tmp_path / "mix.yaml").write_text(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])
