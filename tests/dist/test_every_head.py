@@ -134,6 +134,7 @@ def same(whole: Path, cut: Path) -> None:
     assert all(torch.equal(expected[key], found[key]) for key in expected)
 
 
+@pytest.mark.slow
 def test_bins_over_two_context_ranks_learn_as_on_one(tmp_path: Path) -> None:
     tables(tmp_path, ["binned"])
     run_distributed(_alone, 1, tmp_path, ["binned"])

@@ -132,7 +132,8 @@ def as_srun(shards: Path, run_dir: Path, *overrides: str) -> list[str]:
     return [sys.executable, "-c", start, *pretrain]
 
 
-@pytest.mark.parametrize("name", ["SIGUSR1", pytest.param("SIGTERM", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM"])
 def test_a_signal_to_the_process_group_as_srun_sends_it(shards, tmp_path, name):
     run_dir = tmp_path / "run"
     with started(as_srun(shards, run_dir), run_dir) as process:
