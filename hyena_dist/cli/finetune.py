@@ -132,7 +132,6 @@ def _run(args: argparse.Namespace) -> int:
     from hyena_dist.model.kinds import check
     from hyena_dist.runtime.launcher import dry_run_ranks, launcher_processes, rank_environment
     from hyena_dist.runtime.requeue import end_alone
-    from hyena_dist.tasks.finetune import check_runs, finetune
 
     launchers = launcher_processes()
     environment = rank_environment(os.environ)
@@ -142,6 +141,8 @@ def _run(args: argparse.Namespace) -> int:
         check(config, world_size=(dry_run_ranks() or 1) if args.dry_run else int(environment["WORLD_SIZE"]))
         check_raw_section(config.engine.deepspeed)
         if args.dry_run:
+            from hyena_dist.tasks.finetune import check_runs
+
             check_runs(config, read=read, weights=weights)
     except UserError as error:
         raise of_machine(error) from None
@@ -163,6 +164,7 @@ def _run(args: argparse.Namespace) -> int:
     from hyena_dist.parallel.groups import Axis, init_groups
     from hyena_dist.runtime.launch import init_distributed
     from hyena_dist.runtime.startup import check_same_start, check_same_weights
+    from hyena_dist.tasks.finetune import finetune
 
     device = init_distributed(dump_dir=Path(config.train.run_dir) / "logs")
     check_same_start(config, Axis.of(dist.group.WORLD))
