@@ -31,7 +31,7 @@ _SIZE = struct.Struct("<Q")
 T = TypeVar("T")
 
 
-def keep_reading(_worker_id: int = 0) -> None:
+def keep_reading() -> None:
     """For the start of a reader: signals that a run stops for count only when they are sent by the process that reads
     from it.
 

@@ -9,7 +9,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 import traceback
 from contextlib import closing
 from pathlib import Path
@@ -25,17 +24,10 @@ from hyena_dist.data.errors import DataError
 from hyena_dist.data.manifest import Manifest
 from hyena_dist.data.stream import TrainStream
 from hyena_dist.data.tokenizer import encode
-from hyena_dist.data.workers import keep_reading, read_ahead
+from hyena_dist.data.workers import read_ahead
 from tests.genomes import genome, shards
 
-
-class _Slow(Dataset[int]):
-    def __len__(self) -> int:
-        return 40
-
-    def __getitem__(self, index: int) -> int:
-        time.sleep(0.01)
-        return index
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
 
 def _signal(pid: int, number: signal.Signals) -> None:
@@ -43,32 +35,39 @@ def _signal(pid: int, number: signal.Signals) -> None:
     psutil.Popen(["kill", f"-{int(number)}", str(pid)]).wait()
 
 
-def _read(init) -> int:
+def _read() -> int:
     """Batches read when the readers are signalled after the fifth."""
-    iterator = iter(DataLoader(_Slow(), num_workers=2, worker_init_fn=init))
-    for read, _ in enumerate(iterator, 1):
-        if read == 5:
-            for worker in iterator._workers:
-                _signal(worker.pid, signal.SIGTERM)
-                for number in (signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
-                    _signal(worker.pid, number)
+    with closing(read_ahead(_squares, _From(), 2)) as results:
+        for read, _ in enumerate(itertools.islice(results, 40), 1):
+            if read == 5:
+                for worker in multiprocessing.active_children():
+                    for number in SIGNALS:
+                        _signal(worker.pid, number)
     return read
 
 
-def test_readers_outlive_the_signals_of_a_launcher():
-    assert _read(keep_reading) == 40
-    with pytest.raises(RuntimeError, match="exited unexpectedly|killed by signal"):  # the control: bare readers
-        _read(None)
+def _bare() -> None:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+def test_readers_outlive_the_signals_of_a_launcher(monkeypatch):
+    assert _read() == 40
+    monkeypatch.setattr(workers, "keep_reading", _bare)  # the control
+    with pytest.raises(DataError, match=r"^reader process \d of 2 .* has ended: killed by SIG(TERM|USR1|INT|HUP)"):
+        _read()
+    assert multiprocessing.active_children() == []
 
 
 def test_their_own_rank_can_end_them():
-    """As the loader does at exit with one that does not end by itself."""
-    iterator = iter(DataLoader(_Slow(), num_workers=1, worker_init_fn=keep_reading))
-    next(iterator)
-    [worker] = iterator._workers
-    worker.terminate()
-    worker.join(60)
-    assert worker.exitcode == 0  # by its own handler; one that passed over the signal would still live
+    """As Python does at exit with a process that does not end by itself."""
+    with closing(read_ahead(_squares, _From(), 1)) as results:
+        next(results)
+        [worker] = multiprocessing.active_children()
+        worker.terminate()
+        worker.join(60)
+        assert worker.exitcode == 0  # by its own handler; one that passed over the signal would still live
 
 
 def _squares(number: int) -> tuple[int, np.ndarray]:
@@ -189,7 +188,10 @@ def test_batches_need_no_shared_memory_and_no_file_descriptors(tmp_path):
     del kept
 
 
-class _Tensors(_Slow):
+class _Tensors(Dataset[np.ndarray]):
+    def __len__(self) -> int:
+        return 40
+
     def __getitem__(self, index: int) -> np.ndarray:
         return np.full(100_000, index)
 
