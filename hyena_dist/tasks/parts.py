@@ -1,7 +1,9 @@
 """The finished parts of a long task, beside the file that they become: what is killed goes on where it was."""
 
 import json
+import os
 import shutil
+import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +22,9 @@ from hyena_dist.runtime.startup import refuse_differences
 
 ANOTHER = "choose another --out"
 """What else to do where a file cannot be written."""
+_SEEN_SECONDS = 60.0
+"""For a part to be seen by another machine: network file systems remember for up to half a minute that there was none.
+"""
 
 
 class Parts:
@@ -114,15 +119,18 @@ class Parts:
         return there[0]
 
     def need(self, name: str) -> dict[str, np.ndarray]:
-        """A part that must be there.
+        """A part that some rank has written, of whichever machine.
 
         Raises:
-            ConfigError: it is not.
+            ConfigError: it is not there, and does not come.
         """
-        found = self.load(name)
-        if found is None:
-            raise ConfigError(f"{self._file(name)}: is not there: ranks on several machines need --out on a file "
-                              "system that all of them have")
+        deadline = time.monotonic() + _SEEN_SECONDS
+        while (found := self.load(name)) is None:
+            if time.monotonic() > deadline:
+                raise ConfigError(f"{self._file(name)}: is not there: ranks on several machines need --out on a file "
+                                  "system that all of them have")
+            time.sleep(0.2)
+            os.listdir(self.path)  # who opens a directory is told what has changed in it
         return found
 
     def once(self, name: str, make: Callable[[], Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:

@@ -1,6 +1,7 @@
 """What a killed call leaves of a long task: what counts as a part, and what is said where its facts are damaged."""
 
 from pathlib import Path
+from threading import Timer
 
 import numpy as np
 import pytest
@@ -27,6 +28,18 @@ def test_what_was_being_written_is_no_part(tmp_path: Path) -> None:
     parts.begin({"window": 6}, Groups.single())
     with pytest.raises(ConfigError, match="was begun with another window: go on as it was begun, or remove it"):
         parts.begin({"window": 5}, Groups.single())
+
+
+def test_a_part_of_another_machine_may_be_seen_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control: one that never comes."""
+    monkeypatch.setattr("hyena_dist.tasks.parts._SEEN_SECONDS", 1.0)
+    parts = begun(tmp_path)
+    with pytest.raises(ConfigError, match="00000000.npz: is not there: ranks on several machines need --out on a file"):
+        parts.need("00000000")
+    later = Timer(0.5, lambda: parts.save("00000000", scores=np.ones(3)))
+    later.start()
+    assert parts.need("00000000")["scores"].tolist() == [1, 1, 1]
+    later.join()
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff", b"[" * 100_000])
