@@ -24,7 +24,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add_model_options(parser)
     parser.add_argument("--fasta", type=Path, required=True, metavar="F", help="a file of sequence: each record is "
                         "embedded, or it is the reference of --bed")
-    parser.add_argument("--bed", type=Path, metavar="B", help="regions of it; the sixth column is the strand")
+    parser.add_argument("--bed", type=Path, metavar="B", help="regions of it; the sixth column, or of five the last, "
+                        "is the strand")
     parser.add_argument("--region", metavar="C:FIRST-LAST", help="with --bed: where a slice lies (default: as its "
                         "header says)")
     parser.add_argument("--bin", type=int, metavar="N", help="a row for every N bases, their mean; 1: for each base "

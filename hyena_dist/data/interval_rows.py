@@ -68,7 +68,7 @@ def intervals_in(path: Path, rows: Iterable[tuple[int, list[str]]], label: str,
         strand = said.get("strand", "+")
         if strand not in _STRANDS:
             raise DataError(f"{where}: strand {strand!r} must be +, - or .")
-        own = _strand_of_bed(fields) if first else places.get("strand")
+        own = strand_of_bed(fields) if first else places.get("strand")
         if (strand == "-") != (own is not None and fields[own] == "-"):
             raise DataError(f"{where}: by its own columns the strand is another than by those of line {first}, the "
                             "first row, by which all rows are read: give every row the same columns, or write a header "
@@ -79,7 +79,7 @@ def intervals_in(path: Path, rows: Iterable[tuple[int, list[str]]], label: str,
 def _as_bed(fields: list[str], label: str, where: str) -> dict[str, int]:
     """Columns of rows without a header."""
     places = {"contig": 0, "start": 1, "end": 2} | ({"label": 3} if label else {})
-    if strand := _strand_of_bed(fields):
+    if strand := strand_of_bed(fields):
         places["strand"] = strand
     if len(fields) > 2 and not any(field.isdigit() for field in fields):
         raise DataError(f"{where}: {', '.join(fields)[:200]!r} is neither an interval nor a header: a header names "
@@ -87,7 +87,7 @@ def _as_bed(fields: list[str], label: str, where: str) -> dict[str, int]:
     return places
 
 
-def _strand_of_bed(fields: list[str]) -> int | None:
+def strand_of_bed(fields: list[str]) -> int | None:
     """Where a row without a header has its strand: in the sixth column, as in BED; of five in the last; or nowhere."""
     if len(fields) > 5 and fields[5] in _STRANDS and fields[4] not in ("+", "-"):
         return 5

@@ -348,15 +348,22 @@ def _intervals(path: Path, genome: Path, columns: Columns) -> list[Example]:
     rows = list(intervals_in(path, _rows(path, is_no_row), columns.label, columns.split))
     wanted = {row.contig for row in rows}
     # The others are not kept: a genome is large.
-    contigs = {contig.name: as_dna(contig.bases).tobytes() for contig in read_contigs([Source(genome)])
-               if contig.name in wanted}
+    contigs: dict[str, bytes] = {}
+    others: list[str] = []
+    for contig in read_contigs([Source(genome)]):
+        if contig.name in wanted:
+            contigs[contig.name] = as_dna(contig.bases).tobytes()
+        elif len(others) < 3:
+            others.append(contig.name)
+    for row in rows:
+        if row.contig not in contigs:
+            raise DataError(f"{row.where}: contig {row.contig!r} is not in {genome}, which has "
+                            f"{', '.join([*contigs, *others][:3])}: check the names (chr1 or 1?)")
     return [_labelled(_cut(contigs, row, genome), columns, path) for row in rows]
 
 
 def _cut(contigs: Mapping[str, bytes], row: Interval, genome: Path) -> Example:
     contig, start, end, strand, label, split, where = row
-    if contig not in contigs:
-        raise DataError(f"{where}: contig {contig!r} is not in {genome}; check the names (chr1 or 1?)")
     if end > len(contigs[contig]):
         raise DataError(f"{where}: {contig}:{start}-{end} reaches past the {len(contigs[contig]):,} bases of its "
                         f"contig in {genome}; is it of another assembly?")

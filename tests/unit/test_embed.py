@@ -155,12 +155,13 @@ def test_a_name_may_hold_blanks_or_be_empty(model: Path, regions: tuple[Path, Pa
     """Where tabs stand between the columns. The control: where none do, each blank is between two columns."""
     reference, bed = regions
     bed.write_text("s2\t10\t50\tTP53 promoter +\t0\t-\ns2\t10\t50\t\t0\t-\ns2\t10\t50\tb\t0\t\n"
-                   "s2 10 50 TP53 0 -\ns2 10  50\t\n")
+                   "s2 10 50 TP53 0 -\ns2 10  50\t\ns2\t10\t50\tfive\t-\n")
     assert main(["--from", str(model), "--fasta", str(reference), "--bed", str(bed), "--out", f"{tmp_path}/x.npy"]) == 0
     rows, found = index(tmp_path / "x.npy.tsv"), np.load(tmp_path / "x.npy")
     assert [(row["name"], row["strand"]) for row in rows] == [("TP53 promoter +", "-"), ("s2:10-50", "-"), ("b", "+"),
-                                                              ("TP53", "-"), ("s2:10-50", "+")]
+                                                              ("TP53", "-"), ("s2:10-50", "+"), ("five", "-")]
     assert np.array_equal(found[0], found[3])
+    assert np.array_equal(found[0], found[5])
     assert rel(found[0], found[2]) > 1e-3, "control: the strands differ"
 
 

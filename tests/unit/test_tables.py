@@ -96,7 +96,8 @@ def test_broken_files_are_one_line(tmp_path: Path, content: str | bytes, said: s
 
 
 @pytest.mark.parametrize(("row", "said"), [
-    ("chr2\t0\t4\tx", "contig 'chr2' is not in"), ("chr1\t4\t4\tx", "start < end"), ("chr1\t0\t9\tx", "reaches past"),
+    ("chr2\t0\t4\tx", r"contig 'chr2' is not in .*, which has chr1: check"),
+    ("chr1\t4\t4\tx", "start < end"), ("chr1\t0\t9\tx", "reaches past"),
     ("chr1\t-1\t4\tx", "whole numbers"), ("chr1\t0\t4", "has 3 columns"), ("chr1\t0\t4\t\t+", "has no label"),
 ])
 def test_broken_intervals_are_one_line(tmp_path: Path, row: str, said: str) -> None:

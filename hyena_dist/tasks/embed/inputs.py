@@ -10,6 +10,7 @@ import numpy as np
 from hyena_dist.data.bed import span_of, text_rows
 from hyena_dist.data.contigs import Source, as_dna
 from hyena_dist.data.errors import DataError
+from hyena_dist.data.interval_rows import strand_of_bed
 from hyena_dist.data.reference import Reference
 from hyena_dist.data.sources import read_contigs
 from hyena_dist.data.tokenizer import BYTE_TO_ID, COMPLEMENT
@@ -64,7 +65,7 @@ class Records:
 
 @dataclass(frozen=True)
 class Regions:
-    """Rows of a BED: their fourth column is the name, and the sixth the strand that is read."""
+    """Rows of a BED: their fourth column is the name, and the sixth, or of five the last, the strand that is read."""
 
     path: Path
     reference: Reference
@@ -83,15 +84,16 @@ class Regions:
         for number, fields in text_rows(self.path):
             where = f"{self.path}: line {number}"
             start, end = span_of(fields, where, empty=True)
-            name, strand = (fields[place] if len(fields) > place else "" for place in (3, 5))
-            strand = strand or "."
-            if strand not in STRANDS:
+            place = strand_of_bed(fields)
+            strand = fields[5 if place is None else place] if len(fields) > 5 or place else ""
+            if strand and strand not in STRANDS:
                 raise DataError(f"{where}: strand {strand!r} in the sixth column must be +, - or .")
-            name = name or f"{fields[0]}:{start}-{end}"
+            strand = STRANDS[strand or "."]
+            name = fields[3] if len(fields) > 3 and fields[3] else f"{fields[0]}:{start}-{end}"
             outcome, ids = self._bases(fields[0], start, end, longest)
-            if STRANDS[strand] == "-":
+            if strand == "-":
                 ids = COMPLEMENT[ids[::-1]]
-            yield Sequence(name, fields[0], start, end, STRANDS[strand], outcome, ids)
+            yield Sequence(name, fields[0], start, end, strand, outcome, ids)
 
     def _bases(self, contig: str, start: int, end: int, longest: int) -> tuple[str, np.ndarray]:
         known = self.reference.find(contig)
