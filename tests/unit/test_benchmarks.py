@@ -208,7 +208,7 @@ def test_a_result_names_the_device_that_did_the_work(monkeypatch, arguments, on_
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
     monkeypatch.setattr(cp, "run", lambda *_, **__: [cp.Row("1x1 at 1", 1, "one rank", 0, 0, 0, 0.0, 0.0)])
     monkeypatch.setattr(loader, "run", lambda **_: [cp.Row("1x1 at 1", 1, "one rank", 0, 0, 0, 0.0, 0.0)])
-    found = bench._measure(bench.parse_args(arguments))
+    found = bench.SUBJECTS[arguments[0]].measure(bench.parse_args(arguments))
     assert (found["machine"]["device"] == "a GPU") is on_gpu
 
 
