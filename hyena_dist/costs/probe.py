@@ -1,4 +1,4 @@
-"""The rates of this machine, measured in some seconds: elementwise work, matrix products, FFTs and sending."""
+"""The rates of this machine, measured in some seconds: elementwise work, matrix products, FFTs, calls and sending."""
 
 import statistics
 import tempfile
@@ -25,10 +25,16 @@ MESSAGE = 2**22
 """Bytes that the local processes send each other at a time."""
 TURNS = 8
 
-CPU_PRODUCTS, CPU_ELEMENTS = 0.85, 38.0
+STREAM = 2**24
+"""Elements of a tensor that no core's cache holds."""
+CALLS = 1000
+
+CPU_PRODUCTS, CPU_ELEMENTS, CPU_CALLS = 0.85, 7.5, 10_800
 """How many times as long as at the rates that are measured here a step's products and its elementwise work take on a
-CPU: fitted to eight sizes from 2x32 to 2x256, at 1,024 to 32,768 tokens in float32, which they give within 12 %. A part
-goes through its elements many times, most of them in the cache, and computes sines and exponentials of some."""
+CPU, and how many calls of an operation on a few elements take as long as the host's own work for a layer. A part goes
+through its elements many times, in the cache or not, and computes sines and exponentials of some. Fitted to eight
+sizes from 2x32 to 2x256, at 1,024 to 32,768 tokens in float32, which they give within 11 %. Additions in the cache
+alone do not tell CPUs apart: by them a step was planned to take 0.6 to 0.8 of its time where memory is slower."""
 
 
 def this_machine(*, may_be_a_cpu: bool) -> Gpu:
@@ -69,7 +75,7 @@ def probe(config: Config, gpu: Gpu, *, several: bool) -> Rates:
     inside, sent = (_send_rate(), MEASURED) if several else (gpu.node_link, ESTIMATED)
     product = _product_rate(config, device) / CPU_PRODUCTS
     return Rates(copy=_elementwise_rate() / CPU_ELEMENTS, product=product, attention=product,
-                 fft=_fft_rate(config, device), inside=inside, between=inside,
+                 fft=_fft_rate(config, device), inside=inside, between=inside, layer=CPU_CALLS * _call_seconds(),
                  sources=sources | {"fft": MEASURED, "host": MEASURED, "inside": sent, "between": ESTIMATED})
 
 
@@ -89,10 +95,19 @@ def _least_seconds(turn: Callable[[], object], device: torch.device) -> float:
 
 
 def _elementwise_rate() -> float:
-    """Bytes per second, read and written, of additions that stay in a CPU's cache as the operators' chunks do."""
-    elements = CHUNK_ELEMENTS * torch.get_num_threads()
-    x, y = torch.ones(elements), torch.ones(elements)
-    return 3 * FP32 * elements / _least_seconds(lambda: torch.add(x, y, out=y), x.device)
+    """Bytes per second, read and written, of additions that go through a CPU's memory."""
+    x, y = torch.ones(STREAM), torch.ones(STREAM)
+    return 3 * FP32 * STREAM / _least_seconds(lambda: torch.add(x, y, out=y), x.device)
+
+
+def _call_seconds() -> float:
+    """Of an operation on a few elements."""
+    x = torch.ones(8)
+
+    def turn() -> None:
+        for _ in range(CALLS):
+            torch.add(x, x)
+    return _least_seconds(turn, x.device) / CALLS
 
 
 def _product_rate(config: Config, device: torch.device) -> float:
