@@ -21,6 +21,7 @@ from hyena_dist.runtime.signals import EXIT_REQUEUE
 from hyena_dist.runtime.stop import StopSignal
 from hyena_dist.runtime.watchdog import Patience, Watchdog
 from tests.dist.harness import fork_server
+from tests.processes import is_alive, kill
 
 
 @dataclass
@@ -193,8 +194,7 @@ class Run:
         self.ranks[rank].send_signal(number)
 
     def alive(self, rank: int) -> bool:
-        process = self.ranks[rank]
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return is_alive(self.ranks[rank])
 
     def wait_until_ended(self, *ranks: int) -> None:
         wait_for(lambda: not any(self.alive(rank) for rank in ranks), HUNG)
@@ -214,9 +214,7 @@ class Run:
         return (self.directory / "logs" / f"rank-{rank:05d}.log").read_text()
 
     def clean_up(self) -> None:
-        for process in self.ranks:
-            if process.is_running():
-                process.kill()
+        kill(self.ranks)
         self.top.kill()
         self.top.join()
 
@@ -371,6 +369,5 @@ def test_launchers_are_told_from_shells(tmp_path):
             rank = shell.children(recursive=True)[-1]
             assert len(launcher_processes(rank.pid)) == expected
         finally:
-            for child in shell.children(recursive=True):
-                child.kill()
+            kill(shell.children(recursive=True))
             shell.wait()

@@ -20,6 +20,7 @@ import pytest
 from hyena_dist.checkpoint.directory import find_latest
 from tests.e2e.test_pretrain import ENVIRONMENT, ROOT, command, losses
 from tests.e2e.test_signals import as_srun, catches, processes_of
+from tests.processes import kill, send
 
 STEPS = 150
 SHORT = [f"train.steps={STEPS}", "train.eval_every=60", "train.save_every=50", "data.num_workers=1"]
@@ -98,17 +99,14 @@ def interrupt(trial: Trial, shards: Path, run_dir: Path) -> str:
         number = signal.Signals[trial.name]
         if trial.to == "group":
             os.killpg(process.pid, number)
-        for pid in _ranks(run_dir) if trial.to == "ranks" else [process.pid] if trial.to == "launcher" else []:
-            if psutil.pid_exists(pid):
-                os.kill(pid, number)
+        send(number, _ranks(run_dir) if trial.to == "ranks" else [process.pid] if trial.to == "launcher" else [])
         deadline = time.monotonic() + SECONDS
         while processes_of(run_dir):
             process.poll()
             assert time.monotonic() < deadline, f"still there after {SECONDS} s: {processes_of(run_dir)}"
             time.sleep(0.1)
     finally:
-        for pid in processes_of(run_dir):
-            os.kill(pid, signal.SIGKILL)
+        kill(processes_of(run_dir))
         process.wait()
     return outcome(run_dir)
 

@@ -16,6 +16,7 @@ import pytest
 
 from tests.checkpoints import latest
 from tests.e2e.test_pretrain import ENVIRONMENT, ROOT, SMALL, command, losses, wait_for
+from tests.processes import kill, send
 
 SECONDS = 30
 """What a launcher gives a run between its signal and its SIGKILL."""
@@ -30,8 +31,7 @@ def started(arguments: list[str], run_dir: Path, **environment: str) -> Iterator
         wait_for(lambda: len(losses(run_dir)) > 3, process)
         yield process
     finally:
-        for pid in processes_of(run_dir):
-            os.kill(pid, signal.SIGKILL)
+        kill(processes_of(run_dir))
         process.wait()
 
 
@@ -52,7 +52,9 @@ def catches(pid: int) -> bool:
 
 
 def ranks_of(run_dir: Path) -> list[int]:
-    return [pid for pid in processes_of(run_dir) if "RANK" in psutil.Process(pid).environ()]
+    own = set(processes_of(run_dir))
+    return [process.pid for process in psutil.process_iter(["environ"])
+            if process.pid in own and "RANK" in (process.info["environ"] or {})]
 
 
 def check_saved(run_dir: Path, name: str) -> None:
@@ -85,8 +87,7 @@ def test_sigterm_to_the_deepspeed_command_ends_its_orphans(shards, tmp_path):
 def test_sigusr1_to_the_ranks_under_deepspeed_is_status_85(shards, tmp_path):
     run_dir = tmp_path / "run"
     with started(command("deepspeed", shards, run_dir, *LONG), run_dir) as process:
-        for pid in ranks_of(run_dir):
-            os.kill(pid, signal.SIGUSR1)
+        send(signal.SIGUSR1, ranks_of(run_dir))
         check_saved(run_dir, "SIGUSR1")
         assert process.wait(SECONDS) == 85
 

@@ -1,7 +1,6 @@
 """Whole jobs under stand-ins for SLURM's commands that start real processes: signals at any moment, and after."""
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -16,6 +15,7 @@ import pytest
 from tests.checkpoints import latest
 from tests.e2e.test_pretrain import ENVIRONMENT, ROOT, SMALL, losses
 from tests.e2e.test_signals import catches
+from tests.processes import kill, send
 
 FAKES = ROOT / "tests" / "slurm_fakes"
 SECONDS = 240
@@ -58,9 +58,8 @@ class Cluster:
         return path.read_text() if path.exists() else ""
 
     def close(self) -> None:
-        for process in psutil.process_iter(["environ"]):
-            if (process.info["environ"] or {}).get("FAKE_SLURM") == str(self.state):
-                process.kill()
+        kill(process for process in psutil.process_iter(["environ"])
+             if (process.info["environ"] or {}).get("FAKE_SLURM") == str(self.state))
 
 
 @pytest.fixture
@@ -102,9 +101,7 @@ def trial(seed: int, cluster: Cluster, shards: Path, directory: Path) -> None:
     assert len(tasks) == 2, cluster.log(number)
     signalled = [draw.choice(tasks)] if one else tasks
     for again in range(1 + twice):
-        for pid in signalled:
-            if psutil.pid_exists(pid):
-                os.kill(pid, getattr(signal, f"SIG{name}"))
+        send(getattr(signal, f"SIG{name}"), signalled)
         time.sleep(0.3 * (1 - again))
     cluster.wait(lambda: cluster.job(number)["exit"] is not None, number)
     said = f"seed {seed}: {name} {'twice ' * twice}to {len(signalled)} of 2 ranks in {moment}"

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -28,6 +27,7 @@ from hyena_dist.runtime.signals import EXIT_REQUEUE, PROCESS
 from hyena_dist.tasks.sweep.fork import launch_of
 from hyena_dist.tasks.sweep.state import read_states
 from hyena_dist.train.metrics import read_rows
+from tests.processes import kill
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"model.num_layers": 1, "model.hidden_size": 8, "model.filter_order": 8, "data.seq_len": 64,
@@ -256,8 +256,7 @@ def test_a_sweep_that_is_killed_goes_on(whom, tmp_path, shards):
         assert time.monotonic() < deadline, "no checkpoints"
         assert first.poll() is None
         time.sleep(0.1)
-    for pid in everything(first.pid) if whom == "everything" else [first.pid]:
-        os.kill(pid, signal.SIGKILL)
+    kill(everything(first.pid) if whom == "everything" else [first.pid])
     first.wait()
     assert {state["status"] for state in states(tmp_path)} == {"running"}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", check=False, timeout=400)

@@ -17,6 +17,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.processes import kill
+
 _UNSHARE = ["unshare", "--net", "--uts", "--pid", "--ipc", "--mount", "--fork", "--kill-child", "--mount-proc"]
 _PR_SET_PDEATHSIG = 1
 
@@ -77,8 +79,7 @@ class Machine:
 
     def kill_all(self) -> None:
         """Every process at once, and the network stays: the machine runs on."""
-        for process in self.processes():
-            process.kill()
+        kill(self.processes())
 
     def unplug(self) -> None:
         """The link goes down for good."""

