@@ -22,6 +22,11 @@ STEPS_PER_REACH = 20
 """A running median reaches one step to each side for as many steps of the run."""
 COLORS = {"train": "tab:blue", "val": "tab:red"}
 MAIN = ("loss", "perplexity")
+WIDTH, LEFT, RIGHT, ABOVE, BELOW, FOOT = 10.0, 0.7, 0.8, 0.35, 0.55, 0.4
+BETWEEN = 0.7, 0.52
+"""Inches of the figure, around its charts, of the sentence under them, and between charts beside and over each other.
+matplotlib can find such margins itself, and places for titles; it draws everything several times for them, which takes
+a CPU more than a second."""
 MARGIN = 1.12
 """Where the top chart ends, in all tokens of the run, if what is beside its curves has names there."""
 EASIER = ("Validation lies below training. It scores other bases, which may be of other species or of regions that are "
@@ -52,8 +57,9 @@ def write_report(run_dir: Path, scored_name: str = "bases") -> Path | None:
     panels = list(dict.fromkeys(name.partition("/")[0] for name in series
                                 if name not in MAIN and not metric_of(name).beside))
     lines = -(-len(panels) // 2)
-    figure = plt.figure(figsize=(10, 4.5 + 1.9 * lines), layout="constrained")
-    grid = figure.add_gridspec(lines + 1, 2, height_ratios=[2.2] + [1] * lines)
+    below = bool(series["perplexity"]) and _validation_is_below(series["perplexity"])
+    figure = plt.figure(figsize=(WIDTH, 4.5 + 1.9 * lines))
+    grid = _grid(figure, lines, foot=FOOT if below else 0.0)
     top = figure.add_subplot(grid[0, :])
     if series["perplexity"]:
         _draw_perplexity(top, series["perplexity"], _floors(run_dir / EVALUATION), last)
@@ -62,7 +68,7 @@ def write_report(run_dir: Path, scored_name: str = "bases") -> Path | None:
         top.set_ylabel("loss")
         if series.get("loss"):
             top.legend(fontsize=8)
-    top.set_title(_title(run_dir.name, rows))
+    top.set_title(_title(run_dir.name, rows), y=1.0)
     all_axes = [top]
     for number, panel in enumerate(panels):
         axes = figure.add_subplot(grid[1 + number // 2, number % 2])
@@ -78,12 +84,24 @@ def write_report(run_dir: Path, scored_name: str = "bases") -> Path | None:
         axes.grid(alpha=0.3)
     for axes in all_axes[-2:] if panels else all_axes:
         axes.set_xlabel(f"training tokens{unit_name and f' [{unit_name}s]'}")
-    if series["perplexity"] and _validation_is_below(series["perplexity"]):
-        figure.supxlabel(EASIER, fontsize=8)
+    if below:
+        figure.text(0.5, 0.08 / figure.get_figheight(), EASIER, fontsize=8, ha="center", va="bottom")
     path = run_dir / "report.png"
     write_whole(path, lambda aside: figure.savefig(aside, dpi=90))
     plt.close(figure)
     return path
+
+
+def _grid(figure: Any, lines: int, *, foot: float) -> Any:
+    """A wide place at the top and `lines` of two places each, over a foot of so many inches."""
+    height = figure.get_figheight()
+    ratios = [2.2] + [1.0] * lines
+    beside, over = BETWEEN
+    mean_width = (WIDTH - LEFT - RIGHT - beside) / 2
+    mean_height = (height - ABOVE - BELOW - foot - over * lines) / len(ratios)
+    return figure.add_gridspec(len(ratios), 2, height_ratios=ratios, left=LEFT / WIDTH, right=1 - RIGHT / WIDTH,
+                               top=1 - ABOVE / height, bottom=(BELOW + foot) / height, wspace=beside / mean_width,
+                               hspace=over / mean_height)
 
 
 Points = Mapping[str, tuple[list[float], list[float]]]
@@ -149,7 +167,7 @@ def _draw_panel(axes: Any, name: str, points: Points, scored_name: str) -> None:
         if metric.log and all(value > 0 for _, values in points.values() for value in values):
             axes.set_yscale("log")
     _draw_points(axes, points, smooth=smooth, legend=False)
-    axes.set_title(label, fontsize=9, loc="left")
+    axes.set_title(label, fontsize=9, y=1.0)  # at the left a power of ten may stand
     axes.tick_params(labelsize=8)
 
 
