@@ -72,11 +72,11 @@ def test_every_metric_has_a_panel_and_so_has_one_that_nobody_declared(tmp_path: 
     extras = {"mfu": 0.4, "bandwidth": 0.3, "steady_tokens_per_second": 8e3, "of_a_newer_version": 3,
               **{f"{name}/{of}": 1.5 for name in of_several for of in ("human", "worm")}}
     figure = draw(tmp_path, figures, *(line(step, 4.0, **extras) for step in range(1, 5)), line(4, 3.9, "val"))
-    drawn = {axes.get_title(loc="left") for axes in figure.axes[1:]}
+    drawn = {axes.get_title() for axes in figure.axes[1:]}
     wanted = {metric.label for metric in METRICS
               if metric.name not in ("loss", "perplexity", "scored") and not metric.beside}
     assert drawn == wanted | {"bases scored", "of a newer version", "time since the first row [s]"}
-    [speed] = [axes for axes in figure.axes if axes.get_title(loc="left").startswith("tokens/s")]
+    [speed] = [axes for axes in figure.axes if axes.get_title().startswith("tokens/s")]
     assert [text.get_text() for text in speed.get_legend().get_texts()] == ["steady"]
     assert figure.axes[0].get_title() == f"{tmp_path.name}: 4 steps, 32,768 tokens, 0.01 epochs, 3 s"
 
@@ -90,8 +90,8 @@ def test_a_fine_tuning_says_which_line_is_which_and_what_is_counted(tmp_path: Pa
     (tmp_path / "metrics.jsonl").write_text("\n".join(of_labels))
     write_report(tmp_path, "sequences")
     assert legend(figures[-1]) == ["training", f"validation (last {math.log(1.8):.4f})"]
-    [counted] = [axes for axes in figures[-1].axes if "scored" in axes.get_title(loc="left")]
-    assert counted.get_title(loc="left") == label
+    [counted] = [axes for axes in figures[-1].axes if "scored" in axes.get_title()]
+    assert counted.get_title() == label
     assert counted.lines[0].get_ydata()[0] == 32
 
 
