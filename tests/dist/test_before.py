@@ -34,7 +34,7 @@ from tests.record import (
 ROOT = Path(__file__).parents[2]
 EXPECTED = json.loads((GOLDEN / "before.json").read_text())
 CHECKPOINT = BEFORE / f"step-{SAVED:08d}"
-FAST = ("fp64 sequence, attention", "fp64 all to all", "zero 3, bf16")
+FAST = ("fp64 sequence, attention", "zero 1, data")
 
 
 def wrong(case: Case) -> Case:
@@ -61,7 +61,7 @@ def check_resumed(rows: list[dict], engine: str) -> None:
 
 def test_a_few_layouts_train_as_before():
     """The control: other convolutions do not."""
-    name = "fp64 all to all"
+    name = "zero 1, data"
     found = record({**{name: CASES[name] for name in FAST}, "control": wrong(CASES[name])})
     check(FAST, found)
     check([name], {name: found["control"]}, same=False)

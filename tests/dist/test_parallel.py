@@ -202,8 +202,9 @@ def check_cases(cases: list[Case], timeout: float) -> None:
             assert worst < TOLERANCE[case.precision], (case, name)
 
 
-def test_every_pair_of_options_equals_one_rank():
-    check_cases(covering(every_case(2, 4, 8)), timeout=300)
+@pytest.mark.parametrize("worlds", [(2, 4), pytest.param((2, 4, 8), marks=pytest.mark.slow)], ids=("four", "eight"))
+def test_every_pair_of_options_equals_one_rank(worlds):
+    check_cases(covering(every_case(*worlds)), timeout=300)
 
 
 @pytest.mark.slow

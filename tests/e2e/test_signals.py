@@ -92,6 +92,7 @@ def test_sigusr1_to_the_ranks_under_deepspeed_is_status_85(shards, tmp_path):
         assert process.wait(SECONDS) == 85
 
 
+@pytest.mark.slow
 def test_sigterm_to_torchrun(shards, tmp_path):
     run_dir = tmp_path / "run"
     with started(command("torchrun", shards, run_dir, *LONG), run_dir) as process:
