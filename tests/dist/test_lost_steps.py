@@ -150,7 +150,7 @@ def test_every_engine_does_the_same(policies):
         assert worst < 1e-5
 
 
-WARMUP = [{"seq_len": 64 << n, "steps": 3} for n in range(6)]  # 64 ... 2048, then 4096
+WARMUP = [{"seq_len": 16 << n, "steps": 3} for n in range(6)]  # 16 ... 512, then 1024
 
 
 def _run_until_stopped(config: Config, stop_at: int) -> dict[str, Any]:
@@ -172,7 +172,7 @@ def _run_until_stopped(config: Config, stop_at: int) -> dict[str, Any]:
 def _warmup_runs(shards: str, directory: Path) -> dict[str, Any]:
     logging.disable(logging.INFO)
     long = config_of(shards, directory / "whole", steps=24, save_every=0, seq_len_warmup=WARMUP, global_batch_size=2)
-    long = replace(long, model=replace(long.model, max_seq_len=4096), data=replace(long.data, seq_len=4096))
+    long = replace(long, model=replace(long.model, max_seq_len=1024), data=replace(long.data, seq_len=1024))
     whole = _run_until_stopped(long, 0)
     cut = replace(long, train=replace(long.train, run_dir=str(directory / "cut")))
     parts = [_run_until_stopped(cut, 3 * stage + 2) for stage in range(7)]
@@ -194,8 +194,8 @@ def test_a_length_warmup_cut_in_each_of_seven_stages(shards, tmp_path):
     rows = [[(row.step, row.seq_len, row.tokens, row.loss) for row in read_rows(tmp_path / run / "metrics.jsonl")
              if row.split == "train"] for run in ("whole", "cut")]
     assert rows[0] == rows[1]
-    assert [row[1] for row in rows[0]] == [64 << min(step // 3, 6) for step in range(24)]
-    assert rows[0][-1][2] == sum(2 * 3 * (64 << n) for n in range(6)) + 2 * 6 * 4096
+    assert [row[1] for row in rows[0]] == [16 << min(step // 3, 6) for step in range(24)]
+    assert rows[0][-1][2] == sum(2 * 3 * (16 << n) for n in range(6)) + 2 * 6 * 1024
     assert not requeue_marker(tmp_path / "cut").exists(), "a finished run is not to be requeued"
 
 

@@ -18,12 +18,13 @@ from tests.checkpoints import latest
 from tests.dist.harness import run_distributed
 from tests.dist.test_killed import config_of
 
+STEPS = 40
 
 def _run(shards: Path, run_dir: Path, kind: str) -> tuple[str | None, int]:
     """Why and after which step a run stopped whose second rank alone finds that the time is up, in a step or in a
     validation."""
     config = config_of(shards, run_dir)
-    train = replace(config.train, steps=200, max_hours=None if kind == "none" else 1000.0,
+    train = replace(config.train, steps=STEPS, max_hours=None if kind == "none" else 1000.0,
                     eval_every=5 if kind == "validation" else 0, save_every=0)
     groups = init_groups()
     with open_trainer(replace(config, train=train), groups, torch.device("cpu")) as trainer:
@@ -54,7 +55,7 @@ def test_all_ranks_save_and_stop_when_the_time_of_one_is_up(shards: Path, tmp_pa
     first, second = run_distributed(_runs, 2, shards, tmp_path)
     print(first)
     assert first == second
-    assert first["none"] == (None, 200)  # the control
+    assert first["none"] == (None, STEPS)  # the control
     for kind in ("step", "validation"):
         reason, step = first[kind]
         assert reason == TIME_IS_UP

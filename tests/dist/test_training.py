@@ -31,7 +31,7 @@ from hyena_dist.train.schedules import learning_rate
 from hyena_dist.train.session import open_trainer
 from tests.dist.harness import run_distributed
 
-FEW, MANY = 60, 200
+FEW, MANY = 40, 200
 # Two codes that round differently drift apart slowly. The bugs are larger: see the control below.
 LOSS_TOLERANCE = 1e-4
 

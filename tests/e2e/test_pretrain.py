@@ -132,6 +132,7 @@ def test_evaluate_prints_the_table(whole):
     assert all(f"Markov chain, order {order}" in result.stdout for order in range(7))
 
 
+@pytest.mark.slow
 def test_a_nan_stops_the_run_and_names_the_last_good_checkpoint(shards, tmp_path):
     result = run(command("python", shards, tmp_path, "train.steps=40", "train.save_every=1", "optim.lr=1e18",
                          "optim.warmup_steps=4", "optim.grad_clip=0"))
@@ -151,7 +152,7 @@ def test_a_nan_stops_the_run_and_names_the_last_good_checkpoint(shards, tmp_path
     (["data.seq_len=512"], r"data.seq_len (512) exceeds model.max_seq_len (256)"),
     (["train.global_batch_size=5"], "train.global_batch_size (5) is not a multiple"),
     (["data.shards=/nonexistent"], "/nonexistent"),
-    (["train.resume=/nonexistent"], "/nonexistent"),
+    pytest.param(["train.resume=/nonexistent"], "/nonexistent", marks=pytest.mark.slow),
     (["engine.deepspeed.fp16.enabled=true"], "engine.deepspeed.fp16"),
     (["parallel.tensor=2"], "needs as many ranks, there are 1"),
     (["optim.lr=nan"], "optim.lr: write a number, got 'nan'"),
@@ -225,6 +226,7 @@ def test_mistakes_of_the_other_commands_have_status_2(whole, arguments, message)
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_dry_run_prints_the_configuration_and_trains_nothing(shards, tmp_path):
     result = run([*command("python", shards, tmp_path / "run"), "--dry-run"])
     assert result.returncode == 0, result.stderr
