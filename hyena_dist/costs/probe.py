@@ -34,7 +34,7 @@ CPU_PRODUCTS, CPU_ELEMENTS, CPU_CALLS = 0.85, 7.5, 10_800
 CPU, and how many calls of an operation on a few elements take as long as the host's own work for a layer. A part goes
 through its elements many times, in the cache or not, and computes sines and exponentials of some. Fitted to eight
 sizes from 2x32 to 2x256, at 1,024 to 32,768 tokens in float32, which they give within 11 %. Additions in the cache
-alone do not tell CPUs apart: by them a step was planned to take 0.6 to 0.8 of its time where memory is slower."""
+alone do not tell CPUs apart: constants of one planned a step on another at 0.6 to 0.8 of its time."""
 
 
 def this_machine(*, may_be_a_cpu: bool) -> Gpu:

@@ -173,6 +173,7 @@ def test_every_row_and_ten_random_crossings(shards, tmp_path):
     check(ROWS, crossings, shards, tmp_path)
 
 
+@pytest.mark.slow
 def test_control_forgotten_moments_are_seen(shards, tmp_path):
     """A resume that lost Adam's moments must fail the comparison."""
     config = config_of(CANONICAL, shards, tmp_path / "whole")

@@ -75,6 +75,7 @@ def check_saved(run_dir: Path, name: str) -> None:
 LONG = ["train.steps=100000", "train.eval_every=0", "train.save_every=0"]
 
 
+@pytest.mark.slow
 def test_sigterm_to_the_deepspeed_command_ends_its_orphans(shards, tmp_path):
     """It dies at once and tells its ranks nothing: they notice."""
     run_dir = tmp_path / "run"

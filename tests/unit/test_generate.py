@@ -61,7 +61,8 @@ def columns(path: Path) -> list[list[str]]:
     return [line.split("\t") for line in lines if not line.startswith("##")]
 
 
-@pytest.mark.parametrize("keys", [{}, {"hyena_order": 3}, {"layer_pattern": "HA", "num_attention_heads": 2}],
+@pytest.mark.parametrize("keys", [pytest.param({}, marks=pytest.mark.slow), {"hyena_order": 3},
+                                  {"layer_pattern": "HA", "num_attention_heads": 2}],
                          ids=["hyena", "order 3", "hyena and attention"])
 def test_the_memory_changes_no_base(keys: dict[str, object], tmp_path: Path, prompts: Path,
                                     monkeypatch: pytest.MonkeyPatch) -> None:

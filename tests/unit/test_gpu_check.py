@@ -63,6 +63,7 @@ def test_parts_are_chosen_by_name_in_their_own_order():
         chosen(["all"])
 
 
+@pytest.mark.slow
 def test_a_part_that_fails_or_hangs_does_not_stop_the_next(tmp_path):
     parts = [Part("no_such_part", 60, ""), Part("runs", 0.5, ""), Part("engines", 90, "")]
     check = Check(ROOT, tmp_path / "out", tmp_path / "work", total=400, started=time.monotonic())
